@@ -1,0 +1,1 @@
+"""Everything per connection, packet or DNS question, as plain callbacks on uvloop."""

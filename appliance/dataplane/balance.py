@@ -1,0 +1,126 @@
+"""Which backend gets the next connection: weighted random choice, with passive ejection of those that fail."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from itertools import accumulate
+from random import random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from appliance.model.network import Backend
+
+EJECT_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
+"""How long a backend is left out after its 1st, 2nd, … failure in a row; the last value repeats."""
+
+
+class BackendState:
+    """One backend of one listener, with its counters. Counters only grow, except `active`."""
+
+    __slots__ = (
+        "active",
+        "address",
+        "backend",
+        "bytes_in",
+        "bytes_out",
+        "ejected_until",
+        "failed",
+        "failures",
+        "opened",
+    )
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.address = (str(backend.address), backend.port)
+        self.opened = 0
+        """Connections or UDP sessions that were established."""
+        self.failed = 0
+        """Dials that failed."""
+        self.active = 0
+        self.bytes_in = 0
+        """Bytes from clients to this backend."""
+        self.bytes_out = 0
+        """Bytes from this backend to clients."""
+        self.failures = 0
+        """Failures since the last success."""
+        self.ejected_until = 0.0
+
+
+class Balancer:
+    """Picks among the backends of one listener."""
+
+    def __init__(self, backends: Iterable[Backend] = (), *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.states: dict[tuple[str, int], BackendState] = {}
+        """By (address, port)."""
+        self._pools: dict[bool, tuple[list[BackendState], list[float]]] = {}
+        self._ejected = False
+        self.update(backends)
+
+    def update(self, backends: Iterable[Backend]) -> list[BackendState]:
+        """Take the new backends, keep counters of those that stay, return the states of those that left."""
+        former = self.states
+        self.states = {}
+        for backend in backends:
+            key = (str(backend.address), backend.port)
+            state = former.pop(key, None)
+            if state is None:
+                state = BackendState(backend)
+            state.backend = backend
+            self.states[key] = state
+        self._rebuild()
+        return list(former.values())
+
+    def pick(self, *, local_only: bool = False, tried: tuple[BackendState, ...] = ()) -> BackendState | None:
+        """Return a backend at random by weight, or None.
+
+        Ejected ones are chosen only when nothing else is left; those in `tried` never.
+        """
+        if self._ejected:
+            self._rebuild()
+        states, cumulative = self._pools[local_only]
+        if not states:
+            return None
+        if not tried:
+            if len(states) == 1:
+                return states[0]
+            return states[bisect_right(cumulative, random() * cumulative[-1])]
+        rest = [s for s in states if s not in tried] or [
+            s for s in self.states.values() if s not in tried and (s.backend.local or not local_only)
+        ]
+        if not rest:
+            return None
+        weights = list(accumulate(float(s.backend.weight) for s in rest))
+        return rest[bisect_right(weights, random() * weights[-1])]
+
+    def failed(self, state: BackendState) -> None:
+        """Count a failed dial and leave the backend out for a while."""
+        state.failed += 1
+        pause = EJECT_SECONDS[min(state.failures, len(EJECT_SECONDS) - 1)]
+        state.failures += 1
+        state.ejected_until = self._clock() + pause
+        self._ejected = True
+
+    def succeeded(self, state: BackendState) -> None:
+        """Count an established connection; the backend is in again."""
+        state.opened += 1
+        if state.failures:
+            state.failures = 0
+            state.ejected_until = 0.0
+
+    def _rebuild(self) -> None:
+        now = self._clock()
+        self._ejected = False
+        usable = []
+        for state in self.states.values():
+            if state.ejected_until > now:
+                self._ejected = True
+            else:
+                usable.append(state)
+        for local_only in (False, True):
+            everybody = [s for s in self.states.values() if s.backend.local or not local_only]
+            pool = [s for s in usable if s.backend.local or not local_only] or everybody
+            self._pools[local_only] = (pool, list(accumulate(float(s.backend.weight) for s in pool)))

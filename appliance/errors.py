@@ -1,0 +1,34 @@
+"""The kinds of error, named by what the caller can do about them.
+
+Every message is one line that says where, what, and how to mend it.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class MeshboxError(Exception):
+    """Base of all errors that meshbox words itself; the text is meant for the user as it stands."""
+
+
+class InputError(MeshboxError):
+    """What the user wrote cannot be accepted; nothing was changed. The command line exits 2."""
+
+
+class HostError(MeshboxError):
+    """The host cannot do it as it is now (no Docker, port taken, …). The command line exits 1."""
+
+
+class RetryError(MeshboxError):
+    """A passing fault at run time: logged once with its cause, counted, and tried again."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean "x"?)`` for the known word nearest to `word`, or an empty string."""
+    near = get_close_matches(word, list(known), n=1)
+    return f' (did you mean "{near[0]}"?)' if near else ""

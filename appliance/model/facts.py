@@ -1,0 +1,156 @@
+"""Facts: what was seen. One Snapshot holds all of them at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from ipaddress import IPv6Address, IPv6Network
+
+    from appliance.model.names import Allowance, Destination, Name, Port, Protocol
+    from appliance.model.network import NetnsId
+    from appliance.model.spec import Service
+
+
+class RunState(StrEnum):
+    """Docker's own words for a container's state."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    RESTARTING = "restarting"
+    REMOVING = "removing"
+    EXITED = "exited"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A container's place on one Docker network."""
+
+    network: str
+    address: IPv4Address | None
+    gateway: IPv4Address | None
+    address6: IPv6Address | None = None
+    gateway6: IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Netns:
+    """A workload's network namespace and the file through which it is entered."""
+
+    id: NetnsId
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A container on this host that carries `meshbox.service` and `meshbox.container` labels.
+
+    `ports` and `connect_to` are those of its labels; for a container that meshbox created (`revision` is set) the
+    deployed spec takes their place while there is one.
+    """
+
+    id: str
+    """Docker's 64 hex digits."""
+    docker_name: str
+    name: Name
+    state: RunState
+    image: str = ""
+    replica: int | None = None
+    revision: str | None = None
+    """Hash of the declared container it was made from; None for containers that others started."""
+    netns: Netns | None = None
+    attachments: tuple[Attachment, ...] = ()
+    ports: tuple[Port, ...] = ()
+    connect_to: tuple[Allowance, ...] = ()
+    published: frozenset[tuple[Protocol, int]] = frozenset()
+    healthy: bool | None = None
+    """Docker's health check; None where it has none."""
+    accepting: frozenset[int] = frozenset()
+    """Container TCP ports that have accepted a connection since this start."""
+    exit_code: int | None = None
+    started_at: float = 0.0
+    """Seconds since the epoch; 0 when it never ran."""
+    problem: str | None = None
+    """Why it cannot be in the mesh, in words for its owner."""
+
+    @property
+    def addresses(self) -> tuple[IPv4Address, ...]:
+        """Its IPv4 addresses, first network first."""
+        return tuple(a.address for a in self.attachments if a.address is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerNetwork:
+    """A Docker network of this host."""
+
+    name: str
+    driver: str
+    internal: bool = False
+    subnets: tuple[IPv4Network | IPv6Network, ...] = ()
+    gateways: tuple[IPv4Address | IPv6Address, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A member of the mesh. `address` is where peers reach its proxy."""
+
+    node: str
+    address: IPv4Address
+    meta: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A destination served by another machine's proxy, with the healthy replicas behind it."""
+
+    destination: Destination
+    node: str
+    address: IPv4Address
+    port: int
+    weight: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocations:
+    """Virtual IPs and proxy ports as handed out, kept over restarts. Times in seconds since the epoch."""
+
+    vips: Mapping[Name, IPv4Address] = field(default_factory=dict)
+    ports: Mapping[Destination, int] = field(default_factory=dict)
+    freed_vips: Mapping[IPv4Address, float] = field(default_factory=dict)
+    """When each freed address was last in use; it is not handed out again for a week."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The part of the configuration that plans depend on."""
+
+    node: str
+    vip_range: IPv4Network = IPv4Network("240.0.0.0/4")
+    proxy_ports: tuple[int, int] = (20000, 29999)
+    dns_port: int = 53
+    suffix: str = "mesh.internal"
+    docker_network: str = "meshbox"
+    prefer_local: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All facts at one moment."""
+
+    now: float
+    settings: Settings
+    specs: Mapping[str, Service] = field(default_factory=dict)
+    workloads: tuple[Workload, ...] = ()
+    networks: tuple[DockerNetwork, ...] = ()
+    host_addresses: frozenset[IPv4Address] = frozenset()
+    allocations: Allocations = field(default_factory=Allocations)
+    unusable_ports: frozenset[int] = frozenset()
+    """Proxy ports that something else on this host holds."""
+    machines: tuple[Machine, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()

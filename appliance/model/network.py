@@ -1,0 +1,120 @@
+"""What the data plane and the rulesets are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+    from appliance.model.names import Destination, Name, Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class NetnsId:
+    """A network namespace: device and inode of its nsfs file. A restarted container has a new one."""
+
+    device: int
+    inode: int
+
+    def __str__(self) -> str:
+        return f"{self.device}:{self.inode}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Backend:
+    """Somewhere a listener may send a connection.
+
+    `weight` is the number of healthy replicas behind it (1 for a container, n for a peer machine's proxy).
+    `local` backends are containers of this host; only those serve callers that are peer machines.
+    """
+
+    address: IPv4Address
+    port: int
+    local: bool
+    weight: int = 1
+    label: str = ""
+    """What operators read: the container's Docker name, or the peer's node name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """A wanted socket on 0.0.0.0:`port`, who may call it, and where it leads.
+
+    `callers` are addresses of local workloads: any backend. `peers` are registered machines: local backends only.
+    Anybody else gets a reset.
+    """
+
+    destination: Destination
+    port: int
+    callers: frozenset[IPv4Address] = frozenset()
+    peers: frozenset[IPv4Address] = frozenset()
+    backends: tuple[Backend, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Route:
+    """One element of the redirect map: what the client dials and which proxy port answers for it."""
+
+    vip: IPv4Address
+    port: int
+    protocol: Protocol
+    proxy_port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadRuleset:
+    """All that varies in the table inside one workload's namespace (nft/workload.nft)."""
+
+    netns: NetnsId
+    proxy: IPv4Address
+    """The host's address that this namespace reaches: the gateway of its first network."""
+    dns_port: int
+    vip_range: IPv4Network
+    proxy_ports: tuple[int, int]
+    """First and last port of the proxy's range, inclusive."""
+    routes: frozenset[Route] = frozenset()
+    gateways: frozenset[IPv4Address | IPv6Address] = frozenset()
+    """Addresses of this host on the namespace's networks: where the proxy's connections come from."""
+    hosts: frozenset[IPv4Address] = frozenset()
+    """All addresses of this host: proxy ports there are rejected unless a route leads to them."""
+    subnets: frozenset[IPv4Network | IPv6Network] = frozenset()
+    """Subnets of every Docker network here: other containers' own addresses are rejected."""
+    published: frozenset[tuple[Protocol, int]] = frozenset()
+    """Container ports that Docker publishes: reachable from everywhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRuleset:
+    """All that varies in the table of the host's own namespace (nft/host.nft)."""
+
+    proxy_ports: tuple[int, int]
+    dns_port: int
+    workloads: frozenset[IPv4Address] = frozenset()
+    peers: frozenset[IPv4Address] = frozenset()
+    dns_addresses: frozenset[IPv4Address] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zone:
+    """What the DNS server answers, by asker.
+
+    `names` has every known name; `views` says which of them an asker may see. An asker in no view whose address
+    lies in one of `subnets` waits up to 2 s for its view; one elsewhere is refused.
+    """
+
+    suffix: str
+    names: Mapping[Name, IPv4Address] = field(default_factory=dict)
+    views: Mapping[IPv4Address, frozenset[Name]] = field(default_factory=dict)
+    subnets: frozenset[IPv4Network] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """What we tell the registry: this machine serves `destination` at its proxy port with `weight` replicas."""
+
+    destination: Destination
+    proxy_port: int
+    weight: int

@@ -1,0 +1,61 @@
+"""Containers that meshbox creates: what to do next with them, and how far a replica has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from appliance.model.spec import Container
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ReplicaKey:
+    """One container of one replica of a service. Replicas count from 0."""
+
+    service: str
+    replica: int
+    container: str
+
+    def __str__(self) -> str:
+        return f"{self.service}/{self.replica}/{self.container}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Create:
+    """Pull the image when absent, create the container and start it."""
+
+    key: ReplicaKey
+    container: Container
+    revision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Start a container of ours that has stopped."""
+
+    key: ReplicaKey
+    workload_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """Wait until its connections have drained, stop it, and remove it with its anonymous volumes."""
+
+    key: ReplicaKey
+    workload_id: str
+    reason: str
+
+
+Action = Create | Start | Retire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far one container of one replica has come, in words (`pulling 40 %`, `waiting for port 8000`, `ready`)."""
+
+    key: ReplicaKey
+    state: str
+    ready: bool = False
+    failed: bool = False
+    machine: str = ""

@@ -1,0 +1,50 @@
+"""What a user declares: services, containers and their fields (DESIGN §1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from appliance.model.names import Allowance, Port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """A health check, as in Docker. Durations in seconds."""
+
+    command: str | tuple[str, ...]
+    interval: float = 10.0
+    timeout: float = 5.0
+    retries: int = 3
+    start_period: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """One container of a service. `cpu` in thousandths of a core, `memory` in MiB; None is unlimited."""
+
+    name: str
+    image: str
+    ports: tuple[Port, ...] = ()
+    connect_to: tuple[Allowance, ...] = ()
+    cpu: int | None = None
+    memory: int | None = None
+    command: str | tuple[str, ...] | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    volumes: tuple[str, ...] = ()
+    health: Health | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A group of containers that is replicated `count` times, like a pod."""
+
+    name: str
+    count: int = 1
+    containers: tuple[Container, ...] = field(default=())
+    constraint: str | None = None
+
+    def container(self, name: str) -> Container | None:
+        """Return the container of that name."""
+        return next((c for c in self.containers if c.name == name), None)

@@ -1,0 +1,125 @@
+"""What this host should have, and the steps between two such states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from appliance.model.facts import Allocations
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from ipaddress import IPv4Address
+
+    from appliance.model.names import Destination
+    from appliance.model.network import HostRuleset, Listener, NetnsId, Registration, WorkloadRuleset, Zone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostState:
+    """All network state that this host should have (or has). Containers are planned in plan/rollout.py."""
+
+    listeners: Mapping[Destination, Listener] = field(default_factory=dict)
+    rulesets: Mapping[NetnsId, WorkloadRuleset] = field(default_factory=dict)
+    host_ruleset: HostRuleset | None = None
+    dns_addresses: frozenset[IPv4Address] = frozenset()
+    """Host addresses on which the DNS server listens."""
+    zone: Zone | None = None
+    registrations: Mapping[Destination, Registration] = field(default_factory=dict)
+    allocations: Allocations = field(default_factory=Allocations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenListener:
+    """Open a listening socket and start to serve."""
+
+    listener: Listener
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapListener:
+    """Replace what an open listener knows; pairs that are still allowed go on."""
+
+    before: Listener
+    after: Listener
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseListener:
+    """Stop accepting; pairs drain."""
+
+    listener: Listener
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushHostRuleset:
+    """Bring the host's own table from `before` (None: unknown or absent) to `after`."""
+
+    before: HostRuleset | None
+    after: HostRuleset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushRuleset:
+    """Bring one namespace's table from `before` (None: unknown or absent) to `after`."""
+
+    before: WorkloadRuleset | None
+    after: WorkloadRuleset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropRuleset:
+    """Remove our table from a namespace that is no longer a workload's (it may be gone already)."""
+
+    ruleset: WorkloadRuleset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetDnsAddresses:
+    """Listen for DNS on exactly these host addresses."""
+
+    before: frozenset[IPv4Address]
+    after: frozenset[IPv4Address]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetZone:
+    """Answer from this zone."""
+
+    zone: Zone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Register:
+    """Announce, or announce anew with another weight."""
+
+    registration: Registration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deregister:
+    """Withdraw an announcement."""
+
+    registration: Registration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepAllocations:
+    """Write virtual IPs and proxy ports to disk, before anything uses them."""
+
+    allocations: Allocations
+
+
+Step = (
+    KeepAllocations
+    | OpenListener
+    | SwapListener
+    | PushHostRuleset
+    | PushRuleset
+    | SetDnsAddresses
+    | SetZone
+    | Register
+    | Deregister
+    | DropRuleset
+    | CloseListener
+)

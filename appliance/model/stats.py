@@ -1,0 +1,53 @@
+"""What the data plane counted, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from appliance.model.names import Destination
+    from appliance.model.network import Backend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendStats:
+    """Counters of one backend of one listener. `ejected` is the seconds it will still be left out."""
+
+    backend: Backend
+    opened: int
+    failed: int
+    active: int
+    bytes_in: int
+    bytes_out: int
+    ejected: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerStats:
+    """Counters of one listener. `refused` callers were not allowed; `failed` found no backend."""
+
+    destination: Destination
+    port: int
+    accepted: int
+    refused: int
+    failed: int
+    active: int
+    backends: tuple[BackendStats, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """One open pair (TCP) or session (UDP). `age` in seconds; bytes as seen by the client: `bytes_in` it sent."""
+
+    destination: Destination
+    client: str
+    """address:port"""
+    backend: str
+    """address:port"""
+    label: str
+    """The backend's label."""
+    bytes_in: int
+    bytes_out: int
+    age: float
+    draining: bool

@@ -1,0 +1,1 @@
+"""Pure functions from wanted state to text and bytes: nft rulesets, DNS zones and messages."""
