@@ -1,0 +1,87 @@
+"""How the appliance speaks: key/value on a terminal, JSON elsewhere, each fault once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping
+
+log = structlog.get_logger()
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def configure(*, level: str = "info", form: str = "auto") -> None:
+    """Send logs to standard error. `form` is `text`, `json`, or `auto`: text on a terminal, JSON elsewhere."""
+    text = form == "text" or (form == "auto" and sys.stderr.isatty())
+    number = logging.getLevelName(level.upper())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[
+            *shared,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+            if text
+            else structlog.processors.JSONRenderer(
+                serializer=lambda value, **_: orjson.dumps(value, default=str).decode()
+            ),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(stream=sys.stderr, level=max(number, logging.WARNING), format="%(message)s", force=True)
+
+
+@dataclass(slots=True)
+class Fault:
+    """A fault that is being retried. `count` is how often it has happened since it began."""
+
+    what: str
+    cause: str
+    count: int = 1
+
+
+class Faults:
+    """Faults at run time: each is logged once with its cause, counted while it lasts, and logged when it is over."""
+
+    def __init__(self) -> None:
+        self.current: dict[Hashable, Fault] = {}
+        self.total = 0
+
+    def report(self, key: Hashable, what: str, cause: object, **fields: object) -> None:
+        """Count a fault; log it if it is new or its cause has changed."""
+        self.total += 1
+        cause = str(cause)
+        fault = self.current.get(key)
+        if fault is None or fault.cause != cause:
+            self.current[key] = Fault(what, cause)
+            log.warning(what, cause=cause, **fields)
+        else:
+            fault.count += 1
+
+    def over(self, key: Hashable) -> None:
+        """Note that what was faulty works again."""
+        fault = self.current.pop(key, None)
+        if fault is not None:
+            log.info("works again", what=fault.what, failures=fault.count)
+
+    def drop(self, moot: Callable[[Hashable], bool]) -> None:
+        """Forget faults whose subject no longer exists."""
+        for key in [key for key in self.current if moot(key)]:
+            del self.current[key]
+
+    def list(self) -> Mapping[str, Fault]:
+        """Return the faults that last, by readable key."""
+        return {str(key): fault for key, fault in self.current.items()}

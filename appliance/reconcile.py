@@ -1,0 +1,281 @@
+"""The one loop: facts → wanted state → difference → steps, and only what succeeded is remembered (DESIGN §3).
+
+Events carry nothing: whatever moves rings the bell, and the next pass looks at everything afresh. Start, change,
+failure, restart and drift are the same path.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import trio
+
+from appliance.errors import MeshboxError, RetryError
+from appliance.model import state as st
+from appliance.plan.compile import compile_host
+from appliance.plan.diff import apply, diff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from ipaddress import IPv4Address
+
+    from appliance.logs import Faults
+    from appliance.model.facts import Allocations, Netns, Snapshot
+    from appliance.model.names import Destination
+    from appliance.model.network import (
+        HostRuleset,
+        Listener,
+        NetnsId,
+        Registration,
+        WorkloadRuleset,
+        Zone,
+    )
+
+DEBOUNCE = 0.05
+"""Seconds of quiet after which a pass begins."""
+MOST_DEBOUNCE = 1.0
+"""Seconds after which a pass begins although the bell still rings."""
+FULL_PASS = 30.0
+"""Seconds between passes that observe everything afresh."""
+RETRY = (0.2, 1.0, 2.0, 5.0, 10.0)
+"""Seconds until the next pass after the 1st, 2nd, … pass in a row with a failed step; the last value repeats."""
+
+
+class Effects(Protocol):
+    """What steps do to the world. Methods raise OSError or MeshboxError when they fail."""
+
+    def open_listener(self, listener: Listener) -> None:
+        """Open a socket on the listener's port and serve it."""
+
+    def swap_listener(self, listener: Listener) -> None:
+        """Give an open listener new callers, peers and backends."""
+
+    def close_listener(self, destination: Destination) -> None:
+        """Stop accepting; pairs drain."""
+
+    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
+        """Serve DNS on exactly these addresses."""
+
+    def set_zone(self, zone: Zone) -> None:
+        """Answer from this zone."""
+
+    async def push_host_ruleset(self, before: HostRuleset | None, after: HostRuleset) -> None:
+        """Bring the host's own table to `after`."""
+
+    async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
+        """Bring the table in a workload's namespace to `after`."""
+
+    async def drop_ruleset(self, ruleset: WorkloadRuleset, netns: Netns) -> None:
+        """Remove the table from a namespace, if that still exists."""
+
+    async def keep_allocations(self, allocations: Allocations) -> None:
+        """Write virtual IPs and proxy ports to disk."""
+
+    async def register(self, registration: Registration) -> None:
+        """Announce a destination."""
+
+    async def deregister(self, registration: Registration) -> None:
+        """Withdraw an announcement."""
+
+
+class Reconciler:
+    """Keeps this host's network state what the facts say it should be."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Callable[[], Snapshot],
+        effects: Effects,
+        faults: Faults,
+        after_pass: Callable[[Snapshot], None],
+    ) -> None:
+        """`after_pass` gets each snapshot once its steps were applied (to plan containers)."""
+        self._snapshot = snapshot
+        self._effects = effects
+        self._faults = faults
+        self._after_pass = after_pass
+        self._bell = trio.Event()
+        self._urgent = False
+        self._tried: set[_Subject] = set()
+        self._namespaces: dict[NetnsId, Netns] = {}
+        self._failures = 0
+        self.have = st.HostState()
+        self.want = st.HostState()
+        self.facts: Snapshot | None = None
+        """The snapshot of the last pass."""
+        self.unusable_ports: frozenset[int] = frozenset()
+        self.passes = 0
+        self.steps = 0
+
+    def ring(self, *, urgent: bool = False) -> None:
+        """Say that something has changed; `urgent` begins the next pass without waiting for quiet."""
+        self._bell.set()
+        if urgent:
+            self._urgent = True
+
+    def forget_ruleset(self, netns: NetnsId) -> None:
+        """Somebody else changed the table in this namespace: push it anew."""
+        rulesets = dict(self.have.rulesets)
+        if rulesets.pop(netns, None) is not None:
+            self.have = replace(self.have, rulesets=rulesets)
+            self.ring(urgent=True)
+
+    def forget_host_ruleset(self) -> None:
+        """Somebody else changed the host's table: push it anew."""
+        self.have = replace(self.have, host_ruleset=None)
+        self.ring(urgent=True)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Reconcile until cancelled. Started once the first pass is through."""
+        await self.reconcile()
+        task_status.started()
+        while True:
+            pause = RETRY[min(self._failures, len(RETRY)) - 1] if self._failures else FULL_PASS
+            with trio.move_on_after(pause):
+                await self._bell.wait()
+                await self._quiet()
+            await self.reconcile()
+
+    async def _quiet(self) -> None:
+        with trio.move_on_after(MOST_DEBOUNCE):
+            while not self._urgent:
+                self._bell = trio.Event()
+                with trio.move_on_after(DEBOUNCE) as calm:
+                    await self._bell.wait()
+                if calm.cancelled_caught:
+                    return
+
+    async def reconcile(self) -> None:
+        """Make one pass."""
+        self._bell = trio.Event()
+        self._urgent = False
+        self.passes += 1
+        facts = self.facts = replace(self._snapshot(), unusable_ports=self.unusable_ports)
+        self._namespaces.update({w.netns.id: w.netns for w in facts.workloads if w.netns is not None})
+        try:
+            self.want = compile_host(facts)
+        except MeshboxError as error:
+            self._faults.report("plan", "cannot plan this host's state; the former one stays", error)
+            self._failures += 1
+            return
+        self._faults.over("plan")
+        self._tried = set()
+        complete = await self._apply_all(diff(self.have, self.want), facts)
+        self._failures = 0 if complete else self._failures + 1
+        self._faults.drop(lambda key: isinstance(key, _Subject) and key not in self._tried)
+        self._namespaces = {key: netns for key, netns in self._namespaces.items() if key in self.have.rulesets}
+        self._after_pass(facts)
+
+    async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot) -> bool:
+        """Apply steps in order, namespaces side by side; return whether all succeeded."""
+        unlocked: set[NetnsId] = set()
+        complete = True
+        for kind, group in groupby(steps, type):
+            tried = list(group)
+            if kind is st.SetZone:
+                tried = [
+                    st.SetZone(zone=_zone_without(s.zone, unlocked, facts)) for s in tried if isinstance(s, st.SetZone)
+                ]
+            done: list[st.Step] = []
+            if kind in (st.PushRuleset, st.DropRuleset):
+                async with trio.open_nursery() as nursery:
+                    for step in tried:
+                        nursery.start_soon(self._try, step, done)
+            else:
+                for step in tried:
+                    await self._try(step, done)
+            self.have = apply(done, self.have)
+            self.steps += len(done)
+            if len(done) < len(tried):
+                complete = False
+                unlocked |= {s.after.netns for s in tried if isinstance(s, st.PushRuleset) and s not in done}
+                if not self.unusable_ports <= facts.unusable_ports:
+                    self.ring(urgent=True)
+                    break
+        return complete
+
+    async def _try(self, step: st.Step, done: list[st.Step]) -> None:
+        key = _subject(step)
+        self._tried.add(key)
+        try:
+            await self._do(step)
+        except (OSError, MeshboxError) as error:
+            if isinstance(step, st.OpenListener) and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                self.unusable_ports |= {step.listener.port}
+            self._faults.report(key, f"{key.kind} failed; will try again", error, subject=key.subject)
+        else:
+            self._faults.over(key)
+            done.append(step)
+
+    async def _do(self, step: st.Step) -> None:  # noqa: C901 — one line a kind of step reads best in one place
+        effects = self._effects
+        match step:
+            case st.KeepAllocations():
+                await effects.keep_allocations(step.allocations)
+            case st.OpenListener():
+                effects.open_listener(step.listener)
+            case st.SwapListener():
+                effects.swap_listener(step.after)
+            case st.CloseListener():
+                effects.close_listener(step.listener.destination)
+            case st.SetDnsAddresses():
+                effects.set_dns_addresses(step.after)
+            case st.SetZone():
+                effects.set_zone(step.zone)
+            case st.PushHostRuleset():
+                await effects.push_host_ruleset(step.before, step.after)
+            case st.PushRuleset():
+                await effects.push_ruleset(step.before, step.after, self._netns(step.after.netns))
+            case st.DropRuleset():
+                await effects.drop_ruleset(step.ruleset, self._netns(step.ruleset.netns))
+            case st.Register():
+                await effects.register(step.registration)
+            case st.Deregister():
+                await effects.deregister(step.registration)
+
+    def _netns(self, netns: NetnsId) -> Netns:
+        try:
+            return self._namespaces[netns]
+        except KeyError:
+            raise RetryError(f"no file leads into network namespace {netns} any more") from None
+
+
+def _zone_without(zone: Zone, unlocked: set[NetnsId], facts: Snapshot) -> Zone:
+    """Leave out the views of workloads whose rules are not in place: their names would not work yet."""
+    if not unlocked:
+        return zone
+    hidden = {
+        address
+        for workload in facts.workloads
+        if workload.netns is not None and workload.netns.id in unlocked
+        for address in workload.addresses
+    }
+    return replace(zone, views={asker: view for asker, view in zone.views.items() if asker not in hidden})
+
+
+class _Subject(NamedTuple):
+    """The key of a step's fault: its kind in words and what it is about."""
+
+    kind: str
+    subject: str
+
+
+def _subject(step: st.Step) -> _Subject:
+    match step:
+        case st.OpenListener() | st.CloseListener():
+            subject = str(step.listener.destination)
+        case st.SwapListener():
+            subject = str(step.after.destination)
+        case st.PushRuleset():
+            subject = str(step.after.netns)
+        case st.DropRuleset():
+            subject = str(step.ruleset.netns)
+        case st.Register() | st.Deregister():
+            subject = str(step.registration.destination)
+        case _:
+            subject = "host"
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(step).__name__)
+    return _Subject(words.strip(), subject)
