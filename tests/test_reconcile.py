@@ -1,0 +1,229 @@
+"""The reconcile loop: what it remembers, retries and repairs. Effects are a fake that checks what it is told."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+import trio
+
+from appliance.errors import RetryError
+from appliance.logs import Faults
+from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
+from appliance.model.names import Allowance, Name, Port
+from appliance.model.network import NetnsId
+from appliance.reconcile import Reconciler
+
+NETWORK = DockerNetwork(
+    name="bridge",
+    driver="bridge",
+    subnets=(IPv4Network("172.18.0.0/16"),),
+    gateways=(IPv4Address("172.18.0.1"),),
+)
+
+
+def workload(number: int, name: str, **fields) -> Workload:
+    """A running container with its own namespace and address."""
+    return Workload(
+        id=f"{number:064x}",
+        docker_name=f"c{number}",
+        name=Name.parse(name),
+        state=RunState.RUNNING,
+        netns=Netns(id=NetnsId(device=4, inode=number), path=f"/netns/{number}"),
+        attachments=(
+            Attachment(network="bridge", address=IPv4Address(f"172.18.0.{number}"), gateway=IPv4Address("172.18.0.1")),
+        ),
+        accepting=frozenset({80}),
+        **fields,
+    )
+
+
+SERVER = workload(2, "apple.orange", ports=(Port.parse(80),))
+CLIENT = workload(3, "flask.flask", connect_to=(Allowance.parse("apple.orange:80"),))
+
+
+@dataclass
+class FakeEffects:
+    """Records what it is told, refuses what contradicts what it was told before, and fails on demand."""
+
+    calls: list[str] = field(default_factory=list)
+    fail: dict[str, Exception] = field(default_factory=dict)
+    open: set = field(default_factory=set)
+    rulesets: dict = field(default_factory=dict)
+    zone: object = None
+
+    def _note(self, call: str, detail: object = "") -> None:
+        self.calls.append(f"{call} {detail}".strip())
+        if call in self.fail:
+            raise self.fail[call]
+
+    def open_listener(self, listener):
+        self._note("open", listener.port)
+        assert listener.destination not in self.open
+        self.open.add(listener.destination)
+
+    def swap_listener(self, listener):
+        self._note("swap", listener.destination)
+        assert listener.destination in self.open
+
+    def close_listener(self, destination):
+        self._note("close", destination)
+        self.open.remove(destination)
+
+    def set_dns_addresses(self, addresses):
+        self._note("dns", sorted(map(str, addresses)))
+
+    def set_zone(self, zone):
+        self._note("zone")
+        self.zone = zone
+
+    async def push_host_ruleset(self, before, after):
+        self._note("host ruleset")
+
+    async def push_ruleset(self, before, after, netns):
+        self._note("push", netns.path)
+        assert before == self.rulesets.get(netns.id)
+        self.rulesets[netns.id] = after
+
+    async def drop_ruleset(self, ruleset, netns):
+        self._note("drop", netns.path)
+        del self.rulesets[netns.id]
+
+    async def keep_allocations(self, allocations):
+        self._note("keep")
+
+    async def register(self, registration):
+        self._note("register", registration.destination)
+
+    async def deregister(self, registration):
+        self._note("deregister", registration.destination)
+
+
+class Host:
+    """A reconciler over facts that a test can change."""
+
+    def __init__(self, *workloads: Workload) -> None:
+        self.facts = Snapshot(now=1.0, settings=Settings(node="n1"), workloads=workloads, networks=(NETWORK,))
+        self.effects = FakeEffects()
+        self.faults = Faults()
+        self.planned: list[Snapshot] = []
+        self.reconciler = Reconciler(
+            snapshot=self._snapshot, effects=self.effects, faults=self.faults, after_pass=self.planned.append
+        )
+
+    def _snapshot(self) -> Snapshot:
+        return replace(self.facts, allocations=self.reconciler.have.allocations)
+
+    def run(self) -> list[str]:
+        """Make one pass and return the calls that it made."""
+        self.effects.calls.clear()
+        trio.run(self.reconciler.reconcile)
+        return list(self.effects.calls)
+
+
+def test_creates_in_the_order_in_which_things_begin_to_work() -> None:
+    """Listener before ruleset before name: nothing is announced before it works."""
+    calls = [call.split()[0] for call in Host(SERVER, CLIENT).run()]
+    assert calls.index("keep") < calls.index("open") < calls.index("push") < calls.index("zone")
+
+
+def test_second_pass_over_the_same_facts_does_nothing() -> None:
+    """A pass without a change has no effect."""
+    host = Host(SERVER, CLIENT)
+    host.run()
+    assert host.run() == []
+
+
+def test_failed_push_hides_the_name_and_is_tried_again() -> None:
+    """A workload whose rules are not in place gets no names; the next pass repairs both."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push"] = RetryError("nft says no")
+    host.run()
+    assert host.effects.zone.views == {}
+    assert [fault.cause for fault in host.faults.current.values()] == ["nft says no"] * 2
+    host.effects.fail.clear()
+    host.run()
+    assert IPv4Address("172.18.0.3") in host.effects.zone.views
+    assert host.faults.current == {}
+
+
+def test_taken_proxy_port_is_replaced_by_another() -> None:
+    """A port that something else holds is left alone, and the destination gets another one."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["open"] = OSError(errno.EADDRINUSE, "in use")
+    first = next(call for call in host.run() if call.startswith("open"))
+    assert not any(call.startswith(("push", "zone")) for call in host.effects.calls)
+    host.effects.fail.clear()
+    second = next(call for call in host.run() if call.startswith("open"))
+    assert first != second
+
+
+def test_edited_ruleset_is_pushed_anew() -> None:
+    """What somebody else changed is unknown, so it is replaced as a whole."""
+    host = Host(SERVER, CLIENT)
+    host.run()
+    host.effects.rulesets.pop(CLIENT.netns.id)
+    host.reconciler.forget_ruleset(CLIENT.netns.id)
+    assert host.run() == ["push /netns/3"]
+
+
+def test_vanished_workload_takes_everything_of_its_own_along() -> None:
+    """Once no container is left, neither listeners, rulesets nor views are."""
+    host = Host(SERVER, CLIENT)
+    host.run()
+    host.facts = replace(host.facts, workloads=())
+    host.run()
+    assert host.effects.open == set()
+    assert host.effects.rulesets == {}
+    assert host.effects.zone.views == {}
+
+
+def test_fault_of_something_that_is_gone_is_forgotten() -> None:
+    """A fault about a container that died does not stay in the list of faults."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push"] = RetryError("no such namespace")
+    host.run()
+    host.facts = replace(host.facts, workloads=())
+    host.run()
+    assert host.faults.current == {}
+
+
+def test_exhausted_range_changes_nothing() -> None:
+    """When a plan is impossible the former state stays, and the reason is reported."""
+    host = Host(SERVER, CLIENT)
+    host.run()
+    host.facts = replace(
+        host.facts,
+        settings=replace(host.facts.settings, proxy_ports=(20000, 20000)),
+        workloads=(SERVER, CLIENT, workload(4, "a.b", ports=(Port.parse(1), Port.parse(2)))),
+    )
+    assert host.run() == []
+    assert "plan" in host.faults.current
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+def test_bell_starts_a_pass(autojump_clock, urgent: bool) -> None:
+    """A rung bell leads to a pass soon, long before the full pass is due."""
+    host = Host(SERVER)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            host.facts = replace(host.facts, workloads=(SERVER, CLIENT))
+            host.reconciler.ring(urgent=urgent)
+            with trio.fail_after(2):
+                while CLIENT.netns.id not in host.effects.rulesets:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+@pytest.fixture
+def autojump_clock() -> trio.abc.Clock:
+    """Time that passes only while nothing can run."""
+    import trio.testing
+
+    return trio.testing.MockClock(autojump_threshold=0)
