@@ -1,0 +1,38 @@
+# Everything here installs what it lacks and reuses what is there; on a fresh Debian 12 run it as root.
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit check bench lock clean setup
+
+PYTHON_BIN := .venv/bin
+LOCK := $(PYTHON_BIN)/pip-compile --quiet --no-header --strip-extras --allow-unsafe --generate-hashes \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## Install what is missing: Docker Engine, nftables, the virtual environment .venv.
+	@packaging/setup.sh
+
+demo: setup  ## Deploy examples/app.py on this machine's Docker, show it at work, clean up.
+	@$(PYTHON_BIN)/python examples/demo.py
+
+test: setup check  ## All checks and tests, on a Docker Engine of their own (about 15 minutes, needs root).
+	@$(PYTHON_BIN)/pytest $(ARGS)
+
+unit: setup  ## Only the tests that need neither root nor Docker.
+	@$(PYTHON_BIN)/pytest -m 'not system' $(ARGS)
+
+check: setup  ## Lint, formatting and types.
+	@$(PYTHON_BIN)/ruff check --quiet .
+	@$(PYTHON_BIN)/ruff format --quiet --check .
+	@$(PYTHON_BIN)/mypy --no-error-summary
+
+bench: setup  ## Measure, and write bench/RESULTS.md.
+	@$(PYTHON_BIN)/python -m bench $(ARGS)
+
+lock: setup  ## Bring packaging/*.lock up to date with pyproject.toml.
+	$(LOCK) --output-file packaging/requirements.lock pyproject.toml
+	$(LOCK) --extra dev --constraint packaging/requirements.lock --output-file packaging/requirements-dev.lock pyproject.toml
+
+clean:  ## Remove what make made here: .venv, caches, built images.
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

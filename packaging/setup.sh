@@ -1,0 +1,71 @@
+#!/bin/bash
+# Installs what meshbox needs on a Debian 12 machine and makes the virtual environment. Run it as often as you like:
+# what is there is used as it is, and when nothing is missing it ends at once.
+#
+#   packaging/setup.sh            system packages, .venv
+#   PYTHON=python3.11 …           the interpreter for a new .venv (3.11 or later)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+# Fills `missing` with the Debian packages that bring the commands which are not there.
+find_missing() {
+    missing=()
+    local command package
+    while read -r command package; do
+        if ! PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null; then
+            missing+=("$package")
+        fi
+    done <<-'LIST'
+	dockerd docker.io
+	docker docker.io
+	iptables iptables
+	nft nftables
+	nsenter util-linux
+	ip iproute2
+	conntrack conntrack
+	LIST
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        missing+=(python3-venv)
+    fi
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sed '/^$/d' | sort -u)
+}
+
+install_packages() {
+    [ "$(id -u)" -eq 0 ] || die "needs root to install: ${missing[*]}"
+    command -v apt-get >/dev/null || die "no apt-get here; install these by hand: ${missing[*]}"
+    say "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+make_environment() {
+    local wanted
+    wanted="$(cat packaging/requirements-dev.lock pyproject.toml | sha256sum | cut -d' ' -f1) $PWD"
+    if [ -x .venv/bin/python ] && [ "$(cat .venv/meshbox-setup 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    if ! .venv/bin/python -c '' 2>/dev/null; then
+        say "making the virtual environment .venv with $("$python" --version)"
+        "$python" -m venv --clear .venv
+    fi
+    say "installing the locked Python packages"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/requirements-dev.lock
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+    printf '%s\n' "$wanted" >.venv/meshbox-setup
+}
+
+python="${PYTHON:-python3}"
+find_missing
+if [ "${#missing[@]}" -gt 0 ]; then
+    install_packages
+fi
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version) is too old; name Python 3.11 or later with PYTHON=…"
+make_environment
