@@ -1,0 +1,212 @@
+"""What meshbox asks of Docker, one method each. Errors: see dockerhttp; all of them are RetryError."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from urllib.parse import quote
+
+import msgspec
+import orjson
+
+from appliance.drivers import dockerlabels as label
+from appliance.drivers import dockertypes as parse
+from appliance.drivers.dockercreate import PullProgress, image_reference
+from appliance.drivers.dockerhttp import CALL_TIMEOUT, ConflictError, DockerHttp, NotFoundError
+from appliance.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from ipaddress import IPv4Network
+
+    from appliance.model.facts import DockerNetwork
+
+SOCKET = "/var/run/docker.sock"
+OLDEST_API = (1, 41)
+"""Docker 20.10, the oldest engine that this was tried with."""
+
+START_TIMEOUT = 120.0
+"""Seconds; Docker prepares namespace, volumes and cgroups before it answers."""
+
+_EVENTS = {
+    "type": ["container", "network"],
+    # health checks make three exec_… events each; they are left out here rather than parsed and dropped
+    "event": [
+        "create",
+        "start",
+        "die",
+        "destroy",
+        "pause",
+        "unpause",
+        "rename",
+        "update",
+        "health_status",
+        "connect",
+        "disconnect",
+        "remove",
+    ],
+}
+
+
+class DockerVersion(NamedTuple):
+    """What answers on the socket: `20.10.24`, `1.41`."""
+
+    engine: str
+    api: str
+
+
+class _Version(msgspec.Struct, rename="pascal"):
+    version: str = ""
+    api_version: str = "0.0"
+
+
+class _Id(msgspec.Struct, rename="pascal"):
+    id: str
+
+
+class Docker:
+    """One Docker Engine. Use as an async context manager, or call aclose()."""
+
+    def __init__(self, socket: str = SOCKET) -> None:
+        """`socket` is the path of Docker's unix socket; nothing is opened yet."""
+        self._http = DockerHttp(socket)
+        self.socket = socket
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def version(self) -> DockerVersion:
+        """Return what answers on the socket. Raises HostError where it is too old."""
+        found = parse.decode(await self._http.call("GET", "/version"), _Version, "version")
+        if tuple(int(part) for part in found.api_version.split(".") if part.isdigit()) < OLDEST_API:
+            raise HostError(
+                f"Docker {found.version} on {self.socket} speaks API {found.api_version};"
+                f" {'.'.join(map(str, OLDEST_API))} (Docker 20.10) is the oldest that meshbox works with: upgrade it"
+            )
+        return DockerVersion(found.version, found.api_version)
+
+    async def containers(self) -> tuple[parse.Listed, ...]:
+        """Return every container with a `meshbox.service` label, running or not."""
+        return await self._list({"label": [label.SERVICE]})
+
+    async def listed(self, container_id: str) -> parse.Listed | None:
+        """Return one container's list entry: unlike inspect, this never waits for its start to finish."""
+        return next(iter(await self._list({"id": [container_id]})), None)
+
+    async def _list(self, filters: Mapping[str, list[str]]) -> tuple[parse.Listed, ...]:
+        params = {"all": "1", "filters": orjson.dumps(filters).decode()}
+        return parse.parse_list(await self._http.call("GET", "/containers/json", params=params))
+
+    async def inspect(self, container: str) -> parse.Inspected:
+        """Return all about one container, by id or name. Waits while Docker starts it. Raises NotFoundError."""
+        return parse.parse_inspect(await self._http.call("GET", f"/containers/{quote(container)}/json"))
+
+    async def create(self, name: str, body: Mapping[str, Any]) -> str:
+        """Create a container and return its id. Raises ConflictError when the name is taken."""
+        answer = await self._http.call("POST", "/containers/create", params={"name": name}, body=body, timeout=120.0)
+        return parse.decode(answer, _Id, "answer to a create").id
+
+    async def start(self, container_id: str) -> None:
+        """Start a container; nothing happens to a running one."""
+        await self._http.call("POST", f"/containers/{container_id}/start", timeout=START_TIMEOUT)
+
+    async def stop(self, container_id: str, *, grace: float) -> None:
+        """SIGTERM, then SIGKILL after `grace` seconds; returns when it has ended. Nothing happens to a stopped one."""
+        await self._http.call(
+            "POST", f"/containers/{container_id}/stop", params={"t": str(round(grace))}, timeout=grace + CALL_TIMEOUT
+        )
+
+    async def remove(self, container_id: str) -> None:
+        """Remove a container with its anonymous volumes; a running one is killed first. Gone already is fine."""
+        try:
+            await self._http.call("DELETE", f"/containers/{container_id}", params={"v": "true", "force": "true"})
+        except NotFoundError:
+            return
+        except ConflictError as error:
+            if "already in progress" not in str(error):
+                raise
+
+    async def image_present(self, image: str) -> bool:
+        """Return whether this host has the image."""
+        try:
+            await self._http.call("GET", f"/images/{quote(image, safe=':/@')}/json")
+        except NotFoundError:
+            return False
+        return True
+
+    async def pull(self, image: str, on_progress: Callable[[PullProgress], None]) -> str | None:
+        """Pull an image; `on_progress` is called at each change. Returns Docker's message where it failed."""
+        name, tag = image_reference(image)
+        progress = PullProgress()
+        try:
+            async with self._http.stream("POST", "/images/create", params={"fromImage": name, "tag": tag}) as lines:
+                async for line in lines:
+                    progress.feed(line)
+                    on_progress(progress)
+        except NotFoundError as error:
+            return str(error)
+        return progress.error
+
+    async def networks(self) -> tuple[DockerNetwork, ...]:
+        """Return all networks of this host."""
+        return parse.parse_networks(await self._http.call("GET", "/networks"))
+
+    async def ensure_network(self, name: str, *, subnet: IPv4Network | None = None) -> DockerNetwork:
+        """Return the bridge network of this name, made if there is none. Raises HostError if it is not a bridge.
+
+        Made by us it lets no container reach another directly. Without `subnet` Docker chooses one that overlaps
+        neither its other networks nor the host's routes.
+        """
+        try:
+            return await self._network(name)
+        except NotFoundError:
+            pass
+        body: dict[str, Any] = {
+            "Name": name,
+            "CheckDuplicate": True,
+            "Driver": "bridge",
+            "Options": {"com.docker.network.bridge.enable_icc": "false"},
+            "Labels": {label.MANAGED: "true"},
+        }
+        if subnet is not None:
+            body["IPAM"] = {"Driver": "default", "Config": [{"Subnet": str(subnet)}]}
+        try:
+            await self._http.call("POST", "/networks/create", body=body)
+        except ConflictError:  # somebody made it just now
+            return await self._network(name)
+        return await self._network(name)
+
+    async def _network(self, name: str) -> DockerNetwork:
+        network = parse.parse_network(await self._http.call("GET", f"/networks/{quote(name)}"))
+        if network.driver != "bridge":
+            raise HostError(f'Docker network "{name}" is {network.driver}, not bridge: remove or rename it')
+        return network
+
+    async def remove_network(self, name: str) -> bool:
+        """Remove a network unless containers use it; return whether it is gone."""
+        try:
+            await self._http.call("DELETE", f"/networks/{quote(name)}")
+        except NotFoundError:
+            return True
+        except ConflictError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def events(self, *, since: float) -> AsyncIterator[AsyncIterator[parse.Event]]:
+        """Open the stream of container and network events from `since` (seconds since the epoch) on."""
+        params = {"since": f"{since:.9f}", "filters": orjson.dumps(_EVENTS).decode()}
+        async with self._http.stream("GET", "/events", params=params) as lines:
+            yield _events(lines)
+
+
+async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[parse.Event]:
+    async for line in lines:
+        yield parse.parse_event(line)

@@ -1,0 +1,139 @@
+"""What Docker is asked for: the body that creates a container, image references, a pull's progress. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from appliance.drivers import dockerlabels as label
+from appliance.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from ipaddress import IPv4Address
+
+    from appliance.model.rollout import ReplicaKey
+    from appliance.model.spec import Container, Health
+
+NANO_CPUS_PER_MILLI = 1_000_000
+MIB = 1024 * 1024
+
+
+def docker_name(key: ReplicaKey, revision: str) -> str:
+    """Return the Docker name of a container that meshbox creates."""
+    return f"meshbox-{key.service}-{key.replica}-{key.container}-{revision}"
+
+
+def labels(key: ReplicaKey, container: Container, revision: str) -> dict[str, str]:
+    """Return the labels of a container that meshbox creates; dockerlabels.parse_labels reads them back."""
+    return {
+        label.SERVICE: key.service,
+        label.CONTAINER: key.container,
+        label.REPLICA: str(key.replica),
+        label.REVISION: revision,
+        label.PORTS: ",".join(map(str, container.ports)),
+        label.CONNECT_TO: ",".join(map(str, container.connect_to)),
+    }
+
+
+def create_body(
+    key: ReplicaKey, container: Container, revision: str, *, network: str, dns: IPv4Address | None
+) -> dict[str, Any]:
+    """Return the body of `POST /containers/create` (Docker Engine API 1.41). Raises InputError."""
+    binds = [volume for volume in container.volumes if ":" in volume]
+    host: dict[str, Any] = {
+        "NetworkMode": network,
+        "RestartPolicy": {"Name": "unless-stopped"},
+        "Dns": [] if dns is None else [str(dns)],
+        "Binds": binds,
+    }
+    if container.cpu is not None:
+        host["NanoCpus"] = container.cpu * NANO_CPUS_PER_MILLI
+    if container.memory is not None:
+        host["Memory"] = container.memory * MIB
+    body: dict[str, Any] = {
+        "Image": container.image,
+        "Labels": labels(key, container, revision),
+        "Env": [f"{name}={value}" for name, value in container.env],
+        "Volumes": {volume: {} for volume in container.volumes if ":" not in volume},
+        "HostConfig": host,
+        "NetworkingConfig": {"EndpointsConfig": {network: {}}},
+    }
+    if container.command is not None:
+        body["Cmd"] = words(container.command, key)
+    if container.health is not None:
+        body["Healthcheck"] = _health(container.health)
+    return body
+
+
+def words(command: str | tuple[str, ...], key: ReplicaKey) -> list[str]:
+    """Split a command as a shell would, as Docker's tools do; a sequence stays as it is. Raises InputError."""
+    if not isinstance(command, str):
+        return list(command)
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"command of {key} cannot be split into words ({error}): mend its quotes") from None
+
+
+def image_reference(image: str) -> tuple[str, str]:
+    """Split an image into what `POST /images/create` wants: name, and tag or digest (`latest` where it has none)."""
+    name, at, digest = image.partition("@")
+    if at:
+        head, colon, tag = name.rpartition(":")
+        return (head if colon and "/" not in tag else name), digest
+    head, colon, tag = image.rpartition(":")
+    if colon and "/" not in tag:
+        return head, tag
+    return image, "latest"
+
+
+class PullProgress:
+    """Folds the lines of a pull into words. Docker sends one JSON object per change of a layer."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, tuple[int, int]] = {}
+        self.error: str | None = None
+        """Docker's message once it has failed; the stream's HTTP status is 200 all the same."""
+
+    def feed(self, line: bytes) -> None:
+        """Take in one line; what is not understood is passed over."""
+        try:
+            value: Mapping[str, Any] = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return
+        if "error" in value:
+            self.error = " ".join(str(value["error"]).split())
+        layer, status = str(value.get("id", "")), value.get("status")
+        detail = value.get("progressDetail") or {}
+        if status == "Downloading" and detail.get("total"):
+            self._layers[layer] = (int(detail.get("current", 0)), int(detail["total"]))
+        elif status in {"Download complete", "Pull complete"} and layer in self._layers:
+            total = self._layers[layer][1]
+            self._layers[layer] = (total, total)
+
+    @property
+    def percent(self) -> int | None:
+        """How much of the layers known so far has arrived, 0 to 100; None before any size is known."""
+        total = sum(t for _, t in self._layers.values())
+        return None if total == 0 else sum(min(c, t) for c, t in self._layers.values()) * 100 // total
+
+    def __str__(self) -> str:
+        return "pulling" if self.percent is None else f"pulling {self.percent} %"
+
+
+def _health(health: Health) -> dict[str, Any]:
+    test = ["CMD-SHELL", health.command] if isinstance(health.command, str) else ["CMD", *health.command]
+    return {
+        "Test": test,
+        "Interval": _nanoseconds(health.interval),
+        "Timeout": _nanoseconds(health.timeout),
+        "Retries": health.retries,
+        "StartPeriod": _nanoseconds(health.start_period),
+    }
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000_000)

@@ -1,0 +1,285 @@
+"""What Docker says, parsed once into values; nothing here talks to it.
+
+Field names and meanings: Docker Engine API 1.41 (`ContainerInspect`, `ContainerList`, `NetworkList`, `SystemEvents`),
+of which only fields that later versions still have are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from appliance.errors import RetryError
+from appliance.model.facts import DockerNetwork, RunState
+from appliance.model.names import Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A container as the list shows it. Listing never blocks, but knows no address while Docker starts a container."""
+
+    id: str
+    docker_name: str
+    image: str
+    state: RunState
+    labels: Mapping[str, str] = field(default_factory=dict)
+    network_mode: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A container's endpoint on one Docker network; no addresses while it does not run."""
+
+    network: str
+    address: IPv4Address | None = None
+    gateway: IPv4Address | None = None
+    address6: IPv6Address | None = None
+    gateway6: IPv6Address | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """A container as inspect shows it. Inspect blocks while Docker starts that container."""
+
+    listed: Listed
+    runtime: str = ""
+    sandbox_key: str = ""
+    """Path of its network namespace as Docker sees it; empty when it has none of its own."""
+    joined: tuple[Joined, ...] = ()
+    published: frozenset[tuple[Protocol, int]] = frozenset()
+    healthy: bool | None = None
+    exit_code: int | None = None
+    started_at: float = 0.0
+    """Seconds since the epoch; 0 when it never ran."""
+    stop_timeout: float = 10.0
+    """Seconds between SIGTERM and SIGKILL when it is stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to a container or a network."""
+
+    kind: str
+    """`container` or `network`."""
+    action: str
+    id: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """A container's labels beside Docker's own `name`, `image`, `exitCode`; a network event's `container`."""
+    time: float = 0.0
+    """Seconds since the epoch."""
+
+    def listed(self) -> Listed:
+        """Return what a container's `create` or `start` event tells about it."""
+        return Listed(
+            id=self.id,
+            docker_name=self.attributes.get("name", ""),
+            image=self.attributes.get("image", ""),
+            state=RunState.CREATED,
+            labels=self.attributes,
+        )
+
+
+class _Health(msgspec.Struct, rename="pascal"):
+    status: str = ""
+
+
+class _State(msgspec.Struct, rename="pascal"):
+    status: RunState
+    exit_code: int = 0
+    started_at: str = ""
+    health: _Health | None = None
+
+
+class _Config(msgspec.Struct, rename="pascal"):
+    image: str = ""
+    labels: dict[str, str] | None = None
+    stop_timeout: int | None = None
+
+
+class _HostConfig(msgspec.Struct, rename="pascal"):
+    network_mode: str = ""
+    runtime: str = ""
+
+
+class _Endpoint(msgspec.Struct, rename="pascal"):
+    gateway: str = ""
+    ip_address: str = msgspec.field(default="", name="IPAddress")
+    ipv6_gateway: str = msgspec.field(default="", name="IPv6Gateway")
+    global_ipv6_address: str = msgspec.field(default="", name="GlobalIPv6Address")
+
+
+class _NetworkSettings(msgspec.Struct, rename="pascal"):
+    sandbox_key: str = ""
+    ports: dict[str, list[dict[str, str]] | None] | None = None
+    networks: dict[str, _Endpoint | None] | None = None
+
+
+class _Container(msgspec.Struct, rename="pascal"):
+    id: str
+    name: str
+    state: _State
+    config: _Config
+    host_config: _HostConfig
+    network_settings: _NetworkSettings
+
+
+class _ListEntry(msgspec.Struct, rename="pascal"):
+    id: str
+    state: RunState
+    names: list[str] | None = None
+    image: str = ""
+    labels: dict[str, str] | None = None
+    host_config: _HostConfig | None = None
+
+
+class _IpamConfig(msgspec.Struct, rename="pascal"):
+    subnet: str = ""
+    gateway: str = ""
+
+
+class _Ipam(msgspec.Struct, rename="pascal"):
+    config: list[_IpamConfig] | None = None
+
+
+class _Network(msgspec.Struct, rename="pascal"):
+    name: str
+    driver: str = ""
+    internal: bool = False
+    ipam: _Ipam | None = msgspec.field(default=None, name="IPAM")
+
+
+class _Actor(msgspec.Struct, rename="pascal"):
+    id: str = msgspec.field(default="", name="ID")
+    attributes: dict[str, str] | None = None
+
+
+class _Event(msgspec.Struct, rename="pascal"):
+    type: str
+    action: str
+    actor: _Actor
+    time: int = msgspec.field(default=0, name="time")
+    time_nano: int = msgspec.field(default=0, name="timeNano")
+
+
+def decode(text: bytes, kind: type[T], what: str) -> T:
+    """Decode JSON that Docker sent as `what`. Raises RetryError."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError as error:
+        raise RetryError(f"Docker's {what} is not what its API promises: {error}") from error
+
+
+def parse_list(text: bytes) -> tuple[Listed, ...]:
+    """Parse `GET /containers/json`. Raises RetryError."""
+    return tuple(
+        Listed(
+            id=entry.id,
+            docker_name=(entry.names or [""])[0].lstrip("/"),
+            image=entry.image,
+            state=entry.state,
+            labels=entry.labels or {},
+            network_mode=entry.host_config.network_mode if entry.host_config else "",
+        )
+        for entry in decode(text, list[_ListEntry], "list of containers")
+    )
+
+
+def parse_inspect(text: bytes) -> Inspected:
+    """Parse `GET /containers/{id}/json`. Raises RetryError."""
+    container = decode(text, _Container, "description of a container")
+    state, settings = container.state, container.network_settings
+    timeout = container.config.stop_timeout
+    return Inspected(
+        listed=Listed(
+            id=container.id,
+            docker_name=container.name.lstrip("/"),
+            image=container.config.image,
+            state=state.status,
+            labels=container.config.labels or {},
+            network_mode=container.host_config.network_mode,
+        ),
+        runtime=container.host_config.runtime,
+        sandbox_key=settings.sandbox_key,
+        joined=tuple(_joined(name, endpoint) for name, endpoint in (settings.networks or {}).items() if endpoint),
+        published=_published(settings.ports or {}),
+        healthy=_healthy(state.health),
+        exit_code=state.exit_code if state.status in {RunState.EXITED, RunState.DEAD, RunState.RESTARTING} else None,
+        started_at=_seconds(state.started_at),
+        stop_timeout=10.0 if timeout is None else float(timeout),
+    )
+
+
+def parse_networks(text: bytes) -> tuple[DockerNetwork, ...]:
+    """Parse `GET /networks`. Raises RetryError."""
+    return tuple(_network(n) for n in decode(text, list[_Network], "list of networks"))
+
+
+def parse_network(text: bytes) -> DockerNetwork:
+    """Parse `GET /networks/{id}`. Raises RetryError."""
+    return _network(decode(text, _Network, "description of a network"))
+
+
+def parse_event(text: bytes) -> Event:
+    """Parse one line of `GET /events`. Raises RetryError."""
+    event = decode(text, _Event, "event")
+    return Event(
+        kind=event.type,
+        action=event.action,
+        id=event.actor.id,
+        attributes=event.actor.attributes or {},
+        time=event.time_nano / 1e9 if event.time_nano else float(event.time),
+    )
+
+
+def _network(network: _Network) -> DockerNetwork:
+    configs = (network.ipam.config if network.ipam else None) or []
+    return DockerNetwork(
+        name=network.name,
+        driver=network.driver,
+        internal=network.internal,
+        subnets=tuple(ip_network(c.subnet, strict=False) for c in configs if c.subnet),
+        # Docker writes some gateways with the prefix length of the network behind them
+        gateways=tuple(ip_address(c.gateway.partition("/")[0]) for c in configs if c.gateway),
+    )
+
+
+def _joined(network: str, endpoint: _Endpoint) -> Joined:
+    return Joined(
+        network=network,
+        address=IPv4Address(endpoint.ip_address) if endpoint.ip_address else None,
+        gateway=IPv4Address(endpoint.gateway) if endpoint.gateway else None,
+        address6=IPv6Address(endpoint.global_ipv6_address) if endpoint.global_ipv6_address else None,
+        gateway6=IPv6Address(endpoint.ipv6_gateway) if endpoint.ipv6_gateway else None,
+    )
+
+
+def _published(ports: Mapping[str, list[dict[str, str]] | None]) -> frozenset[tuple[Protocol, int]]:
+    """`{"80/tcp": [{"HostPort": …}], "81/tcp": null}`: only the first is published."""
+    found = set()
+    for port, bindings in ports.items():
+        number, _, protocol = port.partition("/")
+        if bindings and protocol in set(Protocol):
+            found.add((Protocol(protocol), int(number)))
+    return frozenset(found)
+
+
+def _healthy(health: _Health | None) -> bool | None:
+    if health is None or health.status in {"", "none"}:
+        return None
+    return health.status == "healthy"
+
+
+def _seconds(text: str) -> float:
+    """RFC 3339 → seconds since the epoch; Docker writes the year 1 for never."""
+    if not text:
+        return 0.0
+    return max(0.0, datetime.fromisoformat(text).timestamp())
