@@ -1,0 +1,78 @@
+"""Steps become deeds here: the reconcile loop's hands on the data plane, nft, the state file and the registry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from appliance.drivers import netns as namespaces
+from appliance.render import ruleset as text
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
+    from appliance.dataplane.plane import DataPlane
+    from appliance.drivers.netns import RulesetWatch
+    from appliance.drivers.nft import HostNft, Nft
+    from appliance.drivers.registry import Registry
+    from appliance.model.facts import Allocations, Netns
+    from appliance.model.names import Destination
+    from appliance.model.network import HostRuleset, Listener, Registration, WorkloadRuleset, Zone
+
+
+class HostEffects:
+    """Carries out steps on this host (`reconcile.Effects`)."""
+
+    def __init__(
+        self, *, plane: DataPlane, nft: Nft, host_nft: HostNft, watch: RulesetWatch, registry: Registry
+    ) -> None:
+        self._plane = plane
+        self._nft = nft
+        self._host_nft = host_nft
+        self._watch = watch
+        self._registry = registry
+
+    def open_listener(self, listener: Listener) -> None:
+        """Open a socket on the listener's port and serve it."""
+        self._plane.open_listener(listener)
+
+    def swap_listener(self, listener: Listener) -> None:
+        """Give an open listener new callers, peers and backends."""
+        self._plane.swap_listener(listener)
+
+    def close_listener(self, destination: Destination) -> None:
+        """Stop accepting; pairs drain."""
+        self._plane.close_listener(destination)
+
+    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
+        """Serve DNS on exactly these addresses."""
+        self._plane.set_dns_addresses(addresses)
+
+    def set_zone(self, zone: Zone) -> None:
+        """Answer from this zone."""
+        self._plane.set_zone(zone)
+
+    async def push_host_ruleset(self, before: HostRuleset | None, after: HostRuleset) -> None:
+        """Bring the host's own table to `after`."""
+        await self._host_nft.command(text.change_host(before, after) if before else text.render_host(after))
+
+    async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
+        """Bring the table in a workload's namespace to `after`."""
+        await self._nft.push(netns.path, text.change_workload(before, after) if before else text.render_workload(after))
+
+    async def drop_ruleset(self, ruleset: WorkloadRuleset, netns: Netns) -> None:
+        """Remove the table from a namespace, if that still exists."""
+        self._watch.remove(netns.id)
+        if namespaces.identify(netns.path) == netns.id:
+            await self._nft.push(netns.path, text.REMOVE)
+
+    async def keep_allocations(self, allocations: Allocations) -> None:
+        """Write virtual IPs and proxy ports to disk."""
+        await self._registry.keep_allocations(allocations)
+
+    async def register(self, registration: Registration) -> None:
+        """Announce a destination."""
+        await self._registry.register(registration)
+
+    async def deregister(self, registration: Registration) -> None:
+        """Withdraw an announcement."""
+        await self._registry.deregister(registration)
