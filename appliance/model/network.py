@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+    from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
     from appliance.model.names import Destination, Name, Protocol
 
@@ -95,6 +96,10 @@ class HostRuleset:
     workloads: frozenset[IPv4Address] = frozenset()
     peers: frozenset[IPv4Address] = frozenset()
     dns_addresses: frozenset[IPv4Address] = frozenset()
+    subnets: frozenset[IPv4Network] = frozenset()
+    """Subnets of every Docker network here: an asker in one of them may wait for its view (Zone.subnets)."""
+    foreign_ports: frozenset[int] = frozenset()
+    """Ports within `proxy_ports` that another program on this host holds: not ours to guard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +114,10 @@ class Zone:
     names: Mapping[Name, IPv4Address] = field(default_factory=dict)
     views: Mapping[IPv4Address, frozenset[Name]] = field(default_factory=dict)
     subnets: frozenset[IPv4Network] = frozenset()
+    askers: Mapping[IPv4Address, Name] = field(default_factory=dict)
+    """What the container at each address is called, for the words of an explanation."""
+    vip_range: IPv4Network = IPv4Network("240.0.0.0/4")
+    """Reverse names in here are ours and never go upstream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
