@@ -124,6 +124,8 @@ class Allocations:
     ports: Mapping[Destination, int] = field(default_factory=dict)
     freed_vips: Mapping[IPv4Address, float] = field(default_factory=dict)
     """When each freed address was last in use; it is not handed out again for a week."""
+    freed_names: Mapping[Name, IPv4Address] = field(default_factory=dict)
+    """Who had the freed addresses: a name that comes back within the week gets its own again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,8 @@ class Settings:
     suffix: str = "mesh.internal"
     docker_network: str = "meshbox"
     prefer_local: bool = False
+    meta: tuple[tuple[str, str], ...] = ()
+    """What a service's constraint may ask of this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +150,8 @@ class Snapshot:
     now: float
     settings: Settings
     specs: Mapping[str, Service] = field(default_factory=dict)
+    tombstones: Mapping[str, float] = field(default_factory=dict)
+    """Services that were removed, and when: their containers here are retired."""
     workloads: tuple[Workload, ...] = ()
     networks: tuple[DockerNetwork, ...] = ()
     host_addresses: frozenset[IPv4Address] = frozenset()
