@@ -1,0 +1,52 @@
+"""The host's own DNS resolvers, as resolv.conf(5) names them."""
+
+from __future__ import annotations
+
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RESOLV_CONF = "/etc/resolv.conf"
+MOST_NAMESERVERS = 3
+"""MAXNS of resolv.conf(5): what the C library uses of a longer list."""
+
+
+class HostResolvers:
+    """Call it for the IPv4 resolvers as (address, port); the file is read again when it has changed."""
+
+    def __init__(self, path: str = RESOLV_CONF, *, fixed: Sequence[tuple[str, int]] = ()) -> None:
+        """Take `fixed` resolvers, when there are any, in place of the file's."""
+        self._path = Path(path)
+        self._fixed = tuple(fixed)
+        self._stamp: tuple[int, int] | None = None
+        self._found: tuple[tuple[str, int], ...] = ()
+
+    def __call__(self) -> Sequence[tuple[str, int]]:
+        """Return the resolvers. A file that cannot be read leaves the former ones."""
+        if self._fixed:
+            return self._fixed
+        try:
+            status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_ino)
+            if stamp != self._stamp:
+                self._found = parse(self._path.read_text(encoding="utf-8", errors="replace"))
+                self._stamp = stamp
+        except OSError:
+            return self._found
+        return self._found
+
+
+def parse(text: str) -> tuple[tuple[str, int], ...]:
+    """Return the IPv4 nameservers of a resolv.conf, at most three."""
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                found.append((str(IPv4Address(words[1])), 53))
+            except AddressValueError:
+                continue
+    return tuple(found[:MOST_NAMESERVERS])

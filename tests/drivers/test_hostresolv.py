@@ -1,0 +1,31 @@
+"""Which resolvers of the host questions are passed on to."""
+
+from __future__ import annotations
+
+from appliance.drivers.hostresolv import HostResolvers, parse
+
+
+def test_reads_ipv4_nameservers_in_order() -> None:
+    """Comments, options and IPv6 servers are passed over; at most three count, as in the C library."""
+    text = "# x\nsearch a.b\nnameserver 10.0.0.1\nnameserver fe80::1%eth0\nnameserver 10.0.0.2 # two\noptions ndots:1\n"
+    assert parse(text) == (("10.0.0.1", 53), ("10.0.0.2", 53))
+    assert len(parse("nameserver 10.0.0.1\n" * 5)) == 3
+
+
+def test_follows_the_file(tmp_path) -> None:
+    """A changed file counts at once; one that has gone leaves the former resolvers."""
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 10.0.0.1\n")
+    resolvers = HostResolvers(str(path))
+    assert resolvers() == (("10.0.0.1", 53),)
+    other = tmp_path / "new"
+    other.write_text("nameserver 10.0.0.2\n")
+    other.rename(path)
+    assert resolvers() == (("10.0.0.2", 53),)
+    path.unlink()
+    assert resolvers() == (("10.0.0.2", 53),)
+
+
+def test_fixed_resolvers_win(tmp_path) -> None:
+    """Configured resolvers take the place of the file's."""
+    assert HostResolvers("/nonexistent", fixed=[("10.9.9.9", 5353)])() == (("10.9.9.9", 5353),)
