@@ -1,0 +1,248 @@
+"""DNS over TCP (RFC 7766): several questions on one connection, answered as they get ready.
+
+What one connection can hold is bounded: its questions, the answers that its asker does not read, and the time in
+which it brings nothing whole. Bytes that trickle in do not count as life.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Callable
+
+    Handler = Callable[[bytes, str, Callable[[bytes], None]], None]
+    """Takes a message, who sent it, and where to bring the answer (now, later or never)."""
+
+log = structlog.get_logger()
+
+IDLE_SECONDS = 10.0
+"""A connection ends when for so long no whole question has come and no byte of an answer has left."""
+
+MAX_CONNECTIONS = 256
+MAX_CONNECTIONS_PER_ASKER = 32
+
+MAX_QUESTION = 4096
+"""Octets of the largest question; no real one comes near. Who announces more is cut off."""
+
+MAX_PENDING = 64
+"""Questions of one connection without an answer; more are left unread."""
+
+MAX_UNSENT = 65537
+"""Octets of answers that wait for the asker to read, beyond which no more questions are read."""
+
+PARSE_BATCH = 16
+"""Questions handed on in one go, before others get their turn."""
+
+ACCEPT_BATCH = 32
+ACCEPT_PAUSE = 0.2
+"""Seconds without accepting after the system ran out of file descriptors or memory."""
+
+
+class TcpListener:
+    """The listening socket of one address, and its connections."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, limits: TcpLimits, handle: Handler
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self.limits = limits
+        self.handle = handle
+        self.connections: set[TcpConnection] = set()
+        self._resume: asyncio.TimerHandle | None = None
+        loop.add_reader(sock, self._acceptable)
+
+    def close(self) -> None:
+        """Stop listening and end all connections."""
+        if self._resume is not None:
+            self._resume.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+        for connection in list(self.connections):
+            connection.close()
+
+    def _acceptable(self) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                sock, (host, _) = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                # The connection stays in the queue: without a pause this would be called again at once, for ever.
+                log.warning("cannot accept a DNS connection", error=str(error))
+                self._loop.remove_reader(self._sock)
+                self._resume = self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, self._sock, self._acceptable)
+                return
+            sock.setblocking(False)
+            if self.limits.admit(host):
+                self.connections.add(TcpConnection(self._loop, sock, host, self))
+            else:
+                sock.close()
+
+
+class TcpLimits:
+    """How many connections there are, over all listeners."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.refused = 0
+        self._by_asker: Counter[str] = Counter()
+        self._total = 0
+
+    def admit(self, asker: str) -> bool:
+        """Count a new connection if there is room for it."""
+        if self._total >= MAX_CONNECTIONS or self._by_asker[asker] >= MAX_CONNECTIONS_PER_ASKER:
+            self.refused += 1
+            return False
+        self.opened += 1
+        self._total += 1
+        self._by_asker[asker] += 1
+        return True
+
+    def left(self, asker: str) -> None:
+        """Count the end of an admitted connection."""
+        self._total -= 1
+        self._by_asker[asker] -= 1
+        if not self._by_asker[asker]:
+            del self._by_asker[asker]
+
+
+class TcpConnection:
+    """One asker's connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, asker: str, listener: TcpListener) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._asker = asker
+        self._listener = listener
+        self._in = bytearray()
+        self._out = bytearray()
+        self._pending = 0
+        self._ended = False
+        """The asker has sent its last question."""
+        self._reading = False
+        self._writing = False
+        self._closed = False
+        self._parsing = False
+        self._alive = loop.time()
+        self._timer = loop.call_later(IDLE_SECONDS, self._check_idle)
+        self._update()
+
+    def close(self) -> None:
+        """End the connection; answers that come later are dropped."""
+        if self._closed:
+            return
+        self._closed = True
+        self._timer.cancel()
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        self._listener.connections.discard(self)
+        self._listener.limits.left(self._asker)
+
+    def _check_idle(self) -> None:
+        rest = self._alive + IDLE_SECONDS - self._loop.time()
+        if rest <= 0:
+            self.close()
+        else:
+            self._timer = self._loop.call_later(rest, self._check_idle)
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(MAX_QUESTION)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        if data:
+            self._in += data
+        else:
+            self._ended = True
+        self._parse()
+
+    def _parse(self) -> None:
+        """Hand on the whole questions that have come, as far as there is room for them."""
+        if self._parsing:
+            return
+        self._parsing = True
+        rest = self._parse_batch()
+        self._parsing = False
+        if rest:
+            self._loop.call_soon(self._parse)
+        self._update()
+
+    def _parse_batch(self) -> bool:
+        """Return whether more could be parsed at once."""
+        for _ in range(PARSE_BATCH):
+            if self._closed or not self._has_room() or len(self._in) < 2:
+                return False
+            size = int.from_bytes(self._in[:2])
+            if size > MAX_QUESTION:
+                self.close()
+                return False
+            if len(self._in) < 2 + size:
+                return False
+            message = bytes(self._in[2 : 2 + size])
+            del self._in[: 2 + size]
+            self._alive = self._loop.time()
+            self._pending += 1
+            self._listener.handle(message, self._asker, self._answer)
+        return True
+
+    def _has_room(self) -> bool:
+        return self._pending < MAX_PENDING and len(self._out) < MAX_UNSENT
+
+    def _answer(self, message: bytes) -> None:
+        """Send an answer; an empty one is the handler's way to say that there is none."""
+        self._pending -= 1
+        if self._closed:
+            return
+        if message:
+            self._out += len(message).to_bytes(2) + message
+            self._flush()
+        self._parse()
+
+    def _flush(self) -> None:
+        try:
+            sent = self._sock.send(self._out)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent:
+            del self._out[:sent]
+            self._alive = self._loop.time()
+
+    def _writable(self) -> None:
+        self._flush()
+        self._parse()
+
+    def _update(self) -> None:
+        """Watch for what can be gone on with; close when nothing is left to do."""
+        if self._closed:
+            return
+        if self._ended and not self._pending and not self._out:
+            self.close()
+            return
+        reading = not self._ended and self._has_room()
+        if reading != self._reading:
+            self._reading = reading
+            if reading:
+                self._loop.add_reader(self._sock, self._readable)
+            else:
+                self._loop.remove_reader(self._sock)
+        writing = bool(self._out)
+        if writing != self._writing:
+            self._writing = writing
+            if writing:
+                self._loop.add_writer(self._sock, self._writable)
+            else:
+                self._loop.remove_writer(self._sock)
