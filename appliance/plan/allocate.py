@@ -1,0 +1,129 @@
+"""Hands out virtual IPs (one per name) and proxy ports (one per destination).
+
+Rules: what was handed out stays as long as it is used. A new one starts from a hash of what it is for, so that every
+machine and every restart comes to the same, and goes on to the next free number when that one is taken. A freed
+address rests for a week, because clients keep addresses in caches; its own name gets it back at once. A proxy port
+that is freed is not handed out in the same pass: its listener is still open then.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, TypeVar
+
+from appliance.errors import HostError, InputError
+from appliance.model.facts import Allocations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from ipaddress import IPv4Network
+
+    from appliance.model.facts import Settings
+    from appliance.model.names import Destination, Name
+
+_Key = TypeVar("_Key", "Name", "Destination")
+_Value = TypeVar("_Value", IPv4Address, int)
+
+REST = 7 * 24 * 3600.0
+"""Seconds for which a freed address is not handed out to another name."""
+
+
+def allocate(
+    kept: Allocations,
+    names: Iterable[Name],
+    destinations: Iterable[Destination],
+    settings: Settings,
+    now: float,
+    unusable_ports: frozenset[int] = frozenset(),
+) -> Allocations:
+    """Return allocations for exactly these names and destinations; `kept` itself when nothing changes.
+
+    `now` in seconds since the epoch. Raises InputError when `vip_range` is too small, HostError when `proxy_ports` is.
+    """
+    vips, freed, owners = _addresses(kept, frozenset(names), settings.vip_range, now)
+    ports = _ports(kept.ports, frozenset(destinations), settings.proxy_ports, unusable_ports)
+    result = Allocations(vips=vips, ports=ports, freed_vips=freed, freed_names=owners)
+    return kept if result == kept else result
+
+
+def _addresses(
+    kept: Allocations, names: frozenset[Name], vip_range: IPv4Network, now: float
+) -> tuple[dict[Name, IPv4Address], dict[IPv4Address, float], dict[Name, IPv4Address]]:
+    """Return the names' addresses, when each resting one was freed, and whose it was."""
+    first = int(vip_range.network_address) + 1
+    size = vip_range.num_addresses - 2
+    if len(names) > max(size, 0):
+        raise InputError(
+            f"vip_range {vip_range} has {max(size, 0)} addresses for {len(names)} names; configure a larger vip_range"
+        )
+    vips = _unshared({name: a for name, a in kept.vips.items() if name in names and first <= int(a) < first + size})
+    taken = set(vips.values())
+    left = {name: address for name, address in kept.vips.items() if name not in names}
+    owners = {**kept.freed_names, **left}
+    # A time that lies ahead comes from a clock that was wrong: count from now.
+    freed = {address: min(when, now) for address, when in kept.freed_vips.items()} | dict.fromkeys(left.values(), now)
+    freed = {address: when for address, when in freed.items() if now - when < REST and address not in taken}
+    for name in sorted(names - vips.keys()):
+        address = owners.get(name)
+        if address not in freed or not first <= int(address) < first + size:
+            address = _free_address(str(name), first, size, taken, freed)
+        freed.pop(address, None)
+        vips[name] = address
+        taken.add(address)
+    owners = {name: address for name, address in owners.items() if address in freed and name not in vips}
+    return vips, freed, owners
+
+
+def _free_address(
+    text: str, first: int, size: int, taken: set[IPv4Address], freed: Mapping[IPv4Address, float]
+) -> IPv4Address:
+    start = _hash(text, size)
+    for step in range(min(size, len(taken) + len(freed) + 1)):
+        address = IPv4Address(first + (start + step) % size)
+        if address not in taken and address not in freed:
+            return address
+    # The range is full of resting addresses: the one that has rested longest is the least harm.
+    inside = [a for a in freed if first <= int(a) < first + size and a not in taken]
+    return min(inside, key=lambda a: (freed[a], a))
+
+
+def _ports(
+    kept: Mapping[Destination, int],
+    destinations: frozenset[Destination],
+    span: tuple[int, int],
+    unusable: frozenset[int],
+) -> dict[Destination, int]:
+    first, last = span
+    size = last - first + 1
+    ports = _unshared({d: p for d, p in kept.items() if d in destinations and first <= p <= last and p not in unusable})
+    wanted = sorted(destinations - ports.keys())
+    if not wanted:
+        return ports
+    free = set(range(first, last + 1)) - unusable - set(ports.values())
+    # Better a port whose listener closes in this very pass than none.
+    closing = free.intersection(kept.values())
+    free -= closing
+    for destination in wanted:
+        pool = free or closing
+        if not pool:
+            raise HostError(
+                f"proxy_ports {first}-{last} has no free port for {destination}: {len(destinations)} destinations are "
+                f"wanted and {len(unusable)} ports are held by other programs; configure a larger proxy_ports range"
+            )
+        start = _hash(str(destination), size)
+        port = next(p for p in (first + (start + step) % size for step in range(size)) if p in pool)
+        ports[destination] = port
+        pool.remove(port)
+    return ports
+
+
+def _unshared(kept: dict[_Key, _Value]) -> dict[_Key, _Value]:
+    """Leave out whatever an earlier entry has too: a state file that was edited by hand may say anything."""
+    if len(set(kept.values())) == len(kept):
+        return kept
+    return {key: value for value, key in {v: k for k, v in sorted(kept.items(), reverse=True)}.items()}
+
+
+def _hash(text: str, size: int) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % size

@@ -1,0 +1,74 @@
+"""Where each listener's connections may go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from appliance.model.network import Backend, Registration
+from appliance.plan.readiness import serves
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from ipaddress import IPv4Address
+
+    from appliance.model.facts import Endpoint
+    from appliance.model.names import Destination
+    from appliance.plan.members import Member
+
+
+def local_backends(
+    members: Iterable[Member], addresses: Mapping[str, IPv4Address], retiring: frozenset[str]
+) -> dict[Destination, list[Backend]]:
+    """Return the containers of this host that can take connections; `addresses` by Docker id.
+
+    Containers in `retiring` get no new ones.
+    """
+    found: dict[Destination, list[Backend]] = {}
+    for member in members:
+        address = addresses.get(member.workload.id)
+        if address is None or member.workload.id in retiring:
+            continue
+        for destination, port in member.offers:
+            if serves(member.workload, port):
+                backend = Backend(address=address, port=port.container, local=True, label=member.workload.docker_name)
+                found.setdefault(destination, []).append(backend)
+    return found
+
+
+def remote_backends(endpoints: Iterable[Endpoint], node: str) -> dict[Destination, list[Backend]]:
+    """Return the proxies of other machines that serve something."""
+    found: dict[Destination, list[Backend]] = {}
+    for e in endpoints:
+        if e.node != node and e.weight > 0:
+            backend = Backend(address=e.address, port=e.port, local=False, weight=e.weight, label=e.node)
+            found.setdefault(e.destination, []).append(backend)
+    return found
+
+
+def choose(
+    local: Mapping[Destination, list[Backend]], remote: Mapping[Destination, list[Backend]], *, prefer_local: bool
+) -> dict[Destination, tuple[Backend, ...]]:
+    """Return each destination's backends, sorted, each address and port once. `prefer_local` keeps to this host."""
+    chosen = {d: _sorted(backends) for d, backends in local.items()}
+    for destination, backends in remote.items():
+        here = local.get(destination, [])
+        if not (here and prefer_local):
+            chosen[destination] = _sorted([*here, *backends])
+    return chosen
+
+
+def registrations(
+    local: Mapping[Destination, list[Backend]], ports: Mapping[Destination, int]
+) -> dict[Destination, Registration]:
+    """Return what this machine announces: what it serves itself, weighted by its ready replicas."""
+    return {
+        d: Registration(destination=d, proxy_port=ports[d], weight=len(_sorted(backends)))
+        for d, backends in local.items()
+    }
+
+
+def _sorted(backends: list[Backend]) -> tuple[Backend, ...]:
+    if len(backends) == 1:
+        return (backends[0],)
+    once = {(b.address, b.port): b for b in sorted(backends, reverse=True)}
+    return tuple(sorted(once.values()))

@@ -1,0 +1,134 @@
+"""From what this host has to what it should have: ordered steps, and what they lead to.
+
+The order, and why:
+
+ 1. Allocations go to disk before anything uses them.
+ 2. What is no longer served is deregistered, and names that go leave the zone: nobody is sent there any more.
+ 3. Listeners open and swap. A caller that was added is let in before its rules lead it here; one that was removed is
+    reset from this moment on. That comes before its ruleset changes, although its next connection may then be
+    accepted and reset for some milliseconds instead of being refused: a stopped container's address can belong to a
+    new one whose namespace has no rules yet, and then the list of callers is all that keeps that one out.
+ 4. The host's ruleset, then the workloads' (new namespaces first: their programs are about to start).
+ 5. The DNS server listens, then the zone has the new names, then the registry the new announcements: nothing is
+    announced before it works.
+ 6. Listeners that go are closed last, when no rule leads to them any more; their pairs drain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from appliance.model import state as st
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from appliance.model.network import Zone
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
+    """Return the steps from `have` to `want`, in the order to apply them.
+
+    There is no step back to having no host ruleset or no zone: the appliance ends with those, not its plans.
+    """
+    steps: list[st.Step] = []
+    if have.allocations != want.allocations:
+        steps.append(st.KeepAllocations(allocations=want.allocations))
+    new, changed, gone = _compared(have.registrations, want.registrations)
+    moved = [(before, after) for before, after in changed if before.proxy_port != after.proxy_port]
+    steps += [st.Deregister(registration=r) for r in (*gone, *(before for before, _ in moved))]
+    narrowed = _narrowed(have.zone, want.zone)
+    if narrowed is not None and narrowed != have.zone:
+        steps.append(st.SetZone(zone=narrowed))
+    opened, closed = _listeners(have, want)
+    steps += opened
+    if want.host_ruleset is not None and have.host_ruleset != want.host_ruleset:
+        steps.append(st.PushHostRuleset(before=have.host_ruleset, after=want.host_ruleset))
+    steps += _rulesets(have, want)
+    if have.dns_addresses != want.dns_addresses:
+        steps.append(st.SetDnsAddresses(before=have.dns_addresses, after=want.dns_addresses))
+    if want.zone is not None and narrowed != want.zone:
+        steps.append(st.SetZone(zone=want.zone))
+    steps += [st.Register(registration=r) for r in (*new, *(after for _, after in changed))]
+    return (*steps, *closed)
+
+
+def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noqa: C901 — one case per kind of step
+    """Return the state after these steps."""
+    listeners = dict(state.listeners)
+    rulesets = dict(state.rulesets)
+    registrations = dict(state.registrations)
+    for step in steps:
+        match step:
+            case st.KeepAllocations():
+                state = replace(state, allocations=step.allocations)
+            case st.OpenListener():
+                listeners[step.listener.destination] = step.listener
+            case st.SwapListener():
+                listeners[step.after.destination] = step.after
+            case st.CloseListener():
+                listeners.pop(step.listener.destination, None)
+            case st.PushHostRuleset():
+                state = replace(state, host_ruleset=step.after)
+            case st.PushRuleset():
+                rulesets[step.after.netns] = step.after
+            case st.DropRuleset():
+                rulesets.pop(step.ruleset.netns, None)
+            case st.SetDnsAddresses():
+                state = replace(state, dns_addresses=step.after)
+            case st.SetZone():
+                state = replace(state, zone=step.zone)
+            case st.Register():
+                registrations[step.registration.destination] = step.registration
+            case st.Deregister():
+                registrations.pop(step.registration.destination, None)
+    return replace(state, listeners=listeners, rulesets=rulesets, registrations=registrations)
+
+
+def _compared(have: Mapping[_K, _V], want: Mapping[_K, _V]) -> tuple[list[_V], list[tuple[_V, _V]], list[_V]]:
+    """Return what is new, what changed (before, after), and what is gone, each in the order of its map."""
+    if have == want:  # far faster than the look-ups below
+        return [], [], []
+    new = [value for key, value in want.items() if key not in have]
+    changed = [(have[key], value) for key, value in want.items() if key in have and have[key] != value]
+    return new, changed, [value for key, value in have.items() if key not in want]
+
+
+def _listeners(have: st.HostState, want: st.HostState) -> tuple[list[st.Step], list[st.Step]]:
+    """Return what to do early (open, swap) and what last (close)."""
+    new, changed, gone = _compared(have.listeners, want.listeners)
+    moved = [(before, after) for before, after in changed if before.port != after.port]
+    needed = {listener.port for listener in new} | {after.port for _, after in moved}
+    # A port that is needed again, or a destination that moves to another port, cannot wait: closed before opened.
+    early = [listener for listener in gone if listener.port in needed]
+    opened: list[st.Step] = [st.CloseListener(listener=x) for x in (*early, *(before for before, _ in moved))]
+    opened += [st.SwapListener(before=b, after=a) for b, a in changed if b.port == a.port]
+    opened += [st.OpenListener(listener=x) for x in (*new, *(after for _, after in moved))]
+    return opened, [st.CloseListener(listener=x) for x in gone if x.port not in needed]
+
+
+def _rulesets(have: st.HostState, want: st.HostState) -> list[st.Step]:
+    new, changed, gone = _compared(have.rulesets, want.rulesets)
+    steps: list[st.Step] = [st.PushRuleset(before=None, after=after) for after in new]
+    steps += [st.PushRuleset(before=before, after=after) for before, after in changed]
+    return steps + [st.DropRuleset(ruleset=ruleset) for ruleset in gone]
+
+
+def _narrowed(have: Zone | None, want: Zone | None) -> Zone | None:
+    """Return what stays of the zone: names that keep their address, and views without what goes."""
+    if have is None or want is None or have == want:
+        return have
+    return replace(
+        have,
+        names={name: a for name, a in have.names.items() if want.names.get(name) == a},
+        views={
+            asker: view if view == want.views[asker] else view & want.views[asker]
+            for asker, view in have.views.items()
+            if asker in want.views
+        },
+        subnets=have.subnets,
+    )

@@ -1,0 +1,124 @@
+"""The containers of the mesh on this host, and the network namespaces that they live in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from appliance.model.facts import RunState
+from appliance.plan.policy import declaration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from ipaddress import IPv6Address
+
+    from appliance.model.facts import Attachment, DockerNetwork, Snapshot, Workload
+    from appliance.model.names import Destination, Port, Protocol
+    from appliance.model.network import NetnsId
+    from appliance.model.spec import Service
+    from appliance.plan.policy import Declaration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A container of the mesh, with what it declares and the namespace it is in (None while it has none)."""
+
+    workload: Workload
+    declared: Declaration
+    offers: tuple[tuple[Destination, Port], ...]
+    netns: NetnsId | None
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """All of it that matters to rules, names and listeners; health and readiness do not."""
+        w = self.workload
+        return (w.id, self.declared, self.netns, w.attachments, w.published)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One network namespace and the members that share it (`docker run --network container:…`)."""
+
+    netns: NetnsId
+    members: tuple[Member, ...]
+    networks: frozenset[str]
+    addresses: frozenset[IPv4Address]
+    proxy: IPv4Address
+    """The host's address on its first network that has one."""
+    address: IPv4Address | None
+    """Where this host reaches it."""
+    gateways: frozenset[IPv4Address | IPv6Address]
+    published: frozenset[tuple[Protocol, int]]
+
+
+class Members:
+    """Reads members from snapshots; one that did not change is the same object as before."""
+
+    def __init__(self) -> None:
+        self._former: dict[str, Member] = {}
+
+    def read(self, s: Snapshot) -> tuple[Member, ...]:
+        """Return the members of this host sorted by id. Containers with a problem are none."""
+        found = {}
+        for w in sorted((w for w in s.workloads if w.problem is None), key=lambda w: w.id):
+            member = self._former.get(w.id)
+            if member is None or member.workload is not w or w.revision is not None:
+                fresh = _member(w, s.specs)
+                if fresh != member:
+                    member = fresh
+            found[w.id] = member
+        self._former = found
+        return tuple(found.values())
+
+
+def _member(w: Workload, specs: Mapping[str, Service]) -> Member:
+    declared = declaration(w, specs)
+    gone = w.netns is None or w.state in (RunState.EXITED, RunState.DEAD)
+    return Member(
+        workload=w,
+        declared=declared,
+        offers=tuple(zip(declared.destinations, declared.ports, strict=True)),
+        netns=None if gone or w.netns is None else w.netns.id,
+    )
+
+
+def groups(members: Iterable[Member], networks: Mapping[str, DockerNetwork]) -> tuple[Group, ...]:
+    """Return the namespaces that can be served, sorted: those where some network has an address of this host."""
+    sharing: dict[NetnsId, list[Member]] = {}
+    for member in members:
+        if member.netns is not None:
+            sharing.setdefault(member.netns, []).append(member)
+    found = (_group(netns, tuple(inside), networks) for netns, inside in sorted(sharing.items()))
+    return tuple(group for group in found if group is not None)
+
+
+def _group(netns: NetnsId, members: tuple[Member, ...], networks: Mapping[str, DockerNetwork]) -> Group | None:
+    attachments = [a for m in members for a in m.workload.attachments]
+    proxies = [gateway for a in attachments if (gateway := _gateway(a, networks)) is not None]
+    if not proxies:
+        return None
+    addresses = [a.address for a in attachments if a.address is not None]
+    gateways: set[IPv4Address | IPv6Address] = set(proxies)
+    gateways.update(a.gateway6 for a in attachments if a.gateway6 is not None)
+    for a in attachments:
+        if a.network in networks:
+            gateways.update(networks[a.network].gateways)
+    return Group(
+        netns=netns,
+        members=members,
+        networks=frozenset(a.network for a in attachments),
+        addresses=frozenset(addresses),
+        proxy=proxies[0],
+        address=addresses[0] if addresses else None,
+        gateways=frozenset(gateways),
+        published=frozenset().union(*(m.workload.published for m in members)),
+    )
+
+
+def _gateway(attachment: Attachment, networks: Mapping[str, DockerNetwork]) -> IPv4Address | None:
+    """Return this host's address on the network; an internal network names none to its containers."""
+    if attachment.gateway is not None:
+        return attachment.gateway
+    network = networks.get(attachment.network)
+    return next((g for g in network.gateways if isinstance(g, IPv4Address)), None) if network is not None else None

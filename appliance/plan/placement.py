@@ -1,0 +1,81 @@
+"""Which machine runs which replica: computed alike on every machine, agreed with nobody (DESIGN §6).
+
+Rendezvous hashing with a limit: each pair of replica and machine has a score, and pairs are taken from the highest
+score down, until every replica has a machine; no machine gets more than its even share, rounded up. So replicas
+spread evenly, the order of the machines does not matter, and little moves when one comes or goes: 1.1 to 1.7 times the
+least possible (1/n of the replicas), where hashing without the limit moves the least but may put all on one machine.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from appliance.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from appliance.model.facts import Machine, Settings
+    from appliance.model.spec import Service
+
+
+def place(service: Service, machines: Iterable[Machine]) -> tuple[str, ...]:
+    """Return the node of each replica, by replica number; empty when no machine meets the constraint."""
+    nodes = {m.node for m in machines if fits(service.constraint, m.node, m.meta)}
+    return _place(service.name, service.count, tuple(sorted(nodes)))
+
+
+def placement(service: Service, settings: Settings, machines: Iterable[Machine]) -> tuple[str, ...]:
+    """Return the node of each replica as this machine sees it.
+
+    This machine always counts as one of the healthy: it knows better than the registry, and a registry that has lost
+    it for a moment must not make it stop everything.
+    """
+    nodes = {m.node for m in machines if m.node != settings.node and fits(service.constraint, m.node, m.meta)}
+    if fits(service.constraint, settings.node, settings.meta):
+        nodes.add(settings.node)
+    return _place(service.name, service.count, tuple(sorted(nodes)))
+
+
+def fits(constraint: str | None, node: str, meta: Iterable[tuple[str, str]]) -> bool:
+    """Whether a machine meets the constraint: none, a node's name, or `key==value` of its meta."""
+    if constraint is None:
+        return True
+    key, equals, value = constraint.partition("==")
+    if not equals:
+        return constraint.strip() == node
+    return (key.strip(), value.strip()) in tuple(meta)
+
+
+def check_constraint(service: Service, settings: Settings, machines: Iterable[Machine]) -> None:
+    """Raise InputError when no machine meets the service's constraint."""
+    constraint = service.constraint
+    metas = {m.node: m.meta for m in machines} | {settings.node: settings.meta}
+    if constraint is None or any(fits(constraint, node, meta) for node, meta in metas.items()):
+        return
+    known = metas.keys() | {f"{key}=={value}" for meta in metas.values() for key, value in meta}
+    hint = did_you_mean(constraint, known) or "; write a node's name or key==value of its meta"
+    raise InputError(f'service "{service.name}": no machine meets the constraint "{constraint}"{hint}')
+
+
+@lru_cache(maxsize=4096)
+def _place(service: str, count: int, nodes: tuple[str, ...]) -> tuple[str, ...]:
+    if not nodes:
+        return ()
+    if len(nodes) == 1:
+        return nodes * count
+    most = -(-count // len(nodes))
+    load = dict.fromkeys(nodes, 0)
+    placed: dict[int, str] = {}
+    pairs = sorted((-_score(service, replica, node), replica, node) for replica in range(count) for node in nodes)
+    for _, replica, node in pairs:
+        if replica not in placed and load[node] < most:
+            placed[replica] = node
+            load[node] += 1
+    return tuple(placed[replica] for replica in range(count))
+
+
+def _score(service: str, replica: int, node: str) -> int:
+    return int.from_bytes(blake2b(f"{service}/{replica}/{node}".encode(), digest_size=8).digest(), "big")

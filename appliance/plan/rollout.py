@@ -1,0 +1,218 @@
+"""What to do next with the containers that meshbox creates. Pure and stepwise: each pass looks at what is there.
+
+- Missing ones are created, stopped ones started, surplus ones and those of a removed service retired.
+- A change replaces one replica of a service after another. The new container is started first, and the old one is
+  retired once the new one is ready; a container with volumes is retired first, because two cannot share its data.
+- The next replica waits until every replica that already has the new revision is ready, so a revision that never gets
+  ready costs nothing but the one container with it.
+- A container whose service has neither a spec nor a tombstone is left alone.
+- A replica that belongs on another machine now is retired once that machine announces its full share.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import orjson
+
+from appliance.model.facts import RunState
+from appliance.model.names import Destination, Name
+from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
+from appliance.plan.placement import placement
+from appliance.plan.readiness import is_ready, missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from appliance.model.facts import Snapshot, Workload
+    from appliance.model.rollout import Action
+    from appliance.model.spec import Container, Service
+
+_STOPPED = (RunState.EXITED, RunState.CREATED)
+_GOING = (RunState.REMOVING, RunState.DEAD)
+"""Never to run again, but their names are taken until Docker has removed them."""
+
+
+def revision(container: Container) -> str:
+    """Return 8 hex digits that change with whatever makes a new container necessary; ports and allowances do not."""
+    health = container.health
+    content = (
+        container.name,
+        container.image,
+        container.cpu,
+        container.memory,
+        container.command,
+        container.env,
+        container.volumes,
+        health and (health.command, health.interval, health.timeout, health.retries, health.start_period),
+    )
+    return blake2b(orjson.dumps(content), digest_size=4).hexdigest()
+
+
+def replicas(s: Snapshot) -> tuple[ReplicaKey, ...]:
+    """Return what this machine runs, sorted."""
+    return tuple(
+        sorted(
+            ReplicaKey(service=service.name, replica=replica, container=c.name)
+            for service in s.specs.values()
+            for replica, node in enumerate(placement(service, s.settings, s.machines))
+            if node == s.settings.node
+            for c in service.containers
+        )
+    )
+
+
+def rollout(s: Snapshot, *, busy: frozenset[ReplicaKey] = frozenset()) -> tuple[Action, ...]:
+    """Return what can be done now, sorted by key; nothing for the keys that are `busy`."""
+    managed = _managed(s.workloads)
+    actions: list[Action] = []
+    for service in s.specs.values():
+        placed = placement(service, s.settings, s.machines)
+        here = [replica for replica, node in enumerate(placed) if node == s.settings.node]
+        actions += _surplus(s, service, placed, managed.get(service.name, {}))
+        actions += _service(service, here, managed.get(service.name, {}), busy)
+    for name in s.tombstones.keys() - s.specs.keys():
+        for key, workloads in managed.get(name, {}).items():
+            actions += _retire(key, workloads, "its service was removed")
+    allowed = [a for a in actions if a.key not in busy]
+    return tuple(sorted(allowed, key=lambda a: (a.key, not isinstance(a, Retire))))
+
+
+def retiring(s: Snapshot) -> frozenset[str]:
+    """Return the ids of the containers that are to go: no connection is sent there any more."""
+    return frozenset(a.workload_id for a in rollout(s) if isinstance(a, Retire))
+
+
+def progress(s: Snapshot) -> tuple[Progress, ...]:
+    """Return how far each container that this machine runs has come, as far as one can see from outside."""
+    managed = _managed(s.workloads)
+    found = []
+    for key in replicas(s):
+        service = s.specs[key.service]
+        container = service.container(key.container)
+        if container is None:
+            continue
+        workloads = managed.get(key.service, {}).get(key, [])
+        current = _current(workloads, revision(container))
+        if current is not None:
+            waits = missing(current, container.ports)
+            state = waits or "ready"
+        else:
+            waits = "old revision serves" if workloads else "to be created"
+            state = waits
+        found.append(Progress(key=key, state=state, ready=waits is None, machine=s.settings.node))
+    return tuple(found)
+
+
+_Replicas = dict[ReplicaKey, list["Workload"]]
+
+
+def _managed(workloads: Iterable[Workload]) -> dict[str, _Replicas]:
+    """Return the containers that meshbox created, by service and key."""
+    found: dict[str, _Replicas] = {}
+    for w in sorted((w for w in workloads if w.revision is not None), key=lambda w: (w.started_at, w.id)):
+        if w.replica is not None:
+            key = ReplicaKey(service=w.name.service, replica=w.replica, container=w.name.container)
+            found.setdefault(key.service, {}).setdefault(key, []).append(w)
+    return found
+
+
+def _current(workloads: Iterable[Workload], wanted: str) -> Workload | None:
+    return next((w for w in workloads if w.revision == wanted and w.state not in _GOING), None)
+
+
+def _retire(key: ReplicaKey, workloads: Iterable[Workload], reason: str) -> list[Action]:
+    return [Retire(key=key, workload_id=w.id, reason=reason) for w in workloads if w.state is not RunState.REMOVING]
+
+
+def _surplus(
+    s: Snapshot, service: Service, placed: tuple[str, ...], managed: Mapping[ReplicaKey, list[Workload]]
+) -> list[Action]:
+    """Retire what the spec no longer has, and what another machine runs by now."""
+    actions: list[Action] = []
+    for key, workloads in managed.items():
+        if service.container(key.container) is None:
+            actions += _retire(key, workloads, "the service has no such container any more")
+        elif key.replica >= service.count:
+            actions += _retire(key, workloads, f"the service has only {service.count} replicas now")
+        elif placed and placed[key.replica] != s.settings.node:
+            owner = placed[key.replica]
+            if _serves(s, service, owner, placed.count(owner)):
+                actions += _retire(key, workloads, f"machine {owner} runs it now")
+    return actions
+
+
+def _serves(s: Snapshot, service: Service, node: str, share: int) -> bool:
+    """Whether the node announces each destination of the service with its full share of replicas."""
+    announced = {e.destination: e.weight for e in s.endpoints if e.node == node}
+    return all(
+        announced.get(
+            Destination(name=Name(service=service.name, container=c.name), port=p.mesh, protocol=p.protocol), 0
+        )
+        >= share
+        for c in service.containers
+        for p in c.ports
+    )
+
+
+def _service(
+    service: Service, here: list[int], managed: Mapping[ReplicaKey, list[Workload]], busy: frozenset[ReplicaKey]
+) -> list[Action]:
+    """Create, start and replace the service's containers on this machine."""
+    wanted = {c.name: revision(c) for c in service.containers}
+    actions: list[Action] = []
+    outdated: list[int] = []
+    held = False
+    """Some replica with the new revision is not ready yet: no further one is touched."""
+    for replica in here:
+        behind = False
+        for c in service.containers:
+            key = ReplicaKey(service=service.name, replica=replica, container=c.name)
+            going = [w for w in managed.get(key, []) if w.state in _GOING]
+            workloads = [w for w in managed.get(key, []) if w not in going]
+            actions += _retire(key, going, "Docker failed to remove it")
+            if any(w.revision == wanted[c.name] for w in going):
+                held = True
+                continue
+            current = _current(workloads, wanted[c.name])
+            former = [w for w in workloads if w is not current]
+            if current is None and former:
+                behind = True
+                held = held or key in busy
+                continue
+            if current is None:
+                actions.append(Create(key=key, container=c, revision=wanted[c.name]))
+            elif current.state in _STOPPED:
+                actions.append(Start(key=key, workload_id=current.id))
+            ready = current is not None and is_ready(current, c.ports)
+            held = held or not ready
+            actions += _superseded(key, former, everything=ready or bool(c.volumes))
+        if behind:
+            outdated.append(replica)
+    if outdated and not held:
+        actions += _replace(service, outdated[0], wanted, managed)
+    return actions
+
+
+def _superseded(key: ReplicaKey, former: list[Workload], *, everything: bool) -> list[Action]:
+    """Retire former revisions: all of them, or all but the one that serves until the new one is ready."""
+    serving = max(former, key=lambda w: (is_ready(w, w.ports), w.started_at, w.id), default=None)
+    gone = former if everything else [w for w in former if w is not serving]
+    return _retire(key, gone, "a new revision takes its place")
+
+
+def _replace(
+    service: Service, replica: int, wanted: Mapping[str, str], managed: Mapping[ReplicaKey, list[Workload]]
+) -> list[Action]:
+    """Begin to replace one replica's outdated containers."""
+    actions: list[Action] = []
+    for c in service.containers:
+        key = ReplicaKey(service=service.name, replica=replica, container=c.name)
+        workloads = managed.get(key, [])
+        if workloads and _current(workloads, wanted[c.name]) is None:
+            if c.volumes:
+                actions += _retire(key, workloads, "a new revision takes its place")
+            else:
+                actions.append(Create(key=key, container=c, revision=wanted[c.name]))
+    return actions

@@ -1,0 +1,225 @@
+"""All of a host's wanted state that does not depend on which backends are ready: rules, names, sockets.
+
+`Shaper` remembers what it made last and hands out the same objects for whatever did not change. Results never depend
+on that memory, only the time does: what is the same object is compared, and skipped by the next diff, at a glance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, TypeVar
+
+from appliance.model.network import HostRuleset, Listener, Route, WorkloadRuleset, Zone
+from appliance.plan.allocate import allocate
+from appliance.plan.members import groups
+from appliance.plan.policy import Catalogue, Reach, catalogue, reach
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from appliance.model.facts import Allocations, Snapshot
+    from appliance.model.names import Destination, Name
+    from appliance.model.network import NetnsId
+    from appliance.plan.members import Group, Member
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The wanted state without backends. Maps have one entry per destination, namespace or container id."""
+
+    allocations: Allocations
+    sockets: Mapping[Destination, Listener]
+    rulesets: Mapping[NetnsId, WorkloadRuleset]
+    host_ruleset: HostRuleset
+    dns_addresses: frozenset[IPv4Address]
+    zone: Zone
+    addresses: Mapping[str, IPv4Address]
+    """Where this host reaches each container."""
+
+
+class Shaper:
+    """Makes shapes, one after another."""
+
+    def __init__(self) -> None:
+        self._inputs: tuple[object, ...] = ()
+        self._kept: Allocations | None = None
+        self._shape: Shape | None = None
+        self._known = Catalogue()
+        self._reaches: dict[str, tuple[Member, Reach]] = {}
+        self._routes: dict[Destination, Route] = {}
+        self._group_routes: dict[NetnsId, tuple[Reach, frozenset[Route]]] = {}
+
+    def shape(self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]) -> Shape:
+        """Return the shape for these members; `remote` is what other machines serve. Raises as `allocate` does."""
+        facts = (s.settings, dict(s.specs), s.networks, s.host_addresses, s.machines, s.unusable_ports, remote)
+        inputs = (*facts, [m.shape for m in members])
+        last = self._shape
+        if last is None or inputs != self._inputs or s.allocations not in (self._kept, last.allocations):
+            last = self._make(s, members, remote)
+            self._inputs, self._kept, self._shape = inputs, s.allocations, last
+        return last
+
+    def _make(self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]) -> Shape:
+        reaches = self._reach_all(s, members, remote)
+        names: set[Name] = set(self._known.destinations)
+        wanted: set[Destination] = set()
+        offered: set[Destination] = set()
+        for member in members:
+            names |= reaches[member.workload.id].names
+            wanted |= reaches[member.workload.id].destinations
+            offered.update(destination for destination, _ in member.offers)
+        wanted |= offered
+        allocations = allocate(s.allocations, names, wanted, s.settings, s.now, s.unusable_ports)
+        moved = self._route_all(allocations)
+        networks = {n.name: n for n in s.networks}
+        inside = groups(members, networks)
+        routes = self._group_routes = {
+            g.netns: self._routes_of(g, _merged(reaches[m.workload.id] for m in g.members), moved) for g in inside
+        }
+        gateways = {a for g in inside for a in g.gateways if isinstance(a, IPv4Address)}
+        if s.settings.docker_network in networks:
+            gateways.update(a for a in networks[s.settings.docker_network].gateways if isinstance(a, IPv4Address))
+        peers = frozenset(
+            m.address for m in s.machines if m.node != s.settings.node and m.address not in s.host_addresses
+        )
+        callers: dict[int, set[IPv4Address]] = {}
+        for g in inside:
+            for route in routes[g.netns][1]:
+                callers.setdefault(route.proxy_port, set()).update(g.addresses)
+        last = self._shape
+        return Shape(
+            allocations=allocations,
+            sockets=_reused(
+                last.sockets if last else {},
+                {
+                    d: Listener(
+                        destination=d,
+                        port=port,
+                        callers=frozenset(callers.get(port, ())),
+                        peers=peers if d in offered else frozenset(),
+                    )
+                    for d, port in allocations.ports.items()
+                },
+            ),
+            rulesets=_reused(last.rulesets if last else {}, _rulesets(s, inside, routes)),
+            host_ruleset=HostRuleset(
+                proxy_ports=s.settings.proxy_ports,
+                dns_port=s.settings.dns_port,
+                workloads=frozenset(a for g in inside for a in g.addresses),
+                peers=peers,
+                dns_addresses=frozenset(gateways),
+            ),
+            dns_addresses=frozenset(gateways),
+            zone=Zone(
+                suffix=s.settings.suffix,
+                names=allocations.vips,
+                views=_views(inside, routes),
+                subnets=frozenset(net for n in s.networks for net in n.subnets if isinstance(net, IPv4Network)),
+            ),
+            addresses={m.workload.id: g.address for g in inside if g.address is not None for m in g.members},
+        )
+
+    def _reach_all(self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]) -> dict[str, Reach]:
+        """Return each container's reach by its id; only those are computed anew whom a change concerns."""
+        before = self._known
+        after = catalogue(s.specs, (m.declared for m in members), remote)
+        self._known = after = Catalogue(
+            destinations=_reused(before.destinations, after.destinations),
+            services=_reused(before.services, after.services),
+        )
+        changed = {
+            name
+            for name in before.destinations.keys() | after.destinations.keys()
+            if before.destinations.get(name) is not after.destinations.get(name)
+        }
+        found = {}
+        for member in members:
+            declared = member.declared
+            service = declared.name.service
+            former, known = self._reaches.get(member.workload.id, (None, Reach()))
+            if (
+                former is None
+                or former.declared != declared
+                or before.services.get(service) is not after.services.get(service)
+                or not known.names.isdisjoint(changed)
+            ):
+                known = reach(after, service, declared.connect_to)
+            found[member.workload.id] = (member, known)
+        self._reaches = found
+        return {container: known for container, (_, known) in found.items()}
+
+    def _route_all(self, allocations: Allocations) -> frozenset[Destination]:
+        """Bring the routes up to date; return the destinations of those that differ from before."""
+        if self._shape is not None and allocations is self._shape.allocations:
+            return frozenset()
+        before = self._routes
+        after = {
+            d: Route(vip=allocations.vips[d.name], port=d.port, protocol=d.protocol, proxy_port=port)
+            for d, port in allocations.ports.items()
+        }
+        self._routes = after = _reused(before, after)
+        return frozenset(d for d in before.keys() | after.keys() if before.get(d) is not after.get(d))
+
+    def _routes_of(
+        self, group: Group, reachable: Reach, moved: frozenset[Destination]
+    ) -> tuple[Reach, frozenset[Route]]:
+        former = self._group_routes.get(group.netns)
+        if former is not None and former[0] == reachable and moved.isdisjoint(reachable.destinations):
+            return former
+        return reachable, frozenset(self._routes[d] for d in reachable.destinations)
+
+
+def _merged(reaches: Iterable[Reach]) -> Reach:
+    """Return what containers that share a namespace may reach: the rules cannot tell them apart."""
+    first, *others = reaches
+    if not others:
+        return first
+    return Reach(
+        first.destinations.union(*(r.destinations for r in others)), first.names.union(*(r.names for r in others))
+    )
+
+
+def _rulesets(
+    s: Snapshot, inside: Iterable[Group], routes: Mapping[NetnsId, tuple[Reach, frozenset[Route]]]
+) -> dict[NetnsId, WorkloadRuleset]:
+    hosts = frozenset(a for a in s.host_addresses if not a.is_loopback)
+    subnets = frozenset(net for n in s.networks for net in n.subnets)
+    return {
+        g.netns: WorkloadRuleset(
+            netns=g.netns,
+            proxy=g.proxy,
+            dns_port=s.settings.dns_port,
+            vip_range=s.settings.vip_range,
+            proxy_ports=s.settings.proxy_ports,
+            routes=routes[g.netns][1],
+            gateways=g.gateways,
+            hosts=hosts,
+            subnets=subnets,
+            published=g.published,
+        )
+        for g in inside
+    }
+
+
+def _views(
+    inside: Iterable[Group], routes: Mapping[NetnsId, tuple[Reach, frozenset[Route]]]
+) -> dict[IPv4Address, frozenset[Name]]:
+    views: dict[IPv4Address, frozenset[Name]] = {}
+    for g in inside:
+        for address in g.addresses:
+            views[address] = views.get(address, frozenset()) | routes[g.netns][0].names
+    return views
+
+
+_K = TypeVar("_K")
+
+
+def _reused(before: Mapping[_K, _T], after: Mapping[_K, _T]) -> dict[_K, _T]:
+    """Return `after` with the former objects wherever they are equal."""
+    return {
+        key: former if (former := before.get(key)) == value and former is not None else value
+        for key, value in after.items()
+    }
