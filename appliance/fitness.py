@@ -1,0 +1,275 @@
+"""Is this host fit to run the appliance, and how to mend it: `meshbox check`, and the same before `meshbox run`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+import trio
+
+from appliance.drivers.docker import Docker
+from appliance.drivers.hostresolv import RESOLV_CONF, HostResolvers
+from appliance.errors import MeshboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from appliance.config import Config
+    from appliance.model.facts import DockerNetwork
+
+OLDEST_NFT = (0, 9, 6)
+"""Concatenated `addr . port` values in maps, which the redirect needs, came with nftables 0.9.4; 0.9.6 mends them."""
+SMALLEST_VIP_RANGE = 256
+"""Addresses. Virtual IPs are hashes of names: in a smaller range most names would collide."""
+FEW_FILES = 4096
+"""Open files below which a busy proxy runs out: two per connection."""
+PROJECT_BEGAN = 1_790_000_000
+"""Seconds since the epoch: a clock that is before this is wrong."""
+CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
+"""linux/capability.h"""
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at. `remedy` says what to do unless it is ok."""
+
+    subject: str
+    level: Level
+    words: str
+    remedy: str = ""
+
+    @property
+    def line(self) -> str:
+        """What is wrong and how to mend it, in one line."""
+        return f"{self.words}: {self.remedy}" if self.remedy else self.words
+
+
+def ok(subject: str, words: str) -> Finding:
+    """Return a finding that all is well."""
+    return Finding(subject=subject, level=Level.OK, words=words)
+
+
+def failed(subject: str, words: str, remedy: str) -> Finding:
+    """Return a finding that keeps the appliance from running."""
+    return Finding(subject=subject, level=Level.FAILED, words=words, remedy=remedy)
+
+
+def warning(subject: str, words: str, remedy: str) -> Finding:
+    """Return a finding that limits what the appliance can do."""
+    return Finding(subject=subject, level=Level.WARNING, words=words, remedy=remedy)
+
+
+async def examine(config: Config, *, running: bool = False) -> tuple[Finding, ...]:
+    """Look at everything. `running`: an appliance runs here, so that its own ports and lock are as they should be."""
+    findings = [privileges(), *programs()]
+    docker, networks = await _docker(config.docker_socket)
+    findings += [docker, vip_range(config.vip_range, networks, routes())]
+    if not running:
+        gateways = [g for n in networks for g in n.gateways if isinstance(g, IPv4Address)]
+        findings.append(dns_port(config.dns_port, gateways))
+        findings.append(proxy_ports(*config.proxy_ports, taken=listening_ports()))
+    findings += [resolvers(HostResolvers(fixed=config.dns_upstreams)()), open_files(), clock()]
+    return tuple(findings)
+
+
+def privileges() -> Finding:
+    """Root, and the capabilities to enter namespaces and change their rules."""
+    if os.geteuid() != 0:
+        return failed("privileges", "meshbox is not run by root", "run it with sudo, or as a system service")
+    effective = next(
+        (
+            int(line.split()[1], 16)
+            for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+            if line.startswith("CapEff")
+        ),
+        0,
+    )
+    lacking = [
+        name
+        for number, name in ((CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN"))
+        if not effective >> number & 1
+    ]
+    if lacking:
+        return failed("privileges", f"{' and '.join(lacking)} missing", "run the container with --privileged")
+    return ok("privileges", "root, with CAP_NET_ADMIN and CAP_SYS_ADMIN")
+
+
+def programs() -> list[Finding]:
+    """Look for nft in a version that works, and nsenter."""
+    findings = []
+    if shutil.which("nft") is None:
+        findings.append(failed("nft", "the program nft was not found", "apt-get install nftables"))
+    else:
+        answer = subprocess.run(["nft", "--version"], capture_output=True, text=True, check=False).stdout
+        findings.append(nft_version(answer))
+    if shutil.which("nsenter") is None:
+        findings.append(failed("nsenter", "the program nsenter was not found", "apt-get install util-linux"))
+    else:
+        findings.append(ok("nsenter", "present"))
+    return findings
+
+
+def nft_version(answer: str) -> Finding:
+    """Judge what `nft --version` printed."""
+    found = re.search(r"v(\d+)\.(\d+)\.(\d+)", answer)
+    oldest = ".".join(map(str, OLDEST_NFT))
+    if found is None:
+        return failed("nft", f'nft answers "{answer.strip()[:60]}" to --version', f"install nftables {oldest} or later")
+    version = tuple(int(part) for part in found.groups())
+    if version < OLDEST_NFT:
+        return failed("nft", f"nft is version {'.'.join(map(str, version))}", f"install nftables {oldest} or later")
+    return ok("nft", f"version {'.'.join(map(str, version))}")
+
+
+async def _docker(path: str) -> tuple[Finding, tuple[DockerNetwork, ...]]:
+    try:
+        async with Docker(path) as docker:
+            with trio.fail_after(10):
+                version = await docker.version()
+                return ok("Docker", f"version {version.engine} on {path}"), await docker.networks()
+    except MeshboxError as error:
+        words, _, remedy = str(error).partition(": ")
+        return failed("Docker", words, remedy or "start Docker, or name its socket with docker_socket"), ()
+    except trio.TooSlowError:
+        return failed("Docker", f"no answer on {path} within 10 s", "look at the Docker daemon's log"), ()
+
+
+def routes() -> tuple[IPv4Network, ...]:
+    """Return the host's IPv4 routes except the default one."""
+    answer = subprocess.run(["ip", "-j", "-4", "route"], capture_output=True, check=False).stdout
+    found = []
+    for route in orjson.loads(answer or b"[]"):
+        destination = route.get("dst", "default")
+        if destination != "default":
+            found.append(IPv4Network(destination))
+    return tuple(found)
+
+
+def vip_range(chosen: IPv4Network, networks: Sequence[DockerNetwork], on_host: Iterable[IPv4Network]) -> Finding:
+    """Virtual IPs must be many, and nobody else's."""
+    subject = "vip_range"
+    if chosen.num_addresses < SMALLEST_VIP_RANGE:
+        return failed(
+            subject,
+            f"vip_range {chosen} has only {chosen.num_addresses} addresses",
+            f"choose one of at least {SMALLEST_VIP_RANGE}, such as 240.0.0.0/4",
+        )
+    for network in networks:
+        for subnet in network.subnets:
+            if isinstance(subnet, IPv4Network) and subnet.overlaps(chosen):
+                return failed(
+                    subject,
+                    f'vip_range {chosen} overlaps {subnet} of the Docker network "{network.name}"',
+                    "choose a range that nothing else uses, such as 240.0.0.0/4",
+                )
+    for route in on_host:
+        if route.overlaps(chosen):
+            return failed(
+                subject,
+                f"vip_range {chosen} overlaps this host's route to {route}",
+                "choose a range that nothing else uses, such as 240.0.0.0/4",
+            )
+    return ok(subject, f"{chosen} is free")
+
+
+def dns_port(port: int, gateways: Iterable[IPv4Address]) -> Finding:
+    """Look whether the DNS port is free on the addresses where containers reach this host.
+
+    Without one, a loopback address that nobody has stands for them: it tells of a program that has all addresses.
+    """
+    for address in gateways or [IPv4Address("127.86.66.53")]:
+        for kind, name in ((socket.SOCK_DGRAM, "udp"), (socket.SOCK_STREAM, "tcp")):
+            with socket.socket(socket.AF_INET, kind) as probe:
+                if kind == socket.SOCK_STREAM:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((str(address), port))
+                except OSError as error:
+                    if error.errno == errno.EADDRNOTAVAIL:
+                        continue  # a network without an interface at this moment
+                    return failed(
+                        "DNS port",
+                        f"{address}:{port}/{name} cannot be bound ({os.strerror(error.errno or 0)})",
+                        f"stop the DNS server there or let it listen on other addresses (ss -lnp sport = {port}),"
+                        " or set dns_port to a free port",
+                    )
+    return ok("DNS port", f"{port} is free where containers reach it")
+
+
+def listening_ports() -> frozenset[int]:
+    """Return the local ports of all listening TCP and bound UDP sockets (proc(5), /proc/net/tcp)."""
+    found = set()
+    for table, states in (("tcp", {"0A"}), ("tcp6", {"0A"}), ("udp", {"07"}), ("udp6", {"07"})):
+        path = Path("/proc/net") / table
+        for line in path.read_text(encoding="ascii").splitlines()[1:] if path.exists() else ():
+            words = line.split()
+            if words[3] in states:
+                found.add(int(words[1].rpartition(":")[2], 16))
+    return frozenset(found)
+
+
+def proxy_ports(first: int, last: int, *, taken: frozenset[int]) -> Finding:
+    """Look who else listens in the proxy's range: such ports are passed over, but some must be left."""
+    held = sorted(port for port in taken if first <= port <= last)
+    if not held:
+        return ok("proxy ports", f"{first}-{last} are free")
+    ports = ", ".join(map(str, held[:5])) + (" …" if len(held) > 5 else "")
+    if len(held) == last - first + 1:
+        return failed("proxy ports", f"all of proxy_ports {first}-{last} are in use", "set proxy_ports to a free range")
+    return warning(
+        "proxy ports", f"{ports} of proxy_ports {first}-{last} in use", "they are passed over; choose another range"
+    )
+
+
+def resolvers(found: Sequence[tuple[str, int]]) -> Finding:
+    """Look where questions about names outside the mesh go."""
+    if not found:
+        return warning(
+            "resolvers", f"{RESOLV_CONF} names no IPv4 resolver", "names outside the mesh fail; set dns_upstreams"
+        )
+    servers = ", ".join(f"{address}:{port}" for address, port in found)
+    if all(IPv4Address(address).is_loopback for address, _ in found):
+        return warning(
+            "resolvers",
+            f"{servers}: only loopback",
+            "containers that others put on user-defined networks may not see mesh names; name a resolver elsewhere in"
+            f" {RESOLV_CONF} or in Docker's daemon.json (dns)",
+        )
+    return ok("resolvers", servers)
+
+
+def open_files() -> Finding:
+    """Look at the limit of open files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
+        return warning(
+            "open files", f"limit is {hard}", "raise it (ulimit -n, LimitNOFILE=): two are used a connection"
+        )
+    return ok("open files", f"limit is {'none' if hard == resource.RLIM_INFINITY else hard}")
+
+
+def clock() -> Finding:
+    """Look for a clock that was never set."""
+    if time.time() < PROJECT_BEGAN:
+        return warning("clock", f"it is {time.strftime('%Y-%m-%d')} here", "set the clock (timedatectl set-ntp true)")
+    return ok("clock", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
