@@ -1,0 +1,245 @@
+"""Why a client reaches a destination, or does not: the whole way, step by step, until it stops.
+
+name → virtual IP → rule in the client's namespace → listener → may it → backends and their health.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from appliance.model.facts import RunState
+from appliance.model.names import Allowance, Destination, Protocol
+from appliance.plan.policy import catalogue, declaration, may_reach
+from appliance.plan.readiness import missing, serves
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from appliance.model.facts import Snapshot, Workload
+    from appliance.model.names import Name
+    from appliance.model.state import HostState
+    from appliance.model.stats import ListenerStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Station:
+    """One station of the way: what was found there, and what to write or do if the way ends here."""
+
+    station: str
+    passed: bool
+    words: str
+    remedy: str = ""
+
+
+def find_client(client: str, s: Snapshot) -> tuple[Workload, ...]:
+    """Return the containers meant by a mesh name, a Docker name, an id (4 or more digits) or an address."""
+    return tuple(
+        w
+        for w in s.workloads
+        if client in (str(w.name), w.docker_name, *map(str, w.addresses))
+        or (len(client) >= 4 and w.id.startswith(client))
+    )
+
+
+def why(
+    client: Workload, wanted: Allowance, s: Snapshot, have: HostState, stats: Iterable[ListenerStats]
+) -> tuple[Station, ...]:
+    """Walk the way of a connection from `client`; the last station is where it ends. `wanted` has a port."""
+    destination = Destination(name=wanted.name, port=wanted.port or 0, protocol=wanted.protocol or Protocol.TCP)
+    way: list[Station] = []
+    for station in (
+        _client(client),
+        _name(client, destination, s, have),
+        _port(destination, s),
+        _allowed(client, destination, s),
+        _rule(client, destination, have),
+        _listener(client, destination, have),
+        _backends(destination, s, have, stats),
+    ):
+        way.append(station)
+        if not station.passed:
+            break
+    return tuple(way)
+
+
+def _client(client: Workload) -> Station:
+    what = f"{client.name} is container {client.docker_name}"
+    if client.problem is not None:
+        return Station(
+            station="client", passed=False, words=f"{what}, which cannot be in the mesh", remedy=client.problem
+        )
+    if client.state is not RunState.RUNNING or client.netns is None:
+        return Station(station="client", passed=False, words=f"{what}, which is {client.state}", remedy="start it")
+    return Station(
+        station="client",
+        passed=True,
+        words=f"{what} at {', '.join(map(str, client.addresses))}, namespace {client.netns.id}",
+    )
+
+
+def _name(client: Workload, destination: Destination, s: Snapshot, have: HostState) -> Station:
+    vip = have.zone.names.get(destination.name) if have.zone is not None else None
+    views = have.zone.views if have.zone is not None else {}
+    if any(destination.name in views.get(address, ()) for address in client.addresses):
+        return Station(station="name", passed=True, words=f"{destination.name} resolves to {vip}")
+    if not _exists(destination.name, s):
+        return Station(
+            station="name",
+            passed=False,
+            words=f"nothing is called {destination.name}, so the name is looked up outside the mesh",
+            remedy=f'deploy service "{destination.name.service}" with a container "{destination.name.container}"',
+        )
+    return Station(
+        station="name",
+        passed=False,
+        words=f"{client.name} may not reach {destination.name}, so the name does not exist for it (NXDOMAIN)",
+        remedy=_write(client, destination),
+    )
+
+
+def _port(destination: Destination, s: Snapshot) -> Station:
+    offered = sorted(_offered(destination.name, s))
+    if destination in offered:
+        return Station(station="port", passed=True, words=f"{destination} is declared")
+    if not offered:
+        return Station(
+            station="port",
+            passed=False,
+            words=f"nothing called {destination.name} offers a port yet, so connections are refused",
+            remedy=f'deploy it with ports=["{destination.port}/{destination.protocol}"]',
+        )
+    has = ", ".join(f"{d.port}/{d.protocol}" for d in offered)
+    return Station(
+        station="port",
+        passed=False,
+        words=f"{destination.name} does not offer {destination.port}/{destination.protocol}, only {has}",
+        remedy=f'dial one of these, or add "{destination.port}/{destination.protocol}" to its ports',
+    )
+
+
+def _allowed(client: Workload, destination: Destination, s: Snapshot) -> Station:
+    declared = declaration(client, s.specs)
+    if client.name.service == destination.name.service:
+        return Station(station="may it", passed=True, words=f'both are containers of service "{client.name.service}"')
+    if may_reach(client.name.service, declared.connect_to, destination):
+        entry = next(a for a in declared.connect_to if a.covers(destination))
+        return Station(station="may it", passed=True, words=f'its connect_to has "{entry}"')
+    return Station(
+        station="may it",
+        passed=False,
+        words=f"{client.name} did not declare {destination}, so its namespace refuses it",
+        remedy=_write(client, destination),
+    )
+
+
+def _rule(client: Workload, destination: Destination, have: HostState) -> Station:
+    ruleset = have.rulesets.get(client.netns.id) if client.netns is not None else None
+    routes = ruleset.routes if ruleset is not None else ()
+    vip = have.zone.names.get(destination.name) if have.zone is not None else None
+    for route in routes:
+        if (route.vip, route.port, route.protocol) == (
+            vip,
+            destination.port,
+            destination.protocol,
+        ) and ruleset is not None:
+            return Station(
+                station="rule",
+                passed=True,
+                words=f"its namespace redirects {vip}:{route.port} to {ruleset.proxy}:{route.proxy_port}",
+            )
+    return Station(
+        station="rule",
+        passed=False,
+        words="its namespace has no rule for it yet",
+        remedy="look for nft faults in the log and in `meshbox check`; the push is tried again by itself",
+    )
+
+
+def _listener(client: Workload, destination: Destination, have: HostState) -> Station:
+    listener = have.listeners.get(destination)
+    if listener is None:
+        return Station(
+            station="listener",
+            passed=False,
+            words=f"no listener is open for {destination}",
+            remedy="look for port faults in the log; it is tried again by itself",
+        )
+    if listener.callers.isdisjoint(client.addresses):
+        return Station(
+            station="listener",
+            passed=False,
+            words=f"the listener on port {listener.port} does not know this caller yet",
+            remedy="wait for the next pass; if it stays so, report it with `meshbox workloads --json`",
+        )
+    return Station(station="listener", passed=True, words=f"the proxy listens on port {listener.port} and lets it in")
+
+
+def _backends(destination: Destination, s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> Station:
+    backends = have.listeners[destination].backends
+    counted = {b.backend: b for found in stats if found.destination == destination for b in found.backends}
+    waiting = [reason for w in s.workloads if (reason := _not_serving(w, destination, s))]
+    if not backends:
+        return Station(
+            station="backends",
+            passed=False,
+            words="no backend is ready" + (f": {'; '.join(waiting)}" if waiting else ""),
+            remedy="look at `meshbox workloads` and the container's log"
+            if waiting
+            else f'deploy or start service "{destination.name.service}"',
+        )
+    words = []
+    out = 0
+    for backend in backends:
+        count = counted.get(backend)
+        state = ""
+        if count is not None and count.ejected > 0:
+            out += 1
+            state = f" (refused connections; left out for {count.ejected:.1f} s)"
+        words.append(f"{backend.label or 'backend'} at {backend.address}:{backend.port}{state}")
+    return Station(
+        station="backends",
+        passed=out < len(backends),
+        words="; ".join([*words, *waiting]),
+        remedy="" if out < len(backends) else "look whether the program in these containers listens on that port",
+    )
+
+
+def _not_serving(workload: Workload, destination: Destination, s: Snapshot) -> str | None:
+    if workload.name != destination.name:
+        return None
+    ports = [
+        p
+        for p in declaration(workload, s.specs).ports
+        if (p.mesh, p.protocol) == (destination.port, destination.protocol)
+    ]
+    if not ports or serves(workload, ports[0]):
+        return None
+    return f"{workload.docker_name} is {missing(workload, ports) or 'not ready'}"
+
+
+def _offered(name: Name, s: Snapshot) -> frozenset[Destination]:
+    known = catalogue(
+        s.specs,
+        (declaration(w, s.specs) for w in s.workloads if w.problem is None),
+        (e.destination for e in s.endpoints),
+    )
+    return known.destinations.get(name, frozenset())
+
+
+def _exists(name: Name, s: Snapshot) -> bool:
+    spec = s.specs.get(name.service)
+    return (
+        (spec is not None and spec.container(name.container) is not None)
+        or any(w.name == name for w in s.workloads)
+        or any(e.destination.name == name for e in s.endpoints)
+    )
+
+
+def _write(client: Workload, destination: Destination) -> str:
+    entry = f"{destination.name}:{destination.port}"
+    if destination.protocol is not Protocol.TCP:
+        entry += f"/{destination.protocol}"
+    if client.revision is None:
+        return f"add {entry} to the label meshbox.connect_to of {client.docker_name}"
+    return f'add "{entry}" to connect_to of container "{client.name.container}" in service "{client.name.service}"'
