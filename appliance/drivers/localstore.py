@@ -1,0 +1,161 @@
+"""The embedded store: one machine's specs, tombstones and allocations in one local file (`Registry`).
+
+With Consul as registry the allocations stay here, and the specs are the copy that a boot without Consul starts from.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from appliance.drivers import statefile
+from appliance.drivers.registryfacts import RegistryFacts
+from appliance.drivers.statefile import DamagedError, State
+from appliance.errors import HostError, RetryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from appliance.model.facts import Allocations
+    from appliance.model.network import Registration
+    from appliance.model.spec import Service
+
+log = structlog.get_logger()
+
+TOMBSTONE_LIFE = 30 * 24 * 3600.0
+"""Seconds after which a removal is forgotten: longer than a machine that still runs the service should be away."""
+
+
+class LocalStore:
+    """State in `<folder>/state.json`. Load it before anything else; what it holds in memory is what is on disk."""
+
+    def __init__(
+        self, folder: Path, *, bell: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._path = folder / "state.json"
+        self._bell = bell
+        self._clock = clock
+        self._lock = trio.Lock()
+        self._state = State()
+        self.facts = RegistryFacts()
+        self.damaged: str | None = None
+        """What was wrong with the file at start, and where it is now."""
+
+    @property
+    def specs(self) -> Mapping[str, Service]:
+        """The deployed services by name."""
+        return self._state.specs
+
+    @property
+    def tombstones(self) -> Mapping[str, float]:
+        """When removed services were removed."""
+        return self._state.tombstones
+
+    @property
+    def allocations(self) -> Allocations:
+        """Virtual IPs and proxy ports of this machine."""
+        return self._state.allocations
+
+    async def load(self) -> None:
+        """Read the file. A damaged one is moved aside and reported; what is left of it is used.
+
+        Raises HostError when a newer meshbox wrote it or it cannot be read.
+        """
+        try:
+            content = await trio.to_thread.run_sync(self._path.read_bytes)
+            self._state = statefile.load(content, str(self._path))
+        except FileNotFoundError:
+            self._state = State()
+        except DamagedError as error:
+            await self._save_what_is_left(error)
+        except OSError as error:
+            raise HostError(f"cannot read {self._path}: {error.strerror}; check its owner and the disk") from error
+        self._publish()
+
+    async def _save_what_is_left(self, error: DamagedError) -> None:
+        try:
+            aside = await trio.to_thread.run_sync(statefile.set_aside, self._path, self._clock())
+        except OSError as cause:
+            raise HostError(f"{error}; and it cannot be moved aside: {cause.strerror}") from cause
+        self.damaged = f"{error}; it was moved to {aside}"
+        log.error(
+            "the state file is damaged",
+            cause=str(error),
+            moved_to=str(aside),
+            services_left=sorted(error.rest.specs),
+            hint="deploy what is missing again; its containers run on untouched meanwhile",
+        )
+        await self._write(error.rest)
+
+    async def replace_specs(self, specs: Mapping[str, Service], tombstones: Mapping[str, float]) -> None:
+        """Keep these, for a registry whose truth is elsewhere. Raises RetryError when the disk refuses."""
+        async with self._lock:
+            await self._write(replace(self._state, specs=dict(specs), tombstones=dict(tombstones)))
+
+    # -- Registry
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load, say so, and wait to be cancelled: a file does not change by itself."""
+        await self.load()
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def put_spec(self, service: Service) -> None:
+        """Store a service's spec. Raises RetryError when the disk refuses."""
+        async with self._lock:
+            tombstones = {name: when for name, when in self.tombstones.items() if name != service.name}
+            await self._write(replace(self._state, specs={**self.specs, service.name: service}, tombstones=tombstones))
+
+    async def remove_spec(self, name: str) -> bool:
+        """Put a tombstone in place of a spec; False when there is none. Raises RetryError when the disk refuses."""
+        async with self._lock:
+            if name not in self.specs:
+                return False
+            now = self._clock()
+            tombstones = {n: when for n, when in self.tombstones.items() if now - when < TOMBSTONE_LIFE}
+            specs = {n: service for n, service in self.specs.items() if n != name}
+            await self._write(replace(self._state, specs=specs, tombstones={**tombstones, name: now}))
+            return True
+
+    async def keep_allocations(self, allocations: Allocations) -> None:
+        """Store virtual IPs and proxy ports. Raises RetryError when the disk refuses."""
+        async with self._lock:
+            await self._write(replace(self._state, allocations=allocations), ring=False)
+
+    async def register(self, registration: Registration) -> None:
+        """Do nothing: there is nobody else to tell."""
+
+    async def deregister(self, registration: Registration) -> None:
+        """Do nothing: nobody was told."""
+
+    def watch(self, services: frozenset[str]) -> None:
+        """Do nothing: all that exists is here."""
+
+    async def _write(self, state: State, *, ring: bool = True) -> None:
+        if state == self._state and self._path.exists():
+            return
+        content = statefile.dump(state)
+        try:
+            # Shielded: what is under way on disk must be known in memory too.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._save, content)
+        except OSError as error:
+            raise RetryError(
+                f"cannot write {self._path}: {error.strerror}; check the disk's space and mount"
+            ) from error
+        self._state = state
+        self._publish(ring=ring)
+
+    def _save(self, content: bytes) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        statefile.write(self._path, content)
+
+    def _publish(self, *, ring: bool = True) -> None:
+        self.facts = RegistryFacts(specs=self.specs, tombstones=self.tombstones, allocations=self.allocations)
+        if ring:
+            self._bell()

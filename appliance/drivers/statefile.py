@@ -1,0 +1,150 @@
+"""The state on disk as JSON, and back: specs, tombstones, allocations. Written atomically, read with suspicion."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from appliance.errors import HostError, MeshboxError
+from appliance.model.facts import Allocations
+from appliance.model.names import Destination, Name
+from appliance.model.specparse import parse_service, service_to_raw
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from appliance.model.spec import Service
+
+SCHEMA = 1
+"""Version of the file's layout. A greater one was written by a newer meshbox and is not touched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What the file holds."""
+
+    specs: Mapping[str, Service] = field(default_factory=dict)
+    tombstones: Mapping[str, float] = field(default_factory=dict)
+    allocations: Allocations = field(default_factory=Allocations)
+
+
+class DamagedError(MeshboxError):
+    """The file is not what it should be. `rest` is what could still be read."""
+
+    def __init__(self, what: str, rest: State) -> None:
+        super().__init__(what)
+        self.rest = rest
+
+
+def dump(state: State) -> bytes:
+    """Return the file's content."""
+    a = state.allocations
+    return orjson.dumps(
+        {
+            "schema": SCHEMA,
+            "specs": [service_to_raw(service) for _, service in sorted(state.specs.items())],
+            "tombstones": dict(state.tombstones),
+            "allocations": {
+                "vips": {str(name): str(address) for name, address in a.vips.items()},
+                "ports": {str(destination): port for destination, port in a.ports.items()},
+                "freed_vips": {str(address): when for address, when in a.freed_vips.items()},
+                "freed_names": {str(name): str(address) for name, address in a.freed_names.items()},
+            },
+        },
+        option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS,
+    )
+
+
+def load(content: bytes, where: str) -> State:
+    """Parse a file's content. Raises DamagedError, or HostError when a newer meshbox wrote it."""
+    try:
+        raw = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise DamagedError(f"{where} is no JSON: {error}", State()) from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
+        raise DamagedError(f"{where} has no schema version", State())
+    if raw["schema"] > SCHEMA:
+        raise HostError(
+            f"{where} was written by a newer meshbox (schema {raw['schema']}, this one knows {SCHEMA}): "
+            "install that version again, or move the file away to start afresh"
+        )
+    faults: list[str] = []
+    specs = {}
+    for item in _part(raw, "specs", list, faults):
+        try:
+            service = parse_service(item, where)
+        except MeshboxError as error:
+            faults.append(str(error))
+        else:
+            specs[service.name] = service
+    tombstones = _entries(raw, "tombstones", (str, float), faults)
+    state = State(specs=specs, tombstones=tombstones, allocations=_allocations(raw, faults))
+    if faults:
+        raise DamagedError(f"{where}: {'; '.join(faults)}", state)
+    return state
+
+
+def _allocations(raw: dict[str, Any], faults: list[str]) -> Allocations:
+    part = _part(raw, "allocations", dict, faults)
+    return Allocations(
+        vips=_entries(part, "vips", (Name.parse, IPv4Address), faults),
+        ports=_entries(part, "ports", (Destination.parse, _port), faults),
+        freed_vips=_entries(part, "freed_vips", (IPv4Address, float), faults),
+        freed_names=_entries(part, "freed_names", (Name.parse, IPv4Address), faults),
+    )
+
+
+def _part(raw: dict[str, Any], key: str, kind: type, faults: list[str]) -> Any:
+    part = raw.get(key, kind())
+    if isinstance(part, kind):
+        return part
+    faults.append(f'"{key}" is {part!r}, not a {kind.__name__}')
+    return kind()
+
+
+def _entries(raw: dict[str, Any], key: str, parsers: tuple[Any, Any], faults: list[str]) -> dict[Any, Any]:
+    parse_key, parse_value = parsers
+    found = {}
+    for text, value in _part(raw, key, dict, faults).items():
+        try:
+            found[parse_key(text)] = parse_value(value)
+        except (MeshboxError, ValueError, TypeError) as error:
+            faults.append(f"{key}: {error}")
+    return found
+
+
+def _port(value: object) -> int:
+    if type(value) is int and 1 <= value <= 65535:
+        return value
+    raise ValueError(f"{value!r} is no port number")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Replace the file's content, all or nothing, also when the power fails. Raises OSError."""
+    new = path.with_name(f"{path.name}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def set_aside(path: Path, now: float) -> Path:
+    """Rename a damaged file to `<name>.damaged-<seconds>`, which never overwrites a former one. Raises OSError."""
+    for number in range(1000):
+        aside = path.with_name(f"{path.name}.damaged-{int(now) + number}")
+        if not aside.exists():
+            path.rename(aside)
+            return aside
+    raise FileExistsError(f"too many files {path}.damaged-*")
