@@ -8,18 +8,28 @@ from urllib.parse import quote
 
 import msgspec
 import orjson
+import structlog
 
 from appliance.drivers import dockerlabels as label
 from appliance.drivers import dockertypes as parse
 from appliance.drivers.dockercreate import PullProgress, image_reference
-from appliance.drivers.dockerhttp import CALL_TIMEOUT, ConflictError, DockerHttp, NotFoundError
-from appliance.errors import HostError
+from appliance.drivers.dockerhttp import (
+    CALL_TIMEOUT,
+    ConflictError,
+    DockerAbsentError,
+    DockerError,
+    DockerHttp,
+    NotFoundError,
+)
+from appliance.errors import HostError, RetryError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from ipaddress import IPv4Network
 
     from appliance.model.facts import DockerNetwork
+
+log = structlog.get_logger()
 
 SOCKET = "/var/run/docker.sock"
 OLDEST_API = (1, 41)
@@ -46,6 +56,14 @@ _EVENTS = {
         "remove",
     ],
 }
+
+
+class ImageError(DockerError):
+    """An image is neither here nor can it be pulled."""
+
+    def __init__(self, image: str, message: str) -> None:
+        """`message` is Docker's own."""
+        super().__init__(f'image "{image}" not found here and not pulled: {message}; pull or build it, or mend image=')
 
 
 class DockerVersion(NamedTuple):
@@ -141,8 +159,8 @@ class Docker:
             return False
         return True
 
-    async def pull(self, image: str, on_progress: Callable[[PullProgress], None]) -> str | None:
-        """Pull an image; `on_progress` is called at each change. Returns Docker's message where it failed."""
+    async def pull(self, image: str, on_progress: Callable[[PullProgress], None]) -> None:
+        """Pull an image; `on_progress` is called at each change. Raises ImageError with Docker's message."""
         name, tag = image_reference(image)
         progress = PullProgress()
         try:
@@ -150,9 +168,12 @@ class Docker:
                 async for line in lines:
                     progress.feed(line)
                     on_progress(progress)
-        except NotFoundError as error:
-            return str(error)
-        return progress.error
+        except DockerAbsentError:
+            raise
+        except DockerError as error:
+            raise ImageError(image, str(error)) from error
+        if progress.error is not None:
+            raise ImageError(image, progress.error)
 
     async def networks(self) -> tuple[DockerNetwork, ...]:
         """Return all networks of this host."""
@@ -173,7 +194,7 @@ class Docker:
             "CheckDuplicate": True,
             "Driver": "bridge",
             "Options": {"com.docker.network.bridge.enable_icc": "false"},
-            "Labels": {label.MANAGED: "true"},
+            "Labels": {parse.MANAGED: "true"},
         }
         if subnet is not None:
             body["IPAM"] = {"Driver": "default", "Config": [{"Subnet": str(subnet)}]}
@@ -190,8 +211,10 @@ class Docker:
         return network
 
     async def remove_network(self, name: str) -> bool:
-        """Remove a network unless containers use it; return whether it is gone."""
+        """Remove a network that meshbox made unless containers use it; return whether there is none now."""
         try:
+            if not parse.made_by_meshbox(await self._http.call("GET", f"/networks/{quote(name)}")):
+                return False
             await self._http.call("DELETE", f"/networks/{quote(name)}")
         except NotFoundError:
             return True
@@ -209,4 +232,9 @@ class Docker:
 
 async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[parse.Event]:
     async for line in lines:
-        yield parse.parse_event(line)
+        try:
+            event = parse.parse_event(line)
+        except RetryError as error:  # reconnecting would only bring the same line again
+            log.warning("an event of Docker's is passed over", cause=str(error))
+        else:
+            yield event

@@ -25,10 +25,8 @@ REPLICA = "meshbox.replica"
 REVISION = "meshbox.revision"
 PORTS = "meshbox.ports"
 CONNECT_TO = "meshbox.connect_to"
-MANAGED = "meshbox.managed"
-"""On networks that meshbox made."""
 
-_KNOWN = (SERVICE, CONTAINER, REPLICA, REVISION, PORTS, CONNECT_TO, MANAGED)
+_KNOWN = (SERVICE, CONTAINER, REPLICA, REVISION, PORTS, CONNECT_TO)
 _OWN_STACK = re.compile(r"runsc|gvisor|kata|firecracker", re.IGNORECASE)
 """Runtimes whose containers do not use the network stack of a namespace of this host."""
 
@@ -149,7 +147,7 @@ def attachments(joined: Iterable[Joined], networks: Mapping[str, DockerNetwork])
         Attachment(
             network=j.network,
             address=j.address,
-            gateway=j.gateway or _gateway4(networks.get(j.network)),
+            gateway=j.gateway or gateway4(networks.get(j.network)),
             address6=j.address6,
             gateway6=j.gateway6,
         )
@@ -170,8 +168,17 @@ def attach_by_address(
         if network is None:
             strange.append(address)
         elif _is_bridge(network):
-            found.append(Attachment(network=network.name, address=address, gateway=_gateway4(network)))
+            found.append(Attachment(network=network.name, address=address, gateway=gateway4(network)))
     return tuple(found), tuple(strange)
+
+
+def gateway4(network: DockerNetwork | None) -> IPv4Address | None:
+    """Return the host's IPv4 address on a network, None where it has none."""
+    gateways: Iterable[IPv4Address | IPv6Address] = network.gateways if network else ()
+    for gateway in gateways:
+        if gateway.version == 4:
+            return gateway
+    return None
 
 
 def shared_with(network_mode: str) -> str | None:
@@ -246,19 +253,8 @@ def _network_problem(joined: Iterable[Joined], networks: Mapping[str, DockerNetw
     if not bridges:
         names = ", ".join(f"{n.name} ({n.driver})" for n in known)
         return f"its network {names} is no bridge that the host can reach: add a bridge network"
-    if all(n.internal for n in bridges):
-        names = ", ".join(n.name for n in bridges)
-        return f"its network {names} is internal, without a route to virtual IPs: add an ordinary bridge network"
     return None
 
 
 def _is_bridge(network: DockerNetwork | None) -> bool:
     return network is not None and network.driver == "bridge"
-
-
-def _gateway4(network: DockerNetwork | None) -> IPv4Address | None:
-    gateways: Iterable[IPv4Address | IPv6Address] = network.gateways if network else ()
-    for gateway in gateways:
-        if gateway.version == 4:
-            return gateway
-    return None

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MANAGED = "meshbox.managed"
+"""Label of networks that meshbox made."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
@@ -154,6 +157,7 @@ class _Network(msgspec.Struct, rename="pascal"):
     name: str
     driver: str = ""
     internal: bool = False
+    labels: dict[str, str] | None = None
     ipam: _Ipam | None = msgspec.field(default=None, name="IPAM")
 
 
@@ -226,6 +230,11 @@ def parse_networks(text: bytes) -> tuple[DockerNetwork, ...]:
 def parse_network(text: bytes) -> DockerNetwork:
     """Parse `GET /networks/{id}`. Raises RetryError."""
     return _network(decode(text, _Network, "description of a network"))
+
+
+def made_by_meshbox(text: bytes) -> bool:
+    """Whether `GET /networks/{id}` describes a network that meshbox made. Raises RetryError."""
+    return MANAGED in (decode(text, _Network, "description of a network").labels or {})
 
 
 def parse_event(text: bytes) -> Event:

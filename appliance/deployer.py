@@ -1,0 +1,238 @@
+"""Carries out what plan/rollout.py wants done with containers: create, start, retire.
+
+Each action is a task of its own, one at a time for each replica's container. What fails is tried again, because the
+next pass asks for it again: not before its back-off is over, at which the bell rings. Nothing here decides what should
+run, and an action that is cut short at any point leaves something that the next pass knows how to go on from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from appliance.backoff import Backoff
+from appliance.drivers import dockerlabels as labels
+from appliance.drivers.dockercreate import create_body, docker_name
+from appliance.drivers.dockerhttp import ConflictError, DockerError, NotFoundError
+from appliance.errors import MeshboxError
+from appliance.logs import Faults
+from appliance.model.facts import RunState
+from appliance.model.rollout import Action, Create, Progress, ReplicaKey, Retire, Start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Mapping
+    from ipaddress import IPv4Address, IPv4Network
+
+    from appliance.drivers.docker import Docker
+    from appliance.drivers.dockertypes import Inspected
+    from appliance.inventory import Bell
+
+log = structlog.get_logger()
+
+DRAIN = 10.0
+"""Seconds that connections to a retired container may take to end."""
+SETTLE = 0.25
+"""Seconds before its connections are first counted: those being opened when it was taken out of the backends."""
+DRAIN_LOOK = 0.1
+"""Seconds between looks at how many are left."""
+
+
+class Deployer:
+    """The containers that meshbox creates, in Docker."""
+
+    def __init__(
+        self,
+        docker: Docker,
+        *,
+        network: str,
+        bell: Bell,
+        pairs_to: Callable[[IPv4Address], int],
+        drain: float = DRAIN,
+        subnet: IPv4Network | None = None,
+        node: str = "",
+        faults: Faults | None = None,
+    ) -> None:
+        """`pairs_to` counts the open connections to an address; `subnet` is for the network where it must be made."""
+        self._docker = docker
+        self._network = network
+        self._bell = bell
+        self._pairs_to = pairs_to
+        self._drain = drain
+        self._subnet = subnet
+        self._node = node
+        self._faults = faults or Faults()
+        self._backoff = Backoff()
+        self._nursery: trio.Nursery | None = None
+        self._busy: set[ReplicaKey] = set()
+        self._progress: dict[ReplicaKey, Progress] = {}
+        self.counts: Counter[str] = Counter()
+        """`created`, `started`, `retired`, `pulled` and `failed` since the start."""
+
+    @property
+    def busy(self) -> frozenset[ReplicaKey]:
+        """What is under way."""
+        return frozenset(self._busy)
+
+    @property
+    def progress(self) -> Mapping[ReplicaKey, Progress]:
+        """What is under way or has failed, in words; what has gone well is not in it."""
+        return self._progress
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry out actions until cancelled; those under way are then cut short."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._busy.clear()
+
+    def submit(self, actions: Iterable[Action]) -> None:
+        """Begin what can begin now; call it at every pass, also with nothing, with all that is to be done."""
+        if self._nursery is None:
+            return
+        now = trio.current_time()
+        asked = tuple(actions)
+        self._forget_all_but({action.key for action in asked})
+        for action in asked:
+            if action.key not in self._busy and not self._backoff.left(_subject(action), now):
+                self._busy.add(action.key)
+                self._nursery.start_soon(self._carry_out, action)
+
+    async def tidy(self) -> bool:
+        """Remove our network if nothing uses it and nothing is under way; return whether there is none now."""
+        return not self._busy and await self._docker.remove_network(self._network)
+
+    def _forget_all_but(self, asked: set[ReplicaKey]) -> None:
+        """Drop failures that nobody asks about any more: the spec was mended or removed."""
+        for key in self._progress.keys() - asked - self._busy:
+            del self._progress[key]
+            self._faults.drop(lambda fault, key=key: fault == ("deploy", str(key)))  # type: ignore[misc]
+
+    async def _carry_out(self, action: Action) -> None:
+        subject = _subject(action)
+        fault = ("deploy", str(action.key))
+        try:
+            match action:
+                case Create():
+                    await self._create(action)
+                case Start():
+                    await self._start(action)
+                case Retire():
+                    await self._retire(action)
+        except MeshboxError as error:
+            self.counts["failed"] += 1
+            self._say(action.key, str(error), failed=True)
+            self._faults.report(fault, "a container cannot be deployed; will try again", error, replica=str(action.key))
+            self._ring_in(self._backoff.charge(subject, trio.current_time()))
+        else:
+            self._progress.pop(action.key, None)
+            self._faults.over(fault)
+            if isinstance(action, Start):  # a program that ends at once is started again more and more seldom
+                self._ring_in(self._backoff.charge(subject, trio.current_time()))
+            else:
+                self._backoff.forget(subject)
+        finally:
+            self._busy.discard(action.key)
+        self._bell()
+
+    def _ring_in(self, delay: float) -> None:
+        async def ring() -> None:
+            await trio.sleep(delay)
+            self._bell()
+
+        if self._nursery is not None:
+            self._nursery.start_soon(ring)
+
+    def _say(self, key: ReplicaKey, state: str, *, failed: bool = False) -> None:
+        self._progress[key] = Progress(key=key, state=state, failed=failed, machine=self._node)
+
+    async def _create(self, action: Create) -> None:
+        key, container = action.key, action.container
+        self._say(key, "creating")
+        network = await self._docker.ensure_network(self._network, subnet=self._subnet)
+        body = create_body(key, container, action.revision, network=network.name, dns=labels.gateway4(network))
+        if not await self._docker.image_present(container.image):
+            self._say(key, "pulling")
+            await self._docker.pull(container.image, lambda progress: self._say(key, str(progress)))
+            self.counts["pulled"] += 1
+            self._say(key, "creating")
+        name = docker_name(key, action.revision)
+        try:
+            container_id = await self._docker.create(name, body)
+        except ConflictError as error:
+            container_id = await self._adopt(name, body, error)
+        self.counts["created"] += 1
+        log.info("container created", container=name, image=container.image)
+        self._say(key, "starting")
+        await self._start_or_clear(container_id)
+
+    async def _adopt(self, name: str, body: Mapping[str, object], conflict: ConflictError) -> str:
+        """Go on from a create whose outcome was never seen: the name is taken, by ourselves as it should be."""
+        try:
+            there = await self._docker.inspect(name)
+        except NotFoundError:
+            raise conflict from None  # gone again; next time
+        if there.listed.labels != body["Labels"] | there.listed.labels:  # type: ignore[operator]
+            raise DockerError(
+                f'container name "{name}" is taken by one that meshbox did not make so: remove or rename it'
+            )
+        if there.started_at:
+            return there.listed.id
+        await self._docker.remove(there.listed.id)
+        return await self._docker.create(name, body)
+
+    async def _start(self, action: Start) -> None:
+        self._say(action.key, "starting")
+        await self._start_or_clear(action.workload_id)
+        self.counts["started"] += 1
+
+    async def _start_or_clear(self, container_id: str) -> None:
+        """Start it. One whose network was removed meanwhile can never start again, and is removed to be made anew."""
+        try:
+            await self._docker.start(container_id)
+        except NotFoundError as error:
+            if "network" in str(error):
+                await self._docker.remove(container_id)
+            raise
+
+    async def _retire(self, action: Retire) -> None:
+        try:
+            there = await self._docker.inspect(action.workload_id)
+        except NotFoundError:
+            return
+        name = there.listed.docker_name
+        if labels.REVISION not in there.listed.labels:
+            raise DockerError(f'container "{name}" was not made by meshbox and is left alone: remove it yourself')
+        if there.listed.state is RunState.RUNNING:
+            await self._drained(action.key, there)
+        self._say(action.key, "stopping")
+        try:
+            await self._docker.stop(action.workload_id, grace=there.stop_timeout)
+        except NotFoundError:
+            return
+        self._say(action.key, "removing")
+        await self._docker.remove(action.workload_id)
+        self.counts["retired"] += 1
+        log.info("container retired", container=name, reason=action.reason)
+
+    async def _drained(self, key: ReplicaKey, there: Inspected) -> None:
+        """Wait until no connection leads there, but not longer than the drain time."""
+        addresses = [j.address for j in there.joined if j.address is not None]
+        self._say(key, "draining")
+        await trio.sleep(min(SETTLE, self._drain))
+        with trio.move_on_after(self._drain - SETTLE):
+            while open_pairs := sum(self._pairs_to(address) for address in addresses):
+                self._say(key, f"draining {open_pairs} connection{'s' if open_pairs > 1 else ''}")
+                await trio.sleep(DRAIN_LOOK)
+
+
+def _subject(action: Action) -> Hashable:
+    """Return what its back-off is about: a changed spec or another container is tried at once."""
+    which = action.revision if isinstance(action, Create) else action.workload_id
+    return type(action), action.key, which

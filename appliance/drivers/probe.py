@@ -1,0 +1,87 @@
+"""Readiness probes: dial a container's TCP port until it accepts a connection for the first time.
+
+The dial leaves from the host's namespace, as the proxy's will. One task per port, ended by the first success or when
+the port is no longer wanted; a connection that was accepted is closed at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
+    from ipaddress import IPv4Address
+
+    from appliance.model.network import NetnsId
+
+FIRST_PAUSE = 0.05
+LAST_PAUSE = 1.0
+"""Seconds between dials: doubling from the first to the last."""
+DIAL_TIMEOUT = 1.0
+
+
+class Probe(NamedTuple):
+    """One port of one run of a container: a restarted container has another namespace, and is probed anew."""
+
+    workload_id: str
+    netns: NetnsId
+    address: IPv4Address
+    port: int
+
+
+class Prober:
+    """Dials what is wanted. `accepted` is called once for each probe that succeeds, which then counts as done."""
+
+    def __init__(self, accepted: Callable[[Probe], None]) -> None:
+        """Probes begin when run() has started."""
+        self._accepted = accepted
+        self._nursery: trio.Nursery | None = None
+        self._wanted: frozenset[Probe] = frozenset()
+        self._under_way: dict[Probe, trio.CancelScope] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Probe until cancelled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self.want(self._wanted)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._under_way.clear()
+
+    def want(self, probes: AbstractSet[Probe]) -> None:
+        """Probe exactly these from now on; what is already being dialled goes on undisturbed."""
+        self._wanted = frozenset(probes)
+        if self._nursery is None:
+            return
+        for probe in [probe for probe in self._under_way if probe not in self._wanted]:
+            self._under_way.pop(probe).cancel()
+        for probe in self._wanted - self._under_way.keys():
+            scope = self._under_way[probe] = trio.CancelScope()
+            self._nursery.start_soon(self._dial_until_accepted, probe, scope)
+
+    async def _dial_until_accepted(self, probe: Probe, scope: trio.CancelScope) -> None:
+        pause = FIRST_PAUSE
+        with scope:
+            while not await accepts(probe.address, probe.port):
+                await trio.sleep(pause)
+                pause = min(pause * 2, LAST_PAUSE)
+            if self._under_way.get(probe) is scope:
+                del self._under_way[probe]
+                self._accepted(probe)
+
+
+async def accepts(address: IPv4Address, port: int) -> bool:
+    """Return whether something accepts a connection there within a second."""
+    with trio.move_on_after(DIAL_TIMEOUT), trio.socket.socket() as sock:
+        try:
+            await sock.connect((str(address), port))
+        except OSError:
+            return False
+        return True
+    return False
