@@ -40,8 +40,9 @@ class HostEffects:
         self._plane.swap_listener(listener)
 
     def close_listener(self, destination: Destination) -> None:
-        """Stop accepting; pairs drain."""
+        """Stop accepting and end what is left: nobody may reach it, or nothing serves it any more."""
         self._plane.close_listener(destination)
+        self._plane.end_pairs(destination)
 
     def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
         """Serve DNS on exactly these addresses."""
@@ -59,7 +60,7 @@ class HostEffects:
         """Bring the table in a workload's namespace to `after`."""
         await self._nft.push(netns.path, text.change_workload(before, after) if before else text.render_workload(after))
 
-    async def drop_ruleset(self, ruleset: WorkloadRuleset, netns: Netns) -> None:
+    async def drop_ruleset(self, netns: Netns) -> None:
         """Remove the table from a namespace, if that still exists."""
         self._watch.remove(netns.id)
         if namespaces.identify(netns.path) == netns.id:

@@ -15,7 +15,7 @@ import trio
 
 from appliance.errors import MeshboxError, RetryError
 from appliance.model import state as st
-from appliance.plan.compile import compile_host
+from appliance.plan.compile import Compiler
 from appliance.plan.diff import apply, diff
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Effects(Protocol):
     async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
         """Bring the table in a workload's namespace to `after`."""
 
-    async def drop_ruleset(self, ruleset: WorkloadRuleset, netns: Netns) -> None:
+    async def drop_ruleset(self, netns: Netns) -> None:
         """Remove the table from a namespace, if that still exists."""
 
     async def keep_allocations(self, allocations: Allocations) -> None:
@@ -97,6 +97,7 @@ class Reconciler:
         self._effects = effects
         self._faults = faults
         self._after_pass = after_pass
+        self._compiler = Compiler()
         self._bell = trio.Event()
         self._urgent = False
         self._tried: set[_Subject] = set()
@@ -156,7 +157,7 @@ class Reconciler:
         facts = self.facts = replace(self._snapshot(), unusable_ports=self.unusable_ports)
         self._namespaces.update({w.netns.id: w.netns for w in facts.workloads if w.netns is not None})
         try:
-            self.want = compile_host(facts)
+            self.want = self._compiler.compile(facts)
         except MeshboxError as error:
             self._faults.report("plan", "cannot plan this host's state; the former one stays", error)
             self._failures += 1
@@ -230,7 +231,7 @@ class Reconciler:
             case st.PushRuleset():
                 await effects.push_ruleset(step.before, step.after, self._netns(step.after.netns))
             case st.DropRuleset():
-                await effects.drop_ruleset(step.ruleset, self._netns(step.ruleset.netns))
+                await effects.drop_ruleset(self._netns(step.ruleset.netns))
             case st.Register():
                 await effects.register(step.registration)
             case st.Deregister():

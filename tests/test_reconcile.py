@@ -87,7 +87,7 @@ class FakeEffects:
         assert before == self.rulesets.get(netns.id)
         self.rulesets[netns.id] = after
 
-    async def drop_ruleset(self, ruleset, netns):
+    async def drop_ruleset(self, netns):
         self._note("drop", netns.path)
         del self.rulesets[netns.id]
 

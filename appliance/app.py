@@ -1,0 +1,253 @@
+"""The appliance: everything wired together, started in order and stopped in reverse.
+
+One nursery tree holds all control-plane tasks. Each part says that it is ready through `nursery.start()`; the whole is
+ready when the admin socket accepts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from appliance import admin, bridge, fitness, logs
+from appliance.dataplane.plane import DataPlane
+from appliance.deployer import Deployer
+from appliance.drivers import netns as namespaces
+from appliance.drivers.docker import Docker
+from appliance.drivers.hostresolv import HostResolvers
+from appliance.drivers.localstore import LocalStore
+from appliance.drivers.nft import HostNft, Nft
+from appliance.drivers.rulesetwatch import RulesetWatch
+from appliance.effects import HostEffects
+from appliance.errors import HostError, MeshboxError, RetryError
+from appliance.inventory import Inventory
+from appliance.logs import Faults
+from appliance.model.facts import Snapshot
+from appliance.model.names import Protocol
+from appliance.plan.policy import declaration
+from appliance.plan.rollout import rollout
+from appliance.reconcile import FULL_PASS, Reconciler
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterable, Iterator
+    from ipaddress import IPv4Address
+
+    from appliance.config import Config
+    from appliance.drivers.registry import Registry
+    from appliance.model.facts import Workload
+    from appliance.model.network import NetnsId
+    from appliance.model.spec import Service
+
+log = structlog.get_logger()
+
+OWN_NAMESPACE = "/proc/self/ns/net"
+DRAIN_POLL = 0.05
+"""Seconds between looks at how many connections are left."""
+
+
+def run(config: Config) -> int:
+    """Run the appliance until SIGTERM or SIGINT; return the exit code. Faults at start are one line and exit 1."""
+    logs.configure(level=config.log_level, form=config.log_format)
+    try:
+        with _only_one(Path(config.run_dir)):
+            return bridge.run(partial(_main, config))
+    except* MeshboxError as group:
+        sys.stderr.write(f"meshbox: {_first(group)}\n")
+        return 1
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@contextmanager
+def _only_one(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of this host. Raises HostError when another appliance has it."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        handle = (run_dir / "lock").open("a+")
+    except OSError as error:
+        raise HostError(f"cannot write {run_dir}: {error.strerror}; run meshbox as root") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise HostError(
+                f"another meshbox (pid {holder}) runs on this host: stop it first; one appliance serves all containers"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+async def _main(config: Config, loop: asyncio.AbstractEventLoop, stopping: trio.Event) -> int:
+    findings = await fitness.examine(config)
+    for finding in findings:
+        if finding.level is fitness.Level.FAILED:
+            raise HostError(finding.line)
+        if finding.level is fitness.Level.WARNING:
+            log.warning(finding.words, remedy=finding.remedy)
+    async with Docker(config.docker_socket) as docker:
+        appliance = Appliance(config, loop, docker)
+        return await appliance.run(stopping)
+
+
+class Appliance:
+    """The parts of a running appliance, and what the admin API asks of it."""
+
+    def __init__(self, config: Config, loop: asyncio.AbstractEventLoop, docker: Docker) -> None:
+        """Make all parts; nothing is started or touched yet."""
+        self.config = config
+        self.started_at = time.time()
+        self.faults = Faults()
+        self._docker = docker
+        self._settings = config.settings()
+        self._host_addresses: frozenset[IPv4Address] = frozenset()
+        self.plane = DataPlane(loop, dns_upstreams=HostResolvers(fixed=config.dns_upstreams), dns_port=config.dns_port)
+        self.registry: Registry = LocalStore(Path(config.state_dir), bell=self.ring)
+        self.inventory = Inventory(
+            docker,
+            netns_dir=config.netns_dir,
+            bell=self.ring,
+            tcp_ports=self._tcp_ports,
+            fresh_netns=self._fresh_netns,
+            faults=self.faults,
+        )
+        self._nft = Nft()
+        self._host_nft = HostNft()
+        self._watch = RulesetWatch(on_drift=self._drifted)
+        self.deployer = Deployer(
+            docker,
+            network=config.docker_network,
+            bell=self.ring,
+            pairs_to=self.plane.pairs_to,
+            drain=config.drain,
+            faults=self.faults,
+        )
+        self.reconciler = Reconciler(
+            snapshot=self.snapshot,
+            effects=HostEffects(
+                plane=self.plane,
+                nft=self._nft,
+                host_nft=self._host_nft,
+                watch=self._watch,
+                registry=self.registry,
+            ),
+            faults=self.faults,
+            after_pass=self._plan_containers,
+        )
+
+    async def run(self, stopping: trio.Event) -> int:
+        """Start everything in order, serve until `stopping`, then drain and stop in reverse."""
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.registry.run)
+                await nursery.start(self._host_nft.run)
+                await self._host_nft.probe()
+                await nursery.start(self._watch.run)
+                await nursery.start(self._follow_host_addresses)
+                await nursery.start(self.inventory.run)
+                await nursery.start(self.deployer.run)
+                await nursery.start(self.reconciler.run)
+                await nursery.start(admin.serve, self, Path(self.config.run_dir) / "admin.sock")
+                gc.collect()
+                gc.freeze()
+                log.info("ready", node=self.config.node, workloads=len(self.inventory.workloads))
+                await stopping.wait()
+                await self._drain()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.plane.close()
+        log.info("stopped; containers and their rules stay as they are")
+        return 0
+
+    def ring(self, *, urgent: bool = False) -> None:
+        """Say that facts have changed."""
+        self.inventory.probe()
+        self.reconciler.ring(urgent=urgent)
+
+    def snapshot(self) -> Snapshot:
+        """Return all facts as they are now."""
+        known = self.registry.facts
+        return Snapshot(
+            now=time.time(),
+            settings=self._settings,
+            specs=known.specs,
+            tombstones=known.tombstones,
+            workloads=self.inventory.workloads,
+            networks=self.inventory.networks,
+            host_addresses=self._host_addresses,
+            allocations=known.allocations,
+            machines=known.machines,
+            endpoints=known.endpoints,
+        )
+
+    async def deploy(self, services: Iterable[Service]) -> None:
+        """Store specs; the loop does the rest. Raises RetryError or HostError when they cannot be stored."""
+        for service in services:
+            await self.registry.put_spec(service)
+        self.ring(urgent=True)
+
+    async def remove(self, name: str) -> bool:
+        """Put a tombstone in place of a service; the loop does the rest. Return False when there is none."""
+        removed = await self.registry.remove_spec(name)
+        self.ring(urgent=True)
+        return removed
+
+    async def _drain(self) -> None:
+        self.plane.stop()
+        active = self.plane.active
+        if active:
+            log.info("draining", connections=active, seconds=self.config.drain)
+        with trio.move_on_after(self.config.drain):
+            while self.plane.active:  # noqa: ASYNC110 — the data plane knows no Trio events, and this is once in a life
+                await trio.sleep(DRAIN_POLL)
+
+    def _plan_containers(self, facts: Snapshot) -> None:
+        self.deployer.submit(rollout(facts, busy=self.deployer.busy))
+
+    def _tcp_ports(self, workload: Workload) -> frozenset[int]:
+        ports = declaration(workload, self.registry.facts.specs).ports
+        return frozenset(p.container for p in ports if p.protocol is Protocol.TCP)
+
+    def _fresh_netns(self, netns: NetnsId) -> None:
+        self._watch.remove(netns)
+        self.reconciler.forget_ruleset(netns)
+
+    def _drifted(self, netns: NetnsId) -> None:
+        if netns == namespaces.identify(OWN_NAMESPACE):
+            log.warning("somebody changed the host's table inet meshbox; putting it back")
+            self.reconciler.forget_host_ruleset()
+        else:
+            log.warning("somebody changed a container's table inet meshbox; putting it back", netns=str(netns))
+            self.reconciler.forget_ruleset(netns)
+
+    async def _follow_host_addresses(self, *, task_status: trio.TaskStatus[None]) -> None:
+        while True:
+            try:
+                found = frozenset(await namespaces.addresses(OWN_NAMESPACE))
+            except (OSError, RetryError) as error:
+                self.faults.report("host addresses", "cannot read this host's addresses; the former ones stay", error)
+            else:
+                self.faults.over("host addresses")
+                if found != self._host_addresses:
+                    self._host_addresses = found
+                    self.reconciler.ring()
+            task_status.started()
+            await trio.sleep(FULL_PASS)
