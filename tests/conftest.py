@@ -1,0 +1,56 @@
+"""Fixtures for system tests: one machine for the whole run, with the appliance at work in each test."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from machine import Machine, Switch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session")
+def switch() -> Iterator[Switch]:
+    """The bridge that machines are plugged into, and the outside world."""
+    with Switch() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def machine(switch: Switch) -> Iterator[Machine]:
+    """A machine with its Docker Engine and all images; the appliance may or may not run."""
+    with Machine(switch, 1) as made:
+        yield made
+
+
+@pytest.fixture
+def mesh(machine: Machine) -> Iterator[Machine]:
+    """The machine with its appliance running and nothing in the mesh; cleared afterwards."""
+    if machine.appliance is None or not machine.appliance.running:
+        machine.appliance = None
+        machine.start()
+    yield machine
+    machine.clear()
+
+
+@pytest.fixture
+def idle(machine: Machine) -> Iterator[Machine]:
+    """The machine without an appliance, for tests that start it in their own way; cleared afterwards."""
+    machine.stop()
+    yield machine
+    with suppress(AssertionError):
+        machine.clear()
+    machine.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show the end of the appliance's log beside a failure."""
+    report = yield
+    machine = getattr(item, "funcargs", {}).get("machine")
+    if report.failed and machine is not None:
+        report.sections.append(("meshbox.log", machine.log(60)))
+    return report

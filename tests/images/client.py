@@ -1,0 +1,177 @@
+"""A container's client for the tests. Prints one line of JSON; errors are the names of errno values.
+
+tcp HOST PORT N        N connections, one after the other: [{answer | error, ms}, …]; answer: what the server says
+udp HOST PORT N [MS]   N datagrams, each from a socket of its own; waits MS (default 2000) for each answer
+resolve NAME           {addresses | error}
+hold HOST PORT N       N connections at once, a word through each: {open, answered, error}
+sum HOST PORT BYTES    sends BYTES, shuts down its sending half, reads to the end: {answer, sent, sha}
+get HOST PORT BYTES    HTTP download: {length, sha, wanted}
+put HOST PORT BYTES    HTTP upload: {answer, sent, sha}
+reset HOST PORT        asks for a reset: {error}; leaves another connection by a reset: {seen}
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json  # noqa: TID251 — the image has only Debian's Python
+import selectors
+import socket
+import struct
+import sys
+import threading
+import time
+from typing import Any
+
+PATTERN = bytes(range(251)) * 4096
+TIMEOUT = 10.0
+
+
+def word(error: OSError) -> str:
+    """Return `ECONNREFUSED` and the like."""
+    if isinstance(error, socket.gaierror):
+        return {v: k for k, v in vars(socket).items() if k.startswith("EAI_")}.get(error.errno, str(error))
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "timeout"
+    return errno.errorcode.get(error.errno or 0, str(error))
+
+
+def tcp(host: str, port: str, count: str) -> list[dict[str, Any]]:
+    """One connection after the other."""
+    found = []
+    for _ in range(int(count)):
+        begin = time.monotonic()
+        result: dict[str, Any] = {}
+        try:
+            with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+                result["answer"] = connection.recv(1000).decode().strip()
+        except OSError as error:
+            result["error"] = word(error)
+        result["ms"] = (time.monotonic() - begin) * 1000
+        found.append(result)
+    return found
+
+
+def udp(host: str, port: str, count: str, wait: str = "2000") -> list[dict[str, Any]]:
+    """One datagram after the other."""
+    found = []
+    for number in range(int(count)):
+        begin = time.monotonic()
+        result: dict[str, Any] = {}
+        with socket.socket(type=socket.SOCK_DGRAM) as connection:
+            connection.settimeout(int(wait) / 1000)
+            try:
+                connection.connect((host, int(port)))
+                connection.send(str(number).encode())
+                result["answer"] = connection.recv(1000).decode()
+            except OSError as error:
+                result["error"] = word(error)
+        result["ms"] = (time.monotonic() - begin) * 1000
+        found.append(result)
+    return found
+
+
+def resolve(name: str) -> dict[str, Any]:
+    """Ask as programs do."""
+    try:
+        return {"addresses": sorted({entry[4][0] for entry in socket.getaddrinfo(name, 1)})}
+    except OSError as error:
+        return {"error": word(error)}
+
+
+def hold(host: str, port: str, count: str) -> dict[str, Any]:
+    """Open all, then talk through each."""
+    chosen = selectors.DefaultSelector()
+    connections: list[socket.socket] = []
+    answered = 0
+    try:
+        for _ in range(int(count)):
+            connections.append(socket.create_connection((host, int(port)), TIMEOUT))  # noqa: PERF401 — count them
+        for number, connection in enumerate(connections):
+            connection.sendall(b"%06d\n" % number)
+            chosen.register(connection, selectors.EVENT_READ, [number, b""])
+        deadline = time.monotonic() + 3 * TIMEOUT
+        while answered < len(connections) and time.monotonic() < deadline:
+            for key, _ in chosen.select(1):
+                assert isinstance(key.fileobj, socket.socket)
+                key.data[1] += key.fileobj.recv(1000)
+                if key.data[1].endswith(b" %06d\n" % key.data[0]):
+                    answered += 1
+                    chosen.unregister(key.fileobj)
+    except OSError as error:
+        return {"open": len(connections), "answered": answered, "error": word(error)}
+    return {"open": len(connections), "answered": answered, "error": None}
+
+
+def pattern(length: int) -> bytes:
+    """Return the bytes 0, 1, …, 250, 0, … of that length."""
+    return (PATTERN * (length // len(PATTERN) + 1))[:length]
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Read to the end."""
+    parts = []
+    while part := connection.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def sum(host: str, port: str, length: str) -> dict[str, Any]:  # noqa: A001 — it is the word on the command line
+    """Half-close."""
+    data = pattern(int(length))
+    with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        answer = read_all(connection).decode()
+    return {"answer": answer, "sent": len(data), "sha": hashlib.sha256(data).hexdigest()}
+
+
+def get(host: str, port: str, length: str) -> dict[str, Any]:
+    """HTTP download."""
+    sha, seen = hashlib.sha256(), 0
+    with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+        connection.sendall(f"GET /{length} HTTP/1.0\r\n\r\n".encode())
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += connection.recv(1)
+        while part := connection.recv(1 << 20):
+            seen += len(part)
+            sha.update(part)
+    return {"length": seen, "sha": sha.hexdigest(), "wanted": hashlib.sha256(pattern(int(length))).hexdigest()}
+
+
+def put(host: str, port: str, length: str) -> dict[str, Any]:
+    """HTTP upload."""
+    data = pattern(int(length))
+    with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+        head = f"POST / HTTP/1.0\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        sender = threading.Thread(target=connection.sendall, args=(head + data,))
+        sender.start()
+        answer = read_all(connection).decode().rpartition("\r\n\r\n")[2]
+        sender.join()
+    return {"answer": answer, "sent": len(data), "sha": hashlib.sha256(data).hexdigest()}
+
+
+def reset(host: str, port: str) -> dict[str, Any]:
+    """Be reset, and reset."""
+    found = {}
+    with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+        connection.sendall(b"reset\n")
+        try:
+            found["error"] = repr(connection.recv(10))
+        except OSError as error:
+            found["error"] = word(error)
+    with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+        connection.sendall(b"half a line")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    deadline = time.monotonic() + TIMEOUT
+    found["seen"] = "nothing"
+    while found["seen"] == "nothing" and time.monotonic() < deadline:
+        with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+            connection.sendall(b"seen\n")
+            found["seen"] = read_all(connection).decode()
+    return found
+
+
+VERBS = {v.__name__: v for v in (tcp, udp, resolve, hold, sum, get, put, reset)}
+print(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 — its answer
