@@ -1,0 +1,184 @@
+"""Single values of the configuration, from TOML's types or the text of a variable or flag.
+
+Each raises `InputError` with a few words that say what was expected; `config` adds where it stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from appliance.errors import InputError, did_you_mean
+from appliance.model.fieldparse import parse_seconds, shown
+from appliance.model.names import MAX_LABEL, parse_label
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_NODE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+def text(value: Any) -> str:
+    """Accept any text, also an empty one."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise InputError(f"{shown(value)} is not text")
+    return value
+
+
+def node(value: Any) -> str:
+    """Accept what may name a machine, in Consul too."""
+    if not isinstance(value, str) or len(value) > MAX_LABEL or not _NODE.fullmatch(value):
+        raise InputError(f'{shown(value)} is no name of a machine; use letters, digits, "-", "_" and "."')
+    return value
+
+
+def node_from(host_name: str) -> str:
+    """Make a machine's name of a host name, whatever that is."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", host_name)[:MAX_LABEL].strip("-._") or "localhost"
+
+
+def path(value: Any) -> str:
+    """Accept an absolute path."""
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise InputError(f"{shown(value)} is no absolute path")
+    return value
+
+
+def optional_path(value: Any) -> str:
+    """Accept an absolute path, or nothing."""
+    return "" if value == "" else path(value)
+
+
+def boolean(value: Any) -> bool:
+    """Accept true and false, or a word for them."""
+    found = value if isinstance(value, bool) else _WORDS.get(str(value).lower())
+    if found is None:
+        raise InputError(f"{shown(value)} is neither true nor false")
+    return found
+
+
+def integer(low: int, high: int) -> Callable[[Any], int]:
+    """Accept whole numbers within the bounds."""
+
+    def parse(value: Any) -> int:
+        number = int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value) else value
+        if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
+            raise InputError(f"{shown(value)} is not a whole number from {low} to {high}")
+        return number
+
+    return parse
+
+
+def seconds(value: Any) -> float:
+    """Accept seconds as a number, or text like "1m30s"."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,6}(\.\d+)?", value):
+        value = float(value)
+    return parse_seconds(value)
+
+
+def choice(*words: str) -> Callable[[Any], str]:
+    """Accept one of these words."""
+
+    def parse(value: Any) -> str:
+        if value not in words:
+            near = did_you_mean(str(value), words) or f"; write {' or '.join(words)}"
+            raise InputError(f"{shown(value)} is not possible{near}")
+        return str(value)
+
+    return parse
+
+
+def network(value: Any) -> IPv4Network:
+    """Accept an IPv4 network in the form 240.0.0.0/4."""
+    try:
+        return IPv4Network(text(value))
+    except ValueError as error:
+        raise InputError(f"{shown(value)} is no IPv4 network such as 240.0.0.0/4 ({error})") from None
+
+
+def virtual_range(value: Any) -> IPv4Network:
+    """Accept a network whose addresses connections can go to."""
+    found = network(value)
+    for special in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "169.254.0.0/16"):
+        if found.overlaps(IPv4Network(special)):
+            raise InputError(f"{found} overlaps {special}, which is not for this; write for example 240.0.0.0/4")
+    return found
+
+
+def optional_network(value: Any) -> IPv4Network | None:
+    """Accept an IPv4 network, or nothing."""
+    return None if value in (None, "") else network(value)
+
+
+def port_range(value: Any) -> tuple[int, int]:
+    """Accept first and last port in the form 20000-29999."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*-\s*(\d{1,6})\s*", value) if isinstance(value, str) else None
+    if match is None:
+        raise InputError(f'{shown(value)} is no range of ports; write for example "20000-29999"')
+    first, last = int(match[1]), int(match[2])
+    if not 1024 <= first <= last <= 65535:
+        raise InputError(f'"{value}" is not possible; write two ports from 1024 to 65535, the lower one first')
+    return first, last
+
+
+def upstreams(value: Any) -> tuple[tuple[str, int], ...]:
+    """Accept resolvers as address or address:port, in a list or separated by commas."""
+    found = []
+    for item in _items(value):
+        address, colon, port = item.partition(":")
+        try:
+            found.append((str(IPv4Address(address)), integer(1, 65535)(port) if colon else 53))
+        except AddressValueError:
+            raise InputError(f'"{item}" is no IPv4 address; write for example 9.9.9.9 or 9.9.9.9:53') from None
+    return tuple(found)
+
+
+def suffix(value: Any) -> str:
+    """Accept a domain name in lower case."""
+    found = text(value).strip(".")
+    for label in found.split("."):
+        parse_label(label, "domain")
+    return found
+
+
+def meta(value: Any) -> tuple[tuple[str, str], ...]:
+    """Accept a table of texts, or key=value separated by commas."""
+    if not isinstance(value, dict):
+        value = dict(_pair(item) for item in _items(value))
+    for key, content in value.items():
+        if not isinstance(content, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(key)):
+            raise InputError(f'{shown(key)} = {shown(content)} is not possible; write for example zone = "a"')
+    return tuple(sorted(value.items()))
+
+
+def consul_address(value: Any) -> str:
+    """Accept a URL of Consul's HTTP API: http, https, or unix."""
+    found = text(value)
+    parts = urlsplit(found)
+    good = (parts.scheme in {"http", "https"} and parts.hostname) or (parts.scheme == "unix" and parts.path)
+    if not good:
+        raise InputError(
+            f"{shown(value)} is no address of Consul; "
+            f"write for example http://127.0.0.1:8500 or unix:///run/consul.sock"
+        )
+    return found.rstrip("/")
+
+
+def _pair(item: str) -> tuple[str, str]:
+    key, equals, content = item.partition("=")
+    if not equals:
+        raise InputError(f'"{item}" has no "="; write for example zone=a')
+    return key, content
+
+
+def _items(value: Any) -> list[str]:
+    """Split text at commas; take a list of texts as it is."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise InputError(f"{shown(value)} is not a list of texts")
+    return list(value)
