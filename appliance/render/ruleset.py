@@ -1,0 +1,163 @@
+"""nft text from rulesets: a prelude of definitions in front of the fixed rules of nft/*.nft.
+
+Every function returns one transaction for `nft -f -`: it applies as a whole or not at all. Only `ipaddress` and `int`
+objects are written, since nft would look up anything else in the DNS. Each list ends with a newline before its brace,
+which nft 1.0.6 wants; it accepts an empty definition but not an empty list of elements.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from appliance.model.network import HostRuleset, Route, WorkloadRuleset
+
+TABLE = "inet meshbox"
+"""Family and name of our table, in workloads' namespaces as in the host's."""
+
+REMOVE = f"add table {TABLE}\ndelete table {TABLE}\n"
+"""Removes our table whether or not it exists. nft 1.0.6 has no `destroy`."""
+
+RANGES = ("subnets", "subnets6")
+"""Sets of ranges: overlapping ones cannot be exchanged element by element, so a change here is a full replace."""
+
+_Sets = dict[str, frozenset[str]]
+"""The elements of each set or map, as nft writes them."""
+
+
+def _template(name: str) -> str:
+    """Read a file of nft/: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    folder = next(f for f in (package / "nft", package.parent / "nft") if f.is_dir())
+    return (folder / name).read_text()
+
+
+_WORKLOAD = _template("workload.nft")
+_HOST = _template("host.nft")
+
+
+def render_workload(r: WorkloadRuleset) -> str:
+    """Return the text that replaces the table in a workload's namespace, whatever was there."""
+    return _render(_workload_values(r), _route_sets(r.proxy, r.routes) | _workload_sets(r), _WORKLOAD)
+
+
+def render_host(r: HostRuleset) -> str:
+    """Return the text that replaces the table in the host's namespace, whatever was there."""
+    return _render(_host_values(r), _host_sets(r), _HOST)
+
+
+def change_workload(before: WorkloadRuleset | None, after: WorkloadRuleset) -> str:
+    """Return the text that brings the table from `before` to `after`: empty when they are the same.
+
+    Only elements where elements suffice, at a cost that depends on what changed and not on how many routes there are;
+    else the whole table. When nft refuses it, the table was not `before`: render it anew. Relies on a proxy port
+    belonging to one destination.
+    """
+    if before is None or _workload_values(before) != _workload_values(after):
+        return render_workload(after)
+    old, new = _workload_sets(before), _workload_sets(after)
+    if _ranges_differ(old, new):
+        return render_workload(after)
+    gone = _route_sets(before.proxy, before.routes - after.routes)
+    come = _route_sets(after.proxy, after.routes - before.routes)
+    return _change(gone | _minus(old, new), come | _minus(new, old))
+
+
+def change_host(before: HostRuleset | None, after: HostRuleset) -> str:
+    """Return the text that brings the host's table from `before` to `after`, as `change_workload` does."""
+    if before is None or _host_values(before) != _host_values(after):
+        return render_host(after)
+    old, new = _host_sets(before), _host_sets(after)
+    return render_host(after) if _ranges_differ(old, new) else _change(_minus(old, new), _minus(new, old))
+
+
+def _workload_values(r: WorkloadRuleset) -> dict[str, str]:
+    return {
+        "proxy": str(r.proxy),
+        "dns_port": str(int(r.dns_port)),
+        "vip_range": str(r.vip_range),
+        "proxy_ports": _port_range(r.proxy_ports),
+    }
+
+
+def _route_sets(proxy: IPv4Address, routes: Iterable[Route]) -> _Sets:
+    to, allowed = [], []
+    for r in routes:
+        dialled = f"{r.vip} . {r.protocol.value} . "
+        to.append(f"{dialled}{int(r.port)} : {proxy} . {int(r.proxy_port)}")
+        allowed.append(f"{dialled}{int(r.proxy_port)}")
+    return {"routes": frozenset(to), "allowed": frozenset(allowed)}
+
+
+def _workload_sets(r: WorkloadRuleset) -> _Sets:
+    """Return all sets but those of the routes, which are by far the longest."""
+    gateways = _addresses(a for a in r.gateways if isinstance(a, IPv4Address)) | {str(r.proxy)}
+    return {
+        "hosts": _addresses(r.hosts) | gateways,
+        "gateways": gateways,
+        "gateways6": _addresses(a for a in r.gateways if isinstance(a, IPv6Address)),
+        "subnets": _networks(n for n in r.subnets if isinstance(n, IPv4Network)),
+        "subnets6": _networks(n for n in r.subnets if isinstance(n, IPv6Network)),
+        "published": frozenset(f"{protocol.value} . {int(port)}" for protocol, port in r.published),
+    }
+
+
+def _host_values(r: HostRuleset) -> dict[str, str]:
+    return {"proxy_ports": _port_range(r.proxy_ports), "dns_port": str(int(r.dns_port))}
+
+
+def _host_sets(r: HostRuleset) -> _Sets:
+    return {
+        "workloads": _addresses(r.workloads),
+        "peers": _addresses(r.peers),
+        "dns_addresses": _addresses(r.dns_addresses),
+        "subnets": _networks(r.subnets),
+        "foreign_ports": frozenset(str(int(port)) for port in r.foreign_ports),
+    }
+
+
+def _port_range(ports: tuple[int, int]) -> str:
+    """Return a range as nft writes it; a range of one port would be refused."""
+    first, last = ports
+    return str(int(first)) if first == last else f"{int(first)}-{int(last)}"
+
+
+def _addresses(addresses: Iterable[IPv4Address | IPv6Address]) -> frozenset[str]:
+    return frozenset(str(a) for a in addresses)
+
+
+def _networks(networks: Iterable[IPv4Network] | Iterable[IPv6Network]) -> frozenset[str]:
+    """Merge overlapping networks, which a set of ranges refuses."""
+    return frozenset(str(n) for n in collapse_addresses(networks))  # type: ignore[type-var]
+
+
+def _render(values: Mapping[str, str], sets: _Sets, rules: str) -> str:
+    parts = [f"define {name} = {value}\n" for name, value in values.items()]
+    parts += [f"define {name} = {_braces(elements)}\n" for name, elements in sets.items()]
+    return "".join([*parts, "\n", rules])
+
+
+def _braces(elements: frozenset[str]) -> str:
+    """Return a list of elements. Sorted, so that equal rulesets are equal texts; the order means nothing to nft."""
+    return "{\n\t" + ",\n\t".join(sorted(elements)) + "\n}" if elements else "{}"
+
+
+def _ranges_differ(a: _Sets, b: _Sets) -> bool:
+    return any(a[name] != b[name] for name in RANGES if name in a)
+
+
+def _minus(a: _Sets, b: _Sets) -> _Sets:
+    return {name: elements - b[name] for name, elements in a.items()}
+
+
+def _change(gone: _Sets, come: _Sets) -> str:
+    """Return the commands that exchange elements.
+
+    Removals come first: an element of a map that gets another value is both removed and added.
+    """
+    commands = [(verb, name, sets[name]) for verb, sets in (("delete", gone), ("add", come)) for name in sets]
+    return "".join(f"{verb} element {TABLE} {name} {_braces(e)}\n" for verb, name, e in commands if e)
