@@ -28,7 +28,7 @@ from appliance.drivers.hostresolv import HostResolvers
 from appliance.drivers.localstore import LocalStore
 from appliance.drivers.nft import HostNft, Nft
 from appliance.drivers.rulesetwatch import RulesetWatch
-from appliance.effects import HostEffects
+from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
 from appliance.inventory import Inventory
 from appliance.logs import Faults
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-OWN_NAMESPACE = "/proc/self/ns/net"
 DRAIN_POLL = 0.05
 """Seconds between looks at how many connections are left."""
 
@@ -62,15 +61,14 @@ def run(config: Config) -> int:
     try:
         with _only_one(Path(config.run_dir)):
             return bridge.run(partial(_main, config))
-    except* MeshboxError as group:
-        sys.stderr.write(f"meshbox: {_first(group)}\n")
+    except (MeshboxError, BaseExceptionGroup) as error:
+        first: BaseException = error
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        if not isinstance(first, MeshboxError):
+            raise
+        sys.stderr.write(f"meshbox: {first}\n")
         return 1
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 @contextmanager
@@ -138,6 +136,8 @@ class Appliance:
             bell=self.ring,
             pairs_to=self.plane.pairs_to,
             drain=config.drain,
+            subnet=config.docker_subnet,
+            node=config.node,
             faults=self.faults,
         )
         self.reconciler = Reconciler(

@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from appliance.drivers import netns as namespaces
+from appliance.model.facts import Netns
 from appliance.render import ruleset as text
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.dataplane.plane import DataPlane
-    from appliance.drivers.netns import RulesetWatch
     from appliance.drivers.nft import HostNft, Nft
     from appliance.drivers.registry import Registry
-    from appliance.model.facts import Allocations, Netns
+    from appliance.drivers.rulesetwatch import RulesetWatch
+    from appliance.model.facts import Allocations
     from appliance.model.names import Destination
     from appliance.model.network import HostRuleset, Listener, Registration, WorkloadRuleset, Zone
+
+OWN_NAMESPACE = "/proc/self/ns/net"
 
 
 class HostEffects:
@@ -54,11 +57,17 @@ class HostEffects:
 
     async def push_host_ruleset(self, before: HostRuleset | None, after: HostRuleset) -> None:
         """Bring the host's own table to `after`."""
-        await self._host_nft.command(text.change_host(before, after) if before else text.render_host(after))
+        await self._host_nft.command(text.change_host(before, after))
+        identity = namespaces.identify(OWN_NAMESPACE)
+        if identity is not None:
+            self._watch.add(Netns(id=identity, path=OWN_NAMESPACE))
 
     async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
         """Bring the table in a workload's namespace to `after`."""
-        await self._nft.push(netns.path, text.change_workload(before, after) if before else text.render_workload(after))
+        await self._nft.push(netns.path, text.change_workload(before, after))
+        if before is None:
+            self._watch.add(netns)
+            await namespaces.ensure_route(netns.path, after.vip_range, after.proxy)
 
     async def drop_ruleset(self, netns: Netns) -> None:
         """Remove the table from a namespace, if that still exists."""
