@@ -196,7 +196,7 @@ class _Place:
         self.text = text
 
     def error(self, words: str) -> InputError:
-        return InputError(f"{self.text}: {words}")
+        return InputError(" ".join(f"{self.text}: {words}".split()))
 
     def known(self, raw: Mapping[str, Any], fields: Sequence[str]) -> None:
         for key in raw:
