@@ -27,6 +27,7 @@ from appliance.roster import Roster
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+    from ipaddress import IPv4Address
 
     from appliance.drivers.docker import Docker
     from appliance.drivers.dockertypes import Event, Inspected
@@ -84,7 +85,8 @@ class Inventory:
         self._newborns = NewbornWatch(netns_dir, self)
         self._prober = Prober(lambda p: self._roster.accepted(p.workload_id, p.netns, p.port))
         self._limit = trio.CapacityLimiter(INSPECTS)
-        self._connecting: dict[str, None] = {}
+        self._connecting: dict[str, list[str]] = {}
+        """Containers on their way from `network connect` to `start`, oldest first → ids of those networks."""
         self._sharing: dict[str, str] = {}
         self._looking: set[str] = set()
         self._look_again: set[str] = set()
@@ -120,6 +122,7 @@ class Inventory:
                 Probe(w.id, w.netns.id, w.addresses[0], port)
                 for w in self._roster.table.values()
                 if w.state is RunState.RUNNING and w.netns is not None and w.addresses and w.problem is None
+                if w.started_at  # before its interface is up, a dial would hang until the kernel asks ARP again
                 for port in frozenset(self._tcp_ports(w)) - w.accepting
             }
         )
@@ -208,7 +211,7 @@ class Inventory:
     def _take(self, event: Event) -> None:
         action = event.action.partition(":")[0]  # `health_status: healthy`
         if event.kind == "network":
-            self._take_network(action, event.attributes.get("container", ""))
+            self._take_network(action, event.id, event.attributes.get("container", ""))
             return
         for sharer in [workload for workload, owner in self._sharing.items() if owner == event.id]:
             self._look(sharer)
@@ -222,14 +225,14 @@ class Inventory:
             if action != "create":  # inspect would wait for the start that follows, whose event brings the rest
                 self._look(event.id)
 
-    def _take_network(self, action: str, container_id: str) -> None:
+    def _take_network(self, action: str, network_id: str, container_id: str) -> None:
         if not container_id:
             if self._nursery is not None:
                 self._nursery.start_soon(self._or_report, self._list_networks)
         elif self._roster.is_settled(container_id):
             self._look(container_id)
         elif action == "connect":
-            self._connecting.setdefault(container_id)
+            self._connecting.setdefault(container_id, []).append(network_id)
         else:
             self._connecting.pop(container_id, None)
 
@@ -297,12 +300,32 @@ class Inventory:
                 return False
         return self._roster.table[container_id].problem is None
 
+    async def reserved(self, container_id: str) -> tuple[IPv4Address, ...]:
+        """Return the addresses that Docker's networks have for it already."""
+        networks: Iterable[str] = self._connecting.get(container_id, ())
+        if not networks:  # the events are behind
+            listed = await self._docker.listed(container_id)
+            networks = listed.networks if listed is not None else ()
+        found = []
+        for network in tuple(networks):
+            try:
+                members = await self._docker.members(network)
+            except NotFoundError:
+                continue
+            if container_id in members.addresses:
+                found.append(members.addresses[container_id])
+        return tuple(found)
+
     async def born(self, newborn: Newborn) -> bool:
         """Publish it, so that its rules are in place when its program starts."""
         _, strange = labels.attach_by_address(newborn.addresses, self.networks)
         if strange:
             await self._list_networks()  # its network is as new as itself
         return self._roster.born(newborn)
+
+    def awaits(self, container_id: str) -> bool:
+        """Return whether its program does not run yet, as far as one knows."""
+        return self._roster.is_starting(container_id)
 
     def vanished(self, path: str) -> None:
         """Look again at a container whose start came to nothing."""

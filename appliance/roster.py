@@ -74,7 +74,7 @@ class Roster:
         now = labels.complete(inspected, networks=self.networks, identify=self._identify, owner=owner)
         if now is None:
             return
-        if now.state not in _ALIVE and self._is_starting(now.id):
+        if now.state not in _ALIVE and self._start_under_way(now.id):
             return  # Docker's answer is from before the start that is under way
         self._starting.pop(now.id, None)
         before = self.table.get(now.id)
@@ -142,12 +142,16 @@ class Roster:
         if self.table.pop(container_id, None) is not None:
             self._changed(urgent=True)
 
+    def is_starting(self, container_id: str) -> bool:
+        """Whether its namespace was seen, and Docker has not shown it as running yet."""
+        return container_id in self._starting
+
     def is_settled(self, container_id: str) -> bool:
         """Whether it runs and Docker has said so: inspect will answer at once."""
         workload = self.table.get(container_id)
         return workload is not None and workload.state in _ALIVE and container_id not in self._starting
 
-    def _is_starting(self, container_id: str) -> bool:
+    def _start_under_way(self, container_id: str) -> bool:
         starting = self._starting.get(container_id)
         return (
             starting is not None

@@ -179,6 +179,10 @@ class Docker:
         """Return all networks of this host."""
         return parse.parse_networks(await self._http.call("GET", "/networks"))
 
+    async def members(self, network: str) -> parse.Members:
+        """Return a network, by id or name, and who is on it, also those being started. Raises NotFoundError."""
+        return parse.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
+
     async def ensure_network(self, name: str, *, subnet: IPv4Network | None = None) -> DockerNetwork:
         """Return the bridge network of this name, made if there is none. Raises HostError if it is not a bridge.
 

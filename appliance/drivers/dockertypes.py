@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -36,6 +36,17 @@ class Listed:
     state: RunState
     labels: Mapping[str, str] = field(default_factory=dict)
     network_mode: str = ""
+    networks: tuple[str, ...] = ()
+    """Names of the networks that it is on or will be on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """A network and who is on it. Docker knows this before a starting container has its namespace."""
+
+    network: DockerNetwork
+    addresses: Mapping[str, IPv4Address]
+    """By container id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +146,14 @@ class _Container(msgspec.Struct, rename="pascal"):
     network_settings: _NetworkSettings
 
 
+class _ListNetworks(msgspec.Struct, rename="pascal"):
+    networks: dict[str, msgspec.Raw] | None = None
+
+
 class _ListEntry(msgspec.Struct, rename="pascal"):
     id: str
     state: RunState
+    network_settings: _ListNetworks | None = None
     names: list[str] | None = None
     image: str = ""
     labels: dict[str, str] | None = None
@@ -153,11 +169,16 @@ class _Ipam(msgspec.Struct, rename="pascal"):
     config: list[_IpamConfig] | None = None
 
 
+class _Member(msgspec.Struct, rename="pascal"):
+    ipv4_address: str = msgspec.field(default="", name="IPv4Address")
+
+
 class _Network(msgspec.Struct, rename="pascal"):
     name: str
     driver: str = ""
     internal: bool = False
     labels: dict[str, str] | None = None
+    containers: dict[str, _Member] | None = None
     ipam: _Ipam | None = msgspec.field(default=None, name="IPAM")
 
 
@@ -192,6 +213,7 @@ def parse_list(text: bytes) -> tuple[Listed, ...]:
             state=entry.state,
             labels=entry.labels or {},
             network_mode=entry.host_config.network_mode if entry.host_config else "",
+            networks=tuple((entry.network_settings.networks if entry.network_settings else None) or ()),
         )
         for entry in decode(text, list[_ListEntry], "list of containers")
     )
@@ -210,6 +232,7 @@ def parse_inspect(text: bytes) -> Inspected:
             state=state.status,
             labels=container.config.labels or {},
             network_mode=container.host_config.network_mode,
+            networks=tuple(settings.networks or ()),
         ),
         runtime=container.host_config.runtime,
         sandbox_key=settings.sandbox_key,
@@ -230,6 +253,19 @@ def parse_networks(text: bytes) -> tuple[DockerNetwork, ...]:
 def parse_network(text: bytes) -> DockerNetwork:
     """Parse `GET /networks/{id}`. Raises RetryError."""
     return _network(decode(text, _Network, "description of a network"))
+
+
+def parse_members(text: bytes) -> Members:
+    """Parse `GET /networks/{id}`. Raises RetryError."""
+    network = decode(text, _Network, "description of a network")
+    return Members(
+        network=_network(network),
+        addresses={
+            container_id: IPv4Interface(member.ipv4_address).ip
+            for container_id, member in (network.containers or {}).items()
+            if member.ipv4_address
+        },
+    )
 
 
 def made_by_meshbox(text: bytes) -> bool:

@@ -1,10 +1,11 @@
 """Containers whose namespace exists but whose program does not run yet: the moment at which rules must go in.
 
-Docker's start of a container (20.10, libnetwork's `SetKey` called from runc's prestart hook): endpoints are made
+Docker's start of a container (20.10, libnetwork's `SetKey` called from runc's prestart hook): addresses are reserved
 (`network connect` event) → runc's init stands in a new namespace → that namespace is bound to a file in Docker's
-netns directory → interfaces are moved in and get their addresses → runc starts the program → `start` event. The file
-appears 80 to 200 ms before the program; inspect blocks until all is over and the list shows no address, so
-owner and addresses are read from the namespace itself.
+netns directory → interfaces are moved in and get their addresses, 50 to 110 ms after the file → runc starts the program
+→ `start` event, some 30 ms later. Inspect blocks until all is over and the list shows no address. So the owner is read
+from the namespace itself, and its addresses from the networks' own descriptions, which have them from the beginning;
+where those do not tell, they are read inside the namespace as soon as they are there.
 """
 
 from __future__ import annotations
@@ -50,8 +51,14 @@ class Parent(Protocol):
     async def concerns(self, container_id: str) -> bool:
         """Return whether this container's rules are ours. Raises MeshboxError."""
 
+    async def reserved(self, container_id: str) -> tuple[IPv4Address, ...]:
+        """Return the addresses that Docker's networks have for it, as far as they tell. Raises MeshboxError."""
+
     async def born(self, newborn: Newborn) -> bool:
-        """Take in what is known so far; return whether later addresses are of interest."""
+        """Take in what is known so far; return whether later addresses are of interest. Raises MeshboxError."""
+
+    def awaits(self, container_id: str) -> bool:
+        """Return whether the container's program does not run yet."""
 
     def vanished(self, path: str) -> None:
         """Take in that the file of a namespace is gone."""
@@ -87,14 +94,19 @@ class NewbornWatch:
         try:
             container_id = await namespaces.pid_owner(path) or self._parent.oldest_connecting()
             if container_id is not None and await self._parent.concerns(container_id):
-                with trio.move_on_after(PATIENCE):
-                    await self._tell_addresses(container_id, Netns(id=netns_id, path=path))
+                netns = Netns(id=netns_id, path=path)
+                addresses = await self._parent.reserved(container_id)
+                if addresses:
+                    await self._parent.born(Newborn(container_id=container_id, netns=netns, addresses=addresses))
+                else:
+                    with trio.move_on_after(PATIENCE):
+                        await self._look_inside(container_id, netns)
         except MeshboxError as error:
             if namespaces.identify(path) == netns_id:
                 log.warning("rules of a starting container come late", netns=path, cause=str(error))
 
-    async def _tell_addresses(self, container_id: str, netns: Netns) -> None:
-        """Tell of its first address at once, and of further ones while they are of interest."""
+    async def _look_inside(self, container_id: str, netns: Netns) -> None:
+        """Tell of its first address at once, and of those of further networks until it has started."""
         told: tuple[IPv4Address, ...] = ()
         found = await namespaces.wait_addresses(netns.path, timeout=PATIENCE)
         while namespaces.identify(netns.path) == netns.id:
@@ -104,4 +116,6 @@ class NewbornWatch:
                 if not await self._parent.born(newborn):
                     return
             await trio.sleep(LOOK_AGAIN)
+            if not self._parent.awaits(container_id):
+                return
             found = await namespaces.addresses(netns.path)
