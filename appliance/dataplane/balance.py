@@ -107,6 +107,10 @@ class Balancer:
     def succeeded(self, state: BackendState) -> None:
         """Count an established connection; the backend is in again."""
         state.opened += 1
+        self.alive(state)
+
+    def alive(self, state: BackendState) -> None:
+        """Note a sign of life; the backend is in again."""
         if state.failures:
             state.failures = 0
             state.ejected_until = 0.0

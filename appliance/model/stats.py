@@ -25,7 +25,10 @@ class BackendStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerStats:
-    """Counters of one listener. `refused` callers were not allowed; `failed` found no backend."""
+    """Counters of one listener. `refused` callers were not allowed; `failed` found no backend.
+
+    UDP only: `evicted` sessions were ended early to make room, `dropped` datagrams could not be passed on.
+    """
 
     destination: Destination
     port: int
@@ -34,6 +37,8 @@ class ListenerStats:
     failed: int
     active: int
     backends: tuple[BackendStats, ...]
+    evicted: int = 0
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

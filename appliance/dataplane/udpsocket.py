@@ -1,0 +1,72 @@
+"""UDP sockets with room for bursts, and the address that a datagram asked (IP_PKTINFO, ip(7))."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from socket import SocketType
+
+    Client = tuple[str, int]
+    Control = list[tuple[int, int, bytes]]
+
+RECEIVE_BUFFER = 4 << 20
+"""Bytes of kernel memory a socket may queue; used only while datagrams wait."""
+PASSING = frozenset((errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE))
+"""Errors of a send that say nothing about the other side."""
+
+IP_PKTINFO = 8
+"""From linux/in.h; Python's socket module does not have it."""
+PKTINFO = struct.Struct("=i4s4s")
+"""struct in_pktinfo: interface index, our address, address in the header."""
+PKTINFO_SPACE = socket.CMSG_SPACE(PKTINFO.size)
+SO_RCVBUFFORCE = 33
+"""From asm-generic/socket.h: beyond net.core.rmem_max, with CAP_NET_ADMIN."""
+
+BUFFER = memoryview(bytearray(1 << 16))
+"""One for all, larger than any UDP datagram: what is read is sent before anything else is read."""
+BUFFERS = [BUFFER]
+
+
+def listen(port: int) -> SocketType:
+    """Return a socket on all addresses that tells which one was asked. Raises OSError (EADDRINUSE)."""
+    sock = _socket()
+    try:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        sock.bind(("0.0.0.0", port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def connect(address: tuple[str, int]) -> SocketType:
+    """Return a socket for one backend. Raises OSError (EMFILE; ENETUNREACH and the like)."""
+    sock = _socket()
+    try:
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def reply_control(asked: Control) -> Control:
+    """Return the control data that makes an answer leave from the address that `asked` came with."""
+    for level, kind, data in asked:
+        if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(data) >= PKTINFO.size:
+            _, local, _ = PKTINFO.unpack_from(data)
+            return [(socket.IPPROTO_IP, IP_PKTINFO, PKTINFO.pack(0, local, bytes(4)))]
+    return []
+
+
+def _socket() -> SocketType:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    return sock
