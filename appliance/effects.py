@@ -67,6 +67,7 @@ class HostEffects:
         await self._nft.push(netns.path, text.change_workload(before, after))
         if before is None:
             self._watch.add(netns)
+        if after.internal:
             await namespaces.ensure_route(netns.path, after.vip_range, after.proxy)
 
     async def drop_ruleset(self, netns: Netns) -> None:

@@ -85,6 +85,8 @@ class WorkloadRuleset:
     """Subnets of every Docker network here: other containers' own addresses are rejected."""
     published: frozenset[tuple[Protocol, int]] = frozenset()
     """Container ports that Docker publishes: reachable from everywhere."""
+    internal: bool = False
+    """All its networks are `internal`: without a default route, it needs one to the virtual IPs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

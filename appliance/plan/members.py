@@ -50,6 +50,8 @@ class Group:
     """Where this host reaches it."""
     gateways: frozenset[IPv4Address | IPv6Address]
     published: frozenset[tuple[Protocol, int]]
+    internal: bool
+    """All its networks are internal ones."""
 
 
 class Members:
@@ -113,6 +115,7 @@ def _group(netns: NetnsId, members: tuple[Member, ...], networks: Mapping[str, D
         address=addresses[0] if addresses else None,
         gateways=frozenset(gateways),
         published=frozenset().union(*(m.workload.published for m in members)),
+        internal=all(a.network in networks and networks[a.network].internal for a in attachments),
     )
 
 

@@ -89,6 +89,7 @@ class Shaper:
         for g in inside:
             for route in routes[g.netns][1]:
                 callers.setdefault(route.proxy_port, set()).update(g.addresses)
+        subnets = frozenset(net for n in s.networks for net in n.subnets if isinstance(net, IPv4Network))
         last = self._shape
         return Shape(
             allocations=allocations,
@@ -111,13 +112,15 @@ class Shaper:
                 workloads=frozenset(a for g in inside for a in g.addresses),
                 peers=peers,
                 dns_addresses=frozenset(gateways),
+                subnets=subnets,
+                foreign_ports=s.unusable_ports,
             ),
             dns_addresses=frozenset(gateways),
             zone=Zone(
                 suffix=s.settings.suffix,
                 names=allocations.vips,
                 views=_views(inside, routes),
-                subnets=frozenset(net for n in s.networks for net in n.subnets if isinstance(net, IPv4Network)),
+                subnets=subnets,
             ),
             addresses={m.workload.id: g.address for g in inside if g.address is not None for m in g.members},
         )
@@ -199,6 +202,7 @@ def _rulesets(
             hosts=hosts,
             subnets=subnets,
             published=g.published,
+            internal=g.internal,
         )
         for g in inside
     }
