@@ -117,6 +117,7 @@ class Appliance:
         self._docker = docker
         self._settings = config.settings()
         self._host_addresses: frozenset[IPv4Address] = frozenset()
+        self._unneeded_network = trio.Event()
         self.plane = DataPlane(loop, dns_upstreams=HostResolvers(fixed=config.dns_upstreams), dns_port=config.dns_port)
         self.registry: Registry = LocalStore(Path(config.state_dir), bell=self.ring)
         self.inventory = Inventory(
@@ -164,6 +165,7 @@ class Appliance:
                 await nursery.start(self._follow_host_addresses)
                 await nursery.start(self.inventory.run)
                 await nursery.start(self.deployer.run)
+                nursery.start_soon(self._tidy)
                 await nursery.start(self.reconciler.run)
                 await nursery.start(admin.serve, self, Path(self.config.run_dir) / "admin.sock")
                 gc.collect()
@@ -212,15 +214,33 @@ class Appliance:
 
     async def _drain(self) -> None:
         self.plane.stop()
-        active = self.plane.active
-        if active:
-            log.info("draining", connections=active, seconds=self.config.drain)
+        if left := self._pairs():
+            log.info("draining", connections=left, seconds=self.config.drain)
         with trio.move_on_after(self.config.drain):
-            while self.plane.active:  # noqa: ASYNC110 — the data plane knows no Trio events, and this is once in a life
+            while self._pairs():  # noqa: ASYNC110 — the data plane knows no Trio events, and this is once in a life
                 await trio.sleep(DRAIN_POLL)
+
+    def _pairs(self) -> int:
+        """Count open TCP pairs; UDP sessions end by silence, which nobody waits for."""
+        return sum(1 for c in self.plane.connections() if c.destination.protocol is Protocol.TCP)
 
     def _plan_containers(self, facts: Snapshot) -> None:
         self.deployer.submit(rollout(facts, busy=self.deployer.busy))
+        needed = facts.specs or any(w.revision is not None for w in facts.workloads)
+        if not needed and any(n.name == self.config.docker_network for n in facts.networks):
+            self._unneeded_network.set()
+
+    async def _tidy(self) -> None:
+        """Remove our Docker network each time after the last container that needed it."""
+        while True:
+            await self._unneeded_network.wait()
+            self._unneeded_network = trio.Event()
+            try:
+                await self.deployer.tidy()
+            except RetryError as error:
+                self.faults.report("tidy", "cannot remove the Docker network; will try again", error)
+            else:
+                self.faults.over("tidy")
 
     def _tcp_ports(self, workload: Workload) -> frozenset[int]:
         ports = declaration(workload, self.registry.facts.specs).ports

@@ -121,6 +121,8 @@ class Shaper:
                 names=allocations.vips,
                 views=_views(inside, routes),
                 subnets=subnets,
+                askers={a: g.members[0].declared.name for g in inside for a in g.addresses},
+                vip_range=s.settings.vip_range,
             ),
             addresses={m.workload.id: g.address for g in inside if g.address is not None for m in g.members},
         )
