@@ -299,6 +299,17 @@ class Machine:
         """Run something on this machine."""
         return run("nsenter", f"--net=/run/netns/{self.netns}", *command, check=check)
 
+    def proxy_ports(self, protocol: str = "tcp") -> list[int]:
+        """Return the ports on which the proxy listens, as the kernel tells it."""
+        listing = self.exec("ss", "-H", "-n", "-l", "-t" if protocol == "tcp" else "-u").stdout
+        ports = {int(line.split()[3].rpartition(":")[2]) for line in listing.splitlines()}
+        return sorted(port for port in ports if 20000 <= port <= 29999)
+
+    def address_of(self, container: str) -> str:
+        """Return a container's own address."""
+        networks = self.inspect(container)["NetworkSettings"]["Networks"]
+        return str(next(iter(networks.values()))["IPAddress"])
+
     def exec_in(self, container: str, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one of this host's programs in a container's network namespace."""
         path = self.inspect(container)["NetworkSettings"]["SandboxKey"]

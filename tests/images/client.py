@@ -7,6 +7,8 @@ hold HOST PORT N       N connections at once, a word through each: {open, answer
 sum HOST PORT BYTES    sends BYTES, shuts down its sending half, reads to the end: {answer, sent, sha}
 get HOST PORT BYTES    HTTP download: {length, sha, wanted}
 put HOST PORT BYTES    HTTP upload: {answer, sent, sha}
+loop HOST PORT SECONDS   connections one after the other: {count, answers, failures: [{error, begin, end}, …]}
+first NAME PORT ADDRESS PORT   dials both at once: {name, address, at}; at: time of the first answer
 reset HOST PORT        asks for a reset: {error}; leaves another connection by a reset: {seen}
 """
 
@@ -21,6 +23,7 @@ import struct
 import sys
 import threading
 import time
+from collections import Counter
 from typing import Any
 
 PATTERN = bytes(range(251)) * 4096
@@ -103,6 +106,49 @@ def hold(host: str, port: str, count: str) -> dict[str, Any]:
     return {"open": len(connections), "answered": answered, "error": None}
 
 
+def loop(host: str, port: str, seconds: str) -> dict[str, Any]:
+    """Connect and hear a name, again and again. Times are of the monotonic clock, which host and container share."""
+    count, answers, failures = 0, Counter[str](), []
+    ending = time.monotonic() + float(seconds)
+    while (begin := time.monotonic()) < ending:
+        count += 1
+        stage = "connect"
+        try:
+            with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+                stage = "read"
+                answer = connection.recv(1000).decode().split(" ")[0]
+                if not answer:
+                    raise ConnectionResetError(errno.ECONNRESET, "ended without a word")
+                answers[answer] += 1
+        except OSError as error:
+            failures.append({"error": f"{stage} {word(error)}", "begin": begin, "end": time.monotonic()})
+    return {"count": count, "answers": answers, "failures": failures}
+
+
+def first(name: str, port: str, address: str, neighbour_port: str) -> dict[str, Any]:
+    """What a container may do in its first moment."""
+    found: dict[str, Any] = {}
+
+    def dial(key: str, host: str, number: str) -> None:
+        try:
+            with socket.create_connection((host, int(number)), TIMEOUT) as connection:
+                connection.recv(100)
+            found[key] = "connected"
+            found.setdefault("at", time.time())
+        except OSError as error:
+            found[key] = word(error)
+
+    threads = [
+        threading.Thread(target=dial, args=("name", name, port)),
+        threading.Thread(target=dial, args=("address", address, neighbour_port)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
 def pattern(length: int) -> bytes:
     """Return the bytes 0, 1, …, 250, 0, … of that length."""
     return (PATTERN * (length // len(PATTERN) + 1))[:length]
@@ -173,5 +219,5 @@ def reset(host: str, port: str) -> dict[str, Any]:
     return found
 
 
-VERBS = {v.__name__: v for v in (tcp, udp, resolve, hold, sum, get, put, reset)}
+VERBS = {v.__name__: v for v in (tcp, udp, resolve, hold, loop, first, sum, get, put, reset)}
 print(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 — its answer

@@ -1,0 +1,139 @@
+"""The example of DESIGN §1, deployed on a real Docker Engine."""
+
+from __future__ import annotations
+
+import subprocess
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+from machine import IMAGE, ROOT, wait_until
+
+if TYPE_CHECKING:
+    from machine import Machine
+
+pytestmark = pytest.mark.system
+
+DECLARED = "flask.flask:8080,redis.flask:8080,apple.orange:8080"
+
+
+@pytest.fixture
+def example(mesh: Machine) -> Machine:
+    """examples/app.py is deployed, and a container that others started may reach all of it."""
+    mesh.meshbox("deploy", ROOT / "examples/app.py")
+    mesh.run_container("client", IMAGE, service="test", container="client", connect_to=DECLARED)
+    return mesh
+
+
+def test_design_example_is_taken_as_it_stands(mesh: Machine) -> None:
+    """The unmodified example creates exactly its containers, with its image, command, limits and labels."""
+    mesh.meshbox("deploy", "--detach", ROOT / "examples/design.py")
+    wait_until(lambda: len(mesh.containers("label=meshbox.service=flask")) == 4, "four containers")
+    for replica in ("0", "1"):
+        found = mesh.containers("label=meshbox.container=flask", f"label=meshbox.replica={replica}")
+        assert len(found) == 1
+        flask = mesh.inspect(found[0])
+        labels = flask["Config"]["Labels"]
+        assert flask["Name"].startswith(f"/meshbox-flask-{replica}-flask-")
+        assert flask["Config"]["Image"] == "crccheck/hello-world"
+        assert flask["Config"]["Cmd"] == ["bash"]
+        assert flask["HostConfig"]["NanoCpus"] == 500_000_000
+        assert flask["HostConfig"]["Memory"] == 256 << 20
+        assert flask["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+        assert labels["meshbox.connect_to"] == "apple.orange:8080"
+        assert sorted(labels["meshbox.ports"].split(",")) == ["8080/tcp", "8080/udp"]
+        (redis,) = mesh.containers("label=meshbox.container=redis", f"label=meshbox.replica={replica}")
+        assert mesh.inspect(redis)["Config"]["Image"] == "redis"
+        assert mesh.inspect(redis)["HostConfig"]["Memory"] == 0
+    network = mesh.docker("network", "inspect", "meshbox", "--format", "{{.Options}}")
+    assert "com.docker.network.bridge.enable_icc:false" in network
+
+
+def test_names_answer_on_addresses_of_their_own(example: Machine) -> None:
+    """Every declared name has one virtual IP, and they differ although the ports are the same."""
+    names = ("flask.flask", "redis.flask", "apple.orange")
+    found = [example.client("client", "resolve", name)["addresses"] for name in names]
+    assert all(len(addresses) == 1 and addresses[0].startswith("24") for addresses in found)
+    assert len({addresses[0] for addresses in found}) == 3
+    assert "Hello World" in example.docker("exec", "client", "wget", "-qO-", "http://flask.flask:8080/")
+
+
+def test_redis_speaks_through_the_mesh(example: Machine) -> None:
+    """Real Redis commands work by name."""
+    call = ("exec", "client", "redis-cli", "-h", "redis.flask", "-p", "8080")
+    stored = {example.docker(*call, "set", "key", f"value-{n}") for n in range(3)}
+    assert stored == {"OK"}
+    assert example.docker(*call, "ping") == "PONG"
+    assert "redis_version:7" in example.docker(*call, "info", "server")
+
+
+def test_connections_spread_over_the_replicas(example: Machine) -> None:
+    """Of 1,000 connections each of two replicas gets 40 to 60 %."""
+    example.deploy(
+        f"pair = service('pair', count=2, containers=[container('server', image='{IMAGE}', ports=[7000, '7000/udp'])])"
+    )
+    example.run_container("caller", IMAGE, service="test", container="caller", connect_to="server.pair")
+    for verb, count in (("tcp", 1000), ("udp", 400)):
+        results = example.client("caller", verb, "server.pair", "7000", str(count))
+        spread = Counter(result.get("answer", "").split(" ")[0] or result.get("error") for result in results)
+        assert len(spread) == 2, spread
+        assert min(spread.values()) >= 0.4 * count, spread
+
+
+def test_udp_works_by_name(example: Machine) -> None:
+    """`"8080/udp"` of the example answers, and so does apple.orange from inside the flask container."""
+    (result,) = example.client("client", "udp", "flask.flask", "8080", "1")
+    assert result["answer"].endswith(" 0"), result
+    flask = example.containers("label=meshbox.container=flask")[0]
+    program = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(5); "
+        "s.connect(('apple.orange', 8080)); s.send(b'hello'); print(s.recv(100).decode()); "
+        "print(socket.create_connection(('apple.orange', 8080), 5).recv(100).decode())"
+    )
+    udp, tcp = example.docker("exec", flask, "python3", "-c", program).splitlines()
+    assert udp.endswith(" hello")
+    assert tcp.strip() == udp.split()[0]
+
+
+def test_deploying_twice_changes_nothing(example: Machine) -> None:
+    """The same file again leaves every container as it is."""
+    before = {name: example.inspect(name)["State"]["StartedAt"] for name in example.containers()}
+    example.meshbox("deploy", ROOT / "examples/app.py")
+    assert {name: example.inspect(name)["State"]["StartedAt"] for name in example.containers()} == before
+
+
+def test_a_change_replaces_only_what_changed(example: Machine) -> None:
+    """More replicas and another image setting touch only the containers that they are about."""
+    text = (ROOT / "examples/app.py").read_text()
+    before = set(example.containers("label=meshbox.revision"))
+    example.deploy(text.replace("count=2", "count=3"))
+    grown = set(example.containers("label=meshbox.revision"))
+    assert grown > before
+    assert len(grown) == len(before) + 2
+    example.deploy(text.replace("count=2", "count=3").replace("memory=256", "memory=128"))
+    changed = {name for name in grown if "-flask-" in name.removeprefix("meshbox-flask-")}
+    wait_until(lambda: not changed & set(example.containers()), "the former flask containers are gone")
+    assert grown - changed < set(example.containers("label=meshbox.revision"))
+    example.deploy(text)
+    wait_until(lambda: len(example.containers("label=meshbox.revision")) == 5, "five containers again")
+
+
+def test_connections_are_allowed_without_a_restart(example: Machine) -> None:
+    """Adding a port or a connect_to replaces no container; taking an allowance away ends what it had allowed."""
+    apple = example.containers("label=meshbox.container=apple")[0]
+    text = (ROOT / "examples/app.py").read_text()
+    wider = text.replace("ports=[8080,", 'connect_to=["redis.flask"], ports=[8080,')
+    example.deploy(wider)
+    call = "import socket; print(socket.create_connection(('redis.flask', 8080), 5).send(b'PING'))"
+    assert example.docker("exec", apple, "python3", "-c", call) == "4"
+    hold = (
+        "import socket; s = socket.create_connection(('redis.flask', 8080), 5); print('open', flush=True)\n"
+        "try: print(s.recv(10))\nexcept OSError as error: print(type(error).__name__)"
+    )
+    command = ["docker", "--host", f"unix://{example.socket}", "exec", apple, "python3", "-c", hold]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        example.deploy(text)
+        assert holder.stdout.readline() == "ConnectionResetError\n"
+    assert example.containers("label=meshbox.container=apple") == [apple]

@@ -1,0 +1,139 @@
+"""Replicas die and containers start; nobody who may connect notices, and nobody else gets a moment's chance."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from machine import IMAGE, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from machine import Machine
+
+pytestmark = pytest.mark.system
+
+PAIR = f"""
+pair = service("pair", count=2, containers=[container("server", image="{IMAGE}", ports=[7000])])
+"""
+
+
+def under_load(mesh: Machine, act: Callable[[], None], seconds: int) -> dict[str, Any]:
+    """Let `client` connect to server.pair again and again while `act` happens; return what it met."""
+    found: dict[str, Any] = {}
+    load = threading.Thread(
+        target=lambda: found.update(mesh.client("client", "loop", "server.pair", "7000", str(seconds)))
+    )
+    load.start()
+    NEVER.wait(1)
+    act()
+    load.join()
+    assert found, "the client said nothing"
+    return found
+
+
+NEVER = threading.Event()
+
+
+@pytest.fixture
+def replicas(mesh: Machine) -> Machine:
+    """Two replicas and a client that may reach them."""
+    mesh.deploy(PAIR)
+    mesh.run_container("client", IMAGE, service="near", container="client", connect_to="server.pair")
+    return mesh
+
+
+@pytest.mark.parametrize("word", ["kill", "restart", "rm"])
+def test_losing_a_replica_fails_no_new_connection(replicas: Machine, word: str) -> None:
+    """What was in flight at that moment may be cut; everything that begins later works, and the replica comes back."""
+    victim = replicas.containers("label=meshbox.replica=0", "label=meshbox.service=pair")[0]
+    arguments = {"kill": (), "restart": ("--time=0",), "rm": ("--force",)}[word]
+    times: list[float] = []
+
+    def lose() -> None:
+        times.append(time.monotonic())
+        replicas.docker(word, *arguments, victim)
+        times.append(time.monotonic())
+
+    met = under_load(replicas, lose, 8)
+    assert met["count"] > 100
+    cut = [one for one in met["failures"] if one["begin"] <= times[1] and one["end"] >= times[0]]
+    assert met["failures"] == cut, met["failures"]
+    assert all(one["error"] == "read ECONNRESET" for one in cut)
+    assert len(cut) <= 1, cut
+
+    def back() -> bool:
+        names = replicas.containers("label=meshbox.replica=0", "label=meshbox.service=pair", "status=running")
+        return bool(names)
+
+    wait_until(back, "the replica runs again", seconds=40)
+
+    def served() -> bool:
+        answers = {one.get("answer") for one in replicas.client("client", "tcp", "server.pair", "7000", "40")}
+        return len(answers - {None}) == 2
+
+    wait_until(served, "both replicas answer again", seconds=40)
+
+
+def test_count_goes_down_without_a_failure(replicas: Machine) -> None:
+    """A replica that is taken away drains first."""
+    met = under_load(replicas, lambda: replicas.deploy(PAIR.replace("count=2", "count=1")) and None, 8)
+    assert met["failures"] == []
+    wait_until(lambda: len(replicas.containers("label=meshbox.service=pair")) == 1, "one replica is left", seconds=40)
+
+
+def test_new_version_rolls_out_without_a_failure(replicas: Machine) -> None:
+    """Every container is replaced under load, and no connection fails."""
+    before = set(replicas.containers("label=meshbox.service=pair"))
+    changed = PAIR.replace("ports=", "env={'VERSION': '2'}, ports=")
+    met = under_load(replicas, lambda: replicas.deploy(changed) and None, 12)
+    assert met["failures"] == []
+
+    def replaced() -> bool:
+        now = set(replicas.containers("label=meshbox.service=pair"))
+        return len(now) == 2 and not now & before
+
+    wait_until(replaced, "two new containers and no former one", seconds=40)
+
+
+def test_broken_version_leaves_the_former_one_serving(replicas: Machine) -> None:
+    """A version that never listens is reported by deploy and takes nobody's place."""
+    broken = PAIR.replace("ports=", "command=['sleep', '1000'], ports=")
+    (replicas.root / "broken.py").write_text(broken)
+    done = replicas.meshbox("deploy", replicas.root / "broken.py", "--timeout", "5", check=False)
+    assert done.returncode == 1
+    assert "7000" in done.stdout + done.stderr
+    results = replicas.client("client", "tcp", "server.pair", "7000", "50")
+    assert all(one.get("answer") for one in results)
+
+
+def test_first_act_of_a_container(mesh: Machine, record_property: Callable[[str, object], None]) -> None:
+    """Twenty starts: dialling a declared name at once works, dialling a neighbour's address never does."""
+    mesh.run_container("server", IMAGE, service="far", container="server", ports="7000")
+    mesh.run_container("probe", IMAGE, service="near", container="probe", connect_to="server.far")
+    wait_until(lambda: "answer" in mesh.client("probe", "tcp", "server.far", "7000", "1")[0], "the server answers")
+    target = mesh.address_of("server")
+    command = ("python3", "/srv/client.py", "first", "server.far", "7000", target, "7000")
+    delays = []
+    for number in range(20):
+        if number % 5 == 0:
+            name = f"first{number}"
+            mesh.run_container(name, IMAGE, *command, service="near", container="first", connect_to="server.far")
+        else:
+            mesh.docker("start", name)
+        mesh.docker("wait", name)
+        found = orjson.loads(mesh.docker("logs", name).splitlines()[-1])
+        assert found["name"] == "connected", found
+        assert found["address"] == "ECONNREFUSED", found
+        started = mesh.inspect(name)["State"]["StartedAt"][:26].rstrip("Z")
+        delays.append(found["at"] - datetime.fromisoformat(f"{started}+00:00").timestamp())
+    delays.sort()
+    figures = {"median_ms": round(delays[10] * 1000), "p95_ms": round(delays[18] * 1000)}
+    record_property("start event to first connection", figures)
+    print("start event to first connection:", figures)  # noqa: T201 — a figure for bench/RESULTS.md
+    assert delays[18] <= 0.25, figures

@@ -1,0 +1,96 @@
+"""Deploying and removing again and again leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from machine import IMAGE, wait_until
+
+if TYPE_CHECKING:
+    from machine import Machine
+
+pytestmark = pytest.mark.system
+
+ROUNDS = 50
+SPEC = f"""
+one = service("round", containers=[
+    container("server", image="{IMAGE}", ports=[7000, "7000/udp"]),
+    container("caller", image="{IMAGE}"),
+])
+"""
+ALLOWANCE = 8 << 20
+"""Bytes by which resident memory may differ: one more arena of the allocator."""
+
+
+def holdings(mesh: Machine) -> dict[str, Any]:
+    """Return everything that a round could leave behind."""
+    assert mesh.appliance is not None
+    return {
+        "containers": mesh.containers(),
+        "networks": mesh.docker("network", "ls", "--format", "{{.Name}}").split(),
+        "volumes": mesh.docker("volume", "ls", "--quiet"),
+        "tcp": mesh.proxy_ports("tcp"),
+        "udp": mesh.proxy_ports("udp"),
+        "files": len(list(Path(f"/proc/{mesh.appliance.pid}/fd").iterdir())),
+        "rules": mesh.exec("nft", "list", "ruleset").stdout.count("\n"),
+        "routes": mesh.exec("ip", "route", "show", "table", "all").stdout,
+        "links": len(mesh.exec("ip", "-brief", "link").stdout.splitlines()),
+        "namespaces": sorted(path.name for path in mesh.netns_dir.iterdir()),
+        "processes": mesh.exec(
+            "ps", "--ppid", str(mesh.appliance.pid), "--no-headers", "-o", "comm", check=False
+        ).stdout,
+    }
+
+
+def memory(mesh: Machine) -> int:
+    """Return the appliance's resident memory in bytes."""
+    assert mesh.appliance is not None
+    lines = Path(f"/proc/{mesh.appliance.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) << 10
+
+
+def one_round(mesh: Machine) -> None:
+    """Deploy, use, remove, and wait until nothing of it is left."""
+    mesh.deploy(SPEC)
+    caller = mesh.containers("label=meshbox.container=caller")[0]
+    (result,) = mesh.client(caller, "tcp", "server.round", "7000", "1")
+    assert result.get("answer"), result
+    (result,) = mesh.client(caller, "udp", "server.round", "7000", "1")
+    assert result.get("answer"), result
+    mesh.meshbox("remove", "round")
+    wait_until(lambda: not mesh.containers(), "all containers are gone", seconds=30)
+
+
+@pytest.mark.timeout(500)
+def test_fifty_rounds_leave_nothing(idle: Machine) -> None:
+    """No file, port, rule, route, link, network, volume or container is left over, and memory is flat."""
+    idle.start(drain="1")
+    for _ in range(5):
+        one_round(idle)
+    wait_until(lambda: "meshbox" not in idle.docker("network", "ls", "--format", "{{.Name}}").split(), "no network")
+    before, before_memory = holdings(idle), memory(idle)
+    for _ in range(ROUNDS - 5):
+        one_round(idle)
+
+    def same() -> bool:
+        return holdings(idle) == before
+
+    try:
+        wait_until(same, "as before", seconds=70, pause=1)
+    except AssertionError:
+        assert holdings(idle) == before
+        raise
+    grown = memory(idle) - before_memory
+    print(f"resident memory {before_memory >> 20} MB, grown by {grown >> 10} KB in {ROUNDS - 5} rounds")  # noqa: T201
+    assert grown < ALLOWANCE
+
+
+def test_stopping_leaves_containers_and_no_host_rules(idle: Machine) -> None:
+    """With no service left, stopping the appliance leaves the host as it was."""
+    tables = idle.exec("nft", "list", "tables").stdout
+    idle.start()
+    one_round(idle)
+    idle.stop()
+    assert idle.exec("nft", "list", "tables").stdout == tables
