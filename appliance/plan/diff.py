@@ -130,5 +130,5 @@ def _narrowed(have: Zone | None, want: Zone | None) -> Zone | None:
             for asker, view in have.views.items()
             if asker in want.views
         },
-        subnets=have.subnets,
+        askers={asker: name for asker, name in have.askers.items() if want.askers.get(asker) == name},
     )
