@@ -1,0 +1,266 @@
+"""One listening TCP port of the proxy: who may come in, and the pairs that came of it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from socket import SocketType
+from typing import TYPE_CHECKING
+
+import structlog
+
+from appliance.dataplane.balance import Balancer
+from appliance.dataplane.dial import KEEPALIVE, NO_DESCRIPTORS, NONBLOCKING, Dial, Dials
+from appliance.dataplane.epoll import IN, EpollSet
+from appliance.dataplane.pipes import PipePool
+from appliance.dataplane.relay import Pair, reset_on_close
+from appliance.model.stats import BackendStats, Connection, ListenerStats
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+    from ipaddress import IPv4Address
+
+    from appliance.model.network import Listener
+
+log = structlog.get_logger()
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn."""
+ACCEPTS = 16
+"""Most connections accepted at a time, so that one listener does not hold up the others."""
+PAUSE = 0.2
+"""Seconds without accepting after the process or the host ran out of file descriptors."""
+
+
+class Source:
+    """An address that may call."""
+
+    __slots__ = ("host", "local_only")
+
+    def __init__(self, host: str, *, local_only: bool) -> None:
+        self.host = host
+        self.local_only = local_only
+        """A peer machine: it gets backends of this host only."""
+
+
+class Shared:
+    """What all TCP listeners of one process have in common."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.epoll = EpollSet(loop)
+        self.pipes = PipePool()
+        self.dials = Dials(loop)
+
+    def close(self) -> None:
+        """Release everything; no listener and no pair may be open any more."""
+        self.dials.close()
+        self.epoll.shut()
+        self.pipes.close()
+
+
+class TcpListener:
+    """Serves one destination until `stop`, and its pairs until they end."""
+
+    def __init__(self, shared: Shared, listener: Listener, *, on_empty: Callable[[TcpListener], None]) -> None:
+        """Open the port and accept. `on_empty` is called once nothing is left after `stop`. Raises OSError."""
+        self._loop = shared.loop
+        self.epoll = shared.epoll
+        self.pipes = shared.pipes
+        self.dials = shared.dials
+        self._on_empty = on_empty
+        self.destination = listener.destination
+        self.port = listener.port
+        self.balancer = Balancer()
+        self.pairs: set[Pair] = set()
+        self.accepted = 0
+        self.refused = 0
+        self.failed = 0
+        self.starved = 0
+        """How often accepting paused for want of file descriptors."""
+        self.stopped = False
+        self._starving = False
+        self._resume: asyncio.TimerHandle | None = None
+        self._sources: dict[str, Source] = {}
+        self.swap(listener)
+        self._socket = _listen(listener.port)
+        self._accept = self._socket._accept  # type: ignore[attr-defined]  # noqa: SLF001 — socket.accept() costs 4 µs more
+        self.epoll.add(self._socket.fileno(), self, IN)
+
+    @property
+    def active(self) -> int:
+        """Pairs, and clients that still wait for a backend."""
+        return len(self.pairs) + len(self.dials.of(self))
+
+    def swap(self, listener: Listener) -> None:
+        """Take new callers, peers and backends; reset the pairs that these do not allow."""
+        sources = {str(address): True for address in listener.peers}
+        sources.update({str(address): False for address in listener.callers})
+        self._sources = {host: Source(host, local_only=local_only) for host, local_only in sources.items()}
+        self.balancer.update(listener.backends)
+        for pair in list(self.pairs):
+            source = self._sources.get(pair.source.host)
+            if source is None or (source.local_only and not pair.state.backend.local):
+                pair.reset()
+            else:
+                pair.source = source
+        for dial in self.dials.of(self):
+            if dial.source.host not in self._sources:
+                dial.cancel()
+
+    def ready(self, _events: int) -> None:
+        """Accept some of those who wait; the socket is level-triggered, so the rest are reported again."""
+        for _ in range(ACCEPTS):
+            if not self._accept_one():
+                return
+
+    def fail(self) -> None:
+        """Nothing to give up: the client whose handling failed was reset by its own handler."""
+
+    def stop(self) -> None:
+        """Accept those who wait already, then no more. Pairs go on."""
+        if self.stopped:
+            return
+        for _ in range(BACKLOG):
+            if not self._accept_one():
+                break
+        self.stopped = True
+        if self._resume is not None:
+            self._resume.cancel()
+        self.epoll.close(self._socket)
+        self.went()
+
+    def end_pairs(self) -> None:
+        """Reset what is left."""
+        for dial in self.dials.of(self):
+            dial.cancel()
+        for pair in list(self.pairs):
+            pair.reset()
+
+    def forget(self, pair: Pair) -> None:
+        """Note that a pair has ended."""
+        self.pairs.discard(pair)
+        if self.stopped:
+            self.went()
+
+    def went(self) -> None:
+        """Tell the owner if nothing is left of a stopped listener."""
+        if self.stopped and not self.active:
+            self._on_empty(self)
+
+    def pause(self, error: OSError) -> None:
+        """Accept no more for a moment: there are no file descriptors left."""
+        self.starved += 1
+        if not self._starving:
+            self._starving = True
+            log.warning(
+                "out of file descriptors; accepting pauses", destination=str(self.destination), error=str(error)
+            )
+        if self._resume is None and not self.stopped:
+            self.epoll.rearm(self._socket.fileno(), 0)
+            self._resume = self._loop.call_later(PAUSE, self._go_on)
+
+    def stats(self) -> ListenerStats:
+        """Return the counters; those of backends include the pairs that are open."""
+        now = time.monotonic()
+        moving: dict[int, tuple[int, int]] = {}
+        for pair in self.pairs:
+            to, back = moving.get(id(pair.state), (0, 0))
+            moving[id(pair.state)] = (to + pair.client.moved, back + pair.backend.moved)
+        backends = []
+        for state in self.balancer.states.values():
+            to, back = moving.get(id(state), (0, 0))
+            backends.append(
+                BackendStats(
+                    backend=state.backend,
+                    opened=state.opened,
+                    failed=state.failed,
+                    active=state.active,
+                    bytes_in=state.bytes_in + to,
+                    bytes_out=state.bytes_out + back,
+                    ejected=max(0.0, state.ejected_until - now),
+                )
+            )
+        return ListenerStats(
+            destination=self.destination,
+            port=self.port,
+            accepted=self.accepted,
+            refused=self.refused,
+            failed=self.failed,
+            active=self.active,
+            backends=tuple(backends),
+        )
+
+    def connections(self) -> Iterable[Connection]:
+        """Return the open pairs."""
+        now = time.monotonic()
+        states = self.balancer.states
+        return [
+            Connection(
+                destination=self.destination,
+                client=_peer_name(pair.client.sock, pair.source.host),
+                backend=f"{pair.state.address[0]}:{pair.state.address[1]}",
+                label=pair.state.backend.label,
+                bytes_in=pair.client.moved,
+                bytes_out=pair.backend.moved,
+                age=now - pair.opened,
+                draining=self.stopped or states.get(pair.state.address) is not pair.state,
+            )
+            for pair in self.pairs
+        ]
+
+    def pairs_to(self, address: IPv4Address) -> int:
+        """Return how many pairs lead to a backend at that address."""
+        return sum(pair.state.backend.address == address for pair in self.pairs)
+
+    def _accept_one(self) -> bool:
+        """Accept one client and dial for it; return whether there may be more."""
+        try:
+            fd, (host, _port) = self._accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                self.pause(error)
+                return False
+            return True  # that client is gone already, or an error of its network (accept(2)): the next one
+        self._starving = False
+        self.accepted += 1
+        # The descriptor itself blocks; MSG_DONTWAIT on each call saves two system calls to change that.
+        client = SocketType(socket.AF_INET, NONBLOCKING, 0, fd)
+        source = self._sources.get(host)
+        if source is None:
+            self.refused += 1
+            reset_on_close(client)
+            self.epoll.close(client)
+        else:
+            Dial(self, client, source).start()
+        return True
+
+    def _go_on(self) -> None:
+        self._resume = None
+        self.epoll.rearm(self._socket.fileno(), IN)
+
+
+def _listen(port: int) -> SocketType:
+    """Open a listening socket whose options those that it accepts inherit. Raises OSError."""
+    sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in KEEPALIVE:
+            sock.setsockopt(*option)
+        sock.bind(("0.0.0.0", port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _peer_name(sock: SocketType, host: str) -> str:
+    try:
+        return f"{host}:{sock.getpeername()[1]}"
+    except OSError:
+        return host  # reset a moment ago

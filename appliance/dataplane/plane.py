@@ -1,0 +1,137 @@
+"""The data plane as the control plane sees it: plain calls with plain values, so that it can run in another process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from appliance.dataplane.datagram import UdpListener
+from appliance.dataplane.dnsserver import DnsServer
+from appliance.dataplane.listener import Shared, TcpListener
+from appliance.model.names import Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from ipaddress import IPv4Address
+
+    from appliance.model.names import Destination
+    from appliance.model.network import Listener, Zone
+    from appliance.model.stats import Connection, ListenerStats
+
+
+class DataPlane:
+    """All listeners and the DNS server."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        dns_upstreams: Callable[[], Sequence[tuple[str, int]]],
+        dns_port: int,
+        idle_udp: float = 60.0,
+    ) -> None:
+        """`idle_udp` is the seconds after which a silent UDP session ends."""
+        self._loop = loop
+        self._idle_udp = idle_udp
+        self._shared = Shared(loop)
+        self._listeners: dict[Destination, TcpListener | UdpListener] = {}
+        self._draining: set[TcpListener | UdpListener] = set()
+        self._empty = asyncio.Event()
+        self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams)
+
+    @property
+    def active(self) -> int:
+        """Pairs and UDP sessions, those of closed listeners included."""
+        return sum(listener.active for listener in self._all())
+
+    def open_listener(self, listener: Listener) -> None:
+        """Serve a destination. Raises OSError (EADDRINUSE when something else holds the port)."""
+        if listener.destination in self._listeners:
+            self.swap_listener(listener)
+            return
+        self._listeners[listener.destination] = self._open(listener)
+
+    def swap_listener(self, listener: Listener) -> None:
+        """Take new callers, peers and backends. Pairs that are still allowed go on, also to backends that vanished.
+
+        Raises OSError when the port is another one than before and cannot be had; the former listener stays then.
+        """
+        former = self._listeners[listener.destination]
+        if former.port == listener.port:
+            former.swap(listener)
+            return
+        self._listeners[listener.destination] = self._open(listener)
+        self._retire(former)
+
+    def close_listener(self, destination: Destination) -> None:
+        """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""
+        listener = self._listeners.pop(destination, None)
+        if listener is not None:
+            self._retire(listener)
+
+    def end_pairs(self, destination: Destination) -> None:
+        """Reset what is left of closed listeners of this destination."""
+        for listener in list(self._draining):
+            if listener.destination == destination:
+                listener.end_pairs()
+
+    def pairs_to(self, address: IPv4Address) -> int:
+        """Return how many open pairs and sessions lead to that address."""
+        return sum(listener.pairs_to(address) for listener in self._all())
+
+    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
+        """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
+        self.dns.set_addresses(addresses)
+
+    def set_zone(self, zone: Zone) -> None:
+        """Answer from this zone."""
+        self.dns.set_zone(zone)
+
+    def stats(self) -> tuple[ListenerStats, ...]:
+        """Return the counters of the listeners that are open."""
+        return tuple(listener.stats() for listener in self._listeners.values())
+
+    def connections(self) -> tuple[Connection, ...]:
+        """Return all open pairs and sessions."""
+        return tuple(connection for listener in self._all() for connection in listener.connections())
+
+    def stop(self) -> None:
+        """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
+        for destination in list(self._listeners):
+            self.close_listener(destination)
+        self.dns.close()
+
+    async def drained(self, timeout: float) -> int:  # noqa: ASYNC109 — the control plane is Trio and cannot cancel this
+        """Wait at most `timeout` seconds after `stop` until no pair is left; return how many are."""
+        if self._draining:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout)
+            except TimeoutError:
+                return self.active
+        return 0
+
+    def close(self) -> None:
+        """End everything at once."""
+        self.stop()
+        for listener in list(self._draining):
+            listener.end_pairs()
+        self._shared.close()
+
+    def _all(self) -> Iterator[TcpListener | UdpListener]:
+        yield from self._listeners.values()
+        yield from self._draining
+
+    def _open(self, listener: Listener) -> TcpListener | UdpListener:
+        if listener.destination.protocol is Protocol.TCP:
+            return TcpListener(self._shared, listener, on_empty=self._forget)
+        return UdpListener(self._loop, listener, idle=self._idle_udp)
+
+    def _retire(self, listener: TcpListener | UdpListener) -> None:
+        self._draining.add(listener)
+        listener.stop()
+
+    def _forget(self, listener: TcpListener | UdpListener) -> None:
+        self._draining.discard(listener)
+        if not self._draining:
+            self._empty.set()
