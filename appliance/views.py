@@ -1,0 +1,251 @@
+"""What the nouns of the command line show, as values for JSON. Keys are stable: scripts depend on them. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from appliance.errors import InputError
+from appliance.model.facts import RunState
+from appliance.model.names import Destination, Name
+from appliance.plan.policy import declaration
+from appliance.plan.readiness import missing
+from appliance.plan.rollout import revision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from appliance.drivers.registryfacts import RegistryFacts
+    from appliance.model.facts import Snapshot, Workload
+    from appliance.model.names import Allowance, Port
+    from appliance.model.network import Backend
+    from appliance.model.rollout import Progress, ReplicaKey
+    from appliance.model.spec import Service
+    from appliance.model.state import HostState
+    from appliance.model.stats import Connection, ListenerStats
+
+Row = dict[str, Any]
+
+
+def services(s: Snapshot, have: HostState) -> list[Row]:
+    """Every service that is deployed or that a container's labels name, with its containers."""
+    labelled: dict[str, dict[str, list[Workload]]] = {}
+    for w in s.workloads:
+        labelled.setdefault(w.name.service, {}).setdefault(w.name.container, []).append(w)
+    rows = []
+    for name in sorted({*s.specs, *labelled}):
+        spec = s.specs.get(name)
+        declared = [c.name for c in spec.containers] if spec is not None else []
+        others = sorted(labelled.get(name, {}).keys() - set(declared))
+        rows.append(
+            {
+                "service": name,
+                "deployed": spec is not None,
+                "count": spec.count if spec is not None else None,
+                "constraint": spec.constraint if spec is not None else None,
+                "containers": [
+                    _container(Name(service=name, container=c), spec, labelled.get(name, {}).get(c, []), s, have)
+                    for c in (*declared, *others)
+                ],
+            }
+        )
+    return rows
+
+
+def _container(name: Name, spec: Service | None, workloads: Sequence[Workload], s: Snapshot, have: HostState) -> Row:
+    declared = spec.container(name.container) if spec is not None else None
+    ports: Iterable[Port] = declared.ports if declared is not None else {p: None for w in workloads for p in w.ports}
+    allowed: Iterable[Allowance] = (
+        declared.connect_to if declared is not None else {a: None for w in workloads for a in w.connect_to}
+    )
+    elsewhere: dict[str, int] = {}
+    for e in s.endpoints:
+        if e.destination.name == name and e.node != s.settings.node:
+            elsewhere[e.node] = max(elsewhere.get(e.node, 0), e.weight)
+    here = sum(missing(w, declaration(w, s.specs).ports) is None for w in workloads)
+    return {
+        "name": str(name),
+        "image": declared.image if declared is not None else _shared(w.image for w in workloads),
+        "vip": _vip(name, have),
+        "ports": [str(p) for p in ports],
+        "connect_to": [str(a) for a in allowed],
+        "ready": here + sum(elsewhere.values()),
+        "running": sum(w.state is RunState.RUNNING for w in workloads),
+        "machines": {s.settings.node: here, **elsewhere} if here or not elsewhere else elsewhere,
+    }
+
+
+def workloads(s: Snapshot, have: HostState) -> list[Row]:
+    """Every container of this host that is in the mesh, or should be."""
+    rows = []
+    for w in sorted(s.workloads, key=lambda w: (w.name, w.replica or 0, w.docker_name)):
+        declared = declaration(w, s.specs)
+        waits = missing(w, declared.ports)
+        rows.append(
+            {
+                "name": str(w.name),
+                "docker_name": w.docker_name,
+                "id": w.id[:12],
+                "image": w.image,
+                "replica": w.replica,
+                "managed": w.revision is not None,
+                "state": str(w.state),
+                "ready": waits is None,
+                "waits_for": waits,
+                "healthy": w.healthy,
+                "addresses": [str(a) for a in w.addresses],
+                "networks": [a.network for a in w.attachments],
+                "ports": [str(p) for p in declared.ports],
+                "connect_to": [str(a) for a in declared.connect_to],
+                "netns": str(w.netns.id) if w.netns is not None else None,
+                "rules": w.netns is not None and w.netns.id in have.rulesets,
+                "problem": w.problem,
+            }
+        )
+    return rows
+
+
+def routes(s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> list[Row]:
+    """Every destination that the proxy listens for, who may call, and where it leads."""
+    counted = {one.destination: one for one in stats}
+    callers = {address: w.docker_name for w in s.workloads for address in w.addresses}
+    rows = []
+    for destination, listener in sorted(have.listeners.items()):
+        found = counted.get(destination)
+        of_backend = {b.backend: b for b in found.backends} if found is not None else {}
+        backends = []
+        for b in sorted(listener.backends, key=lambda b: (not b.local, b.label, b.address, b.port)):
+            row: Row = {"address": f"{b.address}:{b.port}", "label": b.label, "local": b.local, "weight": b.weight}
+            seen = of_backend.get(b)
+            for field in ("opened", "failed", "active", "bytes_in", "bytes_out", "ejected"):
+                row[field] = getattr(seen, field) if seen is not None else 0
+            backends.append(row)
+        rows.append(
+            {
+                "destination": str(destination),
+                "vip": _vip(destination.name, have),
+                "proxy_port": listener.port,
+                "callers": sorted(callers.get(a, str(a)) for a in listener.callers),
+                "peers": sorted(map(str, listener.peers)),
+                "backends": backends,
+                **{
+                    field: getattr(found, field) if found else 0
+                    for field in ("accepted", "refused", "failed", "active")
+                },
+            }
+        )
+    return rows
+
+
+def peers(s: Snapshot, known: RegistryFacts, registry: str) -> Row:
+    """Show the registry, how fresh its facts are, and the machines that it knows."""
+    return {
+        "registry": registry,
+        "held_since": known.held_since,
+        "held_why": known.held_why,
+        "open_queries": known.open_queries,
+        "problems": list(known.problems),
+        "machines": [
+            {
+                "node": m.node,
+                "address": str(m.address),
+                "meta": dict(m.meta),
+                "self": m.node == s.settings.node,
+                "destinations": sorted(str(e.destination) for e in s.endpoints if e.node == m.node),
+            }
+            for m in sorted(s.machines, key=lambda m: m.node)
+        ],
+    }
+
+
+def connections(found: Iterable[Connection], s: Snapshot) -> list[Row]:
+    """Every open pair and session, oldest first."""
+    names = {str(address): w.docker_name for w in s.workloads for address in w.addresses}
+    return [
+        {
+            "destination": str(c.destination),
+            "client": c.client,
+            "client_name": names.get(c.client.rpartition(":")[0]),
+            "backend": c.backend,
+            "backend_name": c.label,
+            "bytes_in": c.bytes_in,
+            "bytes_out": c.bytes_out,
+            "age": round(c.age, 3),
+            "draining": c.draining,
+        }
+        for c in sorted(found, key=lambda c: -c.age)
+    ]
+
+
+def progress(
+    planned: Iterable[Progress],
+    under_way: Mapping[ReplicaKey, Progress],
+    s: Snapshot,
+    have: HostState,
+    names: frozenset[str],
+) -> list[Row]:
+    """How far each container of these services has come. What is under way or failed knows better than the plan."""
+    found = {p.key: p for p in planned if p.key.service in names}
+    found.update((key, p) for key, p in under_way.items() if key.service in names and not p.ready)
+    rows = []
+    for key, p in sorted(found.items()):
+        name = Name(service=key.service, container=key.container)
+        waits = _not_yet_announced(name, s, have) if p.ready else None
+        rows.append(
+            {
+                "service": key.service,
+                "replica": key.replica,
+                "container": key.container,
+                "state": waits or p.state,
+                "ready": p.ready and waits is None,
+                "failed": p.failed,
+                "machine": p.machine,
+            }
+        )
+    return rows
+
+
+def _not_yet_announced(name: Name, s: Snapshot, have: HostState) -> str | None:
+    """Return what a ready container lacks until others reach it: its listener, or its place among the backends."""
+    spec = s.specs.get(name.service)
+    container = spec.container(name.container) if spec is not None else None
+    for w in s.workloads:
+        if container is None or w.name != name or w.revision != revision(container):
+            continue
+        for port in container.ports if missing(w, container.ports) is None else ():
+            destination = Destination(name=name, port=port.mesh, protocol=port.protocol)
+            listener = have.listeners.get(destination)
+            if listener is None:
+                return f"waiting for a listener on {destination}"
+            if not any(_leads_to(b, w, port) for b in listener.backends):
+                return f"waiting to be a backend of {destination}"
+    return None
+
+
+def _leads_to(backend: Backend, workload: Workload, port: Port) -> bool:
+    return backend.port == port.container and backend.address in workload.addresses
+
+
+def resolve(asked: str, client: Workload | None, have: HostState) -> Row:
+    """Return what the DNS server would answer; without a client, to one who may know every name."""
+    zone = have.zone
+    text = asked.lower().rstrip(".")
+    row: Row = {"name": text, "client": client.docker_name if client is not None else None, "address": None}
+    try:
+        name = Name.parse(text.removesuffix(f".{zone.suffix}") if zone is not None else text)
+    except InputError:
+        name = None
+    if zone is None or name is None or name not in zone.names:
+        return {**row, "answer": "upstream", "words": "no name of the mesh: the host's resolvers are asked"}
+    if client is not None and not any(name in zone.views.get(a, ()) for a in client.addresses):
+        words = f'{client.name} did not declare it: add "{name}" to its connect_to'
+        return {**row, "answer": "NXDOMAIN", "words": words}
+    return {**row, "answer": "NOERROR", "address": str(zone.names[name]), "words": f"virtual IP of {name}"}
+
+
+def _vip(name: Name, have: HostState) -> str | None:
+    vip = have.zone.names.get(name) if have.zone is not None else None
+    return str(vip) if vip is not None else None
+
+
+def _shared(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
