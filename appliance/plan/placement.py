@@ -1,9 +1,10 @@
 """Which machine runs which replica: computed alike on every machine, agreed with nobody (DESIGN §6).
 
-Rendezvous hashing with a limit: each pair of replica and machine has a score, and pairs are taken from the highest
-score down, until every replica has a machine; no machine gets more than its even share, rounded up. So replicas
-spread evenly, the order of the machines does not matter, and little moves when one comes or goes: 1.1 to 1.7 times the
-least possible (1/n of the replicas), where hashing without the limit moves the least but may put all on one machine.
+Rendezvous hashing with bounded loads: each pair of replica and machine has a score, and pairs are taken from the
+highest score down, until every replica has a machine; no machine gets more than a quarter above its even share, and
+never two replicas while others have none. The order of the machines does not matter, and little moves when one comes
+or goes: 1.0 to 1.5 times the least possible, 1/n of the replicas. (Exactly even shares would move up to 2.4 times that;
+no bound at all moves the least, but puts all three replicas on one of three machines in one case of nine.)
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _place(service: str, count: int, nodes: tuple[str, ...]) -> tuple[str, ...]:
         return ()
     if len(nodes) == 1:
         return nodes * count
-    most = -(-count // len(nodes))
+    most = 1 if count <= len(nodes) else -(-5 * count // (4 * len(nodes)))
     load = dict.fromkeys(nodes, 0)
     placed: dict[int, str] = {}
     pairs = sorted((-_score(service, replica, node), replica, node) for replica in range(count) for node in nodes)

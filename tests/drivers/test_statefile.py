@@ -1,0 +1,118 @@
+"""The state on disk: what is written is what is read; anything else is noticed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from ipaddress import IPv4Address
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.drivers.statefile import SCHEMA, DamagedError, State, dump, load, set_aside, write
+from appliance.errors import HostError
+from appliance.model.facts import Allocations
+from appliance.model.names import Destination, Name
+from appliance.model.spec import Container, Health, Service
+
+FLASK = Name.parse("flask.flask")
+FULL = State(
+    specs={
+        "flask": Service(
+            name="flask",
+            count=2,
+            containers=(Container(name="flask", image="x", health=Health(command=("true",)), env=(("A", "1"),)),),
+            constraint="disk==ssd",
+        )
+    },
+    tombstones={"old": 12.5},
+    allocations=Allocations(
+        vips={FLASK: IPv4Address("240.0.0.9")},
+        ports={Destination.parse("flask.flask:80/udp"): 20001},
+        freed_vips={IPv4Address("240.0.0.8"): 5.0},
+        freed_names={Name.parse("a.b"): IPv4Address("240.0.0.8")},
+    ),
+)
+
+
+def raw(**changes) -> bytes:
+    """A full file with some keys changed."""
+    return orjson.dumps({**orjson.loads(dump(FULL)), **changes})
+
+
+def test_back_and_forth():
+    """Everything that is written comes back."""
+    assert load(dump(FULL), "f") == FULL
+    assert load(dump(State()), "f") == State()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"schema": "1"}', b"\xff\x00", dump(FULL)[:-9]])
+def test_no_state_at_all(content):
+    """A file that is cut off or something else is damaged, and nothing is left of it."""
+    with pytest.raises(DamagedError, match=r"^f ") as caught:
+        load(content, "f")
+    assert caught.value.rest == State()
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"specs": [{"name": "x"}]}, "containers"),
+        ({"specs": {}}, '"specs" is {}, not a list'),
+        ({"tombstones": {"a": "x"}}, "tombstones: could not convert"),
+        ({"tombstones": [1]}, '"tombstones" is'),
+        ({"allocations": {"vips": {"a.b": "1.2.3.400"}}}, "vips"),
+        ({"allocations": {"vips": {"ab": "1.2.3.4"}}}, "vips"),
+        ({"allocations": {"ports": {"a.b:80/tcp": 70000}}}, "70000 is no port number"),
+        ({"allocations": {"ports": {"a.b:80/tcp": True}}}, "True is no port number"),
+    ],
+)
+def test_partly_damaged(changes, complaint):
+    """What can be read of a damaged file is kept; the complaint says which part is lost."""
+    with pytest.raises(DamagedError, match=complaint) as caught:
+        load(raw(**changes), "f")
+    rest = caught.value.rest
+    assert rest.specs == ({} if "specs" in changes else FULL.specs)
+    assert rest.tombstones == ({} if "tombstones" in changes else FULL.tombstones)
+
+
+def test_newer_version():
+    """A file of a newer meshbox is an error that says what to do, and not a damage."""
+    with pytest.raises(HostError, match=r"written by a newer meshbox \(schema 2, this one knows 1\)"):
+        load(raw(schema=SCHEMA + 1), "f")
+
+
+@given(
+    st.binary(max_size=60) | st.recursive(st.none() | st.integers(-5, 2**60) | st.text(), st.lists).map(orjson.dumps)
+)
+def test_any_bytes(content):
+    """Whatever stands in the file, it is state or damaged, never an exception of another kind."""
+    with suppress(DamagedError):
+        load(content, "f")
+
+
+def test_write_replaces_as_a_whole(tmp_path):
+    """The file is the old one or the new one; a failed write leaves the old, and nobody else may read it."""
+    path = tmp_path / "state.json"
+    write(path, b"old")
+    write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / "state.json.new").mkdir()
+    with pytest.raises(OSError):
+        write(path, b"newer")
+    assert path.read_bytes() == b"new"
+
+
+def test_set_aside_overwrites_nothing(tmp_path):
+    """Two damaged files in one second are both kept."""
+    path = tmp_path / "state.json"
+    for content in (b"1", b"2"):
+        path.write_bytes(content)
+        set_aside(path, 100.7)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
+        "state.json.damaged-100": b"1",
+        "state.json.damaged-101": b"2",
+    }

@@ -1,0 +1,163 @@
+"""Virtual IPs and proxy ports: stable, never shared, rested."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.errors import HostError, InputError
+from appliance.model.facts import Allocations
+from appliance.model.names import Destination, Name, Protocol
+from appliance.plan.allocate import REST, allocate
+from tests.plan.cases import SETTINGS, dest
+
+NONE = Allocations()
+
+
+def names(*numbers: int) -> list[Name]:
+    """Some names."""
+    return [Name(service="s", container=f"c{n}") for n in numbers]
+
+
+def small(vip_range: str = "10.9.0.0/29", ports: tuple[int, int] = (20000, 20003)):
+    """Settings with hardly any room: 6 addresses, 4 ports."""
+    return replace(SETTINGS, vip_range=IPv4Network(vip_range), proxy_ports=ports)
+
+
+def test_same_everywhere():
+    """A name's address is a hash of the name: these values must never change between versions."""
+    found = allocate(
+        NONE, [Name.parse("flask.flask"), Name.parse("redis.flask")], [dest("flask.flask:8080")], SETTINGS, 0
+    )
+    assert found == allocate(NONE, reversed(found.vips), found.ports, SETTINGS, 99)
+    assert {str(n): str(a) for n, a in found.vips.items()} == {
+        "flask.flask": "242.166.46.177",
+        "redis.flask": "243.19.216.51",
+    }
+    assert found.ports == {dest("flask.flask:8080"): 24424}
+
+
+def test_unchanged_is_identical():
+    """Nothing new: the very same object comes back, so that nothing is written or compared further."""
+    first = allocate(NONE, names(1, 2), [dest("c1.s:80")], SETTINGS, 5)
+    assert allocate(first, names(2, 1), [dest("c1.s:80")], SETTINGS, 6) is first
+
+
+def test_fills_the_range_to_the_last_address_and_no_further():
+    """On collision the next address is taken, never the range's first or last; one name too many is refused."""
+    found = allocate(NONE, names(*range(6)), [], small(), 0)
+    assert sorted(found.vips.values()) == [IPv4Address(f"10.9.0.{n}") for n in range(1, 7)]
+    with pytest.raises(InputError, match=r"vip_range 10\.9\.0\.0/29 has 6 addresses for 7 names"):
+        allocate(NONE, names(*range(7)), [], small(), 0)
+
+
+@pytest.mark.parametrize("prefix", [31, 32])
+def test_range_without_a_single_address(prefix):
+    """A range too small for anything is named as such."""
+    with pytest.raises(InputError, match="has 0 addresses for 1 names"):
+        allocate(NONE, names(1), [], small(f"10.9.0.0/{prefix}"), 0)
+
+
+def test_freed_address_rests_for_a_week():
+    """An address goes to another name only a week after it was freed."""
+    five = allocate(NONE, names(0, 1, 2, 3, 4), [], small(), 0)
+    four = allocate(five, names(1, 2, 3, 4), [], small(), 100)
+    freed = five.vips[names(0)[0]]
+    assert four.freed_vips == {freed: 100}
+    five_again = allocate(four, names(1, 2, 3, 4, 5), [], small(), 200)
+    assert freed not in five_again.vips.values()
+    assert allocate(four, names(1, 2, 3, 4), [], small(), 100 + REST).freed_vips == {}
+
+
+def test_name_that_returns_gets_its_address_back():
+    """A container that is made anew within the week keeps its name's address."""
+    first = allocate(NONE, names(0, 1), [], small(), 0)
+    gone = allocate(first, names(1), [], small(), 100)
+    again = allocate(gone, names(0, 1), [], small(), 200)
+    assert again.vips == first.vips
+    assert again.freed_vips == {}
+    assert again.freed_names == {}
+
+
+def test_when_all_rest_the_longest_rested_is_taken():
+    """A full range gives out the address that was freed first rather than none."""
+    six = allocate(NONE, names(0, 1, 2, 3, 4, 5), [], small(), 0)
+    five = allocate(six, names(1, 2, 3, 4, 5), [], small(), 100)
+    four = allocate(five, names(2, 3, 4, 5), [], small(), 200)
+    again = allocate(four, names(2, 3, 4, 5, 6), [], small(), 300)
+    assert again.vips[names(6)[0]] == six.vips[names(0)[0]]
+
+
+def test_clock_that_was_ahead():
+    """A time of freeing that lies in the future counts from now, so it ends."""
+    kept = Allocations(freed_vips={IPv4Address("10.9.0.1"): 1e12})
+    assert allocate(kept, [], [], small(), 50).freed_vips == {IPv4Address("10.9.0.1"): 50}
+
+
+def test_new_range_moves_what_is_outside():
+    """After a change of the configuration everything is inside the new ranges."""
+    first = allocate(NONE, names(1), [dest("c1.s:80")], SETTINGS, 0)
+    found = allocate(first, names(1), [dest("c1.s:80")], small(), 1)
+    assert found.vips[names(1)[0]] in IPv4Network("10.9.0.0/29")
+    assert 20000 <= found.ports[dest("c1.s:80")] <= 20003
+
+
+def test_unusable_ports_are_left():
+    """A port that another program holds is given up, also by who had it."""
+    first = allocate(NONE, names(1), [dest("c1.s:80")], SETTINGS, 0)
+    port = first.ports[dest("c1.s:80")]
+    found = allocate(first, names(1), [dest("c1.s:80")], SETTINGS, 1, frozenset({port}))
+    assert found.ports[dest("c1.s:80")] != port
+
+
+def test_ports_run_out():
+    """The error says how many are wanted, how many are taken, and what to configure."""
+    wanted = [dest(f"c.s:{n}") for n in range(1, 5)]
+    with pytest.raises(HostError, match=r"proxy_ports 20000-20003 has no free port for .*larger proxy_ports range"):
+        allocate(NONE, [], wanted, small(), 0, frozenset({20001}))
+
+
+def test_port_of_a_closing_listener_is_the_last_choice():
+    """A port freed in this pass is still open: it is taken only when there is no other."""
+    full = [dest(f"c.s:{n}") for n in range(1, 5)]
+    three = allocate(NONE, [], full[:3], small(), 0)
+    swapped = allocate(three, [], [*full[1:3], full[3]], small(), 1)
+    assert swapped.ports[full[3]] not in three.ports.values()
+    four = allocate(NONE, [], full, small(), 0)
+    other = dest("c.s:9")
+    assert allocate(four, [], [*full[1:], other], small(), 1).ports[other] == four.ports[full[0]]
+
+
+def test_a_state_file_that_shares_an_address_is_put_right():
+    """Two names on one kept address, two destinations on one kept port: one of them moves."""
+    one, two = names(1, 2)
+    a, b = dest("c1.s:80"), dest("c2.s:80")
+    kept = Allocations(vips=dict.fromkeys((one, two), IPv4Address("240.0.0.9")), ports=dict.fromkeys((a, b), 20009))
+    found = allocate(kept, [one, two], [a, b], SETTINGS, 0)
+    assert len(set(found.vips.values())) == 2
+    assert len(set(found.ports.values())) == 2
+
+
+_NUMBERS = st.sets(st.integers(0, 9), max_size=6)
+
+
+@given(st.lists(st.tuples(_NUMBERS, st.floats(0, 2 * REST)), max_size=8))
+def test_never_shared_and_never_moved(rounds):
+    """Whatever comes and goes: no two share an address or a port, and what stays keeps its own."""
+    kept = NONE
+    settings = small(ports=(20000, 20007))
+    for numbers, now in rounds:
+        wanted = [Destination(name=n, port=80, protocol=Protocol.TCP) for n in names(*numbers)]
+        found = allocate(kept, names(*numbers), wanted, settings, now)
+        assert found.vips.keys() == set(names(*numbers))
+        assert found.ports.keys() == set(wanted)
+        assert len(set(found.vips.values())) == len(found.vips)
+        assert len(set(found.ports.values())) == len(found.ports)
+        assert not found.freed_vips.keys() & set(found.vips.values())
+        assert all(found.vips[n] == kept.vips[n] for n in found.vips.keys() & kept.vips.keys())
+        assert all(found.ports[d] == kept.ports[d] for d in found.ports.keys() & kept.ports.keys())
+        kept = found

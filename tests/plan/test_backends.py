@@ -1,0 +1,63 @@
+"""Where connections may go."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from appliance.model.network import Backend, Registration
+from appliance.plan.backends import choose, local_backends, registrations, remote_backends
+from appliance.plan.members import Members
+from tests.plan.cases import address, container, dest, endpoint, snapshot
+
+WEB = dest("web.web:80")
+
+
+def local(number: int, port: int = 80) -> Backend:
+    """The backend that container `number` is."""
+    return Backend(address=address(number), port=port, local=True, label=f"c{number}")
+
+
+def remote(last: int, weight: int = 1) -> Backend:
+    """The proxy of machine m<last>."""
+    return Backend(address=IPv4Address(f"10.0.0.{last}"), port=20000, local=False, weight=weight, label=f"m{last}")
+
+
+def test_local_backends():
+    """Ready containers, at the container's port; neither the unready, nor the retiring, nor those without address."""
+    workloads = (
+        container(2, "web.web", ports=("80:8080",)),
+        container(3, "web.web", ports=("80:8080",), accepting=frozenset()),
+        container(4, "web.web", ports=("80:8080",)),
+        container(5, "web.web", ports=("80:8080",)),
+    )
+    members = Members().read(snapshot(*workloads))
+    addresses = {w.id: w.addresses[0] for w in workloads[:3]}
+    assert local_backends(members, addresses, frozenset({workloads[2].id})) == {WEB: [local(2, 8080)]}
+
+
+def test_remote_backends():
+    """Other machines' proxies with their weight; not our own announcement, and nothing without replicas."""
+    endpoints = (
+        endpoint("web.web:80", "m2", weight=3, at="10.0.0.2"),
+        endpoint("web.web:80", "here", at="10.0.0.1"),
+        endpoint("web.web:80", "m3", weight=0, at="10.0.0.3"),
+    )
+    assert remote_backends(endpoints, "here") == {WEB: [remote(2, 3)]}
+
+
+def test_choose():
+    """Both kinds together, sorted, each address once; with prefer_local other machines only when nothing is here."""
+    here = {WEB: [local(3), local(2), local(2)]}
+    there = {WEB: [remote(2, 2)], dest("db.db:1"): [remote(3)]}
+    assert choose(here, there, prefer_local=False) == {
+        WEB: (remote(2, 2), local(2), local(3)),
+        dest("db.db:1"): (remote(3),),
+    }
+    assert choose(here, there, prefer_local=True) == {WEB: (local(2), local(3)), dest("db.db:1"): (remote(3),)}
+
+
+def test_registrations():
+    """What is announced has the number of ready containers as its weight."""
+    assert registrations({WEB: [local(2), local(3), local(3)]}, {WEB: 20007}) == {
+        WEB: Registration(destination=WEB, proxy_port=20007, weight=2)
+    }

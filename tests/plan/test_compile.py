@@ -1,0 +1,159 @@
+"""Facts in, wanted state out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.model.facts import RunState
+from appliance.model.network import Backend
+from appliance.plan.compile import Compiler, compile_host
+from tests.plan.cases import (
+    SETTINGS,
+    address,
+    container,
+    declared,
+    dest,
+    endpoint,
+    machine,
+    managed,
+    snapshot,
+    snapshots,
+    spec,
+    stopped,
+)
+
+APPLE = dest("apple.orange:80")
+SERVER = container(2, "apple.orange", ports=("80:8080",))
+CLIENT = container(3, "flask.flask", to=("apple.orange:80",))
+
+
+def backends(s, destination=APPLE) -> list[str]:
+    """The labels of a destination's backends."""
+    return [b.label for b in compile_host(s).listeners[destination].backends]
+
+
+def test_one_server_and_one_client():
+    """The whole state of a small host hangs together."""
+    want = compile_host(snapshot(SERVER, CLIENT))
+    listener = want.listeners[APPLE]
+    assert listener.port == want.allocations.ports[APPLE]
+    assert listener.callers == {address(2), address(3)}
+    assert listener.backends == (Backend(address=address(2), port=8080, local=True, label="c2"),)
+    assert {n.inode for n in want.rulesets} == {2, 3}
+    assert want.zone.names[APPLE.name] == want.allocations.vips[APPLE.name]
+    assert want.host_ruleset.workloads == {address(2), address(3)}
+    assert want.registrations[APPLE].weight == 1
+    assert want.registrations[APPLE].proxy_port == listener.port
+
+
+def test_nothing_is_announced_before_it_is_ready():
+    """A container that does not accept yet has a listener and a name, but is no backend and not registered."""
+    for server in (
+        replace(SERVER, accepting=frozenset()),
+        replace(SERVER, healthy=False),
+        replace(SERVER, state=RunState.PAUSED),
+        stopped(SERVER),
+    ):
+        want = compile_host(snapshot(server, CLIENT))
+        assert want.listeners[APPLE].backends == ()
+        assert want.registrations == {}
+        assert APPLE.name in want.zone.names
+
+
+def test_old_revision_serves_until_the_new_one_is_ready():
+    """Connections go to the old container, then to the new one, and at no moment to none."""
+    old = spec("orange", declared("apple", ports=(80,), image="old"))
+    new = spec("orange", declared("apple", ports=(80,), image="new"))
+    a, b = managed(2, old), managed(4, new)
+    unready = replace(b, accepting=frozenset())
+    assert backends(snapshot(a, specs=[new])) == ["c2"]
+    assert backends(snapshot(a, unready, specs=[new])) == ["c2"]
+    assert backends(snapshot(a, b, specs=[new])) == ["c4"]
+
+
+def test_removed_service_takes_no_new_connections():
+    """Containers of a removed service drain: no backends, not registered; their own rules stay while they run."""
+    server = managed(2, spec("orange", declared("apple", ports=(80,))))
+    want = compile_host(snapshot(server, CLIENT, tombstones={"orange": 5.0}))
+    assert want.listeners[APPLE].backends == ()
+    assert want.registrations == {}
+    assert len(want.rulesets) == 2
+
+
+def test_other_machines():
+    """Other machines' proxies are backends with their weight, unless local ones are preferred and there are some."""
+    facts = {
+        "machines": (machine("here", "10.0.0.1"), machine("m2", "10.0.0.9")),
+        "endpoints": (endpoint("apple.orange:80", "m2", weight=2), endpoint("apple.orange:80", "here")),
+    }
+    both = snapshot(SERVER, CLIENT, **facts)
+    assert backends(both) == ["m2", "c2"]
+    assert compile_host(both).registrations[APPLE].weight == 1
+    nearest = replace(both, settings=replace(SETTINGS, prefer_local=True))
+    assert backends(nearest) == ["c2"]
+    assert backends(replace(nearest, workloads=(CLIENT,))) == ["m2"]
+    assert compile_host(replace(nearest, workloads=(CLIENT,))).registrations == {}
+
+
+def test_two_replicas():
+    """Each ready replica is a backend; the announcement has their number."""
+    want = compile_host(snapshot(SERVER, container(4, "apple.orange", ports=("80:8080",)), CLIENT))
+    assert [b.label for b in want.listeners[APPLE].backends] == ["c2", "c4"]
+    assert want.registrations[APPLE].weight == 2
+
+
+@given(snapshots(), st.randoms())
+def test_order_of_facts_does_not_matter(s, random):
+    """Whatever order Docker, the store and the registry list things in, the result is the same."""
+
+    def shuffled(items):
+        return random.sample(list(items), len(items))
+
+    other = replace(
+        s,
+        workloads=tuple(shuffled(s.workloads)),
+        networks=tuple(shuffled(s.networks)),
+        machines=tuple(shuffled(s.machines)),
+        endpoints=tuple(shuffled(s.endpoints)),
+        specs=dict(shuffled(s.specs.items())),
+    )
+    assert compile_host(other) == compile_host(s)
+
+
+@given(st.lists(snapshots(), min_size=2, max_size=4))
+def test_memory_changes_nothing(sequence):
+    """A compiler that has seen other snapshots comes to the same as a new one."""
+    compiler = Compiler()
+    allocations = sequence[0].allocations
+    for facts in sequence:
+        s = replace(facts, allocations=allocations)
+        want = compiler.compile(s)
+        assert want == compile_host(s)
+        assert compiler.compile(replace(s, workloads=tuple(map(replace, s.workloads)))) == want
+        allocations = want.allocations
+
+
+@given(snapshots())
+def test_invariants(s):
+    """Nobody shares a virtual IP or port; every route has its listener, which lets that workload in; names resolve."""
+    want = compile_host(s)
+    ports = {listener.port: listener for listener in want.listeners.values()}
+    assert len(ports) == len(want.listeners)
+    assert not ports.keys() & s.unusable_ports
+    assert len(set(want.allocations.vips.values())) == len(want.allocations.vips)
+    addresses = {w.netns.id: set() for w in s.workloads if w.netns}
+    for w in s.workloads:
+        if w.netns and w.problem is None:
+            addresses[w.netns.id] |= set(w.addresses)
+    for netns, ruleset in want.rulesets.items():
+        for route in ruleset.routes:
+            assert ports[route.proxy_port].callers >= addresses[netns]
+    for view in want.zone.views.values():
+        assert view <= want.zone.names.keys()
+    assert want.registrations.keys() <= want.listeners.keys()
+    for d, registration in want.registrations.items():
+        assert registration.weight == sum(b.local for b in want.listeners[d].backends)
+    assert want.dns_addresses == want.host_ruleset.dns_addresses

@@ -1,0 +1,187 @@
+"""Steps between two states: complete, minimal, and in an order without holes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+from hypothesis import given
+
+from appliance.model import state as st
+from appliance.model.network import Listener
+from appliance.plan.compile import compile_host
+from appliance.plan.diff import apply, diff
+from tests.plan.cases import SETTINGS, address, container, dest, snapshot, snapshots
+
+NOTHING = st.HostState()
+SERVER = container(2, "apple.orange", ports=(80,))
+CLIENT = container(3, "flask.flask", to=("apple.orange:80",))
+APPLE = dest("apple.orange:80")
+
+
+def state(*workloads, before=NOTHING, **fields):
+    """What a host with these containers should have, after `before`."""
+    return compile_host(snapshot(*workloads, allocations=before.allocations, **fields))
+
+
+def kinds(steps) -> list[str]:
+    """The names of the steps, repetitions left out."""
+    found = [type(s).__name__ for s in steps]
+    return [kind for kind, before in zip(found, [None, *found], strict=False) if kind != before]
+
+
+@given(snapshots(), snapshots())
+def test_apply_diff_leads_there(a, b):
+    """Whatever the two states, the steps lead from one to the other; there is nothing to do between equals."""
+    have, want = compile_host(a), compile_host(b)
+    assert apply(diff(have, want), have) == want
+    assert apply(diff(NOTHING, want), NOTHING) == want
+    assert diff(want, want) == ()
+    assert diff(want, compile_host(b)) == ()
+
+
+@given(snapshots(), snapshots())
+def test_no_hole_and_no_early_announcement(a, b):
+    """After every single step: routes lead to open listeners that let them in, and what is announced is served."""
+    have = compile_host(a)
+    want = compile_host(replace(b, settings=a.settings, unusable_ports=a.unusable_ports, allocations=have.allocations))
+    gone = have.listeners.keys() - want.listeners.keys()
+    for step in diff(have, want):
+        have = apply([step], have)
+        by_port = {listener.port: listener for listener in have.listeners.values()}
+        assert len(by_port) == len(have.listeners)
+        for netns, ruleset in have.rulesets.items():
+            if ruleset == want.rulesets.get(netns):
+                assert {r.proxy_port for r in ruleset.routes} <= by_port.keys()
+        assert set(have.registrations) <= set(have.listeners)
+        if isinstance(step, st.CloseListener):
+            assert step.listener.destination in gone
+        if isinstance(step, st.OpenListener | st.SwapListener):
+            now = step.listener if isinstance(step, st.OpenListener) else step.after
+            assert now == want.listeners[now.destination]
+
+
+def test_from_nothing():
+    """Nothing is named before its rules, and nothing is announced before it works."""
+    assert kinds(diff(NOTHING, state(SERVER, CLIENT))) == [
+        "KeepAllocations",
+        "OpenListener",
+        "PushHostRuleset",
+        "PushRuleset",
+        "SetDnsAddresses",
+        "SetZone",
+        "Register",
+    ]
+
+
+def test_everything_goes():
+    """Removal is the reverse: announcement, name, rules, and the listener last."""
+    have = state(SERVER, CLIENT)
+    other = state(container(4, "x.x"), before=have)
+    assert kinds(diff(have, other)) == [
+        "KeepAllocations",
+        "Deregister",
+        "SetZone",
+        "PushHostRuleset",
+        "PushRuleset",
+        "DropRuleset",
+        "SetZone",
+        "CloseListener",
+    ]
+
+
+def test_only_removal_sets_the_zone_once():
+    """When names only go, the zone changes once, early."""
+    have = state(SERVER, CLIENT)
+    steps = diff(have, state(SERVER, before=have))
+    assert kinds(steps) == ["KeepAllocations", "SetZone", "SwapListener", "PushHostRuleset", "DropRuleset"]
+
+
+def test_removed_allowance_is_refused_by_the_proxy_first():
+    """From the swap on the proxy resets it, whatever becomes of its ruleset."""
+    have = state(SERVER, CLIENT)
+    want = state(SERVER, container(3, "flask.flask"), before=have)
+    steps = diff(have, want)
+    assert kinds(steps) == ["SetZone", "SwapListener", "PushRuleset"]
+    assert steps[1].after.callers == {address(2)}
+
+
+def test_added_allowance_is_let_in_before_its_rules_lead_there():
+    """The listener knows the new caller before any packet of its can come."""
+    have = state(SERVER, container(3, "flask.flask"))
+    assert kinds(diff(have, state(SERVER, CLIENT, before=have))) == ["SwapListener", "PushRuleset", "SetZone"]
+
+
+def test_new_namespaces_come_first():
+    """Of several rulesets, those of containers whose programs are about to start."""
+    have = state(SERVER, container(3, "flask.flask"))
+    steps = diff(have, state(SERVER, CLIENT, container(9, "new.new"), before=have))
+    pushes = [s.after.netns.inode for s in steps if isinstance(s, st.PushRuleset)]
+    assert pushes == [9, 3]
+
+
+def test_port_that_is_needed_again_is_closed_first():
+    """Two listeners never ask for one port at the same time, also when one takes over the other's."""
+    first = Listener(destination=APPLE, port=20001)
+    other = Listener(destination=dest("pear.orange:80"), port=20001)
+    have, want = st.HostState(listeners={APPLE: first}), st.HostState(listeners={other.destination: other})
+    assert diff(have, want) == (st.CloseListener(listener=first), st.OpenListener(listener=other))
+    moved = replace(first, port=20002)
+    assert diff(have, st.HostState(listeners={APPLE: moved})) == (
+        st.CloseListener(listener=first),
+        st.OpenListener(listener=moved),
+    )
+
+
+def test_announcement_of_a_moved_port_is_withdrawn_first():
+    """Other machines must not be sent to a port that is not served any more; a new weight needs no withdrawal."""
+    have = state(SERVER)
+    port = have.allocations.ports[APPLE]
+    steps = diff(have, state(SERVER, before=have, unusable_ports=frozenset({port})))
+    assert kinds(steps) == [
+        "KeepAllocations",
+        "Deregister",
+        "CloseListener",
+        "OpenListener",
+        "PushHostRuleset",
+        "PushRuleset",
+        "Register",
+    ]
+    two = state(SERVER, container(4, "apple.orange", ports=(80,)), before=have)
+    assert "Deregister" not in kinds(diff(have, two))
+
+
+def test_backend_change_is_two_steps():
+    """A container that becomes unready costs a swap and a new announcement, and touches no ruleset."""
+    two = container(4, "apple.orange", ports=(80,))
+    have = state(SERVER, two, CLIENT)
+    steps = diff(have, state(SERVER, replace(two, healthy=False), CLIENT, before=have))
+    assert kinds(steps) == ["SwapListener", "Register"]
+
+
+def test_unknown_rulesets_are_pushed_in_full():
+    """What was forgotten because somebody else changed it comes back."""
+    want = state(SERVER, CLIENT)
+    have = replace(want, rulesets={k: v for k, v in want.rulesets.items() if k.inode != 3}, host_ruleset=None)
+    (host, push) = diff(have, want)
+    assert host.before is None
+    assert push.before is None
+    assert push.after.netns.inode == 3
+
+
+def test_address_that_changes_hands():
+    """A stopped container's address is let out of the listener before a new owner's namespace gets its rules."""
+    have = state(SERVER, CLIENT)
+    heir = container(5, "x.x", attachments=CLIENT.attachments)
+    steps = diff(have, state(SERVER, heir, before=have))
+    order = kinds(steps)
+    assert order.index("SwapListener") < order.index("PushRuleset")
+    swap = next(s for s in steps if isinstance(s, st.SwapListener))
+    assert IPv4Address(address(3)) not in swap.after.callers
+
+
+def test_suffix_change_sets_the_zone():
+    """A zone that differs in nothing but its suffix is set too, once."""
+    have = state(CLIENT)
+    steps = diff(have, state(CLIENT, before=have, settings=replace(SETTINGS, suffix="a.b")))
+    assert kinds(steps) == ["SetZone"]

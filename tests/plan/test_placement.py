@@ -1,0 +1,104 @@
+"""Which machine runs which replica."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from math import ceil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.errors import InputError
+from appliance.plan.placement import check_constraint, fits, place, placement
+from tests.plan.cases import SETTINGS, machine, spec
+
+_MACHINES = st.lists(st.integers(1, 12), min_size=1, max_size=8, unique=True)
+
+
+def machines(*numbers: int):
+    """Machines m<number>."""
+    return [machine(f"m{n}", f"10.0.0.{n}") for n in numbers]
+
+
+@given(_MACHINES, st.integers(1, 40), st.randoms())
+def test_every_replica_on_exactly_one_machine_in_any_order(numbers, count, random):
+    """Each replica has one of the machines, none far more than its share, in whatever order they are listed."""
+    placed = place(spec("web", count=count), machines(*numbers))
+    assert len(placed) == count
+    assert set(placed) <= {f"m{n}" for n in numbers}
+    assert max(Counter(placed).values()) <= (1 if count <= len(numbers) else ceil(1.25 * count / len(numbers)))
+    shuffled = random.sample(numbers, len(numbers))
+    assert place(spec("web", count=count), machines(*shuffled)) == placed
+
+
+@pytest.mark.parametrize(("count", "number"), [(1, 3), (3, 3), (10, 5), (20, 10), (100, 10)])
+def test_little_moves_when_a_machine_comes_or_goes(count, number):
+    """Over many services, one of n machines more or less moves about 1/n of the replicas."""
+    moved = total = 0
+    for service in (spec(f"s{i}", count=count) for i in range(40)):
+        before = place(service, machines(*range(number)))
+        after = place(service, machines(*range(number - 1)))
+        moved += sum(b != a for b, a in zip(before, after, strict=True))
+        total += count
+    assert 0.7 / number < moved / total < 1.6 / number
+
+
+def test_same_everywhere():
+    """Machines of different versions must agree: these placements never change."""
+    assert place(spec("flask", count=3), machines(1, 2, 3)) == ("m1", "m2", "m3")
+    assert place(spec("redis", count=5), machines(1, 2, 3)) == ("m2", "m2", "m3", "m2", "m1")
+
+
+def test_alone():
+    """Without other machines everything is here."""
+    assert placement(spec("web", count=2), SETTINGS, []) == ("here", "here")
+
+
+def test_this_machine_always_counts():
+    """A registry that has lost this machine for a moment must not make it stop everything."""
+    service = spec("web", count=3)
+    others = machines(1, 2)
+    assert "here" in placement(service, SETTINGS, others)
+    assert placement(service, SETTINGS, others) == place(service, [*others, machine("here", "10.0.0.9")])
+
+
+@pytest.mark.parametrize(
+    ("constraint", "expected"),
+    [
+        (None, True),
+        ("m1", True),
+        ("m2", False),
+        ("disk==ssd", True),
+        (" disk == ssd ", True),
+        ("disk==hdd", False),
+        ("rack==1", False),
+        ("==", False),
+    ],
+)
+def test_fits(constraint, expected):
+    """A constraint is nothing, a node's name, or key==value of its meta."""
+    assert fits(constraint, "m1", (("disk", "ssd"),)) is expected
+
+
+def test_constraint_pins():
+    """All replicas go where the constraint says, and nowhere when no machine meets it."""
+    settings = replace(SETTINGS, meta=(("disk", "hdd"),))
+    with_disk = [*machines(1, 2), machine("m3", "10.0.0.3", disk="ssd")]
+    assert placement(spec("web", count=3, constraint="disk==ssd"), settings, with_disk) == ("m3",) * 3
+    assert set(placement(spec("web", count=3, constraint="disk==hdd"), settings, with_disk)) == {"here"}
+    assert placement(spec("web", constraint="disk==tape"), settings, with_disk) == ()
+
+
+def test_unknown_constraint():
+    """The error names the service and the nearest constraint that some machine meets."""
+    known = [machine("m3", "10.0.0.3", disk="ssd")]
+    check_constraint(spec("web", constraint="disk==ssd"), SETTINGS, known)
+    check_constraint(spec("web"), SETTINGS, [])
+    with pytest.raises(
+        InputError, match=r'"web": no machine meets the constraint "disk==sdd" \(did you mean "disk==ssd"\?\)'
+    ):
+        check_constraint(spec("web", constraint="disk==sdd"), SETTINGS, known)
+    with pytest.raises(InputError, match="write a node's name or key==value of its meta"):
+        check_constraint(spec("web", constraint="zzz"), SETTINGS, known)

@@ -1,0 +1,210 @@
+"""Containers of deployed services: what is done next, told as a sequence of observations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+
+from appliance.model.facts import RunState
+from appliance.model.names import Allowance, Port
+from appliance.model.rollout import Create, ReplicaKey, Retire, Start
+from appliance.model.spec import Health
+from appliance.plan.placement import placement
+from appliance.plan.rollout import progress, replicas, retiring, revision, rollout
+from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, snapshots, spec, stopped
+
+OLD = spec("web", declared("web", ports=(80,), image="old"), count=2)
+NEW = spec("web", declared("web", ports=(80,), image="new"), count=2)
+
+
+def does(s, **fields) -> list[str]:
+    """The actions in words: `create web/0/web`, `retire c2`."""
+    ids = {w.id: w.docker_name for w in s.workloads}
+    return [
+        f"create {a.key}" if isinstance(a, Create) else f"{type(a).__name__.lower()} {ids[a.workload_id]}"
+        for a in rollout(s, **fields)
+    ]
+
+
+def key(replica: int = 0) -> ReplicaKey:
+    """The key of web's container."""
+    return ReplicaKey(service="web", replica=replica, container="web")
+
+
+def not_ready(workload):
+    """The same container before its port accepts."""
+    return replace(workload, accepting=frozenset())
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"ports": (Port.parse(81),)}, True),
+        ({"connect_to": (Allowance.parse("a.b"),)}, True),
+        ({"image": "other"}, False),
+        ({"cpu": 500}, False),
+        ({"memory": 256}, False),
+        ({"command": ("sh",)}, False),
+        ({"env": (("A", "1"),)}, False),
+        ({"volumes": ("data:/data",)}, False),
+        ({"health": Health(command="true")}, False),
+        ({"health": Health(command=("true",), interval=1)}, False),
+    ],
+)
+def test_revision(change, same):
+    """Whatever a container is made with changes its revision; what only the mesh applies does not."""
+    c = declared("web", image="old")
+    assert (revision(replace(c, **change)) == revision(c)) is same
+    assert len(revision(c)) == 8
+    assert revision(c) == "76594a93"  # containers made by an earlier version must not be replaced for nothing
+
+
+def test_missing_are_created_all_at_once():
+    """A first deploy does not wait for one replica after another."""
+    assert does(snapshot(specs=[OLD])) == ["create web/0/web", "create web/1/web"]
+
+
+def test_settled_is_left_alone():
+    """Deploying the same again does nothing."""
+    assert does(snapshot(managed(2, OLD, 0), managed(3, OLD, 1), specs=[OLD])) == []
+
+
+def test_busy_keys_are_left_alone():
+    """What is under way is not begun again, and holds a replacement of the next replica."""
+    assert does(snapshot(specs=[OLD]), busy=frozenset({key(0)})) == ["create web/1/web"]
+    assert does(snapshot(managed(2, OLD, 0), managed(3, OLD, 1), specs=[NEW]), busy=frozenset({key(0)})) == []
+
+
+def test_count_down_and_up():
+    """Surplus replicas are retired, the others not touched."""
+    one = replace(OLD, count=1)
+    assert does(snapshot(managed(2, OLD, 0), managed(3, OLD, 1), specs=[one])) == ["retire c3"]
+
+
+@pytest.mark.parametrize("state", [RunState.EXITED, RunState.CREATED])
+def test_stopped_is_started(state):
+    """A container that ended comes back."""
+    assert does(snapshot(stopped(managed(2, OLD, 0), state), managed(3, OLD, 1), specs=[OLD])) == ["start c2"]
+
+
+@pytest.mark.parametrize("state", [RunState.PAUSED, RunState.RESTARTING])
+def test_not_stopped_is_not_started(state):
+    """What Docker or somebody else has in hand is left to them."""
+    assert does(snapshot(managed(2, OLD, 0, state=state), managed(3, OLD, 1), specs=[OLD])) == []
+
+
+def test_dead_and_removing_hold_the_name():
+    """A container that Docker fails to remove is retired; none of its name is created until it is gone."""
+    assert does(snapshot(managed(2, OLD, 0, state=RunState.DEAD), managed(3, OLD, 1), specs=[OLD])) == ["retire c2"]
+    assert does(snapshot(managed(2, OLD, 0, state=RunState.REMOVING), managed(3, OLD, 1), specs=[OLD])) == []
+
+
+def test_replacement_starts_first_and_goes_replica_by_replica():
+    """The whole way from one revision to the next, with two replicas."""
+    a, b, c, d = managed(2, OLD, 0), managed(3, OLD, 1), managed(4, NEW, 0), managed(5, NEW, 1)
+    assert does(snapshot(a, b, specs=[NEW])) == ["create web/0/web"]
+    assert does(snapshot(a, b, not_ready(c), specs=[NEW])) == []
+    assert does(snapshot(a, b, c, specs=[NEW])) == ["retire c2", "create web/1/web"]
+    assert does(snapshot(b, c, specs=[NEW])) == ["create web/1/web"]
+    assert does(snapshot(b, c, not_ready(d), specs=[NEW])) == []
+    assert does(snapshot(b, c, d, specs=[NEW])) == ["retire c3"]
+    assert does(snapshot(c, d, specs=[NEW])) == []
+
+
+def test_revision_that_never_gets_ready():
+    """The old one goes on serving, and the other replicas are not touched."""
+    a, b, c = managed(2, OLD, 0), managed(3, OLD, 1), stopped(managed(4, NEW, 0), RunState.RESTARTING)
+    assert does(snapshot(a, b, c, specs=[NEW])) == []
+    assert retiring(snapshot(a, b, c, specs=[NEW])) == frozenset()
+
+
+def test_way_back_from_a_bad_revision():
+    """Deploying the old spec again only retires the failed container."""
+    a, b, c = managed(2, OLD, 0), managed(3, OLD, 1), not_ready(managed(4, NEW, 0))
+    assert does(snapshot(a, b, c, specs=[OLD])) == ["retire c4"]
+
+
+def test_third_revision_while_the_second_is_not_ready():
+    """The one that serves stays until the third is ready; the second goes when the third exists."""
+    newer = spec("web", declared("web", ports=(80,), image="newer"), count=1)
+    a, b, c = managed(2, OLD, 0), not_ready(managed(3, NEW, 0, started_at=5.0)), not_ready(managed(4, newer, 0))
+    assert does(snapshot(a, b, specs=[newer])) == ["create web/0/web"]
+    assert does(snapshot(a, b, c, specs=[newer])) == ["retire c3"]
+
+
+def test_volumes_are_replaced_stop_first():
+    """Two containers must not have the same data open: the old one goes before the new one comes."""
+    old = spec("web", declared("web", ports=(80,), image="old", volumes=("d:/d",)), count=2)
+    new = spec("web", declared("web", ports=(80,), image="new", volumes=("d:/d",)), count=2)
+    a, b, c = managed(2, old, 0), managed(3, old, 1), managed(4, new, 0)
+    assert does(snapshot(a, b, specs=[new])) == ["retire c2"]
+    assert does(snapshot(b, specs=[new])) == ["create web/0/web"]
+    assert does(snapshot(b, not_ready(c), specs=[new])) == []
+    assert does(snapshot(b, c, specs=[new])) == ["retire c3"]
+
+
+def test_one_changed_container_of_a_pod():
+    """Only what changed is replaced."""
+    old = spec("pod", declared("a", image="1"), declared("b", image="1"))
+    new = spec("pod", declared("a", image="2"), declared("b", image="1"))
+    a, b = managed(2, old, name="a"), managed(3, old, name="b")
+    assert does(snapshot(a, b, specs=[new])) == ["create pod/0/a"]
+    assert does(snapshot(a, b, specs=[spec("pod", declared("b", image="1"))])) == ["retire c2"]
+
+
+def test_removed_service_and_orphan():
+    """A tombstone retires everything; without one, and without a spec, containers are left alone."""
+    a = managed(2, OLD, 0)
+    assert does(snapshot(a, tombstones={"web": 5.0})) == ["retire c2"]
+    assert does(snapshot(a)) == []
+    assert does(snapshot(a, managed(3, OLD, 1), specs=[OLD], tombstones={"web": 5.0})) == []
+
+
+def test_foreign_containers_are_never_touched():
+    """A container that something else started may carry the same labels."""
+    foreign = container(2, "web.web", ports=(80,))
+    assert does(snapshot(foreign, tombstones={"web": 5.0})) == []
+    assert does(snapshot(foreign, specs=[spec("web")])) == ["create web/0/web"]
+
+
+def test_moved_replica_stays_until_the_other_machine_serves():
+    """A replica that belongs elsewhere is retired once its machine announces the whole of its share."""
+    machines = (machine("m2", "10.0.0.2"), machine("here", "10.0.0.1"))
+    s = snapshot(managed(2, OLD, 0), managed(3, OLD, 1), specs=[OLD], machines=machines)
+    placed = placement(OLD, s.settings, machines)
+    assert sorted(placed) == ["here", "m2"]
+    assert does(s) == []
+    served = replace(s, endpoints=(endpoint("web.web:80", "m2"),))
+    assert does(served) == [f"retire c{2 + placed.index('m2')}"]
+    assert does(replace(s, endpoints=(endpoint("web.web:80", "m3", weight=9),))) == []
+    assert [k.replica for k in replicas(s)] == [placed.index("here")]
+
+
+def test_progress():
+    """Each container that this machine runs, with what it waits for."""
+    a, b = managed(2, OLD, 0), not_ready(managed(3, NEW, 1))
+    three = replace(NEW, count=3)
+    found = progress(snapshot(a, b, specs=[three]))
+    assert [(p.key.replica, p.state, p.ready, p.machine) for p in found] == [
+        (0, "old revision serves", False, "here"),
+        (1, "waiting for port 80", False, "here"),
+        (2, "to be created", False, "here"),
+    ]
+
+
+@given(snapshots())
+def test_properties(s):
+    """One action per container or key; the order of facts does not matter; the last ready one of a key stays."""
+    actions = rollout(s)
+    assert actions == rollout(
+        replace(s, workloads=s.workloads[::-1], specs=dict(reversed(s.specs.items())), machines=s.machines[::-1])
+    )
+    touched = [a.workload_id for a in actions if isinstance(a, Start | Retire)]
+    assert len(touched) == len(set(touched))
+    created = [a.key for a in actions if isinstance(a, Create)]
+    assert len(created) == len(set(created))
+    managed_ids = {w.id for w in s.workloads if w.revision is not None}
+    assert set(touched) <= managed_ids
+    assert not retiring(s) & {w.id for w in s.workloads if w.revision is None}

@@ -1,0 +1,170 @@
+"""Rules, names and sockets: the part of a host's state that does not depend on readiness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+from appliance.model.facts import DockerNetwork
+from appliance.model.names import Name
+from appliance.model.network import NetnsId, Route
+from appliance.plan.members import Members
+from appliance.plan.shape import Shaper
+from tests.plan.cases import (
+    BRIDGE,
+    GATEWAY,
+    OWN,
+    SETTINGS,
+    address,
+    container,
+    declared,
+    dest,
+    machine,
+    snapshot,
+    spec,
+    stopped,
+)
+
+APPLE = container(2, "apple.orange", ports=(80, "80/udp"))
+CLIENT = container(3, "flask.flask", to=("apple.orange:80/tcp",))
+
+
+def shape(*workloads, remote=(), shaper=None, **fields):
+    """The shape of a host."""
+    s = snapshot(*workloads, **fields)
+    return (shaper or Shaper()).shape(s, Members().read(s), frozenset(map(dest, remote)))
+
+
+def names(*texts):
+    """A set of names."""
+    return {Name.parse(t) for t in texts}
+
+
+def ruleset(found, number):
+    """The ruleset in the namespace of a container."""
+    return found.rulesets[NetnsId(device=4, inode=number)]
+
+
+def test_sockets_and_callers():
+    """A listener for each destination offered or reached here, open to those who may reach it and to nobody else."""
+    found = shape(APPLE, CLIENT)
+    assert found.sockets.keys() == {dest("apple.orange:80"), dest("apple.orange:80/udp")}
+    assert found.sockets[dest("apple.orange:80")].callers == {address(2), address(3)}
+    assert found.sockets[dest("apple.orange:80/udp")].callers == {address(2)}
+
+
+def test_no_socket_for_what_is_neither_here_nor_reached():
+    """A service on other machines that nobody here may reach has a name, and nothing more."""
+    found = shape(CLIENT, specs=[spec("far")], remote=["other.far:1"])
+    assert found.sockets.keys() == set()
+    assert {Name.parse("far.far"), Name.parse("other.far")} <= found.zone.names.keys()
+
+
+def test_stopped_server_keeps_socket_and_address():
+    """A destination stays while its container is stopped or only deployed: clients see no name come and go."""
+    for found in (shape(stopped(APPLE), CLIENT), shape(CLIENT, specs=[spec("orange", declared("apple", ports=(80,)))])):
+        assert dest("apple.orange:80") in found.sockets
+        assert any(r.port == 80 for r in ruleset(found, 3).routes)
+
+
+def test_routes():
+    """Exactly what the container may reach, from the name's address and port to the listener's port."""
+    found = shape(APPLE, CLIENT)
+    d = dest("apple.orange:80")
+    assert ruleset(found, 3).routes == {
+        Route(vip=found.allocations.vips[d.name], port=80, protocol=d.protocol, proxy_port=found.allocations.ports[d])
+    }
+    assert len(ruleset(found, 2).routes) == 2
+
+
+def test_ruleset_of_a_namespace():
+    """Gateways, the host's own addresses and all container subnets of both families go into each ruleset."""
+    dual = DockerNetwork(name="dual", driver="bridge", subnets=(IPv6Network("fd00::/64"),), gateways=())
+    hosts = frozenset({GATEWAY, IPv4Address("10.0.0.1"), IPv4Address("127.0.0.1")})
+    found = ruleset(shape(CLIENT, networks=(BRIDGE, dual), host_addresses=hosts), 3)
+    assert found.proxy == GATEWAY
+    assert found.gateways == {GATEWAY}
+    assert found.hosts == {GATEWAY, IPv4Address("10.0.0.1")}
+    assert found.subnets == {IPv4Network("172.18.0.0/16"), IPv6Network("fd00::/64")}
+    assert found.vip_range == SETTINGS.vip_range
+
+
+def test_shared_namespace_merges():
+    """Containers in one namespace have the same rules and names: what one may, all may."""
+    guest = container(4, "x.y", to=("pear.orange",), netns=CLIENT.netns, attachments=())
+    found = shape(APPLE, CLIENT, guest, container(5, "pear.orange", ports=(1,)))
+    assert found.zone.views[address(3)] == names("flask.flask", "x.y", "apple.orange", "pear.orange")
+    assert {r.port for r in ruleset(found, 3).routes} == {80, 1}
+    assert found.sockets[dest("pear.orange:1")].callers == {address(2), address(3), address(5)}
+    assert found.addresses[guest.id] == address(3)
+
+
+def test_zone():
+    """Each asker sees its own service and what it connects to, also what does not exist yet; all have an address."""
+    found = shape(APPLE, container(3, "flask.flask", to=("apple.orange:80", "kiwi.none")), specs=[spec("web")])
+    assert found.zone.views == {
+        address(2): names("apple.orange"),
+        address(3): names("flask.flask", "apple.orange", "kiwi.none"),
+    }
+    assert found.zone.names.keys() == names("apple.orange", "flask.flask", "kiwi.none", "web.web")
+    assert found.zone.subnets == {IPv4Network("172.18.0.0/16")}
+    assert found.zone.suffix == "mesh.internal"
+
+
+def test_dns_addresses():
+    """DNS is served on the networks that have workloads, and always on our own."""
+    assert shape(networks=(BRIDGE,)).dns_addresses == set()
+    assert shape(CLIENT, networks=(BRIDGE,)).dns_addresses == {GATEWAY}
+    assert shape(networks=(BRIDGE, OWN)).dns_addresses == {IPv4Address("172.19.0.1")}
+    both = shape(CLIENT, networks=(BRIDGE, OWN))
+    assert both.dns_addresses == both.host_ruleset.dns_addresses == {GATEWAY, IPv4Address("172.19.0.1")}
+
+
+def test_peers():
+    """Other machines may call what is offered here; this machine's own addresses are never a peer's."""
+    machines = (machine("here", "10.0.0.1"), machine("m2", "10.0.0.2"), machine("liar", "10.0.0.9"))
+    found = shape(
+        APPLE,
+        CLIENT,
+        machines=machines,
+        host_addresses=frozenset({IPv4Address("10.0.0.9")}),
+        specs=[spec("far")],
+    )
+    assert found.host_ruleset.peers == {IPv4Address("10.0.0.2")}
+    assert found.host_ruleset.workloads == {address(2), address(3)}
+    assert found.sockets[dest("apple.orange:80")].peers == {IPv4Address("10.0.0.2")}
+    reaching = container(4, "a.b", to=("far.far",))
+    assert shape(reaching, machines=machines, specs=[spec("far")]).sockets[dest("far.far:80")].peers == set()
+
+
+def test_what_stays_is_the_same_object():
+    """When a container starts, the rules, routes and sockets that it does not concern are the very same objects."""
+    shaper = Shaper()
+    other = container(7, "other.other", ports=(9,))
+    before = shape(APPLE, CLIENT, other, shaper=shaper)
+    assert shape(APPLE, CLIENT, other, shaper=shaper, allocations=before.allocations) is before
+    more = container(4, "new.flask", to=("apple.orange:80",))
+    after = shape(APPLE, CLIENT, other, more, shaper=shaper, allocations=before.allocations)
+    assert ruleset(after, 2) is ruleset(before, 2)
+    assert ruleset(after, 3).routes is ruleset(before, 3).routes
+    assert after.sockets[dest("other.other:9")] is before.sockets[dest("other.other:9")]
+    assert after.sockets[dest("apple.orange:80")].callers == {address(2), address(3), address(4)}
+
+
+def test_a_moved_port_reaches_the_rules():
+    """When something else takes a proxy port, the routes of those who use it follow."""
+    shaper = Shaper()
+    before = shape(APPLE, CLIENT, shaper=shaper)
+    port = before.allocations.ports[dest("apple.orange:80")]
+    after = shape(APPLE, CLIENT, shaper=shaper, allocations=before.allocations, unusable_ports=frozenset({port}))
+    (route,) = ruleset(after, 3).routes
+    assert route.proxy_port == after.allocations.ports[dest("apple.orange:80")] != port
+
+
+def test_changed_settings_reach_everything():
+    """A new suffix or DNS port is not hidden by what is remembered."""
+    shaper = Shaper()
+    shape(CLIENT, shaper=shaper)
+    after = shape(CLIENT, shaper=shaper, settings=replace(SETTINGS, suffix="x.y", dns_port=5353))
+    assert after.zone.suffix == "x.y"
+    assert ruleset(after, 3).dns_port == after.host_ruleset.dns_port == 5353
