@@ -113,7 +113,7 @@ def test_id_and_case_of_every_question_come_back() -> None:
 
     async def main() -> None:
         async with world() as w:
-            for name in ("redis.flask", "redis.flask", "ReDiS.fLaSk", "redis.FLASK", "ReDiS.fLaSk"):
+            for name in ("redis.flask", "redis.flask", "ReDiS.fLaSk", "redis.FLASK", "ReDiS.fLaSk", "redis.flask"):
                 answer = await ask(w.at, name)
                 assert answer.question[0].name.to_text() == name + "."
                 assert answer.answer[0].name.to_text() == name + "."
@@ -276,6 +276,7 @@ def test_large_answers_need_tcp() -> None:
             whole = await read_framed(reader)
             assert message.is_response(whole)
             assert len(whole.answer[0]) == 5
+            assert (await ask(w.at, "big.example", "TXT", use_edns=False)).flags & dns.flags.TC
             assert len(w.upstream.asked) == 1
             writer.close()
 

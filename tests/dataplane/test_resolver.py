@@ -233,7 +233,7 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ENTRIES", 3)
 
     async def main() -> None:
-        async with Upstream(good, lambda q: records(q, *(f"60 TXT {'x' * 250}{i}" for i in range(20)))) as up:
+        async with Upstream(good) as up:
             resolver = Resolver(asyncio.get_running_loop(), lambda: [up.server])
             for i in (0, 1, 2, 3, 1):
                 await resolve(resolver, parsed(f"n{i}.example"))
@@ -241,6 +241,10 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             await resolve(resolver, parsed("n0.example"))
             assert len(up.asked) == 5
             assert len(resolver._cache) == 3
+            up.behave = lambda q: records(q, *(f"60 TXT {'x' * 250}{i}" for i in range(20))).to_wire(max_size=65535)
+            for _ in range(2):
+                assert (await resolve(resolver, parsed("big.example"))).response.counts == (20, 0, 0)
+            assert len(up.asked) == 7
 
     run(main)
 
