@@ -107,13 +107,14 @@ async def serve(
     settings = HypercornConfig()
     settings.bind = [f"fd://{_listening(path).detach()}"]
     settings.accesslog = None
+    settings.loglevel = "WARNING"
     settings.graceful_timeout = 1.0
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(_serve, application(appliance), settings)
             task_status.started()
     finally:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # noqa: ASYNC240 — one system call at the end of a life
 
 
 async def _serve(app: Any, settings: HypercornConfig, *, task_status: trio.TaskStatus[list[str]]) -> None:

@@ -40,14 +40,18 @@ from appliance.reconcile import FULL_PASS, Reconciler
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from ipaddress import IPv4Address
 
     from appliance.config import Config
     from appliance.drivers.registry import Registry
+    from appliance.drivers.registryfacts import RegistryFacts
     from appliance.model.facts import Workload
     from appliance.model.network import NetnsId
+    from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
+    from appliance.model.state import HostState
+    from appliance.model.stats import Connection, ListenerStats
 
 log = structlog.get_logger()
 
@@ -184,6 +188,47 @@ class Appliance:
         self.inventory.probe()
         self.reconciler.ring(urgent=urgent)
 
+    @property
+    def have(self) -> HostState:
+        """The network state that this host has."""
+        return self.reconciler.have
+
+    @property
+    def registry_facts(self) -> RegistryFacts:
+        """What the registry knows."""
+        return self.registry.facts
+
+    @property
+    def under_way(self) -> Mapping[ReplicaKey, Progress]:
+        """What the deployer is doing or has failed to do."""
+        return self.deployer.progress
+
+    def stats(self) -> tuple[ListenerStats, ...]:
+        """Return the counters of all open listeners."""
+        return self.plane.stats()
+
+    def connections(self) -> tuple[Connection, ...]:
+        """Return all open pairs and sessions."""
+        return self.plane.connections()
+
+    def counters(self) -> Mapping[str, float]:
+        """Return counters by name; they only grow."""
+        return {
+            "passes": self.reconciler.passes,
+            "steps": self.reconciler.steps,
+            "faults": self.faults.total,
+            "rulesets_pushed": self._nft.pushed,
+            "rulesets_failed": self._nft.failed,
+            "containers_before_first_instruction": self.inventory.newborns,
+            **{f"dns_{name}": count for name, count in self.plane.dns.stats().items()},
+            **{f"docker_{name}": count for name, count in self.inventory.counts.items()},
+            **{f"containers_{name}": count for name, count in self.deployer.counts.items()},
+        }
+
+    async def rules(self, workload: Workload) -> str | None:
+        """Return our table in the workload's namespace as nft lists it. Raises RetryError."""
+        return None if workload.netns is None else await self._nft.list_table(workload.netns.path)
+
     def snapshot(self) -> Snapshot:
         """Return all facts as they are now."""
         known = self.registry.facts
@@ -270,4 +315,5 @@ class Appliance:
                     self._host_addresses = found
                     self.reconciler.ring()
             task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
             await trio.sleep(FULL_PASS)
