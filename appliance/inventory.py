@@ -288,9 +288,9 @@ class Inventory:
 
     # -- containers whose program does not run yet (drivers/newborn.py, Parent)
 
-    def oldest_connecting(self) -> str | None:
-        """Return the container that has longest been on its way from `network connect` to `start`."""
-        return next(iter(self._connecting), None)
+    def only_connecting(self) -> str | None:
+        """Return the container between `network connect` and `start`, if there is exactly one."""
+        return next(iter(self._connecting)) if len(self._connecting) == 1 else None
 
     async def concerns(self, container_id: str) -> bool:
         """Return whether it is a workload that can have rules; the list is asked where no event has told of it yet."""

@@ -11,6 +11,7 @@ where those do not tell, they are read inside the namespace as soon as they are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -45,8 +46,8 @@ class Newborn:
 class Parent(Protocol):
     """Who wants to know of newborns."""
 
-    def oldest_connecting(self) -> str | None:
-        """Return the id of the container whose `network connect` came first and whose `start` has not come yet."""
+    def only_connecting(self) -> str | None:
+        """Return the id of the container between `network connect` and `start`, if there is exactly one."""
 
     async def concerns(self, container_id: str) -> bool:
         """Return whether this container's rules are ours. Raises MeshboxError."""
@@ -77,22 +78,26 @@ class NewbornWatch:
         async with trio.open_nursery() as nursery:
             while True:
                 try:
+                    old = _files(self._directory)
                     with namespaces.watch_directory(self._directory) as changes:
                         async for change in changes:
                             if change.present:
-                                nursery.start_soon(self._follow, change.path)
+                                nursery.start_soon(self._follow, change.path, change.path not in old)
                             else:
+                                old.discard(change.path)
                                 self._parent.vanished(change.path)
                 except MeshboxError as error:
                     log.warning("rules come late to starting containers", cause=str(error))
                 await trio.sleep(WATCH_AGAIN)
 
-    async def _follow(self, path: str) -> None:
+    async def _follow(self, path: str, new: bool) -> None:  # noqa: FBT001 — start_soon passes no keywords
         netns_id = await namespaces.appeared(path)
         if netns_id is None:
             return
         try:
-            container_id = await namespaces.pid_owner(path) or self._parent.oldest_connecting()
+            container_id = await namespaces.pid_owner(path)
+            if container_id is None and new:  # the host's processes cannot be seen, or it is a build's namespace
+                container_id = self._parent.only_connecting()
             if container_id is not None and await self._parent.concerns(container_id):
                 netns = Netns(id=netns_id, path=path)
                 addresses = await self._parent.reserved(container_id)
@@ -119,3 +124,10 @@ class NewbornWatch:
             if not self._parent.awaits(container_id):
                 return
             found = await namespaces.addresses(netns.path)
+
+
+def _files(directory: str) -> set[str]:
+    try:
+        return {str(path) for path in Path(directory).absolute().iterdir()}
+    except OSError:
+        return set()

@@ -1,0 +1,305 @@
+"""Docker's API as it is called. The engine is a small HTTP server on a unix socket that answers what it is told to."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Network
+from urllib.parse import parse_qs, urlsplit
+
+import dockersays
+import h11
+import orjson
+import pytest
+import trio
+
+from appliance.drivers.docker import Docker, ImageError
+from appliance.drivers.dockerhttp import ConflictError, DockerAbsentError, DockerError, NotFoundError
+from appliance.errors import HostError, RetryError
+
+GONE = object()
+"""An answer: the connection breaks."""
+
+
+class Engine:
+    """Answers `METHOD /path` with (status, value): bytes go out as they are, other values as JSON."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, object] = {}
+        self.asked: list[tuple[str, dict[str, str], object]] = []
+        self.hold: dict[str, trio.Event] = {}
+        """Answers to these come when the event is set."""
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Answer requests until the connection ends."""
+        http = h11.Connection(h11.SERVER)
+        while True:
+            request, body = None, b""
+            while True:
+                event = http.next_event()
+                if event is h11.NEED_DATA:
+                    http.receive_data(await stream.receive_some(65536))
+                elif isinstance(event, h11.Request):
+                    request = event
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                elif isinstance(event, h11.EndOfMessage):
+                    break
+                else:
+                    return
+            url = urlsplit(request.target.decode())
+            what = f"{request.method.decode()} {url.path}"
+            params = {key: values[0] for key, values in parse_qs(url.query).items()}
+            self.asked.append((what, params, orjson.loads(body) if body else None))
+            if what in self.hold:
+                await self.hold[what].wait()
+            answer = self.answers.get(what, (404, {"message": f"no such thing: {what}"}))
+            if isinstance(answer, list):
+                answer = answer.pop(0) if len(answer) > 1 else answer[0]
+            if answer is GONE:
+                await stream.aclose()
+                return
+            status, value = answer
+            data = value if isinstance(value, bytes) else orjson.dumps(value)
+            await stream.send_all(
+                http.send(h11.Response(status_code=status, headers=[("content-length", str(len(data)))]))
+                + http.send(h11.Data(data=data))
+                + http.send(h11.EndOfMessage())
+            )
+            http.start_next_cycle()
+
+
+@asynccontextmanager
+async def engine(path):
+    """Run an engine on a socket, and a Docker that talks to it."""
+    made = Engine()
+    with trio.socket.socket(trio.socket.AF_UNIX) as sock:
+        await sock.bind(str(path))
+        sock.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, made.serve, [trio.SocketListener(sock)])
+            async with Docker(str(path)) as docker:
+                yield made, docker
+            nursery.cancel_scope.cancel()
+
+
+def play(tmp_path, scene) -> None:
+    """Run `scene(engine, docker)`."""
+
+    async def main():
+        async with engine(tmp_path / "docker.sock") as (made, docker):
+            await scene(made, docker)
+
+    trio.run(main)
+
+
+def test_absent_socket_is_named(tmp_path):
+    """Without a Docker Engine the error names the socket and says what to do."""
+
+    async def main():
+        async with Docker(str(tmp_path / "none.sock")) as docker:
+            with pytest.raises(DockerAbsentError, match=r"none\.sock .*systemctl start docker"):
+                await docker.version()
+
+    trio.run(main)
+
+
+def test_version(tmp_path):
+    """Engine and API version are told; an engine that is too old is a fault of the host."""
+
+    async def scene(engine, docker):
+        engine.answers["GET /version"] = (200, {"Version": "20.10.24", "ApiVersion": "1.41"})
+        assert await docker.version() == ("20.10.24", "1.41")
+        engine.answers["GET /version"] = (200, {"Version": "18.09", "ApiVersion": "1.39"})
+        with pytest.raises(HostError, match=r"1\.41 .*upgrade"):
+            await docker.version()
+
+    play(tmp_path, scene)
+
+
+def test_broken_connection_is_a_passing_fault(tmp_path):
+    """A connection that ends in the middle is a RetryError that says during what."""
+
+    async def scene(engine, docker):
+        engine.answers["GET /networks"] = GONE
+        with pytest.raises(RetryError, match="broke during GET /networks"):
+            await docker.networks()
+
+    play(tmp_path, scene)
+
+
+def test_refusals_keep_dockers_words(tmp_path):
+    """Docker's message comes through on one line; the kind of error says what one can do."""
+
+    async def scene(engine, docker):
+        engine.answers["POST /containers/create"] = (409, {"message": 'The name "/x" is\nin use'})
+        with pytest.raises(ConflictError, match='The name "/x" is in use'):
+            await docker.create("x", {})
+        engine.answers["POST /containers/a/start"] = (500, {"message": "driver failed: port is already allocated"})
+        with pytest.raises(DockerError, match="port is already allocated") as refused:
+            await docker.start("a")
+        assert refused.value.status == 500
+        with pytest.raises(NotFoundError):
+            await docker.inspect("a")
+        engine.answers["GET /containers/b/json"] = (500, b"plain words")
+        with pytest.raises(DockerError, match="plain words"):
+            await docker.inspect("b")
+
+    play(tmp_path, scene)
+
+
+def test_lists_ask_for_labelled_containers(tmp_path):
+    """Only containers with our label are listed, running or not; one may be asked for by its id."""
+
+    async def scene(engine, docker):
+        engine.answers["GET /containers/json"] = (200, dockersays.LIST)
+        assert [c.docker_name for c in await docker.containers()] == ["t5"]
+        assert (await docker.listed("abc")).docker_name == "t5"
+        asked = [(params["all"], orjson.loads(params["filters"])) for _, params, _ in engine.asked]
+        assert asked == [("1", {"label": ["meshbox.service"]}), ("1", {"id": ["abc"]})]
+
+    play(tmp_path, scene)
+
+
+def test_network_is_made_once(tmp_path):
+    """An absent network is made as a bridge without traffic between containers; an existing one is taken as it is."""
+
+    async def scene(engine, docker):
+        missing = (404, {"message": "network meshbox not found"})
+        engine.answers["GET /networks/meshbox"] = [missing, (200, dockersays.NETWORK)]
+        engine.answers["POST /networks/create"] = (201, {"Id": "x"})
+        assert (await docker.ensure_network("meshbox", subnet=IPv4Network("10.9.0.0/24"))).name == "meshbox"
+        assert (await docker.ensure_network("meshbox")).name == "meshbox"
+        (made,) = [body for what, _, body in engine.asked if what == "POST /networks/create"]
+        assert made["Options"] == {"com.docker.network.bridge.enable_icc": "false"}
+        assert made["Labels"] == {"meshbox.managed": "true"}
+        assert made["IPAM"]["Config"] == [{"Subnet": "10.9.0.0/24"}]
+
+    play(tmp_path, scene)
+
+
+def test_network_made_by_another_meanwhile(tmp_path):
+    """Losing the race for making the network is as good as winning it."""
+
+    async def scene(engine, docker):
+        engine.answers["GET /networks/meshbox"] = [(404, {"message": "no"}), (200, dockersays.NETWORK)]
+        engine.answers["POST /networks/create"] = (409, {"message": "network with name meshbox already exists"})
+        assert (await docker.ensure_network("meshbox")).name == "meshbox"
+
+    play(tmp_path, scene)
+
+
+def test_network_that_is_no_bridge(tmp_path):
+    """A network of our name and another kind is for the operator to remove."""
+
+    async def scene(engine, docker):
+        engine.answers["GET /networks/host"] = (200, dockersays.HOST_NETWORK)
+        with pytest.raises(HostError, match="is host, not bridge"):
+            await docker.ensure_network("host")
+
+    play(tmp_path, scene)
+
+
+def test_remove_network(tmp_path):
+    """Our network is removed unless it is in use; somebody else's never; an absent one is fine."""
+
+    async def scene(engine, docker):
+        engine.answers["GET /networks/meshbox"] = (200, dockersays.NETWORK)
+        engine.answers["DELETE /networks/meshbox"] = [
+            (403, {"message": "network has active endpoints"}),
+            (204, b""),
+        ]
+        assert not await docker.remove_network("meshbox")
+        assert await docker.remove_network("meshbox")
+        assert await docker.remove_network("absent")
+        engine.answers["GET /networks/theirs"] = (200, dockersays.NETWORK | {"Labels": {}})
+        assert not await docker.remove_network("theirs")
+        assert not [what for what, _, _ in engine.asked if what == "DELETE /networks/theirs"]
+
+    play(tmp_path, scene)
+
+
+def test_remove_container(tmp_path):
+    """A container goes with its anonymous volumes; one that is gone or going is fine."""
+
+    async def scene(engine, docker):
+        engine.answers["DELETE /containers/a"] = [
+            (204, b""),
+            (409, {"message": "removal of container a is already in progress"}),
+            (409, {"message": "something else"}),
+        ]
+        await docker.remove("a")
+        await docker.remove("a")
+        assert engine.asked[0][1] == {"v": "true", "force": "true"}
+        with pytest.raises(ConflictError):
+            await docker.remove("a")
+        await docker.remove("gone")
+
+    play(tmp_path, scene)
+
+
+def test_pull(tmp_path):
+    """A pull reports its progress; its failure, at once or in the stream, keeps Docker's words."""
+
+    async def scene(engine, docker):
+        told = []
+        line = b'{"status":"Downloading","id":"a","progressDetail":{"current":4,"total":10}}\r\n'
+        engine.answers["POST /images/create"] = (200, line + b'{"status":"Download complete","id":"a"}')
+        await docker.pull("redis:7", lambda progress: told.append(str(progress)))
+        assert told == ["pulling 40 %", "pulling 100 %"]
+        assert engine.asked[0][1] == {"fromImage": "redis", "tag": "7"}
+        engine.answers["POST /images/create"] = (200, b'{"error":"toomanyrequests"}')
+        with pytest.raises(ImageError, match=r'image "redis" .*toomanyrequests; pull or build it, or mend image='):
+            await docker.pull("redis", print)
+        engine.answers["POST /images/create"] = (404, {"message": "manifest unknown"})
+        with pytest.raises(ImageError, match="manifest unknown"):
+            await docker.pull("redis", print)
+
+    play(tmp_path, scene)
+
+
+def test_image_present(tmp_path):
+    """Whether an image is here is asked by its whole reference."""
+
+    async def scene(engine, docker):
+        engine.answers["GET /images/localhost:5000/a/b:1/json"] = (200, {})
+        assert await docker.image_present("localhost:5000/a/b:1")
+        assert not await docker.image_present("other")
+
+    play(tmp_path, scene)
+
+
+def test_events(tmp_path):
+    """Events come one by one from the moment asked for; a line that is none is passed over."""
+
+    async def scene(engine, docker):
+        die = orjson.dumps(dockersays.DIE)
+        engine.answers["GET /events"] = (200, die + b'\n{"odd":1}\n' + die)
+        async with docker.events(since=12.5) as events:
+            assert [event.action async for event in events] == ["die", "die"]
+        assert engine.asked[0][1]["since"] == "12.500000000"
+        assert "exec_start" not in engine.asked[0][1]["filters"]
+
+    play(tmp_path, scene)
+
+
+def test_streams_do_not_starve_calls(tmp_path):
+    """However many streams are open, a call has a connection."""
+
+    async def scene(engine, docker):
+        engine.hold["GET /events"] = trio.Event()
+        engine.answers["GET /networks"] = (200, [])
+        async with trio.open_nursery() as nursery:
+
+            async def listen():
+                async with docker.events(since=0):
+                    pass
+
+            for _ in range(40):
+                nursery.start_soon(listen)
+            with trio.fail_after(20):
+                while len(engine.asked) < 40:
+                    await trio.sleep(0.01)
+                assert await docker.networks() == ()
+            nursery.cancel_scope.cancel()
+
+    play(tmp_path, scene)

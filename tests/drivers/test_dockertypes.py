@@ -1,0 +1,107 @@
+"""Docker's JSON into values."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+
+import dockersays
+import orjson
+import pytest
+
+from appliance.drivers import dockertypes as parse
+from appliance.errors import RetryError
+from appliance.model.facts import RunState
+from appliance.model.names import Protocol
+
+
+def test_inspect_is_read_whole():
+    """Every field that meshbox needs is found where Docker 20.10 puts it."""
+    seen = parse.parse_inspect(orjson.dumps(dockersays.inspect()))
+    assert (seen.listed.id, seen.listed.docker_name, seen.listed.state) == (dockersays.ID, "t5", RunState.RUNNING)
+    assert (seen.listed.image, seen.listed.network_mode) == ("meshbox-test:busybox", "meshbox")
+    assert seen.listed.labels["meshbox.ports"] == "8080:80"
+    assert seen.sandbox_key == "/var/run/docker/netns/2d55439f92b6"
+    assert seen.published == {(Protocol.TCP, 80), (Protocol.UDP, 53)}
+    assert seen.started_at == pytest.approx(1795480355.407754)
+    assert (seen.healthy, seen.exit_code, seen.stop_timeout) == (None, None, 10)
+    (joined,) = seen.joined
+    assert joined == parse.Joined(
+        network="meshbox",
+        address=IPv4Address("172.17.0.2"),
+        gateway=IPv4Address("172.17.0.1"),
+        address6=IPv6Address("fd00::2"),
+        gateway6=IPv6Address("fd00::1"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "healthy"), [("starting", False), ("healthy", True), ("unhealthy", False), ("none", None)]
+)
+def test_health(status, healthy):
+    """Only `healthy` is healthy; without a health check there is none."""
+    said = dockersays.inspect(State__Health={"Status": status, "FailingStreak": 0, "Log": []})
+    assert parse.parse_inspect(orjson.dumps(said)).healthy is healthy
+
+
+def test_stopped_container():
+    """A stopped container has an exit code, no address, and one that never ran has no start."""
+    said = dockersays.inspect(
+        State__Status="exited",
+        State__ExitCode=137,
+        State__StartedAt="0001-01-01T00:00:00Z",
+        NetworkSettings__Ports=None,
+        NetworkSettings__Networks={"meshbox": {"Gateway": "", "IPAddress": ""}, "odd": None},
+        Config__Labels=None,
+        Config__StopTimeout=3,
+    )
+    seen = parse.parse_inspect(orjson.dumps(said))
+    assert (seen.exit_code, seen.started_at, seen.stop_timeout) == (137, 0.0, 3)
+    assert seen.joined == (parse.Joined(network="meshbox"),)
+    assert seen.published == frozenset()
+    assert seen.listed.labels == {}
+
+
+def test_list():
+    """The list tells name, labels, state and networks."""
+    (entry,) = parse.parse_list(orjson.dumps(dockersays.LIST))
+    assert entry.docker_name == "t5"
+    assert entry.networks == ("meshbox",)
+    assert entry.network_mode == "meshbox"
+
+
+def test_networks():
+    """Subnets and gateways of both families, also where Docker writes a gateway with its prefix; some have none."""
+    meshbox, host = parse.parse_networks(orjson.dumps([dockersays.NETWORK, dockersays.HOST_NETWORK]))
+    assert meshbox.subnets[0] == IPv4Network("172.17.0.0/16")
+    assert meshbox.gateways == (IPv4Address("172.17.0.1"), IPv6Address("fd00::1"))
+    assert (host.driver, host.subnets) == ("host", ())
+
+
+def test_members():
+    """A network tells the addresses of those on it; who has none yet is left out."""
+    members = parse.parse_members(orjson.dumps(dockersays.NETWORK))
+    assert members.addresses == {dockersays.ID: IPv4Address("172.17.0.2")}
+    assert members.network.name == "meshbox"
+
+
+def test_made_by_meshbox():
+    """Only a network with our label is ours."""
+    assert parse.made_by_meshbox(orjson.dumps(dockersays.NETWORK))
+    assert not parse.made_by_meshbox(orjson.dumps(dockersays.HOST_NETWORK))
+
+
+def test_event():
+    """An event has its time to the nanosecond, its container, and that one's labels."""
+    event = parse.parse_event(orjson.dumps(dockersays.DIE))
+    assert (event.kind, event.action, event.id) == ("container", "die", dockersays.ID)
+    assert event.time == pytest.approx(1795480352.499882)
+    assert event.listed().docker_name == "t1"
+    assert event.listed().labels["meshbox.service"] == "a"
+
+
+@pytest.mark.parametrize("text", [b"", b"null", b"[]", b'{"Id": 3}', b"{", b"\xff", b'{"Type":"container"}'])
+def test_nonsense_is_a_passing_fault(text):
+    """Whatever Docker sends, the outcome is a value or a RetryError that says what was wrong with it."""
+    for parser in (parse.parse_inspect, parse.parse_event, parse.parse_network):
+        with pytest.raises(RetryError, match="not what its API promises"):
+            parser(text)

@@ -1,0 +1,437 @@
+"""Containers as facts, kept up to date. Docker is a fake; a namespace is a link to the test's own."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+import trio
+import trio.testing
+from fakedocker import FakeDocker, cid, until
+
+from appliance.drivers import netns as namespaces
+from appliance.drivers.dockertypes import Joined
+from appliance.inventory import Inventory
+from appliance.model.facts import DockerNetwork, RunState
+from appliance.model.names import Port
+
+LABELS = {"meshbox.service": "flask", "meshbox.container": "web", "meshbox.ports": "80"}
+
+
+class World:
+    """An inventory on a fake Docker, with a netns directory of its own."""
+
+    def __init__(self, directory) -> None:
+        self.docker = FakeDocker()
+        self.directory = directory / "netns"
+        self.directory.mkdir()
+        self.namespace("one")
+        self.rings: list[bool] = []
+        self.fresh: list[object] = []
+        self.inventory = Inventory(
+            self.docker,
+            netns_dir=str(self.directory),
+            bell=lambda *, urgent=False: self.rings.append(urgent),
+            fresh_netns=self.fresh.append,
+            tcp_ports=lambda _: (),
+        )
+
+    def namespace(self, name: str) -> str:
+        """Let Docker make a namespace."""
+        (self.directory / name).symlink_to("/proc/self/ns/net")
+        return str(self.directory / name)
+
+    @property
+    def only(self):
+        """The one workload."""
+        (workload,) = self.inventory.workloads
+        return workload
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A world in which Docker runs one labelled container, c2."""
+    made = World(tmp_path)
+    made.docker.add(2, LABELS)
+    return made
+
+
+def play(world: World, scene) -> None:
+    """Run `scene()` once the inventory has started."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.inventory.run)
+            await scene()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_everything_is_listed_before_it_has_started(world):
+    """Once run() has started, the running containers are known with namespace, address and gateway."""
+
+    async def scene():
+        assert world.inventory.connected
+        assert world.only.state is RunState.RUNNING
+        assert world.only.netns.id == namespaces.identify("/proc/self/ns/net")
+        assert world.only.netns.path == str(world.directory / "one")
+        assert world.only.attachments[0].gateway == IPv4Address("172.17.0.1")
+        assert world.only.ports == (Port.parse(80),)
+        assert [n.name for n in world.inventory.networks] == ["bridge"]
+        assert world.fresh
+
+    play(world, scene)
+
+
+def test_start_event_brings_a_container(world):
+    """A container that starts is inspected and joins; one without labels is left alone."""
+
+    async def scene():
+        world.docker.add(3, LABELS | {"meshbox.container": "redis"})
+        world.docker.add(4, {})
+        world.docker.tell("container", "start", cid(4), name="c4")
+        world.docker.tell("container", "start", cid(3), name="c3", **LABELS)
+        await until(lambda: len(world.inventory.workloads) == 2)
+        await until(lambda: all(w.netns for w in world.inventory.workloads))
+        assert f"inspect {cid(4)}" not in world.docker.calls
+
+    play(world, scene)
+
+
+def test_die_takes_it_out_at_once(world):
+    """At `die` its addresses and namespace are gone before Docker is asked again, and the bell is urgent."""
+
+    async def scene():
+        gate = world.docker.inspect_gate[cid(2)] = trio.Event()
+        world.rings.clear()
+        world.docker.change(cid(2), state=RunState.EXITED, exit_code=137)
+        world.docker.tell("container", "die", cid(2), exitCode="137", **LABELS)
+        await until(lambda: world.only.state is RunState.EXITED)
+        assert (world.only.netns, world.only.addresses, world.only.exit_code) == (None, (), 137)
+        assert world.rings == [True]
+        gate.set()
+
+    play(world, scene)
+
+
+def test_die_of_a_former_run_is_passed_over(world):
+    """After a reconnect old events come again: a `die` from before the present start changes nothing."""
+
+    async def scene():
+        world.docker.tell("container", "die", cid(2), at=899.0, exitCode="1", **LABELS)
+        inspects = len(world.docker.calls)
+        await until(lambda: len(world.docker.calls) > inspects)
+        assert world.only.state is RunState.RUNNING
+
+    play(world, scene)
+
+
+def test_destroy_removes_it(world):
+    """A destroyed container is no workload any more."""
+
+    async def scene():
+        world.docker.there.clear()
+        world.docker.tell("container", "destroy", cid(2), **LABELS)
+        await until(lambda: not world.inventory.workloads)
+
+    play(world, scene)
+
+
+def test_answer_that_an_event_has_overtaken_is_dropped(world):
+    """An inspect whose answer was under way while the container died is asked again, not believed."""
+
+    async def scene():
+        gate = world.docker.inspect_gate[cid(2)] = trio.Event()
+        world.docker.tell("container", "health_status: healthy", cid(2), **LABELS)
+        await until(lambda: world.docker.calls[-1] == f"inspect {cid(2)}")
+        world.docker.tell("container", "die", cid(2), exitCode="0", **LABELS)
+        await until(lambda: world.only.state is RunState.EXITED)
+        seen = []
+        world.inventory._bell = lambda *, urgent=False: seen.append(world.only.state)
+        world.docker.change(cid(2), state=RunState.EXITED, exit_code=3)
+        gate.set()
+        await until(lambda: world.only.exit_code == 3)
+        assert set(seen) == {RunState.EXITED}
+
+    play(world, scene)
+
+
+def test_docker_away_keeps_what_was_known(world, monkeypatch):
+    """While Docker is away nothing is forgotten; when it is back everything is listed again, and what went is gone."""
+    monkeypatch.setattr("appliance.inventory.RECONNECT", (0.01, 0.02))
+
+    async def scene():
+        before = world.inventory.workloads
+        world.docker.down = True
+        world.docker.break_streams()
+        await until(lambda: not world.inventory.connected)
+        tries = world.inventory.counts["reconnects"]
+        await until(lambda: world.inventory.counts["reconnects"] > tries + 2)
+        assert world.inventory.workloads == before
+        del world.docker.there[cid(2)]
+        world.docker.add(3, LABELS)
+        world.docker.down = False
+        await until(lambda: world.inventory.connected)
+        await until(lambda: [w.docker_name for w in world.inventory.workloads] == ["c3"])
+
+    play(world, scene)
+
+
+def test_reconnect_asks_for_events_since_the_last_one(world, monkeypatch):
+    """No event falls between two streams: the next one begins where the last one ended."""
+    monkeypatch.setattr("appliance.inventory.RECONNECT", (0.01, 0.02))
+
+    async def scene():
+        world.docker.tell("container", "update", cid(2), at=5e9, **LABELS)
+        await until(lambda: world.inventory.counts["events"] == 1)
+        world.docker.break_streams()
+        await until(lambda: len(world.docker.since) == 2)
+        assert world.docker.since[1] == 5e9
+
+    play(world, scene)
+
+
+def test_start_waits_for_docker(world, monkeypatch):
+    """Without Docker the inventory does not start, and starts as soon as it is there."""
+    monkeypatch.setattr("appliance.inventory.RECONNECT", (0.01, 0.02))
+    world.docker.down = True
+
+    async def scene():
+        assert world.only.netns
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+
+            async def mend():
+                await until(lambda: world.inventory.counts["reconnects"] > 2)
+                world.docker.down = False
+
+            nursery.start_soon(mend)
+            await nursery.start(world.inventory.run)
+            await scene()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_blocked_inspect_does_not_stop_the_rest(world):
+    """A container that Docker is still starting (inspect waits) hinders nobody else."""
+    world.docker.inspect_gate[cid(3)] = trio.Event()
+
+    async def scene():
+        world.docker.add(3, LABELS)
+        world.docker.tell("container", "start", cid(3), name="c3", **LABELS)
+        world.docker.add(4, LABELS)
+        world.docker.tell("container", "start", cid(4), name="c4", **LABELS)
+        await until(lambda: any(w.docker_name == "c4" and w.netns for w in world.inventory.workloads))
+
+    play(world, scene)
+
+
+def start_under_way(world: World, number: int = 3, *, connect: bool = True) -> str:
+    """Let Docker begin to start a container: created, connected, address reserved. Inspect waits for its start."""
+    one = world.docker.add(number, LABELS, state=RunState.CREATED, started_at=0.0, joined=(), sandbox_key="")
+    world.docker.inspect_gate[one] = trio.Event()
+    world.docker.tell("container", "create", one, name=f"c{number}", image="web", **LABELS)
+    world.docker.reserved.setdefault("bridge", {})[one] = IPv4Address(f"172.17.0.{number}")
+    if connect:
+        world.docker.tell("network", "connect", "bridge", container=one, name="bridge")
+    return one
+
+
+def test_container_is_published_before_its_program_runs(world):
+    """At the appearance of its namespace it has address and namespace, serves nothing, and is urgent."""
+    del world.docker.there[cid(2)]
+
+    async def scene():
+        one = start_under_way(world)
+        await until(lambda: world.inventory.counts["events"] == 2)
+        world.rings.clear()
+        world.fresh.clear()
+        path = world.namespace("three")
+        await until(lambda: world.only.netns)
+        assert world.only.state is RunState.RUNNING
+        assert world.only.addresses == (IPv4Address("172.17.0.3"),)
+        assert world.only.attachments[0].gateway == IPv4Address("172.17.0.1")
+        assert world.only.netns.path == path
+        assert (world.only.healthy, world.only.accepting, world.only.started_at) == (False, frozenset(), 0.0)
+        assert world.rings == [True]
+        assert world.fresh == [world.only.netns.id]
+        world.docker.change(
+            one,
+            state=RunState.RUNNING,
+            started_at=950.0,
+            sandbox_key="/x/three",
+            joined=(Joined(network="bridge", address=IPv4Address("172.17.0.3")),),
+        )
+        world.docker.inspect_gate[one].set()
+        world.docker.tell("container", "start", one, name="c3", **LABELS)
+        await until(lambda: world.only.started_at == 950.0)
+        assert (world.only.healthy, world.only.netns.path) == (None, path)
+        assert len(world.fresh) == 1
+
+    play(world, scene)
+
+
+def test_events_that_are_behind_do_not_matter(world):
+    """A namespace whose container no event has told of yet is looked up in the list, which never waits."""
+    del world.docker.there[cid(2)]
+
+    async def scene():
+        one = world.docker.add(3, LABELS, state=RunState.CREATED, started_at=0.0, joined=(), sandbox_key="")
+        world.docker.inspect_gate[one] = trio.Event()
+        world.docker.reserved["bridge"] = {one: IPv4Address("172.17.0.3")}
+        world.inventory.only_connecting = lambda: one  # what the namespace's process tells on a real host
+        world.namespace("three")
+        await until(lambda: world.inventory.workloads and world.only.addresses == (IPv4Address("172.17.0.3"),))
+
+    play(world, scene)
+
+
+def test_network_as_new_as_its_container(world):
+    """A network made together with the container is listed before its addresses are judged."""
+    del world.docker.there[cid(2)]
+    new = DockerNetwork(
+        name="new", driver="bridge", subnets=(IPv4Network("10.9.0.0/24"),), gateways=(IPv4Address("10.9.0.1"),)
+    )
+
+    async def scene():
+        one = start_under_way(world, connect=False)
+        world.docker.nets["new"] = new
+        world.docker.reserved["new"] = {one: IPv4Address("10.9.0.2")}
+        world.docker.tell("network", "connect", "new", container=one, name="new")
+        await until(lambda: world.inventory.counts["events"] == 2)
+        world.namespace("three")
+        await until(lambda: world.only.netns)
+        assert world.only.attachments[0].network == "new"
+        assert world.only.attachments[0].gateway == IPv4Address("10.9.0.1")
+
+    play(world, scene)
+
+
+def test_namespace_of_nobody_known_is_left_alone(world):
+    """While two containers are on their way it is not guessed whose a namespace is; nor is it for one that is old."""
+    del world.docker.there[cid(2)]
+
+    async def scene():
+        start_under_way(world, 3)
+        await until(lambda: world.inventory.counts["events"] == 2)
+        start_under_way(world, 4)
+        await until(lambda: world.inventory.counts["events"] == 4)
+        world.namespace("three")
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert [w.netns for w in world.inventory.workloads] == [None, None]
+
+    play(world, scene)
+
+
+def test_start_that_fails_is_taken_back(world):
+    """When the namespace vanishes without a start, the container is looked at again and is not running."""
+    del world.docker.there[cid(2)]
+
+    async def scene():
+        one = start_under_way(world)
+        await until(lambda: world.inventory.counts["events"] == 2)
+        path = world.namespace("three")
+        await until(lambda: world.only.netns)
+        world.docker.change(one, state=RunState.CREATED)
+        world.docker.inspect_gate[one].set()
+        (world.directory / "three").unlink()
+        await until(lambda: world.only.netns is None)
+        await until(lambda: world.only.state is RunState.CREATED)
+        assert path
+
+    play(world, scene)
+
+
+def test_list_from_before_the_start_changes_nothing(world, monkeypatch):
+    """A full list while a container is being started does not take its rules away again."""
+    monkeypatch.setattr("appliance.inventory.FULL_LIST", 0.02)
+    del world.docker.there[cid(2)]
+
+    async def scene():
+        one = start_under_way(world)
+        world.docker.inspect_gate[one].set()  # answers "created" at once
+        await until(lambda: world.inventory.counts["events"] == 2)
+        world.namespace("three")
+        await until(lambda: world.only.netns)
+        lists, inspects = world.inventory.counts["lists"], world.inventory.counts["inspects"]
+        await until(
+            lambda: world.inventory.counts["lists"] > lists + 2 and world.inventory.counts["inspects"] > inspects
+        )
+        assert world.only.netns is not None
+        assert world.only.state is RunState.RUNNING
+
+    play(world, scene)
+
+
+def test_accepting_is_forgotten_at_each_start(world):
+    """A port that accepted before a restart has to accept again."""
+
+    async def scene():
+        world.inventory._roster.accepted(cid(2), world.only.netns.id, 80)
+        assert world.only.accepting == {80}
+        world.docker.tell("container", "update", cid(2), **LABELS)
+        await until(lambda: world.docker.calls[-1] == f"inspect {cid(2)}")
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.only.accepting == {80}
+        world.docker.change(cid(2), started_at=990.0)  # the same inode, as the kernel likes to do
+        world.docker.tell("container", "start", cid(2), **LABELS)
+        await until(lambda: world.only.started_at == 990.0)
+        assert world.only.accepting == frozenset()
+        assert len(world.fresh) == 2
+
+    play(world, scene)
+
+
+def test_port_is_probed_until_it_accepts(tmp_path):
+    """A declared TCP port counts as accepting from its first accepted connection on."""
+
+    async def main():
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listeners[0].socket.getsockname()[1]
+        world = World(tmp_path)
+        world.inventory._tcp_ports = lambda _: (port,)
+        loop = DockerNetwork(name="loop", driver="bridge", subnets=(IPv4Network("127.0.0.0/8"),))
+        world.docker.nets["loop"] = loop
+        world.docker.add(2, LABELS, joined=(Joined(network="loop", address=IPv4Address("127.0.0.1")),))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.inventory.run)
+            await until(lambda: world.only.accepting == {port})
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_sharer_follows_its_owner(world):
+    """A container that shares another's network has that one's namespace and address, and loses them with it."""
+    world.docker.add(3, LABELS, network_mode=f"container:{cid(2)}", joined=(), sandbox_key="", started_at=901.0)
+
+    async def scene():
+        sharer = next(w for w in world.inventory.workloads if w.docker_name == "c3")
+        assert sharer.problem is None
+        assert sharer.addresses == (IPv4Address("172.17.0.2"),)
+        assert sharer.netns == next(w for w in world.inventory.workloads if w.docker_name == "c2").netns
+        world.docker.change(cid(2), state=RunState.EXITED)
+        world.docker.tell("container", "die", cid(2), exitCode="0", **LABELS)
+        await until(lambda: any("does not run" in (w.problem or "") for w in world.inventory.workloads))
+
+    play(world, scene)
+
+
+def test_failing_inspect_is_reported_once_and_tried_again(world, monkeypatch):
+    """A container that cannot be looked at keeps its entry; the next full list tries again."""
+    monkeypatch.setattr("appliance.inventory.FULL_LIST", 0.02)
+
+    async def scene():
+        world.docker.refuse["inspect"] = "internal error"
+        world.docker.change(cid(2), healthy=True)
+        await until(lambda: world.docker.calls.count(f"inspect {cid(2)}") > 3)
+        assert world.only.netns
+        assert ("inspect", cid(2)) in world.inventory._faults.current
+        del world.docker.refuse["inspect"]
+        await until(lambda: world.only.healthy)
+        assert not world.inventory._faults.current
+
+    play(world, scene)
