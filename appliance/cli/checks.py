@@ -1,0 +1,45 @@
+"""`meshbox check`: what `fitness` finds, and what a running appliance has trouble with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from appliance import fitness
+from appliance.cli.client import Client
+from appliance.errors import HostError
+
+if TYPE_CHECKING:
+    from appliance.config import Config
+
+
+def check(config: Config) -> list[dict[str, Any]]:
+    """Return the findings as rows."""
+    running = _running(config)
+    found = trio.run(lambda: fitness.examine(config, running=running is not None))
+    rows = [asdict(finding) for finding in found]
+    if running is not None:
+        since = f"running with pid {running['pid']} for {running['uptime']:.0f} s, version {running['version']}"
+        rows.append({"subject": "appliance", "level": "ok", "words": since, "remedy": ""})
+        rows += [
+            {
+                "subject": "fault",
+                "level": "warning",
+                "words": f"{fault['what']} ({key}, {fault['count']} times): {fault['cause']}",
+                "remedy": "it is tried again by itself; see the log",
+            }
+            for key, fault in running["faults"].items()
+        ]
+    return rows
+
+
+def _running(config: Config) -> dict[str, Any] | None:
+    """Return the status of the appliance that runs here, if one does."""
+    try:
+        with Client(config) as client:
+            status: dict[str, Any] = client.get("status")
+            return status
+    except HostError:
+        return None

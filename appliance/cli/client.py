@@ -1,0 +1,75 @@
+"""The way to the appliance of this host: HTTP over its admin socket."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx2
+import orjson
+
+from appliance.errors import HostError, InputError
+
+if TYPE_CHECKING:
+    from appliance.config import Config
+
+TIMEOUT = 30.0
+"""Seconds until an appliance that does not answer is given up."""
+
+
+class Client:
+    """Calls raise InputError for what the appliance refuses as wrong, HostError for all else."""
+
+    def __init__(self, config: Config) -> None:
+        self._path = config.admin_socket
+        self._http = httpx2.Client(
+            transport=httpx2.HTTPTransport(uds=self._path), base_url="http://meshbox", timeout=TIMEOUT
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, **parameters: str | list[str] | None) -> Any:
+        """Read something."""
+        given = {key: value for key, value in parameters.items() if value is not None}
+        return self._call("GET", path, params=given)
+
+    def post(self, path: str, content: Any) -> Any:
+        """Send a value as JSON."""
+        return self._call("POST", path, content=orjson.dumps(content))
+
+    def delete(self, path: str) -> Any:
+        """Remove something."""
+        return self._call("DELETE", path)
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            response = self._http.request(method, f"/v1/{path}", **options)
+        except httpx2.ConnectError:
+            raise self._unreachable() from None
+        except httpx2.TimeoutException:
+            raise HostError(f"meshbox does not answer on {self._path}; look at its log") from None
+        except httpx2.HTTPError as error:
+            raise HostError(f"meshbox broke off on {self._path} ({error}); look at its log") from None
+        try:
+            answer = orjson.loads(response.content)
+        except orjson.JSONDecodeError:
+            raise HostError(
+                f"meshbox answers {response.status_code} to {method} {path}; is it of the same version as this command?"
+            ) from None
+        if response.is_success:
+            return answer
+        raise (InputError if response.status_code == 400 else HostError)(answer["error"])
+
+    def _unreachable(self) -> HostError:
+        try:
+            there = Path(self._path).exists()
+        except PermissionError:
+            there = True
+        if there and not os.access(self._path, os.W_OK):
+            return HostError(f"only root may use {self._path}; run this with sudo")
+        return HostError(f"meshbox is not running here (no {self._path}); start it with: meshbox run")

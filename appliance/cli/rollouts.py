@@ -1,0 +1,157 @@
+"""`meshbox deploy`, `plan` and `remove`: send, show how far it is, and wait until it is done."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from appliance import dsl
+from appliance.cli import tables
+from appliance.errors import HostError, InputError, did_you_mean
+from appliance.model.specparse import service_to_raw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from appliance.cli.client import Client
+
+    Rows = list[dict[str, Any]]
+    Show = Callable[[Rows], None]
+
+POLL = 0.2
+"""Seconds between looks at how far it is."""
+PATIENCE = 5.0
+"""Seconds during which a failure may still turn out to be passing."""
+
+_NEVER = threading.Event()
+
+
+def plan(client: Client, file: str) -> dict[str, Any]:
+    """Return what deploying the file would change. Raises MeshboxError."""
+    answer: dict[str, Any] = _send(client, "plan", file)[1]
+    return answer
+
+
+def deploy(client: Client, file: str, *, detach: bool, timeout: float) -> None:
+    """Deploy a file and wait until every replica is ready. `timeout` in seconds. Raises MeshboxError."""
+    names, answer = _send(client, "deploy", file)
+    tables.changes(answer["changes"])
+    if detach:
+        return
+    _wait(lambda: client.get("progress", service=names), timeout, "ready")
+    everything = client.get("progress", service=names)
+    counts = {name: len({row["replica"] for row in everything if row["service"] == name}) for name in names}
+    unchanged = all(change["kind"] == "same" for change in answer["changes"])
+    ready = ", ".join(f"{name} ({count} here)" for name, count in counts.items())
+    sys.stdout.write(f"{'nothing changed; ' if unchanged else ''}ready: {ready}\n")
+
+
+def remove(client: Client, names: Sequence[str], *, detach: bool, timeout: float) -> None:
+    """Remove services and wait until their containers are gone. Raises MeshboxError."""
+    deployed = [row["service"] for row in client.get("services") if row["deployed"]]
+    for name in names:
+        if name not in deployed:
+            raise HostError(f'no service "{name}" is deployed{did_you_mean(name, deployed)}')
+    for name in dict.fromkeys(names):
+        tables.changes(client.delete(f"services/{quote(name, safe='')}")["changes"])
+    if not detach:
+        _wait(lambda: _leftovers(client, names), timeout, "gone")
+        sys.stdout.write(f"removed: {', '.join(dict.fromkeys(names))}\n")
+
+
+def _send(client: Client, verb: str, file: str) -> tuple[list[str], dict[str, Any]]:
+    """Evaluate the file and post its values; what is to be warned of goes to standard error."""
+    services, local = dsl.load(file)
+    try:
+        answer = client.post(verb, {"services": [service_to_raw(service) for service in services]})
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    left_out = [line for line in local if line.startswith(f"{file}:")]  # the rest the appliance knows better
+    for line in (*left_out, *answer["warnings"]):
+        sys.stderr.write(f"warning: {line}\n")
+    return [service.name for service in services], answer
+
+
+def _leftovers(client: Client, names: Sequence[str]) -> Rows:
+    """Return the containers of these services that meshbox made and that are still there, as rows of progress."""
+    rows = []
+    for row in client.get("workloads"):
+        container, _, service = row["name"].partition(".")
+        if row["managed"] and service in names:
+            rows.append(
+                {
+                    "service": service,
+                    "replica": row["replica"],
+                    "container": container,
+                    "state": row["state"],
+                    "ready": False,
+                    "failed": False,
+                    "machine": "",
+                }
+            )
+    return rows
+
+
+def _wait(look: Callable[[], Rows], timeout: float, goal: str) -> None:
+    """Show what `look` returns until all of it is ready. Raises HostError when that fails or takes too long."""
+    deadline = time.monotonic() + timeout
+    failing: dict[str, float] = {}
+    with _shown() as show:
+        while True:
+            rows = look()
+            show(rows)
+            waiting = {_key(row): row["state"] for row in rows if not row["ready"]}
+            if not waiting:
+                return
+            now = time.monotonic()
+            for row in rows:
+                if row["failed"] and now - failing.setdefault(_key(row), now) > PATIENCE:
+                    raise HostError(f"{_key(row)}: {row['state']}; meshbox keeps trying, see: meshbox workloads")
+            if now > deadline:
+                words = "; ".join(f"{key}: {state}" for key, state in waiting.items())
+                raise HostError(f"not {goal} after {timeout:g} s: {words}; it goes on, see: meshbox workloads")
+            _NEVER.wait(POLL)
+
+
+def _key(row: dict[str, Any]) -> str:
+    return f"{row['service']}/{row['replica']}/{row['container']}"
+
+
+@contextmanager
+def _shown() -> Iterator[Show]:
+    """Provide something to call with the rows: a table that is drawn anew on a terminal, else a line for each news."""
+    out = tables.console()
+    if out.is_terminal:
+        with Live(console=out, transient=True, auto_refresh=False) as live:
+            yield lambda rows: live.update(_drawn(rows), refresh=True)
+        return
+    said: dict[str, str] = {}
+
+    def tell(rows: Rows) -> None:
+        for row in rows:
+            news = re.sub(r"[\d.,]+", "", row["state"])  # a percentage that grows is no news
+            if said.get(_key(row)) != news:
+                said[_key(row)] = news
+                sys.stdout.write(f"{_key(row)}: {row['state']}\n")
+                sys.stdout.flush()
+
+    yield tell
+
+
+def _drawn(rows: Rows) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("REPLICA", "MACHINE", "STATE"):
+        table.add_column(column)
+    for row in rows:
+        style = "green" if row["ready"] else "red" if row["failed"] else "yellow"
+        table.add_row(_key(row), row["machine"], f"[{style}]{escape(row['state'])}[/{style}]")
+    return table

@@ -1,0 +1,46 @@
+"""`meshbox run`: the flags, which are the configuration's options, and the start of the appliance."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from appliance import config
+from appliance.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def start(arguments: Sequence[str]) -> int:
+    """Parse the flags and run the appliance until it ends; return the exit code. Raises MeshboxError."""
+    file, flags = parse(arguments)
+    return run(file, flags)
+
+
+def run(file: str | None, flags: dict[str, str]) -> int:
+    """Run the appliance with these flags, by dotted key."""
+    chosen = config.load(file, flags=flags)
+    from appliance import app  # noqa: PLC0415 — a wrong flag is told without loading all of it
+
+    return app.run(chosen)
+
+
+def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """Return the configuration file, if one is named, and the options that are set. Raises InputError."""
+    parser = _Parser(prog="meshbox run", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    for option in config.options():
+        parser.add_argument(option.flag, dest=option.key)
+    found, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        near = did_you_mean(unknown[0], ["--config", *(option.flag for option in config.options())])
+        raise InputError(f'unknown argument "{unknown[0]}"{near or "; see meshbox run --help"}')
+    flags: dict[str, Any] = vars(found)
+    file = flags.pop("config")
+    return file, {key: value for key, value in flags.items() if value is not None}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see meshbox run --help")

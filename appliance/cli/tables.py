@@ -1,0 +1,189 @@
+"""How nouns look on a terminal: the admin API's values as tables."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+WIDE = 250
+"""Columns where standard output is no terminal: nothing should be cut off in a file or a pipe."""
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that does not fold what goes into a file."""
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, width=None if terminal else WIDE)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]], nothing: str) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape("-" if cell in (None, "") else str(cell)) for cell in row))
+    if table.row_count:
+        console().print(table)
+    else:
+        console().print(nothing)
+
+
+def services(rows: list[dict[str, Any]]) -> None:
+    """Print one line for each container of each service."""
+    _table(
+        ("NAME", "VIRTUAL IP", "PORTS", "READY", "CONNECTS TO", "IMAGE", "MACHINES"),
+        (
+            (
+                c["name"],
+                c["vip"],
+                " ".join(c["ports"]),
+                f"{c['ready']}/{row['count'] if row['deployed'] else c['running']}",
+                " ".join(c["connect_to"]),
+                c["image"],
+                " ".join(f"{node}:{count}" for node, count in c["machines"].items()),
+            )
+            for row in rows
+            for c in row["containers"]
+        ),
+        "no services yet; deploy some with: meshbox deploy FILE",
+    )
+
+
+def workloads(rows: list[dict[str, Any]]) -> None:
+    """Print one line for each container."""
+    _table(
+        ("CONTAINER", "NAME", "STATE", "ADDRESS", "PORTS", "CONNECTS TO", "RULES"),
+        (
+            (
+                row["docker_name"],
+                row["name"],
+                row["problem"] or ("ready" if row["ready"] else row["waits_for"]),
+                " ".join(row["addresses"]),
+                " ".join(row["ports"]),
+                " ".join(row["connect_to"]),
+                "in place" if row["rules"] else "none",
+            )
+            for row in rows
+        ),
+        "no containers in the mesh; deploy a service, or label containers with meshbox.service and meshbox.container",
+    )
+
+
+def routes(rows: list[dict[str, Any]]) -> None:
+    """Print one line for each backend of each destination."""
+    lines = []
+    for row in rows:
+        head = (row["destination"], row["vip"], row["proxy_port"], len(row["callers"]))
+        for number, b in enumerate(row["backends"] or [{}]):
+            out = f"left out for {b['ejected']:.1f} s" if b.get("ejected") else ""
+            opened = (b.get("opened"), b.get("active"), b.get("failed"), out)
+            place = f"{b['label'] or 'backend'} {b['address']}" if b else "no backend"
+            lines.append((*(head if number == 0 else ("", "", "", "")), place, *opened))
+    columns = ("DESTINATION", "VIRTUAL IP", "PROXY PORT", "CALLERS", "BACKEND", "OPENED", "ACTIVE", "FAILED", "NOTE")
+    _table(columns, ([" " if cell == "" else cell for cell in line] for line in lines), "no destinations yet")
+
+
+def peers(row: dict[str, Any]) -> None:
+    """Print the registry and one line for each machine."""
+    out = console()
+    fresh = "up to date" if row["held_since"] is None else f"held as last known: {row['held_why']}"
+    out.print(f"registry {row['registry']}: {escape(fresh)}; {row['open_queries']} open queries")
+    for problem in row["problems"]:
+        out.print(f"! {escape(problem)}")
+    if row["machines"]:
+        _table(
+            ("MACHINE", "ADDRESS", "DESTINATIONS", "META"),
+            (
+                (
+                    m["node"] + (" (this one)" if m["self"] else ""),
+                    m["address"],
+                    len(m["destinations"]),
+                    " ".join(f"{key}={value}" for key, value in m["meta"].items()),
+                )
+                for m in row["machines"]
+            ),
+            "",
+        )
+
+
+def connections(rows: list[dict[str, Any]]) -> None:
+    """Print one line for each open connection."""
+    _table(
+        ("DESTINATION", "CLIENT", "BACKEND", "SENT", "RECEIVED", "AGE", "NOTE"),
+        (
+            (
+                row["destination"],
+                f"{row['client_name'] or ''} {row['client']}".strip(),
+                f"{row['backend_name'] or ''} {row['backend']}".strip(),
+                _size(row["bytes_in"]),
+                _size(row["bytes_out"]),
+                f"{row['age']:.0f} s",
+                "draining" if row["draining"] else " ",
+            )
+            for row in rows
+        ),
+        "no open connections",
+    )
+
+
+def rules(row: dict[str, Any]) -> None:
+    """Print the table as nft lists it."""
+    sys.stdout.write(row["rules"].rstrip("\n") + "\n")
+
+
+def resolve(row: dict[str, Any]) -> None:
+    """Print one line."""
+    console().print(escape(f"{row['address'] or row['answer']}  ({row['words']})"))
+
+
+def why(row: dict[str, Any]) -> None:
+    """Print one line for each station, and what to do where the way ends."""
+    out = console()
+    width = max(len(station["station"]) for station in row["stations"])
+    for station in row["stations"]:
+        mark = "[green]ok  [/green]" if station["passed"] else "[red]ENDS[/red]"
+        out.print(f"{mark}  {station['station']:<{width}}  {escape(station['words'])}", soft_wrap=True)
+        if not station["passed"] and station["remedy"]:
+            out.print(f"      {'':<{width}}  to change that: {escape(station['remedy'])}", soft_wrap=True)
+
+
+_MARKS = {"add": "[green]+[/green]", "change": "[yellow]~[/yellow]", "remove": "[red]-[/red]", "same": "="}
+
+
+def changes(rows: list[dict[str, Any]]) -> None:
+    """Print one line for each service and each container of it that changes."""
+    out = console()
+    for row in rows:
+        what = f"  container {row['container']}" if row["container"] else f"service {row['service']}"
+        words = "unchanged" if row["kind"] == "same" else row["words"]
+        out.print(f"{_MARKS[row['kind']]} {what}: {escape(words)}", soft_wrap=True)
+
+
+def findings(rows: list[dict[str, Any]]) -> None:
+    """Print one line for each thing that was looked at, with its remedy."""
+    styles = {"ok": "green", "warning": "yellow", "failed": "red"}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("CHECK", "RESULT", "FOUND", "REMEDY"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        style = styles[row["level"]]
+        found = escape(row["words"])
+        table.add_row(escape(row["subject"]), f"[{style}]{row['level']}[/{style}]", found, escape(row["remedy"]))
+    console().print(table)
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in _UNITS:
+        if value < 1024 or unit == _UNITS[-1]:
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
