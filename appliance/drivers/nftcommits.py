@@ -44,6 +44,6 @@ def explain(error: str) -> str:
     for number, line in enumerate(lines):
         if found := _ERROR.match(line):
             place = f"line {found[1]}, column {found[2]}: " if found[1] else ""
-            about = f" in `{lines[number + 1].strip()[:_MOST_SHOWN]}`" if number + 1 < len(lines) else ""
+            about = f" in `{lines[number + 1].strip()[:_MOST_SHOWN]}`" if place and number + 1 < len(lines) else ""
             return f"{place}{found[3]}{about}"
     return lines[0] if lines else "nft ended without a message"

@@ -8,6 +8,7 @@ crash the process that it is in; it gets text only.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -55,9 +56,17 @@ def _carry_out(text: str, *, dry: bool) -> dict[str, object]:
     # A context for each command: definitions outlive a command in its context, and cannot be made twice.
     context = nftables.Nftables()
     if dry:
-        context.nft_ctx_set_dry_run(context._Nftables__ctx, True)  # noqa: SLF001 — the binding has no word for it
+        _set_dry_run(context)
     code, output, error = context.cmd(text)
     return {"code": code, "output": output, "error": error}
+
+
+def _set_dry_run(context: Any) -> None:
+    """Let a context check without applying: a function of the library that pip-nftables 1.0.2 does not bind."""
+    set_dry_run = ctypes.CDLL("libnftables.so.1").nft_ctx_set_dry_run
+    set_dry_run.argtypes = [ctypes.c_void_p, ctypes.c_bool]
+    set_dry_run.restype = None
+    set_dry_run(context._Nftables__ctx, True)  # noqa: SLF001 — the binding has no other way to its context
 
 
 def main() -> None:

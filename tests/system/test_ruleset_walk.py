@@ -1,0 +1,221 @@
+"""Packets walked through both rulesets in real network namespaces: who gets what, and what is refused at once."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING
+
+import pytest
+from nsworld import (
+    HOST,
+    HOST6,
+    HOST_OUTSIDE,
+    NEIGHBOUR,
+    NEIGHBOUR6,
+    OUTSIDE,
+    OUTSIDE6,
+    REFUSED,
+    WORKLOAD,
+    WORKLOAD6,
+    World,
+)
+
+from appliance.model.names import Protocol
+from appliance.model.network import HostRuleset, NetnsId, Route, WorkloadRuleset
+from appliance.render.ruleset import render_host, render_workload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.system
+
+VIP = "240.1.1.1"
+RULES = WorkloadRuleset(
+    netns=NetnsId(device=4, inode=1),
+    proxy=IPv4Address(HOST),
+    dns_port=53,
+    vip_range=IPv4Network("240.0.0.0/4"),
+    proxy_ports=(20000, 29999),
+    routes=frozenset(
+        {
+            Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.TCP, proxy_port=20001),
+            Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.UDP, proxy_port=20002),
+        }
+    ),
+    gateways=frozenset({IPv4Address(HOST), IPv6Address(HOST6)}),
+    hosts=frozenset({IPv4Address(HOST), IPv4Address(HOST_OUTSIDE)}),
+    subnets=frozenset({IPv4Network("172.30.0.0/16"), IPv6Network("fd30::/64")}),
+    published=frozenset({(Protocol.TCP, 8088), (Protocol.UDP, 8088)}),
+)
+GUARD = HostRuleset(
+    proxy_ports=(20000, 29999),
+    dns_port=53,
+    workloads=frozenset({IPv4Address(WORKLOAD)}),
+    dns_addresses=frozenset({IPv4Address(HOST)}),
+    subnets=frozenset({IPv4Network("172.30.0.0/16")}),
+    foreign_ports=frozenset({20500}),
+)
+
+SERVERS = (
+    ("the TCP listener", "host", "tcp", 20001),
+    ("the UDP listener", "host", "udp", 20002),
+    ("another listener", "host", "tcp", 20003),
+    ("another program", "host", "tcp", 20500),
+    ("DNS over TCP", "host", "tcp", 53),
+    ("DNS over UDP", "host", "udp", 53),
+    ("the host", "host", "tcp", 8000),
+    ("the host, UDP", "host", "udp", 8000),
+    ("the outside", "outside", "tcp", 80),
+    ("the outside, UDP", "outside", "udp", 80),
+    ("an outside resolver", "outside", "udp", 53),
+    ("the neighbour", "neighbour", "tcp", 80),
+    ("the neighbour, UDP", "neighbour", "udp", 80),
+    ("the workload", "workload", "tcp", 80),
+    ("the workload, UDP", "workload", "udp", 80),
+    ("its published port", "workload", "tcp", 8088),
+    ("its published port, UDP", "workload", "udp", 8088),
+)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """Servers everywhere, and the rules in force."""
+    with World() as made:
+        for server in SERVERS:
+            made.serve(*server)
+        made.nft("workload", render_workload(RULES))
+        made.nft("host", render_host(GUARD))
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("protocol", "address", "port", "gets"),
+    [
+        ("tcp", VIP, 8080, "the TCP listener"),
+        ("udp", VIP, 8080, "the UDP listener"),
+        ("tcp", VIP, 8081, REFUSED),
+        ("udp", VIP, 8081, REFUSED),
+        ("tcp", VIP, 53, REFUSED),
+        ("udp", VIP, 53, REFUSED),
+        ("tcp", "240.1.1.2", 8080, REFUSED),
+        ("udp", "240.1.1.2", 8080, REFUSED),
+        ("tcp", HOST, 20001, REFUSED),
+        ("udp", HOST, 20002, REFUSED),
+        ("tcp", HOST, 20003, REFUSED),
+        ("tcp", HOST_OUTSIDE, 20001, REFUSED),
+        ("tcp", HOST, 8000, "the host"),
+        ("udp", HOST, 8000, "the host, UDP"),
+        ("tcp", HOST_OUTSIDE, 8000, "the host"),
+        ("tcp", HOST6, 8000, "the host"),
+        ("tcp", NEIGHBOUR, 80, REFUSED),
+        ("udp", NEIGHBOUR, 80, REFUSED),
+        ("tcp", NEIGHBOUR6, 80, REFUSED),
+        ("udp", NEIGHBOUR6, 80, REFUSED),
+        ("tcp", OUTSIDE, 80, "the outside"),
+        ("udp", OUTSIDE, 80, "the outside, UDP"),
+        ("tcp", OUTSIDE6, 80, "the outside"),
+        ("udp", OUTSIDE6, 80, "the outside, UDP"),
+        ("tcp", OUTSIDE, 53, "DNS over TCP"),
+        ("udp", OUTSIDE, 53, "DNS over UDP"),
+        ("udp", HOST, 53, "DNS over UDP"),
+        ("udp", NEIGHBOUR, 53, "DNS over UDP"),
+        ("tcp", "127.0.0.1", 80, "the workload"),
+        ("udp", "127.0.0.1", 80, "the workload, UDP"),
+        ("udp", "127.0.0.11", 53, REFUSED),
+        ("tcp", WORKLOAD, 80, "the workload"),
+        ("tcp", "::1", 80, "the workload"),
+    ],
+)
+def test_what_a_workload_reaches(world, protocol, address, port, gets):
+    """Declared destinations and the outside world; all else that is ours or a neighbour's is refused at once."""
+    assert world.probe("workload", protocol, address, port) == gets
+
+
+@pytest.mark.parametrize(
+    ("sender", "protocol", "address", "port", "gets"),
+    [
+        ("host", "tcp", WORKLOAD, 80, "the workload"),
+        ("host", "udp", WORKLOAD, 80, "the workload, UDP"),
+        ("host", "tcp", WORKLOAD6, 80, "the workload"),
+        ("neighbour", "tcp", WORKLOAD, 80, REFUSED),
+        ("neighbour", "udp", WORKLOAD, 80, REFUSED),
+        ("neighbour", "tcp", WORKLOAD6, 80, REFUSED),
+        ("neighbour", "udp", WORKLOAD6, 80, REFUSED),
+        ("neighbour", "tcp", WORKLOAD, 8088, "its published port"),
+        ("outside", "tcp", WORKLOAD, 8088, "its published port"),
+        ("outside", "udp", WORKLOAD, 8088, "its published port, UDP"),
+        ("outside", "tcp", WORKLOAD, 80, REFUSED),
+        ("outside", "udp", WORKLOAD, 80, REFUSED),
+    ],
+)
+def test_who_reaches_a_workload(world, sender, protocol, address, port, gets):
+    """The proxy, and everybody the published ports; anybody else is refused at once."""
+    assert world.probe(sender, protocol, address, port) == gets
+
+
+@pytest.mark.parametrize(
+    ("sender", "protocol", "address", "port", "gets"),
+    [
+        ("host", "tcp", "127.0.0.1", 20001, "the TCP listener"),
+        ("host", "tcp", HOST_OUTSIDE, 20001, "the TCP listener"),
+        ("neighbour", "tcp", HOST, 20001, REFUSED),
+        ("neighbour", "udp", HOST, 20002, REFUSED),
+        ("neighbour", "tcp", HOST_OUTSIDE, 20001, REFUSED),
+        ("outside", "tcp", HOST_OUTSIDE, 20001, REFUSED),
+        ("outside", "udp", HOST_OUTSIDE, 20002, REFUSED),
+        ("outside", "tcp", HOST, 20001, REFUSED),
+        ("outside", "tcp", HOST_OUTSIDE, 20500, "another program"),
+        ("outside", "tcp", HOST_OUTSIDE, 8000, "the host"),
+        ("neighbour", "udp", HOST, 53, "DNS over UDP"),
+        ("neighbour", "tcp", HOST, 53, "DNS over TCP"),
+        ("outside", "udp", HOST, 53, REFUSED),
+        ("outside", "udp", HOST_OUTSIDE, 53, "DNS over UDP"),
+    ],
+)
+def test_who_reaches_the_proxy(world, sender, protocol, address, port, gets):
+    """Workloads, machines of the mesh, and the host itself; a program with a port in our range is left alone."""
+    assert world.probe(sender, protocol, address, port) == gets
+
+
+def test_machines_of_the_mesh_reach_the_proxy_but_not_the_mesh_dns(world):
+    """A peer is let through to the listeners, and to nothing else that is guarded."""
+    peer = HostRuleset(
+        proxy_ports=GUARD.proxy_ports,
+        dns_port=53,
+        dns_addresses=GUARD.dns_addresses,
+        peers=frozenset({IPv4Address(OUTSIDE)}),
+    )
+    world.nft("host", render_host(peer))
+    try:
+        assert world.probe("outside", "tcp", HOST_OUTSIDE, 20001) == "the TCP listener"
+        assert world.probe("outside", "udp", HOST, 53) == REFUSED
+    finally:
+        world.nft("host", render_host(GUARD))
+
+
+def test_the_host_itself_may_dial_out_from_a_port_in_the_range(world):
+    """The guard looks at who began: replies to the host's own connections come through."""
+    with world.socket("host", "udp") as sock:
+        sock.bind((HOST_OUTSIDE, 20010))
+        sock.connect((OUTSIDE, 80))
+        sock.send(b"question")
+        server = world.server("the outside, UDP")
+        question, sender = server.recvfrom(100)
+        server.sendto(b"answer", sender)
+        assert (question, sock.recv(100)) == (b"question", b"answer")
+
+
+def test_link_local_addresses_are_no_way_round(world):
+    """A neighbour is not reached through fe80:: either, while neighbour discovery goes on."""
+    address = world.link_local("neighbour")
+    with world.socket("workload", "tcp", v6=True) as sock, pytest.raises(OSError, match="refused"):
+        sock.connect((address, 80, 0, world.interface("workload", "eth0")))
+
+
+def test_refusals_are_counted_by_reason(world):
+    """An operator reads from the table why something is refused, and how often."""
+    world.probe("workload", "tcp", "240.1.1.2", 8080)
+    table = world.list_table("workload")
+    assert 'comment "no such destination in connect_to"' in table
+    counted = next(line for line in table.splitlines() if "no such destination" in line)
+    assert "packets 0" not in counted
