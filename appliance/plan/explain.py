@@ -48,15 +48,16 @@ def why(
     """Walk the way of a connection from `client`; the last station is where it ends. `wanted` has a port."""
     destination = Destination(name=wanted.name, port=wanted.port or 0, protocol=wanted.protocol or Protocol.TCP)
     way: list[Station] = []
-    for station in (
-        _client(client),
-        _name(client, destination, s, have),
-        _port(destination, s),
-        _allowed(client, destination, s),
-        _rule(client, destination, have),
-        _listener(client, destination, have),
-        _backends(destination, s, have, stats),
+    for look in (
+        lambda: _client(client),
+        lambda: _name(client, destination, s, have),
+        lambda: _port(destination, s),
+        lambda: _allowed(client, destination, s),
+        lambda: _rule(client, destination, have),
+        lambda: _listener(client, destination, have),
+        lambda: _backends(destination, s, have, stats),
     ):
+        station = look()
         way.append(station)
         if not station.passed:
             break

@@ -1,0 +1,115 @@
+"""`why`: where the way of a connection ends, and what to write to change that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from appliance.model.facts import RunState, Snapshot
+from appliance.model.names import Allowance
+from appliance.model.stats import BackendStats, ListenerStats
+from appliance.plan.compile import compile_host
+from appliance.plan.explain import find_client, why
+from tests.plan.cases import BRIDGE, SETTINGS, container, stopped
+
+SERVER = container(2, "apple.orange", ports=(80, "53/udp"))
+CLIENT = container(3, "flask.flask", to=("apple.orange:80",))
+OTHER = container(4, "pear.tree", ports=(80,))
+
+
+def facts(*workloads) -> Snapshot:
+    """A host with these containers."""
+    return Snapshot(now=1.0, settings=SETTINGS, workloads=workloads, networks=(BRIDGE,))
+
+
+def ask(client, wanted: str, *workloads, have=None, stats=()):
+    """Return the way from `client` to `wanted` on a host that has what it should have."""
+    s = facts(*workloads)
+    return why(client, Allowance.parse(wanted), s, have or compile_host(s), stats)
+
+
+def test_whole_way() -> None:
+    """All that a connection passes is named, down to the backend."""
+    way = ask(CLIENT, "apple.orange:80", SERVER, CLIENT)
+    assert all(station.passed for station in way)
+    assert [s.station for s in way] == ["client", "name", "port", "may it", "rule", "listener", "backends"]
+    assert "172.18.0.2:80" in way[-1].words
+
+
+@pytest.mark.parametrize(
+    ("wanted", "station", "remedy"),
+    [
+        ("pear.tree:80", "name", "add pear.tree:80 to the label meshbox.connect_to of c3"),
+        ("apple.orange:81", "port", 'add "81/tcp" to its ports'),
+        ("apple.orange:53/udp", "may it", "add apple.orange:53/udp to the label meshbox.connect_to of c3"),
+        ("no.body:80", "name", 'deploy service "body" with a container "no"'),
+    ],
+)
+def test_stops_where_the_way_ends(wanted, station, remedy) -> None:
+    """The last station is the one that stops it, and it says what to write."""
+    *before, last = ask(CLIENT, wanted, SERVER, CLIENT, OTHER)
+    assert all(s.passed for s in before)
+    assert (last.station, last.passed) == (station, False)
+    assert remedy in last.remedy
+
+
+def test_declared_but_absent_destination() -> None:
+    """A name that is declared before it exists resolves, but offers nothing yet."""
+    last = ask(CLIENT, "apple.orange:80", CLIENT)[-1]
+    assert last.station == "port"
+    assert "nothing called apple.orange offers a port yet" in last.words
+
+
+def test_backend_that_is_not_ready() -> None:
+    """It names the container and what it waits for."""
+    starting = replace(SERVER, accepting=frozenset())
+    last = ask(CLIENT, "apple.orange:80", starting, CLIENT)[-1]
+    assert last.station == "backends"
+    assert not last.passed
+    assert "c2 is waiting for port 80" in last.words
+
+
+def test_all_backends_left_out() -> None:
+    """Backends that refused are shown as left out, and what to look at."""
+    s = facts(SERVER, CLIENT)
+    have = compile_host(s)
+    listener = next(x for d, x in have.listeners.items() if d.port == 80)
+    stats = ListenerStats(
+        destination=listener.destination,
+        port=listener.port,
+        accepted=1,
+        refused=0,
+        failed=1,
+        active=0,
+        backends=(
+            BackendStats(
+                backend=listener.backends[0], opened=0, failed=1, active=0, bytes_in=0, bytes_out=0, ejected=1.5
+            ),
+        ),
+    )
+    last = why(CLIENT, Allowance.parse("apple.orange:80"), s, have, [stats])[-1]
+    assert not last.passed
+    assert "left out for 1.5 s" in last.words
+
+
+def test_rule_that_is_not_in_place() -> None:
+    """A namespace that could not be given its rules is where the way ends."""
+    s = facts(SERVER, CLIENT)
+    last = ask(CLIENT, "apple.orange:80", SERVER, CLIENT, have=replace(compile_host(s), rulesets={}))[-1]
+    assert last.station == "rule"
+
+
+def test_client_that_is_no_member() -> None:
+    """A stopped or impossible client is told at once."""
+    assert ask(stopped(CLIENT), "apple.orange:80", SERVER)[-1].remedy == "start it"
+    impossible = replace(CLIENT, problem="it uses the host's network")
+    assert "host's network" in ask(impossible, "apple.orange:80", SERVER)[-1].remedy
+
+
+def test_find_client_by_any_of_its_names() -> None:
+    """Mesh name, Docker name, id and address all mean the same container."""
+    s = facts(SERVER, CLIENT, stopped(OTHER, RunState.EXITED))
+    for text in ("flask.flask", "c3", CLIENT.id[:62] + "03", "172.18.0.3"):
+        assert find_client(text, s) == (CLIENT,)
+    assert find_client("nobody", s) == ()

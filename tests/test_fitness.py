@@ -1,0 +1,93 @@
+"""Is this host fit: each finding says what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from appliance import fitness
+from appliance.fitness import Level
+from appliance.model.facts import DockerNetwork
+
+RANGE = IPv4Network("240.0.0.0/4")
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        ("nftables v1.0.6 (Lester Gooch #5)\n", Level.OK),
+        ("nftables v0.9.6 (Capital Idea)", Level.OK),
+        ("nftables v0.9.0 (Fearless Fosdick)", Level.FAILED),
+        ("", Level.FAILED),
+    ],
+)
+def test_nft_version(answer, level) -> None:
+    """Too old an nft, and one that cannot be read, keep the appliance from running."""
+    found = fitness.nft_version(answer)
+    assert found.level is level
+    assert level is Level.OK or "install nftables 0.9.6" in found.remedy
+
+
+def test_vip_range_that_is_too_small() -> None:
+    """Names need room."""
+    assert "only 16 addresses" in fitness.vip_range(IPv4Network("240.0.0.0/28"), (), ()).line
+
+
+def test_vip_range_that_is_somebody_elses() -> None:
+    """A Docker network or a route of the host in the range is named."""
+    network = DockerNetwork(name="web", driver="bridge", subnets=(IPv4Network("240.1.0.0/16"),))
+    assert 'overlaps 240.1.0.0/16 of the Docker network "web"' in fitness.vip_range(RANGE, (network,), ()).line
+    assert "route to 10.0.0.0/8" in fitness.vip_range(IPv4Network("10.8.0.0/16"), (), [IPv4Network("10.0.0.0/8")]).line
+    assert fitness.vip_range(RANGE, (), [IPv4Network("10.0.0.0/8")]).level is Level.OK
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_dns_port_that_is_taken(kind) -> None:
+    """A program that has the port on the gateway, or on all addresses, is noticed."""
+    with socket.socket(socket.AF_INET, kind) as other:
+        other.bind(("0.0.0.0", 0))
+        if kind == socket.SOCK_STREAM:
+            other.listen()
+        port = other.getsockname()[1]
+        for gateways in ([IPv4Address("127.0.0.1")], []):
+            found = fitness.dns_port(port, gateways)
+            assert found.level is Level.FAILED
+            assert "set dns_port" in found.remedy
+    assert fitness.dns_port(port, [IPv4Address("127.0.0.1")]).level is Level.OK
+
+
+def test_proxy_ports_in_use() -> None:
+    """Some taken ports are passed over with a warning; when none is left it cannot run."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        taken = fitness.listening_ports()
+    assert port in taken
+    assert fitness.proxy_ports(port, port, taken=taken).level is Level.FAILED
+    assert fitness.proxy_ports(port, port + 1, taken=frozenset({port})).level is Level.WARNING
+    assert fitness.proxy_ports(1, 2, taken=frozenset({3})).level is Level.OK
+
+
+def test_resolvers() -> None:
+    """No resolver, or one that containers cannot be sent to, is a warning."""
+    assert fitness.resolvers(()).level is Level.WARNING
+    assert fitness.resolvers([("127.0.0.53", 53)]).level is Level.WARNING
+    assert fitness.resolvers([("10.0.0.1", 53), ("127.0.0.1", 53)]).level is Level.OK
+
+
+def test_missing_programs_are_named_with_their_package(monkeypatch) -> None:
+    """Without nft and nsenter it says what to install."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert [finding.remedy for finding in fitness.programs()] == [
+        "apt-get install nftables",
+        "apt-get install util-linux",
+    ]
+
+
+def test_not_root(monkeypatch) -> None:
+    """An ordinary user is told to use sudo."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert "sudo" in fitness.privileges().remedy
