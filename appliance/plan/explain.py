@@ -14,7 +14,7 @@ from appliance.plan.policy import catalogue, declaration, may_reach
 from appliance.plan.readiness import missing, serves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.names import Name
@@ -48,7 +48,7 @@ def why(
     """Walk the way of a connection from `client`; the last station is where it ends. `wanted` has a port."""
     destination = Destination(name=wanted.name, port=wanted.port or 0, protocol=wanted.protocol or Protocol.TCP)
     way: list[Station] = []
-    for look in (
+    looks: tuple[Callable[[], Station], ...] = (
         lambda: _client(client),
         lambda: _name(client, destination, s, have),
         lambda: _port(destination, s),
@@ -56,7 +56,8 @@ def why(
         lambda: _rule(client, destination, have),
         lambda: _listener(client, destination, have),
         lambda: _backends(destination, s, have, stats),
-    ):
+    )
+    for look in looks:
         station = look()
         way.append(station)
         if not station.passed:
