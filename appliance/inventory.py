@@ -109,7 +109,7 @@ class Inventory:
                 self._nursery = nursery
                 await nursery.start(self._prober.run)
                 await nursery.start(self._follow)
-                nursery.start_soon(self._newborns.run)
+                await nursery.start(self._newborns.run)
                 nursery.start_soon(self._list_now_and_then)
                 task_status.started()
         finally:
@@ -235,6 +235,8 @@ class Inventory:
             self._connecting.setdefault(container_id, []).append(network_id)
         else:
             self._connecting.pop(container_id, None)
+            if self._roster.is_starting(container_id):  # it failed; Docker removes the namespace's file a minute later
+                self._look(container_id)
 
     def _remove(self, container_id: str) -> None:
         self._connecting.pop(container_id, None)

@@ -345,6 +345,27 @@ def test_start_that_fails_is_taken_back(world):
     play(world, scene)
 
 
+def test_start_that_fails_leaves_its_file_for_a_while(world):
+    """Docker unbinds the namespace of a failed start and tells of the disconnect; the plain file stays for a minute."""
+    del world.docker.there[cid(2)]
+
+    async def scene():
+        one = start_under_way(world)
+        await until(lambda: world.inventory.counts["events"] == 2)
+        world.namespace("three")
+        await until(lambda: world.only.netns)
+        world.docker.inspect_gate[one].set()
+        namespace = world.directory / "three"
+        plain = world.directory.parent / "plain"
+        plain.touch()
+        plain.rename(namespace)  # in one step: no removal to be seen
+        world.docker.tell("network", "disconnect", "bridge", container=one, name="bridge")
+        await until(lambda: world.only.netns is None)
+        await until(lambda: world.only.state is RunState.CREATED)
+
+    play(world, scene)
+
+
 def test_list_from_before_the_start_changes_nothing(world, monkeypatch):
     """A full list while a container is being started does not take its rules away again."""
     monkeypatch.setattr("appliance.inventory.FULL_LIST", 0.02)

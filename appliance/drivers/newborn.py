@@ -72,14 +72,20 @@ class NewbornWatch:
         """`directory` need not exist yet."""
         self._directory = directory
         self._parent = parent
+        self._sees_owners = False
+        """Whether the host's processes can be seen (--pid=host); then a namespace of nobody known is a build's."""
 
-    async def run(self) -> None:
-        """Watch until cancelled, beginning with the files that are there."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch until cancelled, beginning with the files that are there. Started once the watch stands."""
+        waiting = True
         async with trio.open_nursery() as nursery:
             while True:
                 try:
                     old = _files(self._directory)
                     with namespaces.watch_directory(self._directory) as changes:
+                        if waiting:
+                            waiting = False
+                            task_status.started()
                         async for change in changes:
                             if change.present:
                                 nursery.start_soon(self._follow, change.path, change.path not in old)
@@ -88,6 +94,9 @@ class NewbornWatch:
                                 self._parent.vanished(change.path)
                 except MeshboxError as error:
                     log.warning("rules come late to starting containers", cause=str(error))
+                if waiting:
+                    waiting = False
+                    task_status.started()
                 await trio.sleep(WATCH_AGAIN)
 
     async def _follow(self, path: str, new: bool) -> None:  # noqa: FBT001 — start_soon passes no keywords
@@ -96,7 +105,8 @@ class NewbornWatch:
             return
         try:
             container_id = await namespaces.pid_owner(path)
-            if container_id is None and new:  # the host's processes cannot be seen, or it is a build's namespace
+            self._sees_owners = self._sees_owners or container_id is not None
+            if new and not self._sees_owners:
                 container_id = self._parent.only_connecting()
             if container_id is not None and await self._parent.concerns(container_id):
                 netns = Netns(id=netns_id, path=path)
