@@ -168,3 +168,15 @@ def test_changed_settings_reach_everything():
     after = shape(CLIENT, shaper=shaper, settings=replace(SETTINGS, suffix="x.y", dns_port=5353))
     assert after.zone.suffix == "x.y"
     assert ruleset(after, 3).dns_port == after.host_ruleset.dns_port == 5353
+
+
+def test_what_others_declare_later_is_reached():
+    """A port that is added to a name, and a name that is added to the own service, reach those who may use them."""
+    shaper = Shaper()
+    client = container(3, "flask.flask", to=("apple.orange",))
+    shape(APPLE, client, shaper=shaper)
+    grown = shape(APPLE, client, shaper=shaper, remote=["apple.orange:443"])
+    assert {r.port for r in ruleset(grown, 3).routes} == {80, 443}
+    joined = shape(APPLE, client, shaper=shaper, specs=[spec("flask", declared("redis", ports=(6379,)))])
+    assert {r.port for r in ruleset(joined, 3).routes} == {80, 6379}
+    assert Name.parse("redis.flask") in joined.zone.views[address(3)]
