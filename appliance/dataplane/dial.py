@@ -75,6 +75,7 @@ class Dial:
             code = sock.connect_ex(state.address)
             if code in (0, errno.EINPROGRESS):
                 self.state = state
+                listener.starving = False
                 listener.dials.add(self)
                 return
             listener.epoll.close(sock)

@@ -33,6 +33,8 @@ BATCH = 128
 """Most events fetched at a time."""
 ROUNDS = 8
 """Most batches before uvloop gets its turn again (DNS, UDP, the control plane)."""
+FEW = 4
+"""After a batch of fewer the next one is probably empty: asking uvloop instead saves a system call."""
 
 
 class Handler(Protocol):
@@ -96,7 +98,7 @@ class EpollSet:
                     handler.fail()
             if self._closing:
                 self._close_all()
-            if not batch:
+            if len(batch) < FEW:
                 break
         self._running = False
 

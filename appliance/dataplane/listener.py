@@ -80,7 +80,8 @@ class TcpListener:
         self.starved = 0
         """How often accepting paused for want of file descriptors."""
         self.stopped = False
-        self._starving = False
+        self.starving = False
+        """Whether the last attempt to get a file descriptor failed; so that it is logged once."""
         self._resume: asyncio.TimerHandle | None = None
         self._sources: dict[str, Source] = {}
         self.swap(listener)
@@ -122,12 +123,12 @@ class TcpListener:
         """Accept those who wait already, then no more. Pairs go on."""
         if self.stopped:
             return
+        self._cancel_pause()
         for _ in range(BACKLOG):
             if not self._accept_one():
                 break
         self.stopped = True
-        if self._resume is not None:
-            self._resume.cancel()
+        self._cancel_pause()
         self.epoll.close(self._socket)
         self.went()
 
@@ -152,8 +153,8 @@ class TcpListener:
     def pause(self, error: OSError) -> None:
         """Accept no more for a moment: there are no file descriptors left."""
         self.starved += 1
-        if not self._starving:
-            self._starving = True
+        if not self.starving:
+            self.starving = True
             log.warning(
                 "out of file descriptors; accepting pauses", destination=str(self.destination), error=str(error)
             )
@@ -189,6 +190,7 @@ class TcpListener:
             refused=self.refused,
             failed=self.failed,
             active=self.active,
+            starved=self.starved,
             backends=tuple(backends),
         )
 
@@ -215,7 +217,7 @@ class TcpListener:
         return sum(pair.state.backend.address == address for pair in self.pairs)
 
     def _accept_one(self) -> bool:
-        """Accept one client and dial for it; return whether there may be more."""
+        """Accept one client and dial for it; return whether to accept another."""
         try:
             fd, (host, _port) = self._accept()
         except BlockingIOError:
@@ -225,7 +227,6 @@ class TcpListener:
                 self.pause(error)
                 return False
             return True  # that client is gone already, or an error of its network (accept(2)): the next one
-        self._starving = False
         self.accepted += 1
         # The descriptor itself blocks; MSG_DONTWAIT on each call saves two system calls to change that.
         client = SocketType(socket.AF_INET, NONBLOCKING, 0, fd)
@@ -236,7 +237,12 @@ class TcpListener:
             self.epoll.close(client)
         else:
             Dial(self, client, source).start()
-        return True
+        return self._resume is None
+
+    def _cancel_pause(self) -> None:
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
 
     def _go_on(self) -> None:
         self._resume = None

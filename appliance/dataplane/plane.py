@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from appliance.dataplane.datagram import UdpListener
@@ -102,14 +103,15 @@ class DataPlane:
         self.dns.close()
 
     async def drained(self, timeout: float) -> int:  # noqa: ASYNC109 — the control plane is Trio and cannot cancel this
-        """Wait at most `timeout` seconds after `stop` until no pair is left; return how many are."""
-        if self._draining:
+        """Wait at most `timeout` seconds after `stop` until no TCP pair is left; return how many are.
+
+        UDP sessions end by silence, which nobody waits for.
+        """
+        if self._tcp_left():
             self._empty.clear()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), timeout)
-            except TimeoutError:
-                return self.active
-        return 0
+        return self._tcp_left()
 
     def close(self) -> None:
         """End everything at once."""
@@ -125,7 +127,10 @@ class DataPlane:
     def _open(self, listener: Listener) -> TcpListener | UdpListener:
         if listener.destination.protocol is Protocol.TCP:
             return TcpListener(self._shared, listener, on_empty=self._forget)
-        return UdpListener(self._loop, listener, idle=self._idle_udp)
+        for former in list(self._draining):
+            if isinstance(former, UdpListener) and former.port == listener.port:
+                former.end_pairs()  # its sessions need the socket, and so hold the port
+        return UdpListener(self._loop, listener, idle=self._idle_udp, on_empty=self._forget)
 
     def _retire(self, listener: TcpListener | UdpListener) -> None:
         self._draining.add(listener)
@@ -133,5 +138,8 @@ class DataPlane:
 
     def _forget(self, listener: TcpListener | UdpListener) -> None:
         self._draining.discard(listener)
-        if not self._draining:
+        if not self._tcp_left():
             self._empty.set()
+
+    def _tcp_left(self) -> int:
+        return sum(listener.active for listener in self._draining if isinstance(listener, TcpListener))

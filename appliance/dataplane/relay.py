@@ -33,7 +33,7 @@ VIEW = memoryview(BUFFER)
 SIZE = len(BUFFER)
 SMALL = 1 << 14
 """Bytes: a splice that moves fewer turns the direction back to recv and send, which are cheaper for so little."""
-TURNS = 8
+TURNS = 2
 """Most reads of one direction in a row, so that one fast stream does not hold up the others."""
 SPLICE_SIZE = 1 << 20
 """Bytes asked of one splice: the size of a pipe."""

@@ -28,6 +28,7 @@ class ListenerStats:
     """Counters of one listener. `refused` callers were not allowed; `failed` found no backend.
 
     UDP only: `evicted` sessions were ended early to make room, `dropped` datagrams could not be passed on.
+    TCP only: `starved` is how often accepting paused because there were no file descriptors left.
     """
 
     destination: Destination
@@ -39,6 +40,7 @@ class ListenerStats:
     backends: tuple[BackendStats, ...]
     evicted: int = 0
     dropped: int = 0
+    starved: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

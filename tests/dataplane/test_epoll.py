@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+from structlog.testing import capture_logs
+
+from appliance.dataplane import epoll
+from appliance.dataplane.epoll import EpollSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Recorder:
+    """A handler that notes what it is told, and does what it was asked to do then."""
+
+    def __init__(self, then: Callable[[], object] = lambda: None) -> None:
+        self.events: list[int] = []
+        self.failed = False
+        self._then = then
+
+    def ready(self, events: int) -> None:
+        """Note."""
+        self.events.append(events)
+        self._then()
+
+    def fail(self) -> None:
+        """Note."""
+        self.failed = True
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A uvloop."""
+    made = uvloop.new_event_loop()
+    yield made
+    made.close()
+
+
+def pair() -> tuple[socket.SocketType, socket.SocketType]:
+    """Return two joined sockets."""
+    one, two = socket.socketpair()
+    return (
+        socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, one.detach()),
+        socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, two.detach()),
+    )
+
+
+def turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Let the loop handle what is ready."""
+    loop.run_until_complete(asyncio.sleep(0.02))
+
+
+def test_events_are_reported_once_until_something_new(loop: asyncio.AbstractEventLoop) -> None:
+    """Sockets are edge-triggered, and `rearm` asks for the same once more."""
+    polls = EpollSet(loop)
+    one, two = pair()
+    seen = Recorder()
+    polls.add(one.fileno(), seen)
+    two.send(b"x")
+    turn(loop)
+    assert len(seen.events) == 1
+    assert seen.events[0] & epoll.IN
+    turn(loop)
+    assert len(seen.events) == 1
+    polls.rearm(one.fileno())
+    turn(loop)
+    assert len(seen.events) == 2
+    polls.close(one)
+    polls.close(two)
+    polls.shut()
+
+
+def test_a_socket_closed_in_a_batch_gets_no_more_events_and_its_number_is_not_reused(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    """Of two sockets in one batch the first closes the other: that one hears nothing, and nobody in its place."""
+    polls = EpollSet(loop)
+    one, two = pair()
+    three, four = pair()
+    numbers: list[int] = []
+
+    def close_other(other: socket.SocketType) -> Callable[[], None]:
+        def close() -> None:
+            taken = other.fileno()
+            polls.close(other)
+            fresh = socket.socket()
+            numbers.extend((taken, fresh.fileno()))
+            fresh.close()
+
+        return close
+
+    first, second = Recorder(close_other(three)), Recorder(close_other(one))
+    polls.add(one.fileno(), first)
+    polls.add(three.fileno(), second)
+    turn(loop)
+    assert len(first.events) + len(second.events) == 1
+    assert numbers[0] != numbers[1]
+    assert sorted((one.fileno() == -1, three.fileno() == -1)) == [False, True]
+    for sock in (one, two, three, four):
+        sock.close()
+    polls.shut()
+
+
+def test_a_handler_that_raises_is_told_and_others_go_on(loop: asyncio.AbstractEventLoop) -> None:
+    """No exception reaches the loop; the one who raised is asked to give up."""
+    errors: list[object] = []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    polls = EpollSet(loop)
+    one, two = pair()
+    bad, good = Recorder(lambda: 1 / 0), Recorder()
+    with capture_logs() as logs:
+        polls.add(one.fileno(), bad)
+        polls.add(two.fileno(), good)
+        turn(loop)
+    assert bad.failed
+    assert good.events
+    assert not errors
+    assert [entry["event"] for entry in logs] == ["connection handler failed"]
+    polls.close(one)
+    polls.close(two)
+    polls.shut()
+
+
+def test_outside_a_batch_sockets_close_at_once(loop: asyncio.AbstractEventLoop) -> None:
+    """Timers and the control plane need not wait for traffic to release what they end."""
+    polls = EpollSet(loop)
+    one, two = pair()
+    polls.add(one.fileno(), Recorder())
+    polls.close(one)
+    assert one.fileno() == -1
+    assert not polls.handlers
+    two.close()
+    polls.shut()
