@@ -34,6 +34,7 @@ from appliance.inventory import Inventory
 from appliance.logs import Faults
 from appliance.model.facts import Snapshot
 from appliance.model.names import Protocol
+from appliance.notify import Notifier
 from appliance.plan.policy import declaration
 from appliance.plan.rollout import rollout
 from appliance.reconcile import FULL_PASS, Reconciler
@@ -174,8 +175,12 @@ class Appliance:
                 await nursery.start(admin.serve, self, Path(self.config.run_dir) / "admin.sock")
                 gc.collect()
                 gc.freeze()
+                notifier = Notifier()
+                nursery.start_soon(notifier.watchdog)
+                notifier.ready()
                 log.info("ready", node=self.config.node, workloads=len(self.inventory.workloads))
                 await stopping.wait()
+                notifier.stopping(self.config.drain)
                 await self._drain()
                 nursery.cancel_scope.cancel()
         finally:
