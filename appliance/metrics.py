@@ -81,9 +81,8 @@ class _Collector(Collector):
         yield GaugeMetricFamily("meshbox_rulesets", "Namespaces with our rules.", value=len(have.rulesets))
         yield GaugeMetricFamily("meshbox_listeners", "Open listeners.", value=len(have.listeners))
         yield GaugeMetricFamily("meshbox_machines", "Machines that are known.", value=len(s.machines))
-        faults = self._appliance.faults
-        yield GaugeMetricFamily("meshbox_faults", "Faults that last.", value=len(faults.current))
-        yield CounterMetricFamily("meshbox_faults_seen", "Faults since the start.", value=faults.total)
+        lasting = len(self._appliance.faults.current)
+        yield GaugeMetricFamily("meshbox_faults_lasting", "Faults that are not over.", value=lasting)
         for name, value in sorted(self._appliance.counters().items()):
             yield CounterMetricFamily(f"meshbox_{name}", f"{name.replace('_', ' ')} since the start.", value=value)
 

@@ -123,7 +123,7 @@ def deploy(context: typer.Context, file: SpecFile, detach: Detach = False, timeo
     \b
     Example, app.py:
       web = service("web", count=2, containers=[
-          container("nginx", image="nginx", ports=[80], connect_to=["pg.db:5432"]),
+          container("nginx", image="nginx", ports=[80], connect_to=["pg.db"]),
           container("logs", image="fluentd", memory=256, env={"LEVEL": "info"}),
       ])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from appliance import config
@@ -21,6 +22,7 @@ def start(arguments: Sequence[str]) -> int:
 def run(file: str | None, flags: dict[str, str]) -> int:
     """Run the appliance with these flags, by dotted key."""
     chosen = config.load(file, flags=flags)
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # structlog would load it, for nothing: 3 MB
     from appliance import app  # noqa: PLC0415 — a wrong flag is told without loading all of it
 
     return app.run(chosen)

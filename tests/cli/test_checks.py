@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from appliance import fitness
+from appliance.fitness import Finding, Level
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """A host on which this is found."""
+    asked = []
+
+    def host(*found):
+        async def examine(_, *, running=False):
+            asked.append(running)
+            return found
+
+        monkeypatch.setattr(fitness, "examine", examine)
+        return asked
+
+    return host
+
+
+def finding(level, words="found", remedy=""):
+    """One finding."""
+    return Finding(subject="thing", level=level, words=words, remedy=remedy)
+
+
+@pytest.mark.parametrize(("level", "code"), [(Level.OK, 0), (Level.WARNING, 0), (Level.FAILED, 1)])
+def test_exit_code(meshbox, host, level, code):
+    """Only what keeps the appliance from running makes `check` fail."""
+    host(finding(Level.OK), finding(level, "it is [odd]", "mend it"))
+    said = meshbox("check")
+    assert said.code == code
+    assert said.out.splitlines()[-1].split(maxsplit=2) == ["thing", str(level), "it is [odd]  mend it"]
+
+
+def test_json(show, host):
+    """Scripts get the same."""
+    host(finding(Level.WARNING, "few", "more"))
+    assert show("check") == [{"subject": "thing", "level": "warning", "words": "few", "remedy": "more"}]
+
+
+def test_running_appliance(appliance, meshbox, host):
+    """A running appliance holds its own ports, and its faults are shown."""
+    asked = host(finding(Level.OK))
+    appliance.faults.report("nft", "push failed", "no such table")
+    said = meshbox("check")
+    assert said.code == 0
+    assert asked == [True]
+    assert "running with pid" in said.out
+    assert "push failed (nft, 1 times): no such table" in said.out

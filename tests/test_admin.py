@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import httpx2
+import orjson
+import pytest
+import trio
+
+from appliance import admin
+from appliance.config import Config
+from appliance.errors import HostError
+from appliance.model.names import Destination
+from appliance.model.stats import Connection
+from appliance.testing import FakeAppliance
+
+FLASK = {
+    "name": "flask",
+    "count": 2,
+    "containers": [
+        {"name": "web", "image": "hello", "ports": [8080], "connect_to": ["apple.orange:8080"]},
+        {"name": "redis", "image": "redis", "ports": ["8080:6379"]},
+    ],
+}
+ORANGE = {"name": "orange", "containers": [{"name": "apple", "image": "hello", "ports": [8080, "8080/udp"]}]}
+
+
+class Conversation:
+    """Calls over the real socket to a fake appliance."""
+
+    def __init__(self, appliance, http):
+        self.appliance = appliance
+        self._http = http
+
+    async def __call__(self, method, path, status=200, **options):
+        response = await self._http.request(method, path, **options)
+        assert response.status_code == status, response.text
+        return orjson.loads(response.content)
+
+    async def deploy(self, *services, status=200):
+        return await self("POST", "/v1/deploy", status, content=orjson.dumps({"services": services}))
+
+    async def settled(self, name):
+        """Look until all containers of a service are ready."""
+        with trio.fail_after(5):
+            while True:
+                rows = await self("GET", "/v1/progress", params={"service": name})
+                if rows and all(row["ready"] for row in rows):
+                    return rows
+
+
+@pytest.fixture
+def converse(tmp_path):
+    """Run an async test function with a conversation."""
+
+    def converse(test):
+        async def main():
+            appliance = FakeAppliance(Config(node="h1", run_dir=str(tmp_path)))
+            async with trio.open_nursery() as nursery:
+                await nursery.start(admin.serve, appliance, tmp_path / "admin.sock")
+                transport = httpx2.AsyncHTTPTransport(uds=str(tmp_path / "admin.sock"))
+                async with httpx2.AsyncClient(transport=transport, base_url="http://meshbox") as http:
+                    await test(Conversation(appliance, http))
+                nursery.cancel_scope.cancel()
+
+        trio.run(main)
+
+    return converse
+
+
+def test_socket_is_roots_own(converse, tmp_path):
+    """Nobody but the owner can use the socket, a stale one is replaced, and it is gone afterwards."""
+    path = tmp_path / "admin.sock"
+    path.write_text("stale")
+
+    async def test(_):
+        mode = path.stat().st_mode
+        assert stat.S_ISSOCK(mode)
+        assert stat.S_IMODE(mode) == 0o600
+
+    converse(test)
+    assert not path.exists()
+
+
+def test_socket_that_cannot_be_made(tmp_path):
+    """A folder that is not there is told in one line."""
+    with pytest.raises(HostError, match=r"cannot make the admin socket .*: No such file or directory"):
+        admin._listening(tmp_path / "none/admin.sock")
+
+
+def test_deploy_and_look(converse):
+    """What is deployed shows in every noun: services, workloads, routes, rules, names."""
+
+    async def test(call):
+        answer = await call.deploy(FLASK, ORANGE)
+        assert [(c["service"], c["container"], c["kind"]) for c in answer["changes"]] == [
+            ("flask", "", "add"),
+            ("flask", "web", "add"),
+            ("flask", "redis", "add"),
+            ("orange", "", "add"),
+            ("orange", "apple", "add"),
+        ]
+        assert answer["warnings"] == [
+            'service "orange" is named like a top-level domain: containers get its names instead of the real ones'
+        ]
+        rows = await call.settled("flask")
+        assert [(r["container"], r["replica"], r["state"], r["machine"]) for r in rows] == [
+            ("redis", 0, "ready", "h1"),
+            ("web", 0, "ready", "h1"),
+            ("redis", 1, "ready", "h1"),
+            ("web", 1, "ready", "h1"),
+        ]
+        flask, orange = await call("GET", "/v1/services")
+        assert (flask["service"], flask["count"], flask["deployed"]) == ("flask", 2, True)
+        assert [(c["name"], c["ready"], c["ports"]) for c in flask["containers"]] == [
+            ("web.flask", 2, ["8080/tcp"]),
+            ("redis.flask", 2, ["8080:6379/tcp"]),
+        ]
+        assert IPv4Address(orange["containers"][0]["vip"]) in IPv4Network("240.0.0.0/4")
+        workloads = await call("GET", "/v1/workloads")
+        assert len(workloads) == 5
+        assert all(w["ready"] and w["rules"] and w["managed"] for w in workloads)
+        routes = {r["destination"]: r for r in await call("GET", "/v1/routes")}
+        assert len(routes["web.flask:8080/tcp"]["backends"]) == 2
+        assert routes["apple.orange:8080/udp"]["vip"] == orange["containers"][0]["vip"]
+        rules = await call("GET", "/v1/rules", params={"workload": "apple.orange"})
+        assert rules["rules"].startswith("table inet meshbox")
+        peers = await call("GET", "/v1/peers")
+        assert (peers["registry"], peers["machines"], peers["held_since"]) == ("local", [], None)
+
+    converse(test)
+
+
+def test_deploying_again_changes_nothing(converse):
+    """The same spec is not stored twice, and is told to be the same; a changed one beside it is stored."""
+
+    async def test(call):
+        await call.deploy(FLASK, ORANGE)
+        answer = await call.deploy(FLASK, {**ORANGE, "count": 3})
+        assert [(c["service"], c["kind"], c["words"]) for c in answer["changes"]] == [
+            ("flask", "same", "2 replicas"),
+            ("orange", "change", "1 replica → 3 replicas"),
+        ]
+        assert call.appliance.deploys == 3
+
+    converse(test)
+
+
+def test_plan_changes_nothing(converse):
+    """A plan tells what a deploy would do, without doing it."""
+
+    async def test(call):
+        answer = await call("POST", "/v1/plan", content=orjson.dumps({"services": [FLASK]}))
+        assert answer["changes"][0]["kind"] == "add"
+        assert 'connect_to "apple.orange:8080" does not exist' in answer["warnings"][0]
+        assert await call("GET", "/v1/services") == []
+
+    converse(test)
+
+
+def test_remove(converse):
+    """A removed service tells what goes, and is gone; one that is not there is not found."""
+
+    async def test(call):
+        await call.deploy(ORANGE)
+        await call.settled("orange")
+        answer = await call("DELETE", "/v1/services/orange")
+        assert [(c["container"], c["kind"]) for c in answer["changes"]] == [("", "remove"), ("apple", "remove")]
+        assert await call("GET", "/v1/workloads") == []
+        answer = await call("DELETE", "/v1/services/orang", 404)
+        assert answer == {"error": 'no service "orang" is deployed'}
+
+    converse(test)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "the request is no JSON"),
+        (b"[]", 'the request has no list "services"'),
+        (b'{"services": []}', 'the request has no list "services"'),
+        (b'{"services": [{"name": "a", "cuont": 1}]}', 'unknown field "cuont" (did you mean "count"?)'),
+        (orjson.dumps({"services": [FLASK, FLASK]}), 'service "flask" is declared twice'),
+        (b" " * (admin.LARGEST_BODY + 1), "the request is longer than"),
+    ],
+)
+def test_bad_deploy(converse, content, words):
+    """Bad input is refused in one line, and nothing is stored."""
+
+    async def test(call):
+        answer = await call("POST", "/v1/deploy", 400, content=content)
+        assert words in answer["error"]
+        assert call.appliance.deploys == 0
+
+    converse(test)
+
+
+def test_fault_of_the_registry(converse):
+    """What cannot be stored now is told as such."""
+
+    async def test(call):
+        async def refuse(_):
+            raise HostError("the disk\nis full")
+
+        call.appliance.deploy = refuse
+        assert await call.deploy(ORANGE, status=503) == {"error": "the disk is full"}
+
+    converse(test)
+
+
+def test_why(converse):
+    """The way is walked for containers by any of their names; wrong questions are told apart from closed ways."""
+
+    async def test(call):
+        await call.deploy(FLASK, ORANGE)
+        await call.settled("orange")
+        await call.settled("flask")
+        open_way = await call("GET", "/v1/why", params={"client": "web.flask", "destination": "apple.orange:8080"})
+        assert open_way["reached"]
+        assert open_way["client"].startswith("meshbox-flask-0-web-")
+        closed = await call("GET", "/v1/why", params={"client": "apple.orange", "destination": "web.flask:8080"})
+        assert not closed["reached"]
+        assert 'add "web.flask:8080" to connect_to' in closed["stations"][-1]["remedy"]
+        for status, client, destination, words in (
+            (400, "web.flask", "apple", "<container>.<service>"),
+            (400, "web.flask", "apple.orange", "names no port"),
+            (400, "web.flask", "", "destination is missing"),
+            (404, "web.flusk", "apple.orange:1", '(did you mean "web.flask"?)'),
+        ):
+            answer = await call("GET", "/v1/why", status, params={"client": client, "destination": destination})
+            assert words in answer["error"]
+
+    converse(test)
+
+
+def test_resolve(converse):
+    """A name is answered as this client would get it, with or without the suffix."""
+
+    async def test(call):
+        await call.deploy(FLASK, ORANGE)
+        await call.settled("orange")
+        await call.settled("flask")
+
+        async def ask(name, client=None):
+            params = {"name": name, **({"client": client} if client else {})}
+            return (await call("GET", "/v1/resolve", params=params))["answer"]
+
+        assert await ask("apple.orange") == "NOERROR"
+        assert await ask("Apple.Orange.mesh.internal.", "web.flask") == "NOERROR"
+        assert await ask("web.flask", "apple.orange") == "NXDOMAIN"
+        assert await ask("www.example.org", "apple.orange") == "upstream"
+        assert await ask("nothing.orange", "apple.orange") == "upstream"
+
+    converse(test)
+
+
+def test_status_connections_and_metrics(converse):
+    """Faults, open connections and counters can be read."""
+
+    async def test(call):
+        await call.deploy(ORANGE)
+        await call.settled("orange")
+        call.appliance.faults.report("nft", "push failed", "no such table")
+        backend = call.appliance.snapshot().workloads[0]
+        call.appliance.open_connections = (
+            Connection(
+                destination=Destination.parse("apple.orange:8080"),
+                client=f"{backend.addresses[0]}:4000",
+                backend="172.30.0.9:8080",
+                label="somebody",
+                bytes_in=5,
+                bytes_out=7,
+                age=1.23456,
+                draining=False,
+            ),
+        )
+        status = await call("GET", "/v1/status")
+        assert status["faults"] == {"nft": {"what": "push failed", "cause": "no such table", "count": 1}}
+        (connection,) = await call("GET", "/v1/connections")
+        assert (connection["client_name"], connection["age"]) == (backend.docker_name, 1.235)
+        text = (await call._http.get("/metrics")).text
+        assert "meshbox_workloads_ready 1.0" in text
+        assert 'meshbox_accepted_total{destination="apple.orange:8080/tcp"} 0.0' in text
+        assert "meshbox_deploys_total 1.0" in text
+
+    converse(test)
+
+
+def test_container_that_nobody_can_reach_yet_is_not_ready(converse):
+    """A container that is ready but not yet among the backends keeps a deploy waiting."""
+
+    async def test(call):
+        await call.deploy(ORANGE)
+        await call.settled("orange")
+        call.appliance._reconcile = lambda: None
+        call.appliance.have = replace(call.appliance.have, listeners={})
+        (row,) = await call("GET", "/v1/progress", params={"service": "orange"})
+        assert (row["ready"], row["state"]) == (False, "waiting for a listener on apple.orange:8080/tcp")
+
+    converse(test)
