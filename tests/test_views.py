@@ -1,0 +1,113 @@
+"""What nouns show, where the admin API's own tests do not look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+from appliance import views
+from appliance.drivers.registryfacts import RegistryFacts
+from appliance.model.facts import RunState
+from appliance.model.rollout import Progress, ReplicaKey
+from appliance.plan.compile import compile_host
+from appliance.plan.rollout import progress
+from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, spec
+
+SHOP = spec("shop", declared("web", (80,)), count=2)
+
+
+def shown(s, under_way=None, have=None):
+    """The rows of progress of the shop."""
+    have = have or compile_host(s)
+    rows = views.progress(progress(s), under_way or {}, s, have, frozenset({"shop"}))
+    return [(r["replica"], r["state"], r["ready"], r["failed"]) for r in rows]
+
+
+def test_labelled_containers_are_services_too():
+    """A service that only labels name has no count, and its containers are counted as they run."""
+    s = snapshot(
+        container(2, "web.shop", (80,), ("pg.db:5432",), image="a"),
+        container(3, "web.shop", (80,), ("pg.db:5432",), image="b"),
+        container(4, "web.shop", (80,), image="a", state=RunState.EXITED),
+    )
+    (row,) = views.services(s, compile_host(s))
+    assert (row["service"], row["deployed"], row["count"]) == ("shop", False, None)
+    (web,) = row["containers"]
+    assert (web["image"], web["ports"], web["connect_to"]) == ("a, b", ["80/tcp"], ["pg.db:5432"])
+    assert (web["ready"], web["running"]) == (2, 2)
+
+
+def test_replicas_elsewhere_count():
+    """Replicas that other machines announce are counted, by machine."""
+    s = snapshot(
+        managed(2, SHOP),
+        specs=[SHOP],
+        machines=(machine("here", "10.0.0.1"), machine("there", "10.0.0.9")),
+        endpoints=(endpoint("web.shop:80", "there", weight=3),),
+    )
+    (row,) = views.services(s, compile_host(s))
+    assert row["containers"][0]["ready"] == 4
+    assert row["containers"][0]["machines"] == {"here": 1, "there": 3}
+
+
+def test_container_that_cannot_be_in_the_mesh():
+    """Its problem is shown, and that it has no rules."""
+    s = snapshot(container(2, "web.shop", (80,), problem="it uses the host's network", netns=None, attachments=()))
+    (row,) = views.workloads(s, compile_host(s))
+    assert (row["ready"], row["problem"], row["rules"]) == (False, "it uses the host's network", False)
+    assert row["waits_for"] == "it uses the host's network"
+
+
+def test_peers():
+    """Machines with what they serve, which one this is, and since when the facts are held."""
+    s = snapshot(
+        machines=(machine("there", "10.0.0.9", zone="a"), machine("here", "10.0.0.1")),
+        endpoints=(endpoint("web.shop:80", "there"),),
+    )
+    row = views.peers(s, RegistryFacts(held_since=5.0, held_why="no leader"), "consul")
+    assert (row["registry"], row["held_since"], row["held_why"]) == ("consul", 5.0, "no leader")
+    assert [(m["node"], m["self"], m["destinations"], m["meta"]) for m in row["machines"]] == [
+        ("here", True, [], {}),
+        ("there", False, ["web.shop:80/tcp"], {"zone": "a"}),
+    ]
+
+
+def test_progress():
+    """A replica is ready once others reach it; one that is missing, or only there in an old revision, is not."""
+    s = snapshot(managed(2, SHOP), managed(3, SHOP, replica=1, revision="old"), specs=[SHOP])
+    assert shown(s) == [(0, "ready", True, False), (1, "old revision serves", False, False)]
+    have = compile_host(s)
+    nobody = {d: replace(one, backends=()) for d, one in have.listeners.items()}
+    assert shown(s, have=replace(have, listeners=nobody))[0] == (
+        0,
+        "waiting to be a backend of web.shop:80/tcp",
+        False,
+        False,
+    )
+
+
+def test_old_revision_holds_nobody_up():
+    """A container that is being replaced is no backend any more, and its successor is ready all the same."""
+    s = snapshot(managed(2, SHOP), managed(3, SHOP, revision="old"), managed(4, SHOP, replica=1), specs=[SHOP])
+    have = compile_host(s)
+    (listener,) = have.listeners.values()
+    assert IPv4Address("172.18.0.3") not in {b.address for b in listener.backends}
+    assert shown(s) == [(0, "ready", True, False), (1, "ready", True, False)]
+
+
+def test_what_is_under_way_knows_better():
+    """What the deployer says takes the place of what the plan sees, also for replicas that are to go."""
+    s = snapshot(managed(2, SHOP), specs=[SHOP])
+    pulling = ReplicaKey(service="shop", replica=1, container="web")
+    going = ReplicaKey(service="shop", replica=2, container="web")
+    other = ReplicaKey(service="other", replica=0, container="web")
+    under_way = {
+        pulling: Progress(key=pulling, state="no such image", failed=True),
+        going: Progress(key=going, state="draining"),
+        other: Progress(key=other, state="draining"),
+    }
+    assert shown(s, under_way) == [
+        (0, "ready", True, False),
+        (1, "no such image", False, True),
+        (2, "draining", False, False),
+    ]
