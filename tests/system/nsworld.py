@@ -146,6 +146,10 @@ class World:
         self.ip("-n", self._name(name), "route", "add", "default", "via", v4)
         self.ip("-n", self._name(name), "-6", "route", "add", "default", "via", v6)
 
+    def bare(self, name: str) -> None:
+        """Take a namespace's IPv4 and IPv6 addresses away."""
+        self.ip("-n", self._name(name), "addr", "flush", "dev", "eth0")
+
     def delete(self, name: str) -> None:
         """Remove a namespace's file, as Docker does when a container ends."""
         self.ip("netns", "del", self._name(name))

@@ -6,6 +6,7 @@ import socket
 import threading
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 import trio
@@ -20,6 +21,8 @@ from appliance.model.network import Route
 from appliance.render.ruleset import REMOVE, change_workload, render_workload
 
 pytestmark = pytest.mark.system
+
+GOLDEN = Path(__file__).parent.parent / "render" / "golden"
 
 UDP_ROUTE = Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.UDP, proxy_port=20002)
 WITHOUT_ROUTES = replace(RULES, routes=frozenset())
@@ -70,6 +73,13 @@ def test_a_replace_under_traffic_loses_nothing(world):
             rounds += 1
         pushing.join()
         accepted.close()
+
+
+@pytest.mark.parametrize("golden", sorted(GOLDEN.iterdir()), ids=lambda path: path.name)
+def test_the_kernel_takes_every_golden_ruleset(world, golden):
+    """Empty sets, ranges of one port, IPv6: pushed twice, since a replace must find its own table."""
+    push(world, golden.read_text(), golden.read_text())
+    assert world.list_table("workload")
 
 
 def test_a_refused_push_leaves_the_former_rules(world):

@@ -1,0 +1,51 @@
+"""Which of the kernel's notices mean that somebody else has changed our table; tests/system has it at work."""
+
+from __future__ import annotations
+
+from struct import pack
+
+import pytest
+
+from appliance.drivers.netlink import attribute
+from appliance.drivers.nftcommits import OWN
+from appliance.drivers.rulesetwatch import _by_others
+
+OURS, THEIRS = 4_000_001, 4_000_002
+INET, IP = 1, 2
+NEWRULE, NEWGEN, NEWSETELEM = 6, 15, 12
+
+
+@pytest.fixture(autouse=True)
+def own():
+    """One process of ours."""
+    OWN.add(OURS)
+
+
+def notice(
+    port: int, kind: int = NEWRULE, family: int = INET, table: bytes = b"meshbox\0", subsystem: int = 10
+) -> bytes:
+    """Return a notice as nf_tables writes it."""
+    body = pack("=BBH", family, 0, 0) + attribute(1, table) + attribute(2, b"chain\0")
+    return pack("=IHHII", 16 + len(body), subsystem << 8 | kind, 0, 0, port) + body
+
+
+@pytest.mark.parametrize(
+    ("data", "drift"),
+    [
+        pytest.param(notice(THEIRS), True, id="a rule of ours, by others"),
+        pytest.param(notice(0), True, id="by the kernel itself"),
+        pytest.param(notice(THEIRS, NEWSETELEM), True, id="an element"),
+        pytest.param(notice(OURS), False, id="by us"),
+        pytest.param(notice(OURS) + notice(OURS, NEWGEN), False, id="a whole commit by us"),
+        pytest.param(notice(THEIRS, table=b"nat\0"), False, id="another table"),
+        pytest.param(notice(THEIRS, table=b"meshbox2\0"), False, id="a table of a longer name"),
+        pytest.param(notice(THEIRS, family=IP), False, id="another family's table of the same name"),
+        pytest.param(notice(THEIRS, subsystem=1), False, id="another subsystem"),
+        pytest.param(notice(THEIRS, table=b"nat\0") + notice(THEIRS), True, id="ours among others"),
+        pytest.param(notice(THEIRS)[:30], False, id="truncated"),
+        pytest.param(b"", False, id="empty"),
+    ],
+)
+def test_only_other_hands_on_our_table_are_drift(data, drift):
+    """By who committed and by the table's family and name."""
+    assert _by_others(data) is drift

@@ -1,0 +1,134 @@
+"""What is read from real network namespaces."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from contextlib import contextmanager, suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+from nsworld import NEIGHBOUR, WORKLOAD, World
+
+from appliance.drivers import netns
+from appliance.errors import RetryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.system
+
+ID = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def world():
+    """Bare namespaces."""
+    with World() as made:
+        yield made
+
+
+def test_a_namespace_is_known_by_device_and_inode_not_by_path(world, tmp_path):
+    """Two ways into one namespace are one; a namespace of the same name, made again, is another."""
+    link = tmp_path / "link"
+    link.symlink_to(world.path("workload"))
+    first = netns.identify(world.path("workload"))
+    assert first is not None
+    assert netns.identify(str(link)) == first
+    assert netns.identify(world.path("neighbour")) != first
+
+
+def test_addresses_of_a_namespace(world):
+    """IPv4 only, loopback left out, and this thread is in its own namespace afterwards."""
+    home = Path(netns.HOST).readlink()
+    assert trio.run(netns.addresses, world.path("workload")) == (IPv4Address(WORKLOAD),)
+    assert trio.run(netns.addresses, world.path("neighbour")) == (IPv4Address(NEIGHBOUR),)
+    assert Path("/proc/thread-self/ns/net").readlink() == home
+    assert "netns" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_addresses_are_told_as_soon_as_there_are_any(world):
+    """Docker makes the namespace before it gives it addresses."""
+    world.bare("workload")
+
+    async def main() -> None:
+        path = world.path("workload")
+        assert await netns.addresses(path) == ()
+        assert await netns.wait_addresses(path, timeout=0.05) == ()
+        found: list[tuple[IPv4Address, ...]] = []
+
+        async def wait() -> None:
+            found.append(await netns.wait_addresses(path, timeout=10))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.to_thread.run_sync(world.address, "workload", "eth0", "172.30.7.7/16", "fd30::7/64")
+        assert found == [(IPv4Address("172.30.7.7"),)]
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("ask", [netns.addresses, netns.wait_addresses])
+def test_a_namespace_that_is_gone_has_no_addresses_to_read(ask):
+    """The caller tries again or learns that the container has ended."""
+    with pytest.raises(RetryError, match=r"cannot read the addresses .* No such file"):
+        trio.run(ask, "/run/netns/mbd-nowhere")
+
+
+def test_a_file_becomes_a_namespace(world, tmp_path):
+    """Docker makes an ordinary file first and mounts the namespace on it afterwards."""
+    file = tmp_path / "netns"
+    file.touch()
+
+    async def main() -> None:
+        assert netns.identify(str(file)) is None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_expect, str(file), world.netns("workload").id)
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.run_process(["mount", "--bind", world.path("workload"), str(file)])
+
+    try:
+        trio.run(main)
+    finally:
+        subprocess.run(["umount", str(file)], check=True)
+
+
+async def _expect(path, wanted) -> None:
+    assert await netns.appeared(path, timeout=10) == wanted
+
+
+def test_the_owner_of_a_namespace_is_read_from_its_process(world):
+    """By the control group of a process inside, before Docker says anything; nobody yet is no error."""
+    path = world.path("workload")
+    assert trio.run(netns.pid_owner, path) is None
+    with control_group(f"docker-{ID}.scope") as group:
+        enter = f"echo $$ > {group}/cgroup.procs; exec sleep 60"
+        with subprocess.Popen(["nsenter", f"--net={path}", "sh", "-c", enter]) as process:
+            try:
+                while ID not in Path(f"/proc/{process.pid}/cgroup").read_text():
+                    assert process.poll() is None
+                assert trio.run(netns.pid_owner, path) == ID
+                assert trio.run(netns.pid_owner, world.path("neighbour")) is None
+            finally:
+                process.kill()
+    assert trio.run(netns.pid_owner, "/run/netns/mbd-nowhere") is None
+
+
+@contextmanager
+def control_group(name: str) -> Iterator[Path]:
+    """Make a control group for a while, in whichever hierarchy this machine has."""
+    root = Path("/sys/fs/cgroup")
+    base = next((root / kind for kind in ("pids", "unified") if (root / kind / "cgroup.procs").exists()), root)
+    group = base / name
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        while group.exists():  # the kernel may still be taking the process down
+            with suppress(OSError):
+                group.rmdir()
