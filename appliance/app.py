@@ -6,12 +6,9 @@ ready when the admin socket accepts.
 
 from __future__ import annotations
 
-import fcntl
 import gc
-import os
 import sys
 import time
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +28,7 @@ from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
 from appliance.inventory import Inventory
+from appliance.lock import only_one
 from appliance.logs import Faults
 from appliance.model.facts import Snapshot
 from appliance.model.names import Protocol
@@ -41,7 +39,7 @@ from appliance.reconcile import FULL_PASS, Reconciler
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from ipaddress import IPv4Address
 
     from appliance.config import Config
@@ -64,7 +62,7 @@ def run(config: Config) -> int:
     """Run the appliance until SIGTERM or SIGINT; return the exit code. Faults at start are one line and exit 1."""
     logs.configure(level=config.log_level, form=config.log_format)
     try:
-        with _only_one(Path(config.run_dir)):
+        with only_one(Path(config.run_dir)):
             return bridge.run(partial(_main, config))
     except (MeshboxError, BaseExceptionGroup) as error:
         first: BaseException = error
@@ -74,29 +72,6 @@ def run(config: Config) -> int:
             raise
         sys.stderr.write(f"meshbox: {first}\n")
         return 1
-
-
-@contextmanager
-def _only_one(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of this host. Raises HostError when another appliance has it."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
-        handle = (run_dir / "lock").open("a+")
-    except OSError as error:
-        raise HostError(f"cannot write {run_dir}: {error.strerror}; run meshbox as root") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise HostError(
-                f"another meshbox (pid {holder}) runs on this host: stop it first; one appliance serves all containers"
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
 
 
 async def _main(config: Config, loop: asyncio.AbstractEventLoop, stopping: trio.Event) -> int:
