@@ -6,6 +6,7 @@ import io
 
 import orjson
 import pytest
+import structlog
 
 from appliance import logs
 
@@ -23,7 +24,8 @@ def lines(monkeypatch):
         stream.truncate()
         return [orjson.loads(line) for line in text.splitlines()]
 
-    return read
+    yield read
+    structlog.reset_defaults()
 
 
 def test_a_lasting_fault_is_one_line_and_a_count(lines) -> None:
