@@ -45,6 +45,8 @@ class FakeDocker:
         self.down = False
         self.inspect_gate: dict[str, trio.Event] = {}
         """Inspect of these waits, as while Docker starts them."""
+        self.answer_gate: dict[str, trio.Event] = {}
+        """The answer of these, as it is when they are asked, is on its way until then."""
         self.clock = 1000.0
         self.since: list[float] = []
         self._streams: list[trio.MemorySendChannel[Event]] = []
@@ -138,8 +140,11 @@ class FakeDocker:
         self._call("inspect", container)
         if container in self.inspect_gate:
             await self.inspect_gate[container].wait()
+        answer = self._find(container)
+        if container in self.answer_gate:
+            await self.answer_gate.pop(container).wait()
         await trio.lowlevel.checkpoint()
-        return self._find(container)
+        return answer
 
     async def networks(self):
         """List networks."""

@@ -142,7 +142,7 @@ def test_answer_that_an_event_has_overtaken_is_dropped(world):
     """An inspect whose answer was under way while the container died is asked again, not believed."""
 
     async def scene():
-        gate = world.docker.inspect_gate[cid(2)] = trio.Event()
+        gate = world.docker.answer_gate[cid(2)] = trio.Event()
         world.docker.tell("container", "health_status: healthy", cid(2), **LABELS)
         await until(lambda: world.docker.calls[-1] == f"inspect {cid(2)}")
         world.docker.tell("container", "die", cid(2), exitCode="0", **LABELS)
@@ -251,6 +251,7 @@ def test_container_is_published_before_its_program_runs(world):
         world.fresh.clear()
         path = world.namespace("three")
         await until(lambda: world.only.netns)
+        assert f"inspect {one}" not in world.docker.calls, "it would wait for the start"
         assert world.only.state is RunState.RUNNING
         assert world.only.addresses == (IPv4Address("172.17.0.3"),)
         assert world.only.attachments[0].gateway == IPv4Address("172.17.0.1")

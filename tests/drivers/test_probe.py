@@ -68,6 +68,21 @@ def test_what_is_no_longer_wanted_ends():
     trio.run(main)
 
 
+def test_unwanted_dials_end_at_once():
+    """Nothing goes on in the background for a port that is no longer wanted."""
+
+    async def main():
+        with trio.socket.socket() as sock:
+            await sock.bind(("127.0.0.1", 0))
+            async with prober() as (made, _):
+                made.want({probe(sock.getsockname()[1])})
+                await until(lambda: made._nursery.child_tasks)
+                made.want(set())
+                await until(lambda: not made._nursery.child_tasks)
+
+    trio.run(main)
+
+
 def test_wishes_before_the_start_count():
     """What was wanted before the prober ran is dialled when it does."""
 
