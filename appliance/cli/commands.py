@@ -178,6 +178,25 @@ def check(context: typer.Context, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@_command(HOST)
+def cleanup(
+    context: typer.Context,
+    state: Annotated[
+        bool, typer.Option("--state", help="Also remove state_dir: what was deployed, and its virtual IPs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove meshbox's rules from this host and from its containers, its unused Docker network and its run_dir.
+
+    For a host that meshbox leaves, after `meshbox remove` and after stopping the appliance, which it refuses to do
+    while one runs. Containers stay as they are; without rules they reach whatever Docker lets them.
+    """
+    from appliance.cli import cleaning
+
+    if not cleaning.clean(_config(context), state=state, as_json=as_json):
+        raise typer.Exit(1)
+
+
 @_command(SHOW)
 def services(context: typer.Context, as_json: Json = False) -> None:
     """Show all services: names, virtual IPs, ports, how many replicas are ready, and where."""

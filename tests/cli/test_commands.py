@@ -37,7 +37,7 @@ def test_help_teaches(meshbox):
     assert said.code == 0
     for command in (
         *("run", "deploy", "remove", "plan", "check", "services", "workloads", "routes", "peers"),
-        *("connections", "rules", "resolve", "why"),
+        *("connections", "rules", "resolve", "why", "cleanup"),
     ):
         assert f" {command} " in said.out
         assert "Usage: meshbox " + command in meshbox(command, "--help").out

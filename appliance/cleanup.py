@@ -1,0 +1,137 @@
+"""`meshbox cleanup`: take away what meshbox put on this host and into its containers' namespaces. Containers stay."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from appliance.drivers import dockerlabels as label
+from appliance.drivers import netns as namespaces
+from appliance.drivers.docker import Docker
+from appliance.drivers.dockerhttp import DockerError
+from appliance.drivers.nft import Nft
+from appliance.drivers.process import run
+from appliance.errors import HostError, RetryError
+from appliance.lock import only_one
+from appliance.model.facts import RunState
+from appliance.render.ruleset import REMOVE
+
+if TYPE_CHECKING:
+    from appliance.config import Config
+
+DOCKER_TIMEOUT = 10.0
+"""Seconds that Docker gets for one question: removal must not hang on a Docker that does."""
+IP_TIMEOUT = 5.0
+"""Seconds that ip(8) may take."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was done, as words for people."""
+
+    done: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    """What stays on purpose, and how to remove it."""
+    failed: list[str] = field(default_factory=list)
+    """What could not be removed, and why."""
+
+
+async def clean(config: Config, *, state: bool = False) -> Report:
+    """Remove rules, our Docker network if nothing uses it, and run_dir; with `state` also state_dir.
+
+    A fault ends up in the report and keeps nothing else from being removed. Raises HostError while an appliance runs,
+    and where nft or nsenter is not installed.
+    """
+    report = Report()
+    run_dir = Path(config.run_dir)
+    with only_one(run_dir):
+        try:
+            async with Docker(config.docker_socket) as docker:
+                with trio.fail_after(DOCKER_TIMEOUT):
+                    sandboxes = await _sandboxes(docker, report)
+                    await _remove_network(docker, config.docker_network, report)
+        except (DockerError, HostError, trio.TooSlowError) as error:
+            sandboxes = []
+            report.left.append(
+                f"Docker was not asked ({error or 'no answer'}); if it made the network"
+                f" {config.docker_network}: docker network rm {config.docker_network}"
+            )
+        await _remove_rules([*_files(config.netns_dir), *sandboxes], config, report)
+        _remove_folder(run_dir, report)
+    if state:
+        _remove_folder(Path(config.state_dir), report)
+    return report
+
+
+def _files(folder: str) -> list[str]:
+    return sorted(map(str, Path(folder).glob("*")))
+
+
+async def _sandboxes(docker: Docker, report: Report) -> list[str]:
+    """Return the namespaces' files of the mesh's containers, and tell of containers that meshbox made."""
+    found, ours = [], []
+    for listed in await docker.containers():
+        if label.REVISION in listed.labels:
+            ours.append(listed.docker_name)
+        if listed.state in {RunState.RUNNING, RunState.PAUSED}:
+            found.append((await docker.inspect(listed.id)).sandbox_key)
+    if ours:
+        report.left.append(f"containers that meshbox made: docker rm --force {' '.join(sorted(ours))}")
+    return [path for path in found if path]
+
+
+async def _remove_network(docker: Docker, name: str, report: Report) -> None:
+    if not any(network.name == name for network in await docker.networks()):
+        return
+    if await docker.remove_network(name):
+        report.done.append(f"Docker network {name}")
+    else:
+        report.left.append(f"Docker network {name}, which containers use or somebody else made")
+
+
+async def _remove_rules(paths: list[str], config: Config, report: Report) -> None:
+    """Remove our table from this namespace and from those of the files, each once."""
+    host = namespaces.identify(namespaces.HOST)
+    found = {host: namespaces.HOST}
+    for path in paths:
+        identity = namespaces.identify(path)
+        if identity is not None:  # else Docker has just removed it, or left an empty file behind
+            found.setdefault(identity, path)
+    nft = Nft()
+    containers = 0
+    for identity, path in found.items():
+        try:
+            if await nft.list_table(path) is None:
+                continue
+            await nft.push(path, REMOVE)
+            if identity == host:
+                report.done.append("rules of this host")
+            else:
+                containers += 1
+                await _remove_route(path, str(config.vip_range))
+        except RetryError as error:
+            report.failed.append(str(error))
+    if containers:
+        report.done.append(f"rules in {containers} container{'s' if containers > 1 else ''}")
+
+
+async def _remove_route(path: str, vip_range: str) -> None:
+    """Remove the route that containers on internal networks got; most have none."""
+    await run(["nsenter", f"--net={path}", "ip", "route", "delete", vip_range], timeout=IP_TIMEOUT)
+
+
+def _remove_folder(folder: Path, report: Report) -> None:
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a mount point, as run_dir is in a container, can be emptied only
+        if not any(folder.iterdir()):
+            return
+        report.failed.append(f"cannot remove {folder}: {error.strerror}")
+    else:
+        report.done.append(str(folder))

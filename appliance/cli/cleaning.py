@@ -1,0 +1,27 @@
+"""`meshbox cleanup`: what `cleanup` did, in lines; its words for people and its keys for scripts."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import orjson
+import trio
+
+from appliance import cleanup
+
+if TYPE_CHECKING:
+    from appliance.config import Config
+
+
+def clean(config: Config, *, state: bool, as_json: bool) -> bool:
+    """Clean up and print what was done; return whether all of it could be."""
+    report = trio.run(lambda: cleanup.clean(config, state=state))
+    if as_json:
+        sys.stdout.buffer.write(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    else:
+        for head, lines in (("removed", report.done), ("left", report.left), ("failed", report.failed)):
+            for line in lines:
+                sys.stdout.write(f"{head}: {line}\n")
+    return not report.failed

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import os
+import re
+
+from appliance.lock import only_one
+
+
+def test_refuses_while_an_appliance_runs(meshbox, tmp_path):
+    """Whoever holds the lock keeps its rules; the one line names it."""
+    with only_one(tmp_path):
+        said = meshbox("cleanup")
+    assert said.code == 1
+    assert said.out == ""
+    assert re.fullmatch(
+        rf"meshbox: another meshbox \(pid {os.getpid()}\) runs on this host: stop it first; .*\n", said.err
+    )
+    assert (tmp_path / "lock").exists()
