@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 import orjson
 import structlog
+import trio
 
 from appliance.drivers import dockerlabels as label
 from appliance.drivers import dockertypes as parse
@@ -89,6 +90,8 @@ class Docker:
         """`socket` is the path of Docker's unix socket; nothing is opened yet."""
         self._http = DockerHttp(socket)
         self.socket = socket
+        self._making = trio.Lock()
+        """Docker checks names before it makes a network, not while: two at once make two of one name."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -189,10 +192,13 @@ class Docker:
         Made by us it lets no container reach another directly. Without `subnet` Docker chooses one that overlaps
         neither its other networks nor the host's routes.
         """
-        try:
-            return await self._network(name)
-        except NotFoundError:
-            pass
+        async with self._making:
+            try:
+                return await self._network(name)
+            except NotFoundError:
+                return await self._make_network(name, subnet)
+
+    async def _make_network(self, name: str, subnet: IPv4Network | None) -> DockerNetwork:
         body: dict[str, Any] = {
             "Name": name,
             "CheckDuplicate": True,

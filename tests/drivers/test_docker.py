@@ -21,7 +21,7 @@ GONE = object()
 
 
 class Engine:
-    """Answers `METHOD /path` with (status, value): bytes go out as they are, other values as JSON."""
+    """Answers `METHOD /path` with (status, value) or what a function returns: bytes as they are, the rest as JSON."""
 
     def __init__(self) -> None:
         self.answers: dict[str, object] = {}
@@ -55,6 +55,8 @@ class Engine:
             answer = self.answers.get(what, (404, {"message": f"no such thing: {what}"}))
             if isinstance(answer, list):
                 answer = answer.pop(0) if len(answer) > 1 else answer[0]
+            if callable(answer):
+                answer = answer()
             if answer is GONE:
                 await stream.aclose()
                 return
@@ -173,6 +175,27 @@ def test_network_is_made_once(tmp_path):
         assert made["Options"] == {"com.docker.network.bridge.enable_icc": "false"}
         assert made["Labels"] == {"meshbox.managed": "true"}
         assert made["IPAM"]["Config"] == [{"Subnet": "10.9.0.0/24"}]
+
+    play(tmp_path, scene)
+
+
+def test_two_who_need_the_network_make_one(tmp_path):
+    """Docker would make two networks of one name for two requests at once: ours come one after the other."""
+
+    async def scene(engine, docker):
+        def asked() -> list[str]:
+            return [what for what, _, _ in engine.asked]
+
+        def network():
+            made = "POST /networks/create" in asked()
+            return (200, dockersays.NETWORK) if made else (404, {"message": "no such network"})
+
+        engine.answers["GET /networks/meshbox"] = network
+        engine.answers["POST /networks/create"] = (201, {"Id": "x"})
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(docker.ensure_network, "meshbox")
+        assert asked().count("POST /networks/create") == 1
 
     play(tmp_path, scene)
 
