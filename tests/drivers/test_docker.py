@@ -53,10 +53,7 @@ class Engine:
             if what in self.hold:
                 await self.hold[what].wait()
             answer = self.answers.get(what, (404, {"message": f"no such thing: {what}"}))
-            if isinstance(answer, list):
-                answer = answer.pop(0) if len(answer) > 1 else answer[0]
-            if callable(answer):
-                answer = answer()
+            answer = next_of(answer)
             if answer is GONE:
                 await stream.aclose()
                 return
@@ -68,6 +65,13 @@ class Engine:
                 + http.send(h11.EndOfMessage())
             )
             http.start_next_cycle()
+
+
+def next_of(answer):
+    """Return the answer itself, what it returns, or the next one of several (the last one repeats)."""
+    if isinstance(answer, list):
+        return answer.pop(0) if len(answer) > 1 else answer[0]
+    return answer() if callable(answer) else answer
 
 
 @asynccontextmanager
