@@ -177,6 +177,7 @@ def test_what_others_declare_later_is_reached():
     shape(APPLE, client, shaper=shaper)
     grown = shape(APPLE, client, shaper=shaper, remote=["apple.orange:443"])
     assert {r.port for r in ruleset(grown, 3).routes} == {80, 443}
-    joined = shape(APPLE, client, shaper=shaper, specs=[spec("flask", declared("redis", ports=(6379,)))])
-    assert {r.port for r in ruleset(joined, 3).routes} == {80, 6379}
+    flask = spec("flask", declared("redis", ports=(6379,)))
+    joined = shape(APPLE, client, shaper=shaper, remote=["apple.orange:443"], specs=[flask])
+    assert {r.port for r in ruleset(joined, 3).routes} == {80, 443, 6379}
     assert Name.parse("redis.flask") in joined.zone.views[address(3)]
