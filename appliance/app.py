@@ -36,6 +36,7 @@ from appliance.notify import Notifier
 from appliance.plan.policy import declaration
 from appliance.plan.rollout import rollout
 from appliance.reconcile import FULL_PASS, Reconciler
+from appliance.render.ruleset import REMOVE
 
 if TYPE_CHECKING:
     import asyncio
@@ -157,6 +158,7 @@ class Appliance:
                 await stopping.wait()
                 notifier.stopping(self.config.drain)
                 await self._drain()
+                await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
             self.plane.close()
@@ -244,6 +246,18 @@ class Appliance:
         with trio.move_on_after(self.config.drain):
             while self._pairs():  # noqa: ASYNC110 — the data plane knows no Trio events, and this is once in a life
                 await trio.sleep(DRAIN_POLL)
+
+    async def _leave(self) -> None:
+        """With no container left in the mesh, leave the host as it was; otherwise its rules stay as they are."""
+        if self.inventory.workloads:
+            return
+        identity = namespaces.identify(OWN_NAMESPACE)
+        if identity is not None:
+            self._watch.remove(identity)
+        try:
+            await self._host_nft.command(REMOVE)
+        except MeshboxError as error:
+            log.warning("the host's table inet meshbox stays; run meshbox cleanup", cause=str(error))
 
     def _pairs(self) -> int:
         """Count open TCP pairs; UDP sessions end by silence, which nobody waits for."""
