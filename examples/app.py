@@ -6,7 +6,8 @@
 
 # Answers every TCP connection and every datagram with its host name and what it was told.
 ECHO = """
-import socket, threading
+import signal, socket, sys, threading
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 name = socket.gethostname().encode()
 def datagrams(s):
     while True:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,10 @@ IMAGES = {
     **STAND_INS,
     IMAGE: StandIn(
         command=("python3", "/srv/server.py"),
-        files={f"srv/{name}": (ROOT / "tests/images" / name).read_bytes() for name in ("server.py", "client.py")},
+        files={
+            f"srv/{name}": (ROOT / "tests/images" / name).read_bytes()
+            for name in ("server.py", "client.py", "first.py")
+        },
     ),
 }
 
@@ -326,9 +329,13 @@ class Machine:
         run(*ip, "route", "add", "default", "via", self.switch.address)
 
     def _remove_containers(self) -> None:
-        names = self.docker("ps", "--all", "--quiet").split()
-        if names:
-            self.docker("rm", "--force", "--volumes", *names)
+        def gone() -> bool:
+            names = self.docker("ps", "--all", "--quiet").split()
+            with suppress(DockerError):  # the appliance may be removing it too
+                self.docker("rm", "--force", "--volumes", *names)
+            return not names
+
+        wait_until(gone, "all containers are removed", seconds=40)
 
     def _remove_files(self) -> None:
         mounts = Path("/proc/self/mounts").read_text().splitlines()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -43,5 +45,6 @@ def echo() -> None:
         udp.sendto(NAME + b" " + data, caller)
 
 
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # process 1 is spared what has no handler
 threading.Thread(target=echo, daemon=True).start()
 Server(("", 8000), Hello).serve_forever()

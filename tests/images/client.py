@@ -8,7 +8,6 @@ sum HOST PORT BYTES    sends BYTES, shuts down its sending half, reads to the en
 get HOST PORT BYTES    HTTP download: {length, sha, wanted}
 put HOST PORT BYTES    HTTP upload: {answer, sent, sha}
 loop HOST PORT SECONDS   connections one after the other: {count, answers, failures: [{error, begin, end}, …]}
-first NAME PORT ADDRESS PORT   dials both at once: {name, address, at}; at: time of the first answer
 reset HOST PORT        asks for a reset: {error}; leaves another connection by a reset: {seen}
 """
 
@@ -125,30 +124,6 @@ def loop(host: str, port: str, seconds: str) -> dict[str, Any]:
     return {"count": count, "answers": answers, "failures": failures}
 
 
-def first(name: str, port: str, address: str, neighbour_port: str) -> dict[str, Any]:
-    """What a container may do in its first moment."""
-    found: dict[str, Any] = {}
-
-    def dial(key: str, host: str, number: str) -> None:
-        try:
-            with socket.create_connection((host, int(number)), TIMEOUT) as connection:
-                connection.recv(100)
-            found[key] = "connected"
-            found.setdefault("at", time.time())
-        except OSError as error:
-            found[key] = word(error)
-
-    threads = [
-        threading.Thread(target=dial, args=("name", name, port)),
-        threading.Thread(target=dial, args=("address", address, neighbour_port)),
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
-
-
 def pattern(length: int) -> bytes:
     """Return the bytes 0, 1, …, 250, 0, … of that length."""
     return (PATTERN * (length // len(PATTERN) + 1))[:length]
@@ -219,5 +194,5 @@ def reset(host: str, port: str) -> dict[str, Any]:
     return found
 
 
-VERBS = {v.__name__: v for v in (tcp, udp, resolve, hold, loop, first, sum, get, put, reset)}
+VERBS = {v.__name__: v for v in (tcp, udp, resolve, hold, loop, sum, get, put, reset)}
 print(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 — its answer

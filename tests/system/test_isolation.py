@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,9 +32,10 @@ def village(mesh: Machine) -> Machine:
 
 def refused(mesh: Machine, who: str, address: str, port: int | str, protocol: str = "tcp") -> None:
     """Check that a dial is refused at once."""
-    (result,) = mesh.client(who, protocol, address, str(port), "1")
-    assert result.get("error") in {"ECONNREFUSED", "EPERM", "EACCES", "EHOSTUNREACH", "ECONNRESET"}, result
-    assert result["ms"] < AT_ONCE, result
+    results = mesh.client(who, protocol, address, str(port), "3")
+    for one in results:
+        assert one.get("error") in {"ECONNREFUSED", "EPERM", "EACCES", "EHOSTUNREACH", "ECONNRESET"}, results
+    assert min(one["ms"] for one in results) < AT_ONCE, results
 
 
 def answers(result: list[dict[str, Any]]) -> bool:
@@ -94,7 +96,7 @@ def test_outside_world_stays_in_reach(village: Machine) -> None:
     """A container of the mesh reaches what is outside, by address and by a name that is not ours."""
     for who in ("friend", "stranger", "outsider"):
         for host in (village.switch.address, "www.outside.example") if who != "outsider" else (village.switch.address,):
-            assert village.docker("exec", who, "wget", "-T5", "-qO-", f"http://{host}/").startswith("outside ")
+            assert village.docker("exec", who, "wget", "-qO-", f"http://{host}/").startswith("outside ")
 
 
 def test_published_ports_still_work(village: Machine) -> None:
@@ -131,15 +133,15 @@ def test_user_defined_network(village: Machine) -> None:
 
 def test_rules_that_somebody_removes_come_back(village: Machine) -> None:
     """A ruleset that is deleted or emptied inside a container is put back within 2 s."""
-    for damage in ("delete table inet meshbox", "flush table inet meshbox"):
-        before = village.exec_in("stranger", "nft", "list", "table", "inet", "meshbox").stdout
+
+    def rules() -> list[str]:
+        listing = village.exec_in("stranger", "nft", "--stateless", "list", "table", "inet", "meshbox", check=False)
+        return sorted(re.split(r"[\s,]+", listing.stdout))  # the kernel lists elements in any order
+
+    whole = rules()
+    for damage in ("delete table inet meshbox", "flush table inet meshbox", "flush chain inet meshbox leaving"):
         village.exec_in("stranger", "nft", *damage.split())
-
-        def mended(wanted: str = before) -> bool:
-            found = village.exec_in("stranger", "nft", "list", "table", "inet", "meshbox", check=False).stdout
-            return found == wanted
-
-        wait_until(mended, f"the rules are back after `{damage}`", seconds=2)
+        wait_until(lambda: rules() == whole, f"the rules are back after `{damage}`", seconds=2)
         refused(village, "stranger", virtual_address(village), 7000)
 
 

@@ -21,7 +21,7 @@ def pair(mesh: Machine) -> Machine:
     """A container `server.far` with every kind of port, and a `client` that may reach it."""
     mesh.run_container("server", IMAGE, service="far", container="server", ports=PORTS)
     mesh.run_container("client", IMAGE, service="near", container="client", connect_to="server.far,redis.far")
-    wait_until(lambda: "answer" in mesh.client("client", "tcp", "server.far", "7004", "1")[0], "the server answers")
+    wait_until(lambda: "answer" in mesh.client("client", "tcp", "server.far", "7000", "1")[0], "the server answers")
     return mesh
 
 
