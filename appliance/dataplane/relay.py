@@ -138,7 +138,7 @@ class End:
         if size < SIZE and self.odd & HOW_IT_ENDS == RDHUP:
             self._end()
             return
-        if size == SIZE and not self.odd & PRI:  # splice cannot get past an urgent byte
+        if size == SIZE:
             os.set_blocking(self.pair.client.fd, False)  # splice has no MSG_DONTWAIT; the backend's is set already
             self.mode = BULK
             if not self._splice():
@@ -170,7 +170,7 @@ class End:
     def _splice(self) -> bool:
         """Move bytes through a pipe; return whether the rest is for recv and send."""
         pipes = self.pair.listener.pipes
-        pipe = pipes.take()
+        pipe = None if self.odd & PRI else pipes.take()  # splice cannot get past an urgent byte
         if pipe is None:
             self.mode = MESSAGES
             return True
@@ -193,7 +193,7 @@ class End:
             if not self._empty(pipe):
                 return False
             self.pipe = None
-            if (size < SMALL and not turn) or self.odd & PRI:
+            if size < SMALL and not turn:
                 pipes.give(pipe)
                 self.mode = MESSAGES
                 return True

@@ -230,6 +230,29 @@ def test_out_of_file_descriptors_accepting_pauses(world: World, monkeypatch: pyt
     assert listener.starved < 1000
 
 
+def test_a_pause_is_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that wait while there are no file descriptors keep nobody busy."""
+    monkeypatch.setattr("appliance.dataplane.listener.PAUSE", 3600.0)
+    backend = world.backend()
+    listener = world.open(backend)
+    client = world.client()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        client.connect((CALLER, listener.port))
+        eventually(lambda: listener.starved)
+        for _ in range(50):
+            world.call(lambda: None)
+        assert listener.starved == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    world.call(listener.stop)
+    world.accept(backend).sendall(b"at last")
+    assert client.recv(10) == b"at last"
+
+
 def test_out_of_file_descriptors_for_the_backend_the_client_is_reset(world: World) -> None:
     """A client that was accepted with the last descriptor is not kept waiting, and its backend is not to blame."""
     backend = world.backend()

@@ -135,13 +135,20 @@ def test_a_reset_frees_what_the_other_side_does_not_read(world: World, side: str
     assert is_reset(other)
 
 
-def test_an_answer_before_a_reset_is_delivered(world: World) -> None:
+@pytest.mark.parametrize("more", [b"", b"more"], ids=["silent", "still sending"])
+def test_an_answer_before_a_reset_is_delivered(world: World, more: bytes) -> None:
     """A backend that answers without reading the request, and so resets, has its answer heard."""
     client, server = world.pair()
     client.sendall(b"x" * 1000)
     eventually(lambda: world.call(lambda: sum(p.client.moved for p in world.listeners[0].pairs)) == 1000)
-    server.sendall(b"413 too large")
-    server.close()
+
+    def all_at_once() -> None:
+        # On the loop's own thread: it sees all of this together.
+        client.send(more)
+        server.send(b"413 too large")
+        server.close()
+
+    world.call(all_at_once)
     assert client.recv(100) == b"413 too large"
     assert is_reset(client)
     eventually(world.idle)
@@ -182,8 +189,10 @@ def test_large_streams_both_ways_at_once_with_slow_readers(world: World) -> None
     assert (stats.bytes_in, stats.bytes_out) == (LARGE, LARGE)
 
 
-def test_messages_after_bulk_after_messages(world: World) -> None:
-    """A connection may change between large and small as it likes."""
+@pytest.mark.parametrize("splice", [relay.SPLICE_SIZE, 20_000], ids=["large", "small"])
+def test_messages_after_bulk_after_messages(world: World, monkeypatch: pytest.MonkeyPatch, splice: int) -> None:
+    """A connection may change between large and small as it likes, however often a stream has to stand back."""
+    monkeypatch.setattr(relay, "SPLICE_SIZE", splice)
     client, server = world.pair()
     for size in (10, 3 << 20, 10, 100_000, 1, relay.SIZE, relay.SIZE + 1, 7, 2 << 20):
         data = noise(size, size)
@@ -236,8 +245,22 @@ def test_urgent_data_does_not_stall_the_stream(world: World) -> None:
     client.send(b"!", socket.MSG_OOB)
     client.sendall(b"after")
     assert read_all(server, 11) == b"beforeafter"
-    data = noise(1 << 20, 4)
-    sender = in_thread(client.sendall, data)
+
+
+@pytest.mark.parametrize("before", [10, relay.SIZE, 100_000, 300_000])
+def test_urgent_data_does_not_stall_bulk(world: World, before: int) -> None:
+    """An urgent byte amid a large stream is got past, wherever it is."""
+    client, server = world.pair()
+    data = noise(before + 300_000, before)
+
+    def send() -> None:
+        client.sendall(data[:before])
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(data[before:])
+
+    world.call(send)
+    assert read_all(server, len(data)) == data
+    sender = in_thread(send)
     assert read_all(server, len(data)) == data
     sender.join()
 
