@@ -10,6 +10,7 @@ Sockets of every namespace live in the test's own process. Names begin with `mbd
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import socket
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 HOST, WORKLOAD, NEIGHBOUR, OUTSIDE = "172.30.0.1", "172.30.0.2", "172.30.0.3", "198.51.100.2"
 HOST6, WORKLOAD6, NEIGHBOUR6, OUTSIDE6 = "fd30::1", "fd30::2", "fd30::3", "2001:db8:30::2"
-HOST_OUTSIDE = "198.51.100.1"
+HOST_OUTSIDE, HOST_OUTSIDE6 = "198.51.100.1", "2001:db8:30::1"
 
 REFUSED = "refused"
 SILENCE = "silence"
@@ -89,9 +90,9 @@ class World:
                 self.address(name, "eth0", f"{v4}/16", f"{v6}/64")
                 self.route(name, HOST, HOST6)
             self.cable("outside")
-            self.address("host", "outside", f"{HOST_OUTSIDE}/24", "2001:db8:30::1/64")
+            self.address("host", "outside", f"{HOST_OUTSIDE}/24", f"{HOST_OUTSIDE6}/64")
             self.address("outside", "eth0", f"{OUTSIDE}/24", f"{OUTSIDE6}/64")
-            self.route("outside", HOST_OUTSIDE, "2001:db8:30::1")
+            self.route("outside", HOST_OUTSIDE, HOST_OUTSIDE6)
             self._stack = undo.pop_all()
         return self
 
@@ -208,7 +209,10 @@ class World:
         return sock
 
     def probe(self, name: str, protocol: str, address: str, port: int) -> str:
-        """Send from a namespace to an address; return who got it, REFUSED or SILENCE."""
+        """Send from a namespace to an address; return who got it, REFUSED or SILENCE.
+
+        Refused is a reset for TCP, and any error at once for UDP.
+        """
         with self.socket(name, protocol, v6=":" in address) as sock:
             try:
                 sock.connect((address, port))
@@ -216,8 +220,8 @@ class World:
                     sock.send(b"probe")
             except TimeoutError:
                 return SILENCE
-            except OSError:
-                return REFUSED
+            except OSError as error:
+                return REFUSED if protocol == "udp" or error.errno == errno.ECONNREFUSED else str(error)
             ready, _, _ = select.select([*self._servers.values(), sock], [], [], SECONDS)
             for label, server in self._servers.items():
                 if server in ready:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from nsworld import (
     HOST,
     HOST6,
     HOST_OUTSIDE,
+    HOST_OUTSIDE6,
     NEIGHBOUR,
     NEIGHBOUR6,
     OUTSIDE,
@@ -115,6 +117,8 @@ def world() -> Iterator[World]:
         ("udp", OUTSIDE, 80, "the outside, UDP"),
         ("tcp", OUTSIDE6, 80, "the outside"),
         ("udp", OUTSIDE6, 80, "the outside, UDP"),
+        ("tcp", OUTSIDE, 81, REFUSED),
+        ("udp", OUTSIDE, 81, REFUSED),
         ("tcp", OUTSIDE, 53, "DNS over TCP"),
         ("udp", OUTSIDE, 53, "DNS over UDP"),
         ("udp", HOST, 53, "DNS over UDP"),
@@ -166,6 +170,7 @@ def test_who_reaches_a_workload(world, sender, protocol, address, port, gets):
         ("outside", "tcp", HOST, 20001, REFUSED),
         ("outside", "tcp", HOST_OUTSIDE, 20500, "another program"),
         ("outside", "tcp", HOST_OUTSIDE, 8000, "the host"),
+        ("outside", "tcp", HOST_OUTSIDE6, 20001, "the TCP listener"),
         ("neighbour", "udp", HOST, 53, "DNS over UDP"),
         ("neighbour", "tcp", HOST, 53, "DNS over TCP"),
         ("outside", "udp", HOST, 53, REFUSED),
@@ -179,18 +184,32 @@ def test_who_reaches_the_proxy(world, sender, protocol, address, port, gets):
 
 def test_machines_of_the_mesh_reach_the_proxy_but_not_the_mesh_dns(world):
     """A peer is let through to the listeners, and to nothing else that is guarded."""
-    peer = HostRuleset(
-        proxy_ports=GUARD.proxy_ports,
-        dns_port=53,
-        dns_addresses=GUARD.dns_addresses,
-        peers=frozenset({IPv4Address(OUTSIDE)}),
-    )
+    peer = replace(GUARD, peers=frozenset({IPv4Address(OUTSIDE)}))
     world.nft("host", render_host(peer))
     try:
         assert world.probe("outside", "tcp", HOST_OUTSIDE, 20001) == "the TCP listener"
         assert world.probe("outside", "udp", HOST, 53) == REFUSED
     finally:
         world.nft("host", render_host(GUARD))
+
+
+def test_workloads_reach_the_mesh_dns_also_from_a_network_that_is_not_dockers(world):
+    """Where no network of containers is known, known workloads still ask, and nobody else does."""
+    world.nft("host", render_host(replace(GUARD, subnets=frozenset())))
+    try:
+        assert world.probe("workload", "udp", OUTSIDE, 53) == "DNS over UDP"
+        assert world.probe("neighbour", "udp", HOST, 53) == REFUSED
+    finally:
+        world.nft("host", render_host(GUARD))
+
+
+def test_the_dns_port_may_lie_among_the_proxys_ports(world):
+    """It is the one port there that needs no virtual IP."""
+    world.nft("workload", render_workload(replace(RULES, dns_port=20500)))
+    try:
+        assert world.probe("workload", "tcp", OUTSIDE, 53) == "another program"
+    finally:
+        world.nft("workload", render_workload(RULES))
 
 
 def test_the_host_itself_may_dial_out_from_a_port_in_the_range(world):
