@@ -1,0 +1,1 @@
+"""How meshbox compares with what one would use instead: `make bench`."""

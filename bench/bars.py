@@ -1,0 +1,73 @@
+"""The bars: what meshbox must reach against its peers, as ratios of medians of one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from bench.figures import Result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """`contender`'s figure divided by `against`'s must be at least, or at most, `limit`.
+
+    Without `against` the figure itself must be.
+    """
+
+    work: str
+    figure: str
+    limit: float
+    at_least: bool
+    against: str | None
+    minus: str | None = None
+    """Taken off both first: what the round trip takes without any proxy."""
+    contender: str = "meshbox"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A bar, and what was reached."""
+
+    bar: Bar
+    reached: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it is good enough."""
+        return self.reached >= self.bar.limit if self.bar.at_least else self.reached <= self.bar.limit
+
+
+BARS = (
+    Bar(work="keepalive-32", figure="per second", limit=1.0, at_least=True, against="haproxy"),
+    Bar(work="keepalive-32", figure="CPU µs", limit=1.0, at_least=False, against="haproxy"),
+    Bar(work="connections", figure="per second", limit=0.95, at_least=True, against="haproxy"),
+    Bar(work="connections", figure="CPU µs", limit=1.1, at_least=False, against="haproxy"),
+    Bar(work="bulk-1-up", figure="Gb/s", limit=1.15, at_least=True, against="haproxy"),
+    Bar(work="bulk-1-up", figure="Gb/s", limit=0.75, at_least=True, against="direct"),
+    Bar(work="bulk-1-down", figure="Gb/s", limit=1.15, at_least=True, against="haproxy"),
+    Bar(work="bulk-1-down", figure="Gb/s", limit=0.75, at_least=True, against="direct"),
+    Bar(work="echo", figure="p50 µs", limit=1.15, at_least=False, against="haproxy", minus="direct"),
+    Bar(work="udp-echo", figure="p50 µs", limit=1.1, at_least=False, against="nginx"),
+    Bar(work="idle", figure="resident MiB", limit=1.5, at_least=False, against="haproxy"),
+    Bar(work="dns-one", figure="per second", limit=1.0, at_least=True, against="dnsmasq"),
+    Bar(work="dns-known", figure="per second", limit=1.0, at_least=True, against="dnsmasq"),
+)
+
+
+def verdicts(results: Iterable[Result]) -> Iterator[Verdict]:
+    """Return what was reached for each bar whose work was measured."""
+    by_name = {result.work.name: result for result in results}
+    for bar in BARS:
+        result = by_name.get(bar.work)
+        if result is None:
+            continue
+        if bar.against is None:
+            reached = result.median(bar.contender, bar.figure)
+        else:
+            reached = result.ratio(bar.contender, bar.figure, bar.against, bar.minus)
+        if reached is not None:
+            yield Verdict(bar=bar, reached=reached)

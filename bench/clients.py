@@ -1,0 +1,107 @@
+"""Small clients and servers of our own: `python -m bench.clients WHAT …`. Each prints one line of JSON.
+
+fetch URL                    SHA-256 and size of a download, and its text when short
+echo HOST PORT SECONDS       round trips of one byte over one connection
+echod PORT                   the server for it
+hold HOST PORT COUNT         opens COUNT connections, prints the time, keeps them until its input ends
+holdd PORT                   the server for it: accepts and keeps
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import socket
+import sys
+from time import perf_counter, perf_counter_ns
+from urllib.request import urlopen
+
+import orjson
+
+SHORT = 4096
+
+
+def fetch(url: str) -> dict[str, object]:
+    """Download."""
+    with urlopen(url, timeout=60) as answer:
+        body = answer.read()
+    text = body.decode() if len(body) <= SHORT else ""
+    return {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "text": text}
+
+
+def echo(host: str, port: str, seconds: str) -> dict[str, object]:
+    """Send one byte, wait for it, again and again."""
+    sock = socket.create_connection((host, int(port)), timeout=10)
+    sock.settimeout(None)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    times = []
+    end = perf_counter() + float(seconds)
+    while perf_counter() < end:
+        byte = bytes((len(times) % 256,))
+        start = perf_counter_ns()
+        sock.send(byte)
+        answer = sock.recv(2)
+        times.append(perf_counter_ns() - start)
+        if answer != byte:
+            raise SystemExit(f"sent {byte!r}, got {answer!r}")
+    times.sort()
+    return {"count": len(times), "p50": times[len(times) // 2] / 1000, "p99": times[len(times) * 99 // 100] / 1000}
+
+
+def echod(port: str) -> None:
+    """Answer with what comes, one connection after the other."""
+    listener = _listen(port)
+    while True:
+        sock, _ = listener.accept()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while data := sock.recv(65536):
+            sock.send(data)
+        sock.close()
+
+
+def hold(host: str, port: str, count: str) -> None:
+    """Open connections one after the other, each proven by one byte from the server."""
+    start = perf_counter()
+    socks = []
+    for _ in range(int(count)):
+        sock = socket.create_connection((host, int(port)), timeout=10)
+        if sock.recv(1) != b"!":
+            raise SystemExit("the server's byte did not arrive")
+        socks.append(sock)
+    _print({"count": len(socks), "seconds": perf_counter() - start})
+    sys.stdin.read()
+
+
+def holdd(port: str) -> None:
+    """Accept, say one byte, keep until the client closes."""
+    listener = _listen(port)
+    epoll = select.epoll()
+    epoll.register(listener, select.EPOLLIN)
+    socks: dict[int, socket.socket] = {}
+    while True:
+        for fd, _ in epoll.poll():
+            if fd == listener.fileno():
+                sock, _ = listener.accept()
+                sock.send(b"!")
+                socks[sock.fileno()] = sock
+                epoll.register(sock, select.EPOLLIN)
+            else:
+                epoll.unregister(fd)
+                socks.pop(fd).close()
+
+
+def _listen(port: str) -> socket.socket:
+    sock = socket.create_server(("0.0.0.0", int(port)), backlog=4096)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def _print(value: dict[str, object]) -> None:
+    os.write(1, orjson.dumps(value) + b"\n")
+
+
+if __name__ == "__main__":
+    result = {"fetch": fetch, "echo": echo, "echod": echod, "hold": hold, "holdd": holdd}[sys.argv[1]](*sys.argv[2:])
+    if result is not None:
+        _print(result)

@@ -1,0 +1,128 @@
+"""Client, proxy and server: three network namespaces joined by veth, and what runs in them.
+
+    client 10.91.1.1 ── 10.91.1.2 proxy 10.91.2.1 ── 10.91.2.2 server
+           10.91.3.1 ──────────────────────────────── 10.91.3.2
+
+The second line is for the contender `direct`. The proxy forwards packets, for the contender `dnat`.
+Everything is pinned: the contender alone on the last CPU, the load on the others.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.figures import BenchError
+from bench.process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CLIENT, PROXY, SERVER = "mbb-client", "mbb-proxy", "mbb-server"
+CLIENT_IP = "10.91.1.1"
+PROXY_IP = "10.91.1.2"
+SERVER_IP = "10.91.2.2"
+DIRECT_IP = "10.91.3.2"
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = str(ROOT / ".venv/bin/python")
+
+LINKS = (
+    (CLIENT, "c0", f"{CLIENT_IP}/24", PROXY, "p0", f"{PROXY_IP}/24"),
+    (PROXY, "p1", "10.91.2.1/24", SERVER, "s0", f"{SERVER_IP}/24"),
+    (CLIENT, "c1", "10.91.3.1/24", SERVER, "s1", f"{DIRECT_IP}/24"),
+)
+SYSCTLS = (
+    "net.ipv4.ip_local_port_range=30000 65000",  # clear of the ports that contenders listen on
+    "net.ipv4.ip_forward=1",
+    "net.ipv6.conf.all.disable_ipv6=1",
+)
+
+
+class Lab:
+    """The namespaces, a folder for configurations, and the length of a measurement in seconds."""
+
+    def __init__(self, folder: Path, *, seconds: float, quick: bool) -> None:
+        self.folder = folder
+        self.seconds = seconds
+        self.quick = quick
+        cpus = sorted(os.sched_getaffinity(0))
+        self.proxy_cpu = cpus[-1]
+        self.client_cpu = cpus[0]
+        self.server_cpu = cpus[1] if len(cpus) > 2 else cpus[0]
+        self._stack = ExitStack()
+
+    def file(self, name: str, text: str | bytes) -> str:
+        """Write a configuration file and return its path."""
+        path = self.folder / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    @contextmanager
+    def process(self, name: str, namespace: str, command: list[str], *, cpu: int, ready: str = "") -> Iterator[Process]:
+        """Run a daemon in a namespace on one CPU; `ready` is like `tcp:8080`. Raises BenchError when it ends early."""
+        log = self.folder / f"{name}.log"
+        process = Process(name, enter(namespace, cpu) + command, log)
+        try:
+            for each in ready.split():
+                process.wait_ready(namespace, *each.split(":"))
+            yield process
+            process.check()
+        finally:
+            process.stop()
+
+    def client(self, command: list[str], *, cpu: int | None = None) -> str:
+        """Run a command in the client's namespace and return its output. Raises BenchError when it fails."""
+        return run(enter(CLIENT, self.client_cpu if cpu is None else cpu) + command, timeout=120.0)
+
+
+def enter(namespace: str, cpu: int) -> list[str]:
+    """Return the words that run a command in a namespace on a CPU."""
+    return ["ip", "netns", "exec", namespace, "taskset", "-c", str(cpu)]
+
+
+def run(command: list[str], *, timeout: float = 60.0, text: str | None = None) -> str:
+    """Run a command and return its output. Raises BenchError."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT, input=text
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"{' '.join(command)} did not end within {timeout:.0f} s") from None
+    if done.returncode:
+        raise BenchError(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+    return done.stdout
+
+
+@contextmanager
+def lab(*, seconds: float, quick: bool) -> Iterator[Lab]:
+    """Build the namespaces, and remove them at the end, whatever happens."""
+    _remove()
+    try:
+        for namespace in (CLIENT, PROXY, SERVER):
+            run(["ip", "netns", "add", namespace])
+            run(["ip", "-n", namespace, "link", "set", "lo", "up"])
+            for sysctl in SYSCTLS:
+                run(["ip", "netns", "exec", namespace, "sysctl", "-qw", sysctl])
+        for ns1, link1, address1, ns2, link2, address2 in LINKS:
+            run(["ip", "link", "add", link1, "netns", ns1, "type", "veth", "peer", "name", link2, "netns", ns2])
+            for namespace, link, address in ((ns1, link1, address1), (ns2, link2, address2)):
+                run(["ip", "-n", namespace, "addr", "add", address, "dev", link])
+                run(["ip", "-n", namespace, "link", "set", link, "up"])
+        run(["ip", "-n", CLIENT, "route", "add", "10.91.2.0/24", "via", PROXY_IP])
+        run(["ip", "-n", SERVER, "route", "add", "10.91.1.0/24", "via", "10.91.2.1"])
+        with tempfile.TemporaryDirectory(prefix="meshbox-bench-") as folder:
+            Path(folder).chmod(0o755)
+            yield Lab(Path(folder), seconds=seconds, quick=quick)
+    finally:
+        _remove()
+
+
+def _remove() -> None:
+    there = {line.split()[0] for line in run(["ip", "netns", "list"]).splitlines() if line}
+    for namespace in (CLIENT, PROXY, SERVER):
+        if namespace in there:
+            run(["ip", "netns", "del", namespace])

@@ -1,0 +1,61 @@
+"""Run the data plane alone, as the appliance runs it: `python -m bench.launcher CONFIG.json`.
+
+CONFIG: {"caller": address, "listeners": [{"port", "protocol", "backend": [address, port]}],
+"dns": {"port", "address", "names": {"c.s": address}, "upstream": [address, port]}}
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvloop
+
+from appliance.dataplane.plane import DataPlane
+from appliance.model.names import Destination, Name, Protocol
+from appliance.model.network import Backend, Listener, Zone
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    config = orjson.loads(Path(sys.argv[1]).read_bytes())
+    caller = IPv4Address(config["caller"])
+    dns = config.get("dns")
+    loop = uvloop.new_event_loop()
+    plane = DataPlane(
+        loop,
+        dns_upstreams=lambda: [(dns["upstream"][0], dns["upstream"][1])] if dns else [],
+        dns_port=dns["port"] if dns else 53,
+    )
+    for number, entry in enumerate(config.get("listeners", ())):
+        plane.open_listener(_listener(number, entry, caller))
+    if dns:
+        names = {Name.parse(name): IPv4Address(address) for name, address in dns["names"].items()}
+        plane.set_zone(Zone(suffix="mesh.internal", names=names, views={caller: frozenset(names)}))
+        plane.set_dns_addresses(frozenset((IPv4Address(dns["address"]),)))
+    gc.collect()
+    gc.freeze()
+    loop.add_signal_handler(signal.SIGTERM, loop.stop)
+    loop.run_forever()
+    plane.close()
+
+
+def _listener(number: int, entry: dict[str, Any], caller: IPv4Address) -> Listener:
+    address, port = entry["backend"]
+    return Listener(
+        destination=Destination(
+            name=Name(container=f"c{number}", service="bench"), port=port, protocol=Protocol(entry["protocol"])
+        ),
+        port=entry["port"],
+        callers=frozenset((caller,)),
+        backends=(Backend(address=IPv4Address(address), port=port, local=True, label="server"),),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Results as Markdown and as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bench.bars import Verdict, verdicts
+from bench.figures import Result, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from bench.figures import Figure
+
+HEAD = """\
+Medians of alternating rounds; ± is half the distance between the largest and the smallest round. In parentheses the
+ratio to the contender in bold. Every contender does the same work, pinned alone to one CPU, with one thread or process;
+client and server share the others. CPU is what the contender itself used, from /proc. `direct` is no proxy at all,
+`dnat` the kernel rewriting addresses. meshbox is its data plane with access check, balancer and counters.
+"""
+
+
+def to_json(results: Iterable[Result], facts: Mapping[str, str], **how: Any) -> dict[str, Any]:
+    """Return all samples."""
+    return {"machine": dict(facts), "how": how, "works": {result.work.name: result.samples for result in results}}
+
+
+def from_json(data: Mapping[str, Any], works: Iterable[Work]) -> list[Result]:
+    """Return the results of an earlier run; works that no longer exist are left out."""
+    return [Result(work=work, samples=data["works"][work.name]) for work in works if work.name in data["works"]]
+
+
+def markdown(results: Sequence[Result], facts: Mapping[str, str], how: Mapping[str, Any]) -> str:
+    """Return the report."""
+    parts = [
+        "# Measured\n",
+        f"`make bench`, {how['date']}, {how['rounds']} rounds of {how['seconds']} s.\n",
+        "\n".join(f"- {name}: {value}" for name, value in facts.items()) + "\n",
+        HEAD,
+    ]
+    judged = list(verdicts(results))
+    if judged:
+        parts.append("## Bars\n\n" + _bars(judged))
+    parts += [f"## {result.work.title} (`{result.work.name}`)\n\n{_table(result)}" for result in results]
+    return "\n".join(parts)
+
+
+def _bars(judged: Iterable[Verdict]) -> str:
+    lines = ["| work | figure | of | must be | is | |", "| --- | --- | --- | --- | --- | --- |"]
+    for verdict in judged:
+        bar = verdict.bar
+        of = (
+            bar.contender
+            + (f" / {bar.against}" if bar.against else "")
+            + (f", each less {bar.minus}" if bar.minus else "")
+        )
+        must = f"{'≥' if bar.at_least else '≤'} {bar.limit:g}"
+        cells = (bar.work, bar.figure, of, must, f"{verdict.reached:.2f}", "met" if verdict.met else "**missed**")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(result: Result) -> str:
+    work = result.work
+    lines = ["| | " + " | ".join(f.name for f in work.figures) + " |", "| --- |" + " ---: |" * len(work.figures)]
+    for name in result.samples:
+        label = f"**{name}**" if name == work.reference else name
+        lines.append(f"| {label} | " + " | ".join(_cell(result, name, figure) for figure in work.figures) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(result: Result, name: str, figure: Figure) -> str:
+    value = result.median(name, figure.name)
+    if value is None:
+        return "-"
+    ratio = result.ratio(name, figure.name, result.work.reference)
+    text = f"{value:,.{figure.digits}f} ±{result.spread(name, figure.name) * 50:.0f} %"
+    return text if ratio is None or name == result.work.reference else f"{text} ({ratio:.2f})"

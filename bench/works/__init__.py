@@ -1,0 +1,20 @@
+"""The works, in the order in which they run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.works import bulk, dns, echo, http, idle, redis, udp
+
+if TYPE_CHECKING:
+    from bench.figures import Work
+
+WORKS: tuple[Work, ...] = (
+    *http.WORKS,
+    *bulk.WORKS,
+    *echo.WORKS,
+    *udp.WORKS,
+    *redis.WORKS,
+    *idle.WORKS,
+    *dns.WORKS,
+)
