@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import inspect
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 from typer.exceptions import TyperException
 
-from appliance import __version__, config
+import appliance
+from appliance import config
 from appliance.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +64,9 @@ def invoke(arguments: Sequence[str]) -> int:
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 — typer calls it so
     if wanted:
-        sys.stdout.write(f"meshbox {__version__}\n")
+        commit = Path(appliance.__file__).with_name("COMMIT")  # written when a package or an image is built
+        built_from = f" ({commit.read_text(encoding='ascii').strip()})" if commit.exists() else ""
+        sys.stdout.write(f"meshbox {appliance.__version__}{built_from}\n")
         raise typer.Exit
 
 
