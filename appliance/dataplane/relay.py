@@ -275,10 +275,13 @@ class Pair:
         if self.broken:
             reset_on_close(self.client.sock)
             reset_on_close(self.backend.sock)
-        self.client.drop()
-        self.backend.drop()
+        client, backend = self.client, self.backend
+        client.drop()
+        backend.drop()
+        # Without these references in a circle all of it is freed here and now, and the garbage collector stays asleep.
+        del self.client, self.backend, client.peer, backend.peer
         state = self.state
         state.active -= 1
-        state.bytes_in += self.client.moved
-        state.bytes_out += self.backend.moved
+        state.bytes_in += client.moved
+        state.bytes_out += backend.moved
         self.listener.forget(self)

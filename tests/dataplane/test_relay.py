@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import hashlib
 import socket
 import threading
@@ -317,6 +318,28 @@ def test_bytes_are_counted_by_side(world: World) -> None:
     eventually(world.idle)
     stats = world.stats().backends[0]
     assert (stats.active, stats.bytes_in, stats.bytes_out) == (0, 5, 3)
+
+
+def test_an_ended_pair_is_freed_without_the_garbage_collector(world: World) -> None:
+    """Connections that come and go leave no work for a collector that would stop the traffic of all."""
+    backend = world.backend()
+    world.open(backend)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(30):
+            client = world.dial()
+            server = world.accept(backend)
+            client.sendall(bytes(number * 10_000))
+            if number % 2:
+                reset(server)
+            client.close()
+            server.close()
+        eventually(world.idle)
+        world.call(lambda: None)
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, relay.End | relay.Pair)]
+    finally:
+        gc.enable()
 
 
 def test_neither_side_is_delayed_by_nagle(world: World) -> None:
