@@ -212,6 +212,13 @@ def test_replaced_service_is_judged_as_it_will_be():
     assert "web.beta offers 81/tcp" in check_services(new, others=[parsed("beta", ports=[80])])[0]
 
 
+def test_container_that_a_deploy_drops_is_gone():
+    """Of a service that is deployed anew, a container that it no longer has does not exist."""
+    before = parse_service({"name": "beta", "containers": [{"name": "old", "image": "x"}]})
+    new = [parsed("beta", ports=[80]), parsed("alpha", connect_to=["old.beta"])]
+    assert 'connect_to "old.beta" does not exist' in check_services(new, others=[before])[0]
+
+
 @pytest.mark.parametrize("name", ["com", "dev", "local"])
 def test_warns_of_top_level_domains(name):
     """A service named like a top-level domain is allowed with a warning."""
