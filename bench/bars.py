@@ -55,6 +55,10 @@ BARS = (
     Bar(work="idle", figure="resident MiB", limit=1.5, at_least=False, against="haproxy"),
     Bar(work="dns-one", figure="per second", limit=1.0, at_least=True, against="dnsmasq"),
     Bar(work="dns-known", figure="per second", limit=1.0, at_least=True, against="dnsmasq"),
+    Bar(work="ruleset", figure="one route more ms", limit=50, at_least=False, against=None, contender="10,000 routes"),
+    Bar(work="control", figure="backend ms", limit=100, at_least=False, against=None),
+    Bar(work="control", figure="backend stall ms", limit=5, at_least=False, against=None),
+    Bar(work="churn", figure="p99 µs", limit=1.5, at_least=False, against="at rest", contender="changing"),
 )
 
 

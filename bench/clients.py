@@ -1,6 +1,7 @@
 """Small clients and servers of our own: `python -m bench.clients WHAT …`. Each prints one line of JSON.
 
 fetch URL                    SHA-256 and size of a download, and its text when short
+probe URL                    the same, but empty when nobody answers within a second
 echo HOST PORT SECONDS       round trips of one byte over one connection
 echod PORT                   the server for it
 hold HOST PORT COUNT         opens COUNT connections, prints the time, keeps them until its input ends
@@ -28,6 +29,15 @@ def fetch(url: str) -> dict[str, object]:
         body = answer.read()
     text = body.decode() if len(body) <= SHORT else ""
     return {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "text": text}
+
+
+def probe(url: str) -> dict[str, object]:
+    """Download, if it can be had."""
+    try:
+        with urlopen(url, timeout=1) as answer:
+            return {"text": answer.read(SHORT).decode()}
+    except OSError:
+        return {"text": ""}
 
 
 def echo(host: str, port: str, seconds: str) -> dict[str, object]:
@@ -102,6 +112,8 @@ def _print(value: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    result = {"fetch": fetch, "echo": echo, "echod": echod, "hold": hold, "holdd": holdd}[sys.argv[1]](*sys.argv[2:])
+    result = {"fetch": fetch, "probe": probe, "echo": echo, "echod": echod, "hold": hold, "holdd": holdd}[sys.argv[1]](
+        *sys.argv[2:]
+    )
     if result is not None:
         _print(result)

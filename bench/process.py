@@ -104,11 +104,12 @@ class Process:
 
     def resident(self) -> float:
         """Return the resident memory in KiB."""
-        return sum(_status(pid, "VmRSS") for pid in self.pids())
+        return sum(map(resident, self.pids()))
 
 
-def _status(pid: int, key: str) -> float:
+def resident(pid: int) -> float:
+    """Return a process's resident memory in KiB."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
+        if line.startswith("VmRSS:"):
             return float(line.split()[1])
     return 0.0

@@ -43,7 +43,7 @@ SESSIONS = 1024
 """Most sessions of one listener: each holds a file descriptor, of which small machines allow 20,000."""
 BATCH = 32
 """Most datagrams read from one socket in one wake-up."""
-PROBE = 8
+PROBE = 32
 """While traffic is sparse, every PROBE-th wake-up looks whether it has become dense."""
 TICKS = 4
 """The idle timeout is checked this often in its length: a session ends after 1 to 1 + 1/TICKS times the timeout."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.works import bulk, dns, echo, http, idle, redis, udp
+from bench.works import bulk, control, dns, echo, http, idle, redis, ruleset, udp
 
 if TYPE_CHECKING:
     from bench.figures import Work
@@ -17,4 +17,6 @@ WORKS: tuple[Work, ...] = (
     *redis.WORKS,
     *idle.WORKS,
     *dns.WORKS,
+    *ruleset.WORKS,
+    *control.WORKS,
 )

@@ -69,18 +69,25 @@ def _measure(lab: Lab, name: str, target: Target, *, connections: int, keep: boo
     command += [f"http://{target.host}:{target.port}/"]
     with target.used() as cpu:
         output = lab.client(command)
-    requests = int(_find(r"(\d+) requests in", output))
+    sample = parse(name, output)
+    requests = sample.pop("requests")
     served = _served(lab) - before
+    if served < requests:
+        raise BenchError(f"{name}: wrk counted {requests:.0f} answers, the server {served} requests")
+    return sample | cpu.per(requests, "CPU µs")
+
+
+def parse(name: str, output: str) -> Sample:
+    """Return what wrk measured. Raises BenchError when a request failed."""
+    requests = int(_find(r"(\d+) requests in", output))
     if "Non-2xx" in output or "Socket errors" in output or not requests:
         raise BenchError(f"{name} did not carry every request:\n{output}")
-    if served < requests:
-        raise BenchError(f"{name}: wrk counted {requests} answers, the server {served} requests")
-    sample = {
+    return {
+        "requests": requests,
         "per second": float(_find(r"Requests/sec:\s+([\d.]+)", output)),
         "p50 µs": _latency("50%", output),
         "p99 µs": _latency("99%", output),
     }
-    return sample | cpu.per(requests, "CPU µs")
 
 
 def _served(lab: Lab) -> int:

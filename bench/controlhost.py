@@ -1,0 +1,226 @@
+"""A control plane under measurement: the appliance's loop, plans, rules, sockets and names, on facts made up here.
+
+`python -m bench.controlhost NAMESPACES SERVICES FOLDER` reads commands from its input, one a line, and answers each
+with a line of JSON: `cold` (everything from nothing), `backend` (one backend goes or comes), `service` (a service
+comes or goes that every workload may reach), `churn SECONDS` (a backend every 100 ms), `wait SECONDS`, and
+`idle SECONDS`, which looks for no stalls.
+Workload 0 is the server of the lab and workload 1 its client, so that real traffic can run through it meanwhile.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+from dataclasses import replace
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import orjson
+import trio
+
+from appliance import bridge, logs
+from appliance.dataplane.plane import DataPlane
+from appliance.drivers import netns as namespaces
+from appliance.drivers.localstore import LocalStore
+from appliance.drivers.nft import HostNft, Nft
+from appliance.drivers.rulesetwatch import RulesetWatch
+from appliance.effects import HostEffects
+from appliance.logs import Faults
+from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
+from appliance.model.names import Allowance, Name, Port, Protocol
+from appliance.reconcile import Reconciler
+from bench.lab import CLIENT_IP, PROXY_IP, SERVER_IP
+
+if TYPE_CHECKING:
+    import asyncio
+
+PORT = 8080
+CHURN = 0.1
+"""Seconds between changes of `churn`."""
+TICK = 0.001
+"""Seconds between looks at the clock that find stalls of the loop."""
+
+
+class ControlHost:
+    """The loop with facts that commands change."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, workloads: list[Workload], services: int, folder: Path) -> None:
+        self._loop = loop
+        self._workloads = workloads
+        self._services = services
+        self._toggle = 0
+        self._extra: Workload | None = None
+        self.faults = Faults()
+        self.registry = LocalStore(folder)
+        self.plane = DataPlane(loop, dns_upstreams=list, dns_port=5390)
+        self.host_nft = HostNft()
+        self.watch = RulesetWatch(on_drift=lambda _: None)
+        self.applied = trio.Event()
+        self.reconciler = Reconciler(
+            snapshot=self.snapshot,
+            effects=HostEffects(
+                plane=self.plane, nft=Nft(), host_nft=self.host_nft, watch=self.watch, registry=self.registry
+            ),
+            faults=self.faults,
+            after_pass=lambda _: self.applied.set(),
+        )
+        self.worst_stall = 0.0
+        self._last_tick = 0.0
+        self._ticking = True
+        self._tick()
+
+    def snapshot(self) -> Snapshot:
+        """Return the facts."""
+        return Snapshot(
+            now=monotonic(),
+            settings=Settings(node="bench", dns_port=5390),
+            workloads=(*self._workloads, self._extra) if self._extra else tuple(self._workloads),
+            networks=(
+                DockerNetwork(
+                    name="bench",
+                    driver="bridge",
+                    subnets=(IPv4Network("10.91.1.0/24"),),
+                    gateways=(IPv4Address(PROXY_IP),),
+                ),
+            ),
+            host_addresses=frozenset((IPv4Address(PROXY_IP),)),
+            allocations=self.registry.allocations,
+        )
+
+    async def do(self, command: str, *arguments: str) -> dict[str, float]:
+        """Carry out a command and return what it took."""
+        before = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.worst_stall, start = 0.0, monotonic()
+        if command == "cold":
+            await self.reconciler.reconcile()
+            gc.collect()
+            gc.freeze()
+        elif command == "backend":
+            self._change_backend()
+            await self._wait_applied()
+        elif command == "service":
+            self._change_service()
+            await self._wait_applied()
+        elif command == "churn":
+            await self._churn(float(arguments[0]))
+        elif command == "wait":
+            await trio.sleep(float(arguments[0]))
+        elif command == "idle":
+            self._ticking = False
+            await trio.sleep(float(arguments[0]))
+            self._ticking = True
+            self._last_tick = 0.0
+            self._tick()
+        took = monotonic() - start
+        if self.faults.total:
+            raise SystemExit(f"{command}: {self.faults.total} faults")
+        after = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = [a.ru_utime + a.ru_stime - b.ru_utime - b.ru_stime for a, b in zip(after, before, strict=True)]
+        return {
+            "ms": took * 1000,
+            "own CPU ms": cpu[0] * 1000,
+            "nft CPU ms": cpu[1] * 1000,
+            "stall ms": max(0.0, self.worst_stall - TICK) * 1000,
+            "from": start,
+            "to": start + took,
+            "listeners": len(self.reconciler.have.listeners),
+            "rulesets": len(self.reconciler.have.rulesets),
+        }
+
+    def _change_backend(self) -> None:
+        """Let the last service's only container lose, or find again, its readiness."""
+        last = self._services - 1
+        workload = self._workloads[last]
+        ready = frozenset() if workload.accepting else frozenset((PORT,))
+        self._workloads[last] = replace(workload, accepting=ready)
+
+    def _change_service(self) -> None:
+        """Let a service appear, or vanish, that all may reach on whatever ports it has."""
+        if self._extra is None:
+            address = IPv4Address("10.91.9.9")
+            self._extra = _workload(9999, "c.extra", address, None, ())
+        else:
+            self._extra = None
+
+    async def _wait_applied(self) -> None:
+        self.applied = trio.Event()
+        self.reconciler.ring()
+        await self.applied.wait()
+
+    async def _churn(self, seconds: float) -> None:
+        end = monotonic() + seconds
+        while monotonic() < end:
+            self._change_backend()
+            self.reconciler.ring(urgent=True)
+            await trio.sleep(CHURN)
+
+    def _tick(self) -> None:
+        now = monotonic()
+        if self._last_tick:
+            self.worst_stall = max(self.worst_stall, now - self._last_tick)
+        self._last_tick = now
+        if self._ticking:
+            self._loop.call_later(TICK, self._tick)
+
+
+def _workload(
+    number: int, name: str, address: IPv4Address, netns: Netns | None, allowed: tuple[Allowance, ...]
+) -> Workload:
+    return Workload(
+        id=f"{number:064x}",
+        docker_name=name,
+        name=Name.parse(name),
+        state=RunState.RUNNING,
+        netns=netns,
+        attachments=(Attachment(network="bench", address=address, gateway=IPv4Address(PROXY_IP)),),
+        ports=(Port(mesh=PORT, container=PORT, protocol=Protocol.TCP),),
+        connect_to=allowed,
+        accepting=frozenset((PORT,)),
+    )
+
+
+def workloads(count: int, services: int) -> list[Workload]:
+    """Return `count` workloads, in the namespaces mbb-w0, …, that may all reach all services."""
+    allowed = (*(Allowance.parse(f"c.s{n}:{PORT}") for n in range(services)), Allowance.parse("c.extra"))
+    first = {0: IPv4Address(SERVER_IP), 1: IPv4Address(CLIENT_IP)}
+    made = []
+    for number in range(count):
+        path = f"/run/netns/mbb-w{number}"
+        netns = namespaces.identify(path)
+        if netns is None:
+            raise SystemExit(f"{path} is no network namespace")
+        address = first.get(number, IPv4Address("10.92.0.0") + number)
+        made.append(_workload(number, f"c.s{number % services}", address, Netns(id=netns, path=path), allowed))
+    return made
+
+
+async def _main(count: int, services: int, folder: Path, loop: asyncio.AbstractEventLoop, _stopping: trio.Event) -> int:
+    host = ControlHost(loop, workloads(count, services), services, folder)
+    await host.registry.load()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(host.host_nft.run)
+        await nursery.start(host.watch.run)
+        commands = trio.lowlevel.FdStream(os.dup(0))
+        pending = b""
+        async for chunk in commands:
+            pending += chunk
+            *lines, pending = pending.split(b"\n")
+            for line in lines:
+                answer = await host.do(*line.decode().split())
+                os.write(1, orjson.dumps(answer) + b"\n")
+                if line == b"cold":
+                    nursery.start_soon(host.reconciler.run)
+        nursery.cancel_scope.cancel()
+    host.plane.close()
+    return 0
+
+
+if __name__ == "__main__":
+    logs.configure(level="warning")
+    arguments = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    sys.exit(bridge.run(partial(_main, *arguments)))

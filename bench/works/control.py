@@ -1,0 +1,194 @@
+"""The control plane: how long a change takes to be applied, and what traffic feels of it.
+
+100 workloads, each in a namespace of its own, each with routes to 100 services (10 and 10 with --quick). The process is
+the appliance without Docker: bench/controlhost.py. It may use all CPUs, as when deployed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from bench.figures import BenchError, Figure, Sample, Work
+from bench.lab import CLIENT_IP, PROXY, PROXY_IP, PYTHON, ROOT, run
+from bench.process import resident
+from bench.works import http
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from bench.lab import Lab
+
+COUNT, QUICK_COUNT = 100, 10
+CHANGES = 10
+"""Changes of each kind in one measurement; their median counts, and the longest stall of any."""
+FIRST_PORT = 20000
+"""Where the proxy's ports begin; which of them leads to the lab's server is tried out."""
+
+
+class Host:
+    """A running control host."""
+
+    def __init__(self, lab: Lab, folder: str) -> None:
+        count = str(QUICK_COUNT if lab.quick else COUNT)
+        command = ["ip", "netns", "exec", PROXY, PYTHON, "-m", "bench.controlhost", count, count, folder]
+        self._log = Path(folder, "log")
+        with self._log.open("wb") as errors:
+            self._popen = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=ROOT
+            )
+
+    def tell(self, command: str) -> None:
+        """Send a command."""
+        if self._popen.stdin:
+            self._popen.stdin.write(f"{command}\n".encode())
+            self._popen.stdin.flush()
+
+    def answer(self) -> dict[str, float]:
+        """Wait for the answer to a command. Raises BenchError."""
+        line = self._popen.stdout.readline() if self._popen.stdout else b""
+        if not line:
+            raise BenchError(f"the control host ended: {self._log.read_text()[-800:]}")
+        return orjson.loads(line)
+
+    def do(self, command: str) -> dict[str, float]:
+        """Send a command and wait for its answer. Raises BenchError."""
+        self.tell(command)
+        return self.answer()
+
+    def resident(self) -> float:
+        """Return its resident memory in MiB, without helpers."""
+        return resident(self._popen.pid) / 1024
+
+    def close(self) -> None:
+        """End it."""
+        self._popen.communicate(b"")
+
+
+@contextmanager
+def host(lab: Lab) -> Iterator[Host]:
+    """Run a control host with a state folder of its own."""
+    with tempfile.TemporaryDirectory(dir=lab.folder) as folder:
+        it = Host(lab, folder)
+        try:
+            yield it
+        finally:
+            it.close()
+
+
+@contextmanager
+def namespaces(lab: Lab) -> Iterator[None]:
+    """Make a namespace for each workload."""
+    names = [f"mbb-w{number}" for number in range(QUICK_COUNT if lab.quick else COUNT)]
+    with ExitStack() as stack:
+        for name in names:
+            run(["ip", "netns", "add", name])
+            stack.callback(run, ["ip", "netns", "del", name])
+        yield
+
+
+@contextmanager
+def _changes(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
+    with namespaces(lab):
+        yield {"meshbox": partial(_measure_changes, lab)}
+
+
+def _measure_changes(lab: Lab) -> Sample:
+    with host(lab) as it:
+        cold = it.do("cold")
+        expected = QUICK_COUNT if lab.quick else COUNT
+        if cold["rulesets"] != expected or cold["listeners"] < expected:
+            raise BenchError(f"after a cold start there are {cold['rulesets']} rulesets, {cold['listeners']} listeners")
+        backend = [it.do("backend") for _ in range(CHANGES)]
+        service = [it.do("service") for _ in range(CHANGES)]
+        idle = it.do(f"idle {max(2, lab.seconds)}")
+        return {
+            "cold start ms": cold["ms"],
+            "backend ms": _median(backend, "ms"),
+            "backend CPU ms": _median(backend, "own CPU ms") + _median(backend, "nft CPU ms"),
+            "backend stall ms": max(each["stall ms"] for each in backend),
+            "service ms": _median(service, "ms"),
+            "service own CPU ms": _median(service, "own CPU ms"),
+            "service nft CPU ms": _median(service, "nft CPU ms"),
+            "service stall ms": max(each["stall ms"] for each in service),
+            "resident MiB": it.resident(),
+            "idle CPU %": idle["own CPU ms"] / idle["ms"] * 100,
+        }
+
+
+@contextmanager
+def _churn(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
+    with namespaces(lab), http.server(lab), host(lab) as it:
+        it.do("cold")
+        port = _find_port(lab)
+        yield {
+            "at rest": partial(_measure_churn, lab, it, port, "wait"),
+            "changing": partial(_measure_churn, lab, it, port, "churn"),
+        }
+
+
+def _measure_churn(lab: Lab, it: Host, port: int, command: str) -> Sample:
+    seconds = max(2, int(lab.seconds))
+    it.tell(f"{command} {seconds + 1}")
+    output = lab.client(["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency", f"http://{PROXY_IP}:{port}/"])
+    answer = it.answer()
+    return http.parse(command, output) | {"stall ms": answer["stall ms"]}
+
+
+def _find_port(lab: Lab) -> int:
+    """Return the proxy port that leads to the lab's web server."""
+    listening = run(["ip", "netns", "exec", PROXY, "ss", "-Hltn"])
+    probe = [PYTHON, "-m", "bench.clients", "probe"]
+    ports = sorted(int(line.split()[3].rpartition(":")[2]) for line in listening.splitlines())
+    for port in ports:
+        if port >= FIRST_PORT and orjson.loads(lab.client([*probe, f"http://{PROXY_IP}:{port}/"]))["text"] == "hello":
+            return port
+    raise BenchError(f"no proxy port leads from {CLIENT_IP} to the lab's web server")
+
+
+def _median(answers: list[dict[str, float]], key: str) -> float:
+    return sorted(each[key] for each in answers)[len(answers) // 2]
+
+
+def _lower(name: str, digits: int = 1) -> Figure:
+    return Figure(name=name, better="lower", digits=digits)
+
+
+WORKS = (
+    Work(
+        name="control",
+        title=f"Control plane, {COUNT} namespaces with routes to {COUNT} services (debounce of 50 ms included)",
+        figures=(
+            _lower("cold start ms", 0),
+            _lower("backend ms"),
+            _lower("backend CPU ms"),
+            _lower("backend stall ms"),
+            _lower("service ms", 0),
+            _lower("service own CPU ms", 0),
+            _lower("service nft CPU ms", 0),
+            _lower("service stall ms"),
+            _lower("resident MiB"),
+            _lower("idle CPU %", 2),
+        ),
+        open=_changes,
+        reference="meshbox",
+    ),
+    Work(
+        name="churn",
+        title=f"32 connections while a backend changes every 100 ms, {COUNT} namespaces",
+        figures=(
+            Figure(name="per second"),
+            _lower("p50 µs", 0),
+            _lower("p99 µs", 0),
+            _lower("stall ms"),
+        ),
+        open=_churn,
+        reference="at rest",
+    ),
+)
