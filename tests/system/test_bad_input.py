@@ -88,7 +88,7 @@ def test_image_that_cannot_be_found(mesh: Machine) -> None:
     """`deploy` fails with the image's name; the service stays declared and can be removed."""
     path = mesh.root / "spec.py"
     path.write_text('shop = service("shop", containers=[container("web", image="nobody/has-this:1")])')
-    done = mesh.meshbox("deploy", path, "--timeout", "20", check=False)
+    done = mesh.meshbox("deploy", path, "--timeout", "8", check=False)
     assert done.returncode == 1
     assert "nobody/has-this:1" in done.stdout + done.stderr
     assert mesh.containers() == []
