@@ -223,7 +223,7 @@ def show_answers(docker: Docker, meshbox: Appliance) -> None:
     """Show requests by name, and how they spread."""
     step("Requests by name, from inside a container that declared what it may reach")
     answers = run_inside(docker, CLIENT, HTTP.format(count=100))
-    expect(len(answers) == 100, f"100 × http://flask.flask:8080/ answers: {answers[0]}")
+    expect(len(answers) == 100, f"100 requests: http://flask.flask:8080/ answers: {answers[0]}")
     answers = run_inside(docker, CLIENT, UDP)
     expect("heard over UDP" in answers[0], f"apple.orange:8080/udp answers: {answers[0]}")
     count = 200
