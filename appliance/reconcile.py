@@ -119,10 +119,13 @@ class Reconciler:
 
     def forget_ruleset(self, netns: NetnsId) -> None:
         """Somebody else changed the table in this namespace: push it anew."""
-        rulesets = dict(self.have.rulesets)
-        if rulesets.pop(netns, None) is not None:
-            self.have = replace(self.have, rulesets=rulesets)
+        if netns in self.have.rulesets:
+            self._forget({netns})
             self.ring(urgent=True)
+
+    def _forget(self, namespaces: set[NetnsId]) -> None:
+        kept = {netns: ruleset for netns, ruleset in self.have.rulesets.items() if netns not in namespaces}
+        self.have = replace(self.have, rulesets=kept)
 
     def forget_host_ruleset(self) -> None:
         """Somebody else changed the host's table: push it anew."""
@@ -193,6 +196,7 @@ class Reconciler:
             if len(done) < len(tried):
                 complete = False
                 unlocked |= {s.after.netns for s in tried if isinstance(s, st.PushRuleset) and s not in done}
+                self._forget(unlocked)  # a refused change says that what is there is not what we think
                 if not self.unusable_ports <= facts.unusable_ports:
                     self.ring(urgent=True)
                     break
@@ -206,6 +210,8 @@ class Reconciler:
         except (OSError, MeshboxError) as error:
             if isinstance(step, st.OpenListener) and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 self.unusable_ports |= {step.listener.port}
+            elif isinstance(step, st.PushHostRuleset):
+                self.have = replace(self.have, host_ruleset=None)
             self._faults.report(key, f"{key.kind} failed; will try again", error, subject=key.subject)
         else:
             self._faults.over(key)

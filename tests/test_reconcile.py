@@ -84,7 +84,7 @@ class FakeEffects:
 
     async def push_ruleset(self, before, after, netns):
         self._note("push", netns.path)
-        assert before == self.rulesets.get(netns.id)
+        assert before in (None, self.rulesets.get(netns.id))
         self.rulesets[netns.id] = after
 
     async def drop_ruleset(self, netns):
@@ -147,6 +147,19 @@ def test_failed_push_hides_the_name_and_is_tried_again() -> None:
     host.run()
     assert IPv4Address("172.18.0.3") in host.effects.zone.views
     assert host.faults.current == {}
+
+
+def test_refused_change_is_followed_by_the_whole_ruleset() -> None:
+    """When a change is refused, what is there is not what was thought: the next push does not build upon it."""
+    host = Host(SERVER, CLIENT)
+    host.run()
+    host.facts = replace(host.facts, workloads=(SERVER, replace(CLIENT, connect_to=())))
+    host.effects.fail["push"] = RetryError("no such element")
+    assert "push /netns/3" in host.run()
+    assert CLIENT.netns.id not in host.reconciler.have.rulesets
+    host.effects.fail.clear()
+    assert "push /netns/3" in host.run()
+    assert host.effects.rulesets[CLIENT.netns.id].routes == frozenset()
 
 
 def test_taken_proxy_port_is_replaced_by_another() -> None:

@@ -32,6 +32,9 @@ TIMEOUT = 10.0
 OLDEST = (0, 9, 6)
 """The first nft whose maps of `address . port` values serve the redirect (DESIGN §2)."""
 
+IDLE = 30.0
+"""Seconds without a command after which the helper ends until the next one: it holds 17 MB and starts in 0.1 s."""
+
 RESTART = (0.1, 0.5, 2.0, 5.0)
 """Seconds until the helper is started again after its 1st, 2nd, … death since a command went through."""
 
@@ -107,10 +110,16 @@ class NftFeatures:
 class HostNft:
     """Text commands for the host's namespace, carried out one after another by a helper process (nfthelper.py)."""
 
-    def __init__(self, *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, *, timeout: float = TIMEOUT, idle: float = IDLE) -> None:
         self._timeout = timeout
+        self._idle = idle
         self._turn = trio.Lock()
         self._process: trio.Process | None = None
+        self._used = 0.0
+        """When the last command began or ended, on Trio's clock."""
+        self._awake = trio.Event()
+        """Set while a helper runs, or should."""
+        self._started = trio.Event()
         self._fault: str | None = None
         """Why libnftables cannot be used, in the helper's words."""
         self._deaths = 0
@@ -118,21 +127,25 @@ class HostNft:
         """How often the helper has died and was started again."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the helper running until cancelled. Started once it works, or has said why it cannot."""
+        """Keep the helper running while it is used. Started once it works or has said why it cannot."""
         while True:
+            self._awake.set()
             try:
-                await self._serve(task_status)
+                idle = await self._serve(task_status)
             finally:
                 self._process = None
+            task_status = trio.TASK_STATUS_IGNORED
+            if idle:
+                await self._awake.wait()
+                continue
             pause = RESTART[min(self._deaths, len(RESTART) - 1)]
             self._deaths += 1
             self.restarts += 1
             log.warning("the helper around libnftables has died; starting it again", seconds=pause)
             await trio.sleep(pause)
-            task_status = trio.TASK_STATUS_IGNORED
 
-    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
-        """Start a helper and wait until it has ended."""
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> bool:
+        """Start a helper and wait until it has ended (False) or was idle for long enough (True)."""
         command = [sys.executable, "-m", "appliance.drivers.nfthelper"]
         process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         OWN.add(process.pid)
@@ -140,11 +153,22 @@ class HostNft:
             greeting = await _receive(process)
             self._fault = None if greeting is None else greeting["fault"]
             self._process = process
+            self._used = trio.current_time()
+            self._started.set()
             task_status.started()
-            await process.wait()
+            while not self._is_idle():
+                with trio.move_on_at(max(self._used, trio.current_time() - self._idle / 2) + self._idle):
+                    await process.wait()
+                    return False
+            self._awake = trio.Event()
+            return True
         finally:
+            self._started = trio.Event()
             with trio.CancelScope(shield=True):
                 await _kill(process)
+
+    def _is_idle(self) -> bool:
+        return not self._turn.locked() and trio.current_time() >= self._used + self._idle
 
     async def command(self, text: str) -> str:
         """Carry out a transaction in the host's namespace and return what it prints; an empty one is nothing to do.
@@ -160,6 +184,10 @@ class HostNft:
 
     async def _ask(self, text: str, *, dry: bool) -> str:
         async with self._turn:
+            if not self._awake.is_set():
+                self._awake.set()
+                with trio.move_on_after(self._timeout):
+                    await self._started.wait()
             process = self._process
             if self._fault is not None:
                 raise HostError(self._fault)
@@ -179,6 +207,7 @@ class HostNft:
                     process.kill()  # cancelled, hanging or dead: what it would answer is not for the next command
             if answer is None:
                 raise RetryError("the helper around libnftables died or hung; it is started again")
+            self._used = trio.current_time()
         self._deaths = 0
         if answer["code"] != 0:
             raise RetryError(f"nft in the host's namespace: {explain(answer['error'])}")

@@ -16,7 +16,8 @@ from appliance.plan.members import groups
 from appliance.plan.policy import Catalogue, Reach, catalogue, reach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from ipaddress import IPv6Network
 
     from appliance.model.facts import Allocations, Snapshot
     from appliance.model.names import Destination, Name
@@ -89,7 +90,7 @@ class Shaper:
         for g in inside:
             for route in routes[g.netns][1]:
                 callers.setdefault(route.proxy_port, set()).update(g.addresses)
-        subnets = frozenset(net for n in s.networks for net in n.subnets if isinstance(net, IPv4Network))
+        subnets = frozenset(net for net in _container_subnets(s) if isinstance(net, IPv4Network))
         last = self._shape
         return Shape(
             allocations=allocations,
@@ -191,7 +192,7 @@ def _rulesets(
     s: Snapshot, inside: Iterable[Group], routes: Mapping[NetnsId, tuple[Reach, frozenset[Route]]]
 ) -> dict[NetnsId, WorkloadRuleset]:
     hosts = frozenset(a for a in s.host_addresses if not a.is_loopback)
-    subnets = frozenset(net for n in s.networks for net in n.subnets)
+    subnets = frozenset(_container_subnets(s))
     return {
         g.netns: WorkloadRuleset(
             netns=g.netns,
@@ -208,6 +209,13 @@ def _rulesets(
         )
         for g in inside
     }
+
+
+def _container_subnets(s: Snapshot) -> Iterator[IPv4Network | IPv6Network]:
+    """Yield the subnets whose addresses are containers' only; that of a macvlan or ipvlan network is the LAN itself."""
+    for network in s.networks:
+        if network.driver not in {"macvlan", "ipvlan"}:
+            yield from network.subnets
 
 
 def _views(

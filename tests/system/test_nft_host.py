@@ -35,13 +35,13 @@ def world(tmp_path, monkeypatch):
         yield made
 
 
-def helped(scenario, timeout: float = 10.0) -> None:
+def helped(scenario, timeout: float = 10.0, idle: float = 30.0) -> None:
     """Play a scenario with a helper running."""
 
     async def main() -> None:
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
-                host = HostNft(timeout=timeout)
+                host = HostNft(timeout=timeout, idle=idle)
                 await nursery.start(host.run)
                 await scenario(host)
                 nursery.cancel_scope.cancel()
@@ -75,6 +75,22 @@ def test_commands_work_on_the_host_and_answer_what_they_print(world):
         assert world.list_table("host") == ""
 
     helped(scenario)
+
+
+def test_an_idle_helper_ends_and_comes_back_for_the_next_command(world):
+    """Nobody pays for a helper that is not needed, and nobody notices that it was away."""
+
+    async def scenario(host: HostNft) -> None:
+        for _ in range(3):
+            process = host._process
+            await process.wait()
+            await host.command(render_host(GUARD))
+            assert "20500" in await host.command("list table inet meshbox\n")
+            assert host._process.pid != process.pid
+        assert host.restarts == 0
+        await host.command(REMOVE)
+
+    helped(scenario, idle=0.05)
 
 
 def test_a_refused_command_brings_nfts_words_and_changes_nothing(world):
