@@ -50,13 +50,18 @@ def main() -> int:
     date = datetime.now(UTC)
     how = {"date": f"{date:%Y-%m-%d %H:%M} UTC", "rounds": rounds, "seconds": seconds, "quick": options.quick}
     results: list[Result] = []
+    failed: list[str] = []
     try:
         peers.install()
         facts = peers.machine()
         with lab(seconds=seconds, quick=options.quick) as it:
             for result in run_works(chosen, it, rounds=rounds):
-                results.append(result)
-                _show(result)
+                if result.error:
+                    failed.append(result.work.name)
+                    print(f"\nFAILED {result.work.name}: {result.error}", file=sys.stderr, flush=True)
+                else:
+                    results.append(result)
+                    _show(result)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -65,14 +70,16 @@ def main() -> int:
     path.write_bytes(orjson.dumps(to_json(results, facts, **how), option=orjson.OPT_INDENT_2))
     print(f"\n{path}")
     _plot(results, options.out)
-    if len(chosen) == len(WORKS):
+    if len(chosen) == len(WORKS) and not failed:
         _report(path)
     for verdict in verdicts(results):
         bar = verdict.bar
         print(
             f"{'met   ' if verdict.met else 'MISSED'} {bar.work} {bar.figure}: {verdict.reached:.2f}, bar {bar.limit}"
         )
-    return 0
+    if failed:
+        print(f"bench: no figures for {', '.join(failed)}: not every contender did its work", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _show(result: Result) -> None:

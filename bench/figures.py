@@ -51,6 +51,8 @@ class Result:
 
     work: Work
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    error: str = ""
+    """Why there are no figures."""
 
     def values(self, contender: str, figure: str) -> list[float]:
         """Return what was measured, one value per round."""

@@ -9,10 +9,11 @@ Everything is pinned: the contender alone on the last CPU, the load on the other
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ CLIENT_IP = "10.91.1.1"
 PROXY_IP = "10.91.1.2"
 SERVER_IP = "10.91.2.2"
 DIRECT_IP = "10.91.3.2"
+LOCK = Path("/run/meshbox-bench.lock")
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = str(ROOT / ".venv/bin/python")
 
@@ -37,6 +39,7 @@ LINKS = (
 )
 SYSCTLS = (
     "net.ipv4.ip_local_port_range=30000 65000",  # clear of the ports that contenders listen on
+    "net.ipv4.tcp_tw_reuse=1",  # or thousands of connections a second soon find no free port
     "net.ipv4.ip_forward=1",
     "net.ipv6.conf.all.disable_ipv6=1",
 )
@@ -53,7 +56,6 @@ class Lab:
         self.proxy_cpu = cpus[-1]
         self.client_cpu = cpus[0]
         self.server_cpu = cpus[1] if len(cpus) > 2 else cpus[0]
-        self._stack = ExitStack()
 
     def file(self, name: str, text: str | bytes) -> str:
         """Write a configuration file and return its path."""
@@ -99,7 +101,20 @@ def run(command: list[str], *, timeout: float = 60.0, text: str | None = None) -
 
 @contextmanager
 def lab(*, seconds: float, quick: bool) -> Iterator[Lab]:
-    """Build the namespaces, and remove them at the end, whatever happens."""
+    """Build the namespaces, and remove them at the end, whatever happens. Waits while another bench is running."""
+    with LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print("waiting for another bench on this machine to end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _namespaces(), tempfile.TemporaryDirectory(prefix="meshbox-bench-") as folder:
+            Path(folder).chmod(0o755)
+            yield Lab(Path(folder), seconds=seconds, quick=quick)
+
+
+@contextmanager
+def _namespaces() -> Iterator[None]:
     _remove()
     try:
         for namespace in (CLIENT, PROXY, SERVER):
@@ -114,9 +129,7 @@ def lab(*, seconds: float, quick: bool) -> Iterator[Lab]:
                 run(["ip", "-n", namespace, "link", "set", link, "up"])
         run(["ip", "-n", CLIENT, "route", "add", "10.91.2.0/24", "via", PROXY_IP])
         run(["ip", "-n", SERVER, "route", "add", "10.91.1.0/24", "via", "10.91.2.1"])
-        with tempfile.TemporaryDirectory(prefix="meshbox-bench-") as folder:
-            Path(folder).chmod(0o755)
-            yield Lab(Path(folder), seconds=seconds, quick=quick)
+        yield
     finally:
         _remove()
 

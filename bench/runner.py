@@ -7,31 +7,41 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.figures import Result
+from bench.figures import BenchError, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from bench.figures import Work
+    from bench.figures import Sample, Work
     from bench.lab import Lab
 
 
 def run_works(works: Sequence[Work], lab: Lab, *, rounds: int) -> Iterator[Result]:
-    """Yield the result of each work when it is through. Raises BenchError when a contender did not do its work."""
+    """Yield the result of each work when it is through; where a contender did not do its work, only the error."""
     progress = Progress(
         TextColumn("{task.fields[work]:>14}"), BarColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn()
     )
     with progress if progress.console.is_terminal else nullcontext():
         task = progress.add_task("", total=len(works), work="", now="")
         for number, work in enumerate(works):
-            result = Result(work=work)
-            with work.open(lab) as measures:
-                turns = [(turn, name) for turn in range(rounds + 1) for name in measures]
-                for done, (turn, name) in enumerate(turns):
-                    now = f"round {turn}/{rounds} {name}"
-                    progress.update(task, completed=number + done / len(turns), work=work.name, now=now)
-                    sample = measures[name]()
-                    if turn:  # the first only warms up
-                        result.samples.setdefault(name, []).append(sample)
-            yield result
+
+            def show(done: float, now: str, number: int = number, name: str = work.name) -> None:
+                progress.update(task, completed=number + done, work=name, now=now)
+
+            try:
+                yield Result(work=work, samples=_run(work, lab, rounds, show))
+            except BenchError as error:
+                yield Result(work=work, error=str(error))
         progress.update(task, completed=len(works), work="", now="done")
+
+
+def _run(work: Work, lab: Lab, rounds: int, show: Callable[[float, str], None]) -> dict[str, list[Sample]]:
+    samples: dict[str, list[Sample]] = {}
+    with work.open(lab) as measures:
+        turns = [(turn, name) for turn in range(rounds + 1) for name in measures]
+        for done, (turn, name) in enumerate(turns):
+            show(done / len(turns), f"round {turn}/{rounds} {name}")
+            sample = measures[name]()
+            if turn:  # the first only warms up
+                samples.setdefault(name, []).append(sample)
+    return samples

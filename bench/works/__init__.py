@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.works import bulk, control, dns, echo, http, idle, redis, ruleset, udp
+from bench.works import appliance, bulk, control, dns, echo, http, idle, redis, ruleset, udp
 
 if TYPE_CHECKING:
     from bench.figures import Work
@@ -19,4 +19,5 @@ WORKS: tuple[Work, ...] = (
     *dns.WORKS,
     *ruleset.WORKS,
     *control.WORKS,
+    *appliance.WORKS,
 )

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+from bench.bars import verdicts
+from bench.figures import BenchError, Figure, Result, Work
+from bench.report import from_json, markdown, to_json
+from bench.runner import run_works
+from bench.works import WORKS
+
+ECHO = Work(
+    name="echo",
+    title="Echo",
+    figures=(Figure(name="p50 µs", better="lower", digits=1), Figure(name="CPU µs", better="lower")),
+    open=lambda _: nullcontext({}),
+)
+RESULT = Result(
+    work=ECHO,
+    samples={
+        "direct": [{"p50 µs": 10.0}] * 3,
+        "meshbox": [{"p50 µs": 33.0, "CPU µs": 5.0}, {"p50 µs": 32.0, "CPU µs": 4.0}, {"p50 µs": 40.0, "CPU µs": 6.0}],
+        "haproxy": [{"p50 µs": 30.0, "CPU µs": 5.0}] * 3,
+    },
+)
+HOW = {"date": "today", "rounds": 3, "seconds": 1.0}
+
+
+def test_median_spread_and_ratio() -> None:
+    """One round that went wrong does not decide; what the way takes without a proxy can be left out of a ratio."""
+    assert RESULT.median("meshbox", "p50 µs") == 33.0
+    assert RESULT.spread("meshbox", "p50 µs") == 8 / 33
+    assert RESULT.ratio("meshbox", "p50 µs", "haproxy") == 1.1
+    assert RESULT.ratio("meshbox", "p50 µs", "haproxy", "direct") == 23 / 20
+    assert RESULT.ratio("direct", "CPU µs", "haproxy") is None
+
+
+def test_a_bar_is_met_or_missed() -> None:
+    """The bar of the round trip is on what the proxy adds."""
+    (verdict,) = verdicts([RESULT])
+    assert verdict.reached == 1.15
+    assert verdict.met
+    worse = Result(work=ECHO, samples=RESULT.samples | {"meshbox": [{"p50 µs": 34.0}]})
+    assert not next(verdicts([worse])).met
+
+
+def test_every_bar_is_about_a_work_and_a_figure_that_exist() -> None:
+    """A bar that nothing measures would seem to be met."""
+    from bench.bars import BARS
+
+    figures = {work.name: {figure.name for figure in work.figures} for work in WORKS}
+    assert all(bar.figure in figures[bar.work] for bar in BARS)
+    assert len(figures) == len(WORKS)
+
+
+def test_a_report_shows_medians_ratios_and_bars_and_survives_json() -> None:
+    """What is written down can be reported again without measuring."""
+    data = to_json([RESULT], {"cpu": "2 x fast"}, **HOW)
+    text = markdown(from_json(data, [ECHO]), data["machine"], data["how"])
+    assert text == markdown([RESULT], {"cpu": "2 x fast"}, HOW)
+    assert "| meshbox | 33.0 ±12 % (1.10) | 5 ±20 % (1.00) |" in text
+    assert "| direct | 10.0 ±0 % (0.33) | - |" in text
+    assert "| echo | p50 µs | meshbox / haproxy, each less direct | ≤ 1.15 | 1.15 | met |" in text
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
+    """A B A B, so that what disturbs the machine meets all alike."""
+    turns: list[str] = []
+
+    def measure(name: str) -> dict[str, float]:
+        turns.append(name)
+        return {"p50 µs": float(len(turns))}
+
+    work = Work(
+        name="w",
+        title="W",
+        figures=ECHO.figures,
+        open=lambda _: nullcontext({name: lambda name=name: measure(name) for name in "ab"}),
+    )
+    (result,) = run_works([work], None, rounds=2)
+    assert not result.error
+    assert turns == ["a", "b", "a", "b", "a", "b"]
+    assert result.values("a", "p50 µs") == [3.0, 5.0]
+
+
+def test_a_contender_that_did_not_do_its_work_costs_that_work_and_no_other() -> None:
+    """Half an hour of measuring is not thrown away; the error is told instead of figures."""
+
+    def fail() -> dict[str, float]:
+        raise BenchError("b delivered 3 of 5 bytes")
+
+    good = {"a": lambda: {"p50 µs": 1.0}}
+    works = [
+        Work(name=name, title="", figures=(), open=lambda _, measures=measures: nullcontext(measures))
+        for name, measures in (("bad", good | {"b": fail}), ("good", good))
+    ]
+    bad, fine = run_works(works, None, rounds=1)
+    assert (bad.error, bad.samples) == ("b delivered 3 of 5 bytes", {})
+    assert fine.samples == {"a": [{"p50 µs": 1.0}]}
