@@ -133,6 +133,9 @@ class LocalStore:
     async def deregister(self, registration: Registration) -> None:
         """Do nothing: nobody was told."""
 
+    async def withdraw(self) -> None:
+        """Do nothing: nobody was told."""
+
     def watch(self, services: frozenset[str]) -> None:
         """Do nothing: all that exists is here."""
 

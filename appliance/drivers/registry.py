@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -10,8 +11,9 @@ from appliance.drivers.localstore import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+    from ipaddress import IPv4Address
 
+    from appliance.config import Config
     from appliance.drivers.registryfacts import RegistryFacts
     from appliance.model.facts import Allocations
     from appliance.model.network import Registration
@@ -25,7 +27,9 @@ class Registry(Protocol):
     `facts` rings the bell that the registry was made with.
     """
 
-    facts: RegistryFacts
+    @property
+    def facts(self) -> RegistryFacts:
+        """What is known now."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep `facts` true until cancelled. Started once they were read (or, failing that, taken from disk)."""
@@ -45,10 +49,24 @@ class Registry(Protocol):
     async def deregister(self, registration: Registration) -> None:
         """Withdraw an announcement."""
 
+    async def withdraw(self) -> None:
+        """Withdraw all announcements, before the appliance ends; the machine itself stays known for a while."""
+
     def watch(self, services: frozenset[str]) -> None:
         """Name the services whose endpoints on other machines are of interest; replaces the former set."""
 
 
-def open_registry(*, state_dir: Path, bell: Callable[[], None]) -> Registry:
-    """Return the registry that the configuration asks for; its `run()` connects it."""
+def open_registry(config: Config, *, bell: Callable[[], None], address: IPv4Address | None = None) -> Registry:
+    """Return the registry that the configuration asks for; its `run()` connects it.
+
+    `address` is where other machines reach this one; without it, that of the Consul agent. Raises HostError when a
+    file that the configuration names cannot be used.
+    """
+    state_dir = Path(config.state_dir)
+    if config.registry == "consul":
+        from appliance.drivers.consul import ConsulRegistry  # noqa: PLC0415 — 6 MB that a machine alone does not need
+
+        return ConsulRegistry(
+            config.consul, node=config.node, meta=config.meta, address=address, state_dir=state_dir, bell=bell
+        )
     return LocalStore(state_dir, bell=bell)

@@ -94,3 +94,13 @@ def reach(known: Catalogue, service: str, connect_to: Iterable[Allowance]) -> Re
 def may_reach(service: str, connect_to: Iterable[Allowance], destination: Destination) -> bool:
     """Whether a container of `service` with these allowances may reach the destination, declared or not."""
     return service == destination.name.service or any(a.covers(destination) for a in connect_to)
+
+
+def watched(workloads: Iterable[Workload], specs: Mapping[str, Service]) -> frozenset[str]:
+    """Return the services whose endpoints elsewhere matter here: those that local containers are of, or connect to."""
+    found: set[str] = set()
+    for workload in workloads:
+        if workload.problem is None:
+            found.add(workload.name.service)
+            found.update(allowance.name.service for allowance in declaration(workload, specs).connect_to)
+    return frozenset(found)

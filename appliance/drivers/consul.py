@@ -1,0 +1,299 @@
+"""Consul as the registry: what all machines share, held through whatever happens to it (DESIGN §6).
+
+    consultransport  HTTP under Trio          consulwatch     blocking queries, bounded
+    consulapi        the calls that are made  consulannounce  this machine's registrations and heartbeat
+    consulcodec      what stands in Consul    consulevidence  removed, or only missing?
+    consulfile       the copy on disk         consulspecs     deployed specs and tombstones
+
+Facts come from disk first, then from Consul. A list shrinks only on evidence, and a failed read changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from appliance.drivers import consulfile, statefile
+from appliance.drivers.consulannounce import Announcer
+from appliance.drivers.consulapi import ConsulApi
+from appliance.drivers.consulcodec import MESHBOX, StoredSpec, one_per_node, parse_endpoints, parse_machines
+from appliance.drivers.consulevidence import GRACE, Evidence
+from appliance.drivers.consulspecs import FOLDER, Specs
+from appliance.drivers.consulwatch import Held, Interests, Queries
+from appliance.drivers.localstore import LocalStore
+from appliance.drivers.registryfacts import RegistryFacts
+from appliance.errors import RetryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from ipaddress import IPv4Address
+    from pathlib import Path
+    from typing import Any
+
+    from appliance.config import Consul as ConsulSettings
+    from appliance.model.facts import Allocations, Endpoint, Machine
+    from appliance.model.names import Destination
+    from appliance.model.network import Registration
+    from appliance.model.spec import Service
+
+log = structlog.get_logger()
+
+FIRST_ANSWER = 5.0
+"""Seconds that a start waits for Consul before it goes on with what is on disk."""
+SAVE = 0.5
+"""Seconds that changes are gathered before they are written to disk."""
+
+
+class ConsulRegistry:
+    """A `Registry` that is shared by all machines."""
+
+    def __init__(
+        self,
+        settings: ConsulSettings,
+        *,
+        node: str,
+        meta: tuple[tuple[str, str], ...] = (),
+        address: IPv4Address | None = None,
+        state_dir: Path,
+        bell: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+        grace: float = GRACE,
+    ) -> None:
+        """Touch nothing yet. Raises HostError when a file of the settings cannot be used.
+
+        `address` is where other machines reach this one; without it, the address of the Consul agent.
+        """
+        self._node = node
+        self._bell = bell
+        self._file = state_dir / "consul.json"
+        self._store = LocalStore(state_dir, clock=clock)
+        self._api = ConsulApi(settings)
+        self._held = Held(clock, self._publish)
+        self._queries = Queries(self._held)
+        self._announcer = Announcer(self._api, self._held, node=node, meta=meta, address=address)
+        self._evidence = Evidence(self._api, node, lost=self._lost, grace=grace)
+        self._specs = Specs(self._api, clock, self._publish)
+        self._interests = Interests(
+            self._queries, fetch=self._api.health, fetch_catalogue=self._api.catalogue, took=self._took_service
+        )
+        self._machines: dict[str, Machine] = {}
+        self._endpoints: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
+        self._answered: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
+        """What Consul itself said last; differs from `_endpoints` while something is held."""
+        self._complaints: dict[str, tuple[str, ...]] = {}
+        self._first = {"machines": trio.Event(), "specs": trio.Event()}
+        self._losses = trio.Event()
+        self._unsaved = trio.Event()
+        self._facts = RegistryFacts()
+
+    @property
+    def facts(self) -> RegistryFacts:
+        """What is known now."""
+        return replace(self._facts, open_queries=self._queries.open)
+
+    # -- Registry
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Follow Consul until cancelled. Started once it has answered, or with what is on disk after a while."""
+        await self._store.load()
+        await self._load()
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._interests.run)
+                nursery.start_soon(self._announcer.run)
+                nursery.start_soon(self._follow_machines)
+                nursery.start_soon(self._queries.follow, "specs", self._fetch_specs, self._took_specs)
+                nursery.start_soon(self._specs.resend)
+                nursery.start_soon(self._get_over_losses)
+                nursery.start_soon(self._save_now_and_then)
+                nursery.start_soon(self._note_first_answers)
+                with trio.move_on_after(FIRST_ANSWER) as patience:
+                    await self._answers()
+                if patience.cancelled_caught:
+                    log.warning("starting without Consul, on what is on disk", cause=self._held.why or "no answer yet")
+                task_status.started()
+        finally:
+            with trio.move_on_after(2) as last:
+                last.shield = True
+                await self._save()
+                await self._api.aclose()
+
+    async def put_spec(self, service: Service) -> None:
+        """Deploy. When Consul is away, it takes effect here and is sent later."""
+        await self._specs.put(service.name, service)
+
+    async def remove_spec(self, name: str) -> bool:
+        """Remove; False when there is no such service. When Consul is away, it takes effect here and is sent later."""
+        stored = self._specs.known.get(name)
+        if stored is None or stored.service is None:
+            return False
+        await self._specs.put(name, None)
+        return True
+
+    async def keep_allocations(self, allocations: Allocations) -> None:
+        """Store virtual IPs and proxy ports on disk; they are this machine's own."""
+        await self._store.keep_allocations(allocations)
+        self._facts = replace(self._facts, allocations=allocations)
+
+    async def register(self, registration: Registration) -> None:
+        """Announce a destination. Never fails: what Consul does not take now it is told later."""
+        await self._announcer.register(registration)
+
+    async def deregister(self, registration: Registration) -> None:
+        """Withdraw an announcement. Never fails, as `register`."""
+        await self._announcer.deregister(registration.destination)
+
+    async def withdraw(self) -> None:
+        """Withdraw all announcements."""
+        await self._announcer.withdraw()
+
+    def watch(self, services: frozenset[str]) -> None:
+        """Replace the services whose endpoints are of interest."""
+        for service in self._endpoints.keys() - services:
+            del self._endpoints[service]
+            self._answered.pop(service, None)
+            self._complaints.pop(f"service {service}", None)
+        self._interests.watch(services)
+        self._publish()
+
+    # -- what Consul answers
+
+    async def _answers(self) -> None:
+        for event in self._first.values():
+            await event.wait()
+
+    async def _note_first_answers(self) -> None:
+        await self._answers()
+        self._held.over("start")
+
+    async def _follow_machines(self) -> None:
+        await self._queries.follow("machines", lambda index: self._api.health(MESHBOX, index), self._took_machines)
+
+    async def _took_machines(self, entries: list[dict[str, Any]]) -> None:
+        if not self._first["machines"].is_set():
+            await self._evidence.look()
+        seen, complaints = parse_machines(entries)
+        healthy, doubts = one_per_node(seen)
+        dead = {s.machine.node for s in seen} - healthy.keys()
+        known = {node: machine for node, machine in self._machines.items() if node not in dead}
+        missing = known.keys() - healthy.keys()
+        if missing and not any(s.machine.node == self._node for s in seen):
+            self._announcer.again()
+        self._machines = {**known, **healthy}
+        self._machines = await self._evidence.merge(known, healthy)
+        self._complaints["machines"] = (*complaints, *doubts)
+        self._first["machines"].set()
+        self._publish()
+
+    async def _took_service(self, service: str, entries: list[dict[str, Any]]) -> None:
+        endpoints, complaints = parse_endpoints(entries)
+        self._answered[service] = found = {
+            (e.node, e.destination): e for e in sorted(endpoints, key=lambda e: (e.destination, e.node))
+        }
+        known = self._endpoints.get(service, {})
+        self._endpoints[service] = {**known, **found}
+        self._endpoints[service] = await self._evidence.merge(known, found)
+        self._complaints[f"service {service}"] = complaints
+        self._publish()
+
+    async def _fetch_specs(self, index: int) -> tuple[int, dict[str, tuple[bytes, int]]]:
+        return await self._api.values(FOLDER, index)
+
+    async def _took_specs(self, values: dict[str, tuple[bytes, int]]) -> None:
+        await self._specs.took(values)
+        self._first["specs"].set()
+        self._publish()
+
+    def _lost(self) -> None:
+        self._announcer.again()
+        self._losses.set()
+
+    async def _get_over_losses(self) -> None:
+        """When what was lost had its time to come back, drop what did not."""
+        while True:
+            await self._losses.wait()
+            await trio.sleep(max(self._evidence.suspended, 1.0))
+            if self._evidence.suspended or self._held.since is not None:
+                continue
+            try:
+                await self._took_machines((await self._api.health(MESHBOX))[1])
+            except RetryError:
+                continue
+            if not self._evidence.suspended:
+                self._losses = trio.Event()
+                self._endpoints = {service: dict(found) for service, found in self._answered.items()}
+                self._publish()
+
+    # -- facts, in memory and on disk
+
+    def _publish(self) -> None:
+        """Make facts of what is known; ring the bell if they differ in what plans depend on."""
+        before = self._facts
+        known = self._specs.known.items()
+        problems = tuple(text for _, texts in sorted(self._complaints.items()) for text in texts)
+        self._facts = RegistryFacts(
+            specs={name: stored.service for name, stored in known if stored.service is not None},
+            tombstones={name: stored.changed for name, stored in known if stored.service is None},
+            allocations=self._store.allocations,
+            machines=tuple(machine for _, machine in sorted(self._machines.items())),
+            endpoints=tuple(
+                endpoint
+                for _, found in sorted(self._endpoints.items())
+                for endpoint in found.values()
+                if endpoint.node in self._machines
+            ),
+            held_since=self._held.since,
+            held_why=self._held.why,
+            problems=(*problems, *sorted(self._specs.foreign.values()), *_waiting(self._specs.unsent)),
+        )
+        for problem in set(self._facts.problems) - set(before.problems):
+            log.warning("found in Consul", problem=problem)
+        after = replace(self._facts, held_since=before.held_since, held_why=before.held_why, problems=before.problems)
+        if after != before:
+            self._unsaved.set()
+            self._bell()
+
+    async def _load(self) -> None:
+        try:
+            known = consulfile.load(await trio.to_thread.run_sync(self._file.read_bytes))
+        except OSError:
+            known = consulfile.Known()
+        self._evidence.epoch = known.epoch
+        self._machines = {m.node: m for m in known.machines}
+        for e in known.endpoints:
+            self._endpoints.setdefault(e.destination.name.service, {})[e.node, e.destination] = e
+        for name, service in self._store.specs.items():
+            self._specs.known[name] = StoredSpec(service=service, changed=known.changed.get(name, 0.0))
+        for name, when in self._store.tombstones.items():
+            self._specs.known[name] = StoredSpec(service=None, changed=known.changed.get(name, when))
+        self._held.failed("start", "nothing heard from Consul yet")
+        self._publish()
+
+    async def _save_now_and_then(self) -> None:
+        while True:
+            await self._unsaved.wait()
+            await trio.sleep(SAVE)
+            self._unsaved = trio.Event()
+            await self._save()
+
+    async def _save(self) -> None:
+        """Write what is known to disk. A disk that refuses is reported and tried again at the next change."""
+        known = consulfile.Known(
+            epoch=self._evidence.epoch,
+            changed={name: stored.changed for name, stored in self._specs.known.items()},
+            machines=self._facts.machines,
+            endpoints=self._facts.endpoints,
+        )
+        try:
+            await self._store.replace_specs(self._facts.specs, self._facts.tombstones)
+            await trio.to_thread.run_sync(statefile.write, self._file, consulfile.dump(known))
+        except (OSError, RetryError) as error:
+            log.warning("cannot keep what Consul said on disk; will try again", cause=str(error))
+
+
+def _waiting(unsent: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f'the last change of service "{name}" waits for Consul' for name in sorted(unsent))

@@ -1,0 +1,102 @@
+"""The calls to Consul that are made, each with the ACL rule that it needs. Errors are ConsulError (a RetryError)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from appliance.drivers.consulcodec import is_own
+from appliance.drivers.consultransport import Client, ConsulError, explained
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from appliance.config import Consul as ConsulSettings
+
+WAIT = 30
+"""Seconds that a blocking query waits. Consul keeps the place of a query that was given up until this is over."""
+
+
+class ConsulApi:
+    """One Consul agent."""
+
+    def __init__(self, settings: ConsulSettings) -> None:
+        """Open nothing yet. Raises HostError when a file of the settings cannot be used."""
+        self._settings = settings
+        self._client = Client(settings)
+        self._keys = f'key_prefix "{settings.prefix}/"'
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._client.http.close()
+
+    async def address(self) -> str:
+        """Return the address under which the agent is known to other machines."""
+        found = await self._call("reading the agent", self._client.agent.self(), 'agent_prefix "" { policy = "read" }')
+        return str(found["Member"]["Addr"])
+
+    async def health(self, service: str, index: int = 0) -> tuple[int, list[dict[str, Any]]]:
+        """Return the entries of a service, healthy or not, once they differ from those at `index`."""
+        needs = f'service "{service}" {{ policy = "read" }} and node_prefix "" {{ policy = "read" }}'
+        call = self._client.health.service(service, index=index, wait=f"{WAIT}s")
+        found, entries = await self._call(f'reading service "{service}"', call, needs)
+        return int(found), entries or []
+
+    async def catalogue(self, index: int = 0) -> int:
+        """Return the catalogue's index once it differs from `index`: some service, anywhere, has changed."""
+        call = self._client.catalog.services(index=index, wait=f"{WAIT}s")
+        found, _ = await self._call("reading the catalogue", call, 'service_prefix "" { policy = "read" }')
+        return int(found)
+
+    async def values(self, folder: str, index: int = 0) -> tuple[int, dict[str, tuple[bytes, int]]]:
+        """Return value and index by key of all below a folder of ours, once they differ from those at `index`."""
+        call = self._client.kv.get(f"{self._settings.prefix}/{folder}", index=index, wait=f"{WAIT}s", recurse=True)
+        found, items = await self._call(f'reading keys "{folder}"', call, f'{self._keys} {{ policy = "read" }}')
+        return int(found), {item["Key"]: (item["Value"] or b"", item["ModifyIndex"]) for item in items or ()}
+
+    async def value(self, key: str) -> tuple[bytes, int] | None:
+        """Return the value of a key of ours and its index, or None."""
+        call = self._client.kv.get(f"{self._settings.prefix}/{key}")
+        _, item = await self._call(f'reading key "{key}"', call, f'{self._keys} {{ policy = "read" }}')
+        return (item["Value"] or b"", item["ModifyIndex"]) if item else None
+
+    async def put(self, key: str, value: bytes, *, cas: int) -> bool:
+        """Write a key of ours if its index still is `cas` (0: if there is none); return whether that was so."""
+        call = self._client.kv.put(f"{self._settings.prefix}/{key}", value, cas=cas)
+        return bool(await self._call(f'writing key "{key}"', call, f'{self._keys} {{ policy = "write" }}'))
+
+    async def delete(self, key: str, *, cas: int) -> bool:
+        """Delete a key of ours if its index still is `cas`; return whether that was so."""
+        call = self._client.kv.delete(f"{self._settings.prefix}/{key}", cas=cas)
+        return bool(await self._call(f'deleting key "{key}"', call, f'{self._keys} {{ policy = "write" }}'))
+
+    async def own_services(self, node: str) -> dict[str, dict[str, Any]]:
+        """Return what this node's appliance has registered with the agent, by id."""
+        needs = 'service_prefix "" { policy = "read" }'
+        found = await self._call("reading registrations", self._client.agent.services(), needs)
+        return {service_id: entry for service_id, entry in (found or {}).items() if is_own(service_id, node)}
+
+    async def register(self, arguments: Mapping[str, Any]) -> None:
+        """Register a service with the agent."""
+        name = arguments["name"]
+        call = self._client.agent.service.register(**arguments, replace_existing_checks=True)
+        await self._call(f'registering service "{name}"', call, f'service "{name}" {{ policy = "write" }}')
+
+    async def deregister(self, service_id: str) -> None:
+        """Remove a service from the agent; it may be gone already."""
+        call = self._client.agent.service.deregister(service_id)
+        await self._call(f'deregistering "{service_id}"', call, 'service_prefix "" { policy = "write" }')
+
+    async def heartbeat(self, check_id: str) -> None:
+        """Keep a TTL check alive. Raises ConsulError also when the agent does not know the check (any more)."""
+        call = self._client.agent.check.ttl_pass(check_id)
+        if not await self._call("sending a heartbeat", call, 'service "meshbox" { policy = "write" }'):
+            raise ConsulError(f"Consul at {self._settings.address} does not know check {check_id}")
+
+    async def _call(self, doing: str, call: Any, needs: str) -> Any:
+        try:
+            async with explained(self._settings, doing, needs=needs):
+                return await call
+        except ConsulError as error:
+            if error.refused:
+                self._client.http.reload_token()
+            raise

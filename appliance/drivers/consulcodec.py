@@ -1,0 +1,233 @@
+"""What stands in Consul, and what it means: registrations, health, specs. Values only; nothing travels here.
+
+service `meshbox`, id `meshbox:<node>`                  a machine: address, its TTL check, what constraints may ask
+service `<service>`, id `meshbox:<node>:<destination>`  a destination that it serves: tag = container, an alias check
+key `<prefix>/specs/<service>`                          a deployed spec, or a tombstone in its place
+key `<prefix>/epoch`                                    random; a Consul that has lost its data has lost this too
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from appliance.errors import InputError, MeshboxError
+from appliance.model.facts import Endpoint, Machine
+from appliance.model.names import Destination, Name, Protocol, parse_port_number
+from appliance.model.specparse import parse_service, service_to_raw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from appliance.model.network import Registration
+    from appliance.model.spec import Service
+
+MESHBOX = "meshbox"
+SCHEMA = 1
+"""Version of a stored spec's layout. A greater one is left alone."""
+TTL = 15.0
+"""Seconds without a heartbeat after which Consul takes a machine's appliance for dead."""
+FORGET = "72h"
+"""After how long Consul itself forgets what stays dead."""
+MAX_WEIGHT = 65535
+"""Consul's own limit."""
+
+
+def machine_id(node: str) -> str:
+    """Return the service id of a machine, which is its check's id too."""
+    return f"{MESHBOX}:{node}"
+
+
+def destination_id(node: str, destination: Destination) -> str:
+    """Return the service id of what a machine serves."""
+    return f"{MESHBOX}:{node}:{destination}"
+
+
+def is_own(service_id: str, node: str) -> bool:
+    """Whether a registration was made by this node's appliance."""
+    return service_id == machine_id(node) or service_id.startswith(f"{machine_id(node)}:")
+
+
+def machine_service(machine: Machine) -> dict[str, Any]:
+    """Return the arguments that register a machine with its agent."""
+    return {
+        "name": MESHBOX,
+        "service_id": machine_id(machine.node),
+        "address": str(machine.address),
+        "meta": {"node": machine.node, "constraints": orjson.dumps(dict(machine.meta)).decode()},
+        "check": {
+            "CheckID": machine_id(machine.node),
+            "Name": f"appliance of {machine.node}",
+            "TTL": f"{TTL:g}s",
+            "Status": "passing",
+            "DeregisterCriticalServiceAfter": FORGET,
+        },
+    }
+
+
+def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
+    """Return the arguments that register what a machine serves."""
+    d = r.destination
+    return {
+        "name": d.name.service,
+        "service_id": destination_id(machine.node, d),
+        "address": str(machine.address),
+        "port": r.proxy_port,
+        "tags": [d.name.container],
+        "meta": {
+            "node": machine.node,
+            "container": d.name.container,
+            "port": str(d.port),
+            "protocol": str(d.protocol),
+            "replicas": str(r.weight),
+        },
+        "weights": {"Passing": min(max(r.weight, 1), MAX_WEIGHT), "Warning": 1},
+        "check": {
+            "Name": f"machine {machine.node}",
+            "AliasService": machine_id(machine.node),
+            "Status": "passing",
+            "DeregisterCriticalServiceAfter": FORGET,
+        },
+    }
+
+
+def same_service(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether an agent's entry is what these arguments register."""
+    return bool(
+        found.get("Service") == wanted["name"]
+        and found.get("Address") == wanted["address"]
+        and (found.get("Port") or 0) == wanted.get("port", 0)
+        and (found.get("Tags") or []) == wanted.get("tags", [])
+        and found.get("Meta") == wanted["meta"]
+        and (found.get("Weights") or {}).get("Passing", 1) == wanted.get("weights", {}).get("Passing", 1)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenMachine:
+    """A machine as the catalogue has it. `host` is Consul's own name of where it is registered."""
+
+    machine: Machine
+    healthy: bool
+    host: str
+
+
+def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMachine, ...], tuple[str, ...]]:
+    """Return the machines of a health query, and complaints about what cannot be read."""
+    found: list[SeenMachine] = []
+    complaints: list[str] = []
+    for entry in entries or ():
+        service = entry["Service"]
+        if service["ID"] != machine_id((service.get("Meta") or {}).get("node", "")):
+            continue  # a service of the mesh that happens to be called meshbox, or somebody else's
+        try:
+            meta = orjson.loads(service["Meta"].get("constraints", "{}"))
+            machine = Machine(
+                node=service["Meta"]["node"],
+                address=_address(entry),
+                meta=tuple(sorted((str(key), str(value)) for key, value in meta.items())),
+            )
+        except (ValueError, AttributeError) as error:
+            complaints.append(f'machine "{service["ID"]}" in Consul cannot be read: {error}')
+        else:
+            found.append(SeenMachine(machine=machine, healthy=is_healthy(entry), host=entry["Node"]["Node"]))
+    return tuple(found), tuple(complaints)
+
+
+def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[str]]:
+    """Return the healthy machines by node, and complaints about those that claim the same node or address."""
+    healthy: dict[str, SeenMachine] = {}
+    by_address: dict[IPv4Address, str] = {}
+    complaints = []
+    for s in sorted((s for s in seen if s.healthy), key=lambda s: (s.machine.node, s.host)):
+        node, address = s.machine.node, s.machine.address
+        if node in healthy:
+            complaints.append(
+                f'two machines call themselves "{node}": {healthy[node].machine.address} (Consul node '
+                f'{healthy[node].host}) and {address} ({s.host}); give one of them another "node" in its configuration'
+            )
+            continue
+        if address in by_address:
+            complaints.append(f"machines {by_address[address]} and {node} both claim the address {address}")
+        by_address.setdefault(address, node)
+        healthy[node] = s
+    return {node: s.machine for node, s in healthy.items()}, complaints
+
+
+def is_healthy(entry: Mapping[str, Any]) -> bool:
+    """Whether no check of an entry is critical, its host's included."""
+    return all(check["Status"] != "critical" for check in entry["Checks"])
+
+
+def parse_endpoints(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[Endpoint, ...], tuple[str, ...]]:
+    """Return what machines serve of one service, whether they are healthy or not, and complaints."""
+    found: list[Endpoint] = []
+    complaints: list[str] = []
+    for entry in entries or ():
+        service = entry["Service"]
+        meta = service.get("Meta") or {}
+        if not service["ID"].startswith(f"{MESHBOX}:") or "port" not in meta:
+            continue  # somebody else's, or a machine
+        try:
+            endpoint = Endpoint(
+                destination=Destination(
+                    name=Name.parse(f"{meta.get('container', '')}.{service['Service']}"),
+                    port=parse_port_number(meta["port"], meta["port"]),
+                    protocol=Protocol(meta.get("protocol", "")),
+                ),
+                node=meta.get("node", ""),
+                address=_address(entry),
+                port=service["Port"],
+                weight=int(meta.get("replicas", "")),
+            )
+        except (ValueError, InputError) as error:
+            complaints.append(f'"{service["ID"]}" in Consul cannot be read: {error}')
+            continue
+        if service["ID"] == destination_id(endpoint.node, endpoint.destination) and endpoint.weight > 0:
+            found.append(endpoint)
+    return tuple(found), tuple(complaints)
+
+
+def _address(entry: Mapping[str, Any]) -> IPv4Address:
+    return IPv4Address(entry["Service"].get("Address") or entry["Node"]["Address"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSpec:
+    """A spec (or, without one, a tombstone), when it was deployed (removed), and its index in Consul for an update."""
+
+    service: Service | None
+    changed: float
+    index: int = 0
+
+
+def dump_spec(stored: StoredSpec) -> bytes:
+    """Return the value of a spec's key."""
+    what = {"removed": True} if stored.service is None else {"service": service_to_raw(stored.service)}
+    return orjson.dumps({"schema": SCHEMA, "changed": stored.changed, **what})
+
+
+def parse_spec(key: str, value: bytes, index: int) -> StoredSpec:
+    """Parse the value of a spec's key. Raises InputError when it is not ours, or of a newer version."""
+    where = f'key "{key}" in Consul'
+    try:
+        raw = orjson.loads(value)
+        schema, changed = int(raw["schema"]), float(raw["changed"])
+    except (orjson.JSONDecodeError, TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{where} is no spec of ours; it is left alone") from error
+    if schema > SCHEMA:
+        raise InputError(
+            f"{where} was written by a newer meshbox (schema {schema}); it is left alone: upgrade this one"
+        )
+    if raw.get("removed"):
+        return StoredSpec(service=None, changed=changed, index=index)
+    try:
+        service = parse_service(raw["service"], where)
+    except (MeshboxError, KeyError) as error:
+        raise InputError(f"{where} is left alone: {error}") from error
+    if service.name != key.rpartition("/")[2]:
+        raise InputError(f'{where} holds a service called "{service.name}"; it is left alone')
+    return StoredSpec(service=service, changed=changed, index=index)

@@ -1,0 +1,83 @@
+"""Whether something that is missing from an answer is really gone.
+
+A new leader, a restored backup or servers that lost their data answer with less than was there. All of that also loses
+or changes a random value of ours, the epoch. So when an answer has less than was known, the epoch is read once more:
+if it is the one we know, what is missing was removed; if not, everything known is held until its owners had the time
+to put it back. And an answer in which this very machine is missing says nothing at all: a token that may not read
+services makes Consul leave them out without a word.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+import trio
+
+from appliance.drivers.consulcodec import MESHBOX, machine_id
+from appliance.errors import RetryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from appliance.drivers.consulapi import ConsulApi
+
+log = structlog.get_logger()
+
+KEY = "epoch"
+GRACE = 60.0
+"""Seconds after a loss of data for which nothing counts as removed: four times the heartbeat's TTL."""
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Evidence:
+    """Tells removal from loss."""
+
+    def __init__(self, api: ConsulApi, node: str, *, lost: Callable[[], None], grace: float = GRACE) -> None:
+        """`lost` is called whenever Consul turns out to have lost its data."""
+        self._api = api
+        self._own = machine_id(node)
+        self._lost = lost
+        self._grace = grace
+        self._until = 0.0
+        self.epoch = ""
+        """As known from this Consul; empty before the first contact."""
+
+    @property
+    def suspended(self) -> float:
+        """Seconds for which nothing counts as removed any more."""
+        return max(0.0, self._until - trio.current_time())
+
+    async def look(self) -> None:
+        """Read the epoch, and make one where there is none. Raises RetryError."""
+        found = await self._api.value(KEY)
+        epoch = found[0].decode(errors="replace") if found else ""
+        if self.epoch and epoch != self.epoch:
+            log.warning("Consul has lost its data; what was known is held and put back", seconds=self._grace)
+            self._until = trio.current_time() + self._grace
+            self._lost()
+        if not epoch:
+            epoch = str(uuid.uuid4())
+            if not await self._api.put(KEY, epoch.encode(), cas=0):
+                return  # somebody else was faster: known at the next look
+        self.epoch = epoch
+
+    async def merge(self, known: Mapping[_K, _V], found: Mapping[_K, _V]) -> dict[_K, _V]:
+        """Return what holds when `known` was known and `found` was answered. Raises RetryError."""
+        if known.keys() - found.keys():
+            await self.look()
+            if self.suspended:
+                return {**known, **found}
+            self.check_own((await self._api.health(MESHBOX))[1])
+        return dict(found)
+
+    def check_own(self, machines: Iterable[Mapping[str, Any]]) -> None:
+        """Raise RetryError unless this machine is among them."""
+        if not any(entry["Service"]["ID"] == self._own for entry in machines):
+            raise RetryError(
+                f'Consul does not show "{self._own}", which is this machine; if this lasts, our token\'s policy lacks'
+                ' service_prefix "" { policy = "read" } or node_prefix "" { policy = "read" }'
+            )

@@ -1,0 +1,83 @@
+"""What was last known of the other machines, on disk: a boot without Consul starts from it.
+
+Specs and allocations are in the embedded store's file beside it. Losing this one costs nothing that Consul would not
+tell again, so a damaged one counts as none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from appliance.errors import MeshboxError
+from appliance.model.facts import Endpoint, Machine
+from appliance.model.names import Destination
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the file holds. `changed`: when each spec was deployed or removed."""
+
+    epoch: str = ""
+    changed: Mapping[str, float] = field(default_factory=dict)
+    machines: tuple[Machine, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+def dump(known: Known) -> bytes:
+    """Return the file's content."""
+    return orjson.dumps(
+        {
+            "schema": SCHEMA,
+            "epoch": known.epoch,
+            "changed": dict(known.changed),
+            "machines": [{"node": m.node, "address": str(m.address), "meta": dict(m.meta)} for m in known.machines],
+            "endpoints": [
+                {
+                    "destination": str(e.destination),
+                    "node": e.node,
+                    "address": str(e.address),
+                    "port": e.port,
+                    "weight": e.weight,
+                }
+                for e in known.endpoints
+            ],
+        },
+        option=orjson.OPT_INDENT_2,
+    )
+
+
+def load(content: bytes) -> Known:
+    """Parse a file's content; nothing is known when it is damaged or another version's."""
+    try:
+        raw: Any = orjson.loads(content)
+        if raw["schema"] != SCHEMA:
+            return Known()
+        return Known(
+            epoch=str(raw["epoch"]),
+            changed={str(name): float(when) for name, when in raw["changed"].items()},
+            machines=tuple(
+                Machine(node=m["node"], address=IPv4Address(m["address"]), meta=tuple(sorted(m["meta"].items())))
+                for m in raw["machines"]
+            ),
+            endpoints=tuple(
+                Endpoint(
+                    destination=Destination.parse(e["destination"]),
+                    node=e["node"],
+                    address=IPv4Address(e["address"]),
+                    port=int(e["port"]),
+                    weight=int(e["weight"]),
+                )
+                for e in raw["endpoints"]
+            ),
+        )
+    except (orjson.JSONDecodeError, MeshboxError, KeyError, TypeError, ValueError, AttributeError):
+        return Known()

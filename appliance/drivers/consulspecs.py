@@ -1,0 +1,134 @@
+"""Deployed specs in Consul's key/value store, with a tombstone in place of each removed one.
+
+The later change wins, by its own time stamp, which never goes backwards for one service whatever the clocks say. What
+is missing or older in Consul than here is put back: a spec ends by its tombstone only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from appliance.drivers.consulcodec import StoredSpec, dump_spec, parse_spec
+from appliance.drivers.consultransport import ConsulError
+from appliance.errors import HostError, InputError, RetryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from appliance.drivers.consulapi import ConsulApi
+    from appliance.model.spec import Service
+
+FOLDER = "specs/"
+LIFE = 30 * 24 * 3600.0
+"""Seconds after which a tombstone is removed itself: longer than a machine that runs the service should be away."""
+STEP = 0.001
+"""Seconds that a change is later than the one before it, at least."""
+TRIES = 5
+RESEND = 2.0
+"""Seconds until a change that Consul did not take is sent again."""
+
+
+class Specs:
+    """All specs and tombstones by service, as known here and in Consul."""
+
+    def __init__(self, api: ConsulApi, clock: Callable[[], float], changed: Callable[[], None]) -> None:
+        """`clock` gives seconds since the epoch. `changed` is called after every change of what is known."""
+        self._api = api
+        self._clock = clock
+        self._changed = changed
+        self.known: dict[str, StoredSpec] = {}
+        self.foreign: dict[str, str] = {}
+        """Complaints about keys that are left alone, by service."""
+        self.unsent: set[str] = set()
+        """Services whose last change Consul does not have yet."""
+        self._resend = trio.Event()
+
+    async def took(self, values: Mapping[str, tuple[bytes, int]]) -> None:
+        """Take in all keys of the folder, and put back what they lack. Raises RetryError."""
+        found, foreign = _parsed(values)
+        before = dict(self.known)
+        for name, stored in found.items():
+            mine = self.known.get(name)
+            if mine is None or stored.changed >= mine.changed:
+                self.known[name] = stored
+                self.unsent.discard(name)
+        if self.known != before or foreign != self.foreign:
+            self.foreign = foreign
+            self._changed()
+        for name in self.known.keys() - foreign.keys():
+            mine, theirs = self.known[name], found.get(name)
+            if mine.service is None and self._clock() - mine.changed > LIFE:
+                await self._forget(name, theirs)
+            elif theirs is None or theirs.changed < mine.changed:
+                self._is_unsent(name)
+                if await self._api.put(FOLDER + name, dump_spec(mine), cas=theirs.index if theirs else 0):
+                    self.unsent.discard(name)
+
+    async def resend(self) -> None:
+        """Send what Consul does not have yet, until cancelled."""
+        while True:
+            await self._resend.wait()
+            self._resend = trio.Event()
+            await trio.sleep(RESEND)
+            try:
+                await self.took((await self._api.values(FOLDER))[1])
+            except RetryError:
+                self._resend.set()  # the watch on the folder reports it
+
+    async def _forget(self, name: str, theirs: StoredSpec | None) -> None:
+        if theirs is None or await self._api.delete(FOLDER + name, cas=theirs.index):
+            del self.known[name]
+            self._changed()
+
+    async def put(self, name: str, service: Service | None) -> None:
+        """Deploy a service, or with None remove it. When Consul is away, it is known here and sent later.
+
+        Raises HostError when Consul has a spec there that is not ours to replace, RetryError when it refuses.
+        """
+        for _ in range(TRIES):
+            try:
+                found = await self._api.value(FOLDER + name)
+                theirs = parse_spec(name, *found) if found else None
+                if theirs is not None and theirs.changed > self._time_of(name):
+                    self.known[name] = theirs
+                mine = StoredSpec(service=service, changed=max(self._clock(), self._time_of(name) + STEP))
+                if await self._api.put(FOLDER + name, dump_spec(mine), cas=theirs.index if theirs else 0):
+                    self._keep(name, mine)
+                    self.unsent.discard(name)
+                    return
+            except InputError as error:
+                raise HostError(str(error)) from error
+            except ConsulError as error:
+                if error.refused:
+                    raise
+                self._keep(name, StoredSpec(service=service, changed=max(self._clock(), self._time_of(name) + STEP)))
+                self._is_unsent(name)
+                return
+        raise RetryError(f'"{name}" is being changed by others at the same time; try again')
+
+    def _is_unsent(self, name: str) -> None:
+        self.unsent.add(name)
+        self._resend.set()
+
+    def _time_of(self, name: str) -> float:
+        known = self.known.get(name)
+        return known.changed if known is not None else 0.0
+
+    def _keep(self, name: str, stored: StoredSpec) -> None:
+        self.known[name] = stored
+        self._changed()
+
+
+def _parsed(values: Mapping[str, tuple[bytes, int]]) -> tuple[dict[str, StoredSpec], dict[str, str]]:
+    """Return specs and complaints by service."""
+    found: dict[str, StoredSpec] = {}
+    foreign: dict[str, str] = {}
+    for key, (value, index) in values.items():
+        name = key.rpartition("/")[2]
+        try:
+            found[name] = parse_spec(key, value, index)
+        except InputError as error:
+            foreign[name] = str(error)
+    return found, foreign

@@ -1,0 +1,209 @@
+"""The transport under py-consul: httpx2 under Trio, so that a waiting query can be cancelled and needs no thread.
+
+py-consul builds requests and reads answers; here they travel, and whatever goes wrong becomes a `RetryError` that
+names the address and says what to check.
+"""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import consul.base
+import consul.exceptions
+import httpx2
+
+from appliance.errors import HostError, RetryError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from appliance.config import Consul as ConsulSettings
+
+CALL_TIMEOUT = 10.0
+"""Seconds that Consul may take for an ordinary answer; a blocking query has its own wait on top."""
+CONNECTIONS = 80
+"""At once; Consul allows 200 per client address by default, and those of a former process may linger."""
+_READS = ("/v1/health/", "/v1/catalog/", "/v1/kv/")
+
+
+class ConsulError(RetryError):
+    """Consul did not answer as it should. `refused`: it answered that this may not be."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has no types
+    """Carries py-consul's requests. Its methods return coroutines where those of py-consul's own return values."""
+
+    def __init__(self, settings: ConsulSettings) -> None:
+        """Open nothing yet. Raises HostError when a file of the settings cannot be used."""
+        self._settings = settings
+        unix = settings.address.startswith("unix://")
+        super().__init__()
+        self.base_uri = "http://consul" if unix else settings.address
+        transport = httpx2.AsyncHTTPTransport(
+            uds=settings.address.removeprefix("unix://") if unix else None,
+            verify=_tls(settings) if settings.address.startswith("https://") else False,
+            limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+            trust_env=False,
+        )
+        self._client = httpx2.AsyncClient(
+            transport=transport, trust_env=False, headers={"Accept-Encoding": "identity"}, timeout=CALL_TIMEOUT
+        )
+        self.token = _token(settings)
+
+    def reload_token(self) -> None:
+        """Read the token's file again; it may have been renewed."""
+        self.token = _token(self._settings)
+
+    async def get(self, callback: _Callback, path: str, params: _Params = None, headers: Any = None) -> Any:
+        """Read something. A query with an index waits for a change."""
+        params = list(params or [])
+        consistency = self._settings.consistency
+        if consistency != "default" and path.startswith(_READS) and (consistency, "1") not in params:
+            params.append((consistency, "1"))
+        wait = dict(params).get("wait")
+        # Consul adds up to a sixteenth of the wait at random.
+        patience = CALL_TIMEOUT + (float(wait.removesuffix("s")) * 17 / 16 if wait else 0.0)
+        return await self._send("GET", callback, path, params, None, headers, patience)
+
+    async def put(
+        self,
+        callback: _Callback,
+        path: str,
+        params: _Params = None,
+        data: str | bytes = "",
+        headers: Any = None,
+    ) -> Any:
+        """Write something."""
+        return await self._send("PUT", callback, path, params, data, headers, CALL_TIMEOUT)
+
+    async def post(
+        self,
+        callback: _Callback,
+        path: str,
+        params: _Params = None,
+        data: str | bytes = "",
+        headers: Any = None,
+    ) -> Any:
+        """Send something."""
+        return await self._send("POST", callback, path, params, data, headers, CALL_TIMEOUT)
+
+    async def delete(
+        self,
+        callback: _Callback,
+        path: str,
+        params: _Params = None,
+        data: str | bytes = "",
+        headers: Any = None,
+    ) -> Any:
+        """Delete something."""
+        return await self._send("DELETE", callback, path, params, data, headers, CALL_TIMEOUT)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def _send(
+        self,
+        method: str,
+        callback: _Callback,
+        path: str,
+        params: _Params,
+        data: str | bytes | None,
+        headers: Any,
+        patience: float,
+    ) -> Any:
+        sent = dict(headers or {})
+        sent.pop("X-Consul-Token", None)  # py-consul prefers a variable of the environment to what it was given
+        if self.token:
+            sent["X-Consul-Token"] = self.token
+        response = await self._client.request(
+            method,
+            self.uri(path, params),
+            content=data or None,
+            headers=sent,
+            timeout=httpx2.Timeout(CALL_TIMEOUT, read=patience),
+        )
+        if response.headers.get("X-Consul-KnownLeader") == "false":
+            raise consul.exceptions.ConsulException("it has no leader; check the other Consul servers")
+        return callback(consul.base.Response(response.status_code, response.headers, response.text))
+
+
+if TYPE_CHECKING:
+    _Callback = Callable[[Any], Any]
+    _Params = list[tuple[str, Any]] | None
+
+
+class Client(consul.base.Consul):  # type: ignore[misc]  # py-consul has no types
+    """py-consul's API over our transport."""
+
+    def __init__(self, settings: ConsulSettings) -> None:
+        """Open nothing yet. Raises HostError as `Transport` does."""
+        self._settings = settings
+        super().__init__(dc=settings.datacenter or None)
+
+    def http_connect(self, *_: Any, **__: Any) -> Transport:
+        """Return the transport; py-consul asks for it."""
+        return Transport(self._settings)
+
+
+@asynccontextmanager
+async def explained(settings: ConsulSettings, doing: str, *, needs: str) -> AsyncIterator[None]:
+    """Turn what py-consul and httpx2 raise into a ConsulError. `needs` is the ACL rule for what is being done."""
+    where = f"Consul at {settings.address}"
+    try:
+        yield
+    except consul.exceptions.ACLPermissionDenied as error:
+        if "not found" in str(error):
+            raise ConsulError(
+                f"{where} does not know our ACL token ({_line(error)}); check consul.token or consul.token_file",
+                refused=True,
+            ) from error
+        raise ConsulError(
+            f"{where} refuses {doing} ({_line(error)}): the token's policy needs {needs}", refused=True
+        ) from error
+    except consul.exceptions.ConsulException as error:
+        raise ConsulError(f"{where} failed at {doing}: {_line(error)}") from error
+    except httpx2.TimeoutException as error:
+        raise ConsulError(
+            f"{where} did not answer {doing} in time ({type(error).__name__}); check its load and the network"
+        ) from error
+    except httpx2.ConnectError as error:
+        advice = "check consul.ca, consul.cert and consul.key" if "SSL" in str(error) else "check that its agent runs"
+        raise ConsulError(f"{where} cannot be reached ({_line(error)}); {advice}") from error
+    except httpx2.HTTPError as error:
+        raise ConsulError(
+            f"{where} broke off {doing} ({_line(error)}); if this lasts, check its limit of connections per client"
+            " (limits.http_max_conns_per_client)"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _token(settings: ConsulSettings) -> str:
+    if not settings.token_file:
+        return settings.token
+    try:
+        return Path(settings.token_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise HostError(f"cannot read consul.token_file {settings.token_file}: {error}") from error
+
+
+def _tls(settings: ConsulSettings) -> ssl.SSLContext:
+    what = f"consul.ca {settings.ca}"
+    try:
+        context = ssl.create_default_context(cafile=settings.ca or None)
+        if settings.cert:
+            what = f"consul.cert {settings.cert} with consul.key {settings.key}"
+            context.load_cert_chain(settings.cert, settings.key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise HostError(f"cannot use {what}: {error.strerror or error}") from error
+    return context

@@ -1,0 +1,217 @@
+"""Watching Consul: blocking queries by the book, and never more of them than a fixed number.
+
+Consul allows 200 connections per client address, and keeps the place of a query that was given up until its wait ends.
+So a query that is no longer wanted is waited for, not cancelled, and of the services of interest only the first
+`DIRECT` have queries of their own. The rest share one query on the catalogue, and are read again when that has changed:
+many services cost more calls per change, but never more places.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from appliance.errors import RetryError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    Entries = list[dict[str, object]]
+
+DIRECT = 48
+"""Services that have a blocking query of their own. With those for machines, specs and catalogue: 51 in all."""
+BACKOFF = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Seconds after the 1st, 2nd, … failure in a row, half of it at random; the last value repeats."""
+BUSY = (0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0)
+"""Seconds between queries that return at once, the 1st, 2nd, … in a row; the last value repeats."""
+AT_ONCE = 0.2
+"""A query that returns within so many seconds did not wait."""
+SWEEP_PAUSE = 1.0
+"""Seconds between two readings of the services without a query of their own."""
+
+_T = TypeVar("_T")
+
+
+class Held:
+    """Which queries fail, since when and why. While any does, what was last known is held."""
+
+    def __init__(self, clock: Callable[[], float], changed: Callable[[], None]) -> None:
+        """`clock` gives seconds since the epoch; `changed` is called when holding begins or ends."""
+        self._clock = clock
+        self._changed = changed
+        self._failing: dict[str, str] = {}
+        self.since: float | None = None
+
+    @property
+    def why(self) -> str:
+        """The first of the reasons."""
+        return next(iter(self._failing.values()), "")
+
+    def failed(self, query: str, cause: object) -> None:
+        """Note that a query failed."""
+        before = dict(self._failing)
+        self._failing[query] = str(cause)
+        if self.since is None:
+            self.since = self._clock()
+        if before != self._failing:
+            self._changed()
+
+    def over(self, query: str) -> None:
+        """Note that it works."""
+        if self._failing.pop(query, None) is not None:
+            if not self._failing:
+                self.since = None
+            self._changed()
+
+
+class Queries:
+    """Follows values with blocking queries, and counts those that wait."""
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self.open = 0
+
+    async def follow(
+        self,
+        query: str,
+        fetch: Callable[[int], Awaitable[tuple[int, _T]]],
+        took: Callable[[_T], Awaitable[None]],
+        *,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Hand each new value to `took`, as long as `wanted`.
+
+        `fetch` returns index and value once they differ from the index given, and at once for 0.
+        """
+        index = failures = quick = 0
+        while wanted():
+            began = trio.current_time()
+            self.open += 1
+            try:
+                found, value = await fetch(index)
+                if found < index:  # data were lost or restored: what is there now is not a successor of what was known
+                    index = 0
+                    continue
+                if found != index:
+                    await took(value)
+            except RetryError as error:
+                self._held.failed(query, error)
+                index = quick = 0
+                pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
+                failures += 1
+                await trio.sleep(pause * random.uniform(0.5, 1.0))
+                continue
+            finally:
+                self.open -= 1
+            self._held.over(query)
+            failures = 0
+            index = max(found, 1)
+            quick = quick + 1 if trio.current_time() - began < AT_ONCE else 0
+            await trio.sleep(BUSY[min(quick, len(BUSY) - 1)])
+
+
+class Interests:
+    """Keeps the entries of the services of interest up to date."""
+
+    def __init__(
+        self,
+        queries: Queries,
+        *,
+        fetch: Callable[[str, int], Awaitable[tuple[int, Entries]]],
+        fetch_catalogue: Callable[[int], Awaitable[int]],
+        took: Callable[[str, Entries], Awaitable[None]],
+        direct: int = DIRECT,
+    ) -> None:
+        self._queries = queries
+        self._fetch = fetch
+        self._fetch_catalogue = fetch_catalogue
+        self._took = took
+        self._direct = direct
+        self._nursery: trio.Nursery | None = None
+        self._following: set[str] = set()
+        """Services with a query under way, also those whose last one is only waited for."""
+        self._sweeping = False
+        self.wanted: frozenset[str] = frozenset()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._fill()
+            task_status.started()
+            await trio.sleep_forever()
+
+    def watch(self, services: Iterable[str]) -> None:
+        """Replace the services of interest."""
+        before, self.wanted = self.wanted, frozenset(services)
+        if before != self.wanted:
+            sweeping = self._sweeping
+            self._fill()
+            newcomers = self.wanted - before - self._following
+            if sweeping and newcomers and self._nursery is not None:
+                self._nursery.start_soon(self._read_once, newcomers)
+
+    def _fill(self) -> None:
+        if self._nursery is None:
+            return
+        for service in sorted(self.wanted - self._following):
+            if len(self._following) >= self._direct:
+                break
+            self._following.add(service)
+            self._nursery.start_soon(self._follow, service)
+        if self.wanted - self._following and not self._sweeping:
+            self._sweeping = True
+            self._nursery.start_soon(self._sweep)
+
+    async def _follow(self, service: str) -> None:
+        async def took(entries: Entries) -> None:
+            if service in self.wanted:
+                await self._took(service, entries)
+
+        try:
+            await self._queries.follow(
+                f"service {service}",
+                lambda index: self._fetch(service, index),
+                took,
+                wanted=lambda: service in self.wanted,
+            )
+        finally:
+            self._following.discard(service)
+        self._fill()
+
+    async def _sweep(self) -> None:
+        """Read the services without a query of their own, again whenever the catalogue has changed."""
+
+        async def fetch(index: int) -> tuple[int, None]:
+            return await self._fetch_catalogue(index), None
+
+        async def took(_: None) -> None:
+            await self._read_all(self.wanted - self._following)
+            await trio.sleep(SWEEP_PAUSE)
+
+        try:
+            await self._queries.follow("catalogue", fetch, took, wanted=lambda: bool(self.wanted - self._following))
+        finally:
+            self._sweeping = False
+        self._fill()
+
+    async def _read_once(self, services: frozenset[str]) -> None:
+        """Read services that are new among those without a query of their own."""
+        left = set(services)
+
+        async def fetch(_: int) -> tuple[int, None]:
+            return 1, None
+
+        async def took(_: None) -> None:
+            await self._read_all(left & self.wanted)
+            left.clear()
+
+        await self._queries.follow("new services", fetch, took, wanted=lambda: bool(left & self.wanted))
+
+    async def _read_all(self, services: Iterable[str]) -> None:
+        for service in sorted(services):
+            _, entries = await self._fetch(service, 0)
+            if service in self.wanted:
+                await self._took(service, entries)
