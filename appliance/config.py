@@ -87,10 +87,6 @@ class Config:
     registry: str = _option(
         "local", values.choice("local", "consul"), "local: this machine alone, kept in state_dir; consul: many machines"
     )
-    workers: int = _option(
-        0, values.integer(0, 256), "processes that carry traffic besides the first; 0: that one carries it all"
-    )
-    host_access: bool = _option("false", values.boolean, "let processes of the host itself use mesh names")
     log_level: str = _option("info", values.choice("debug", "info", "warning", "error"), "least level that is logged")
     log_format: str = _option("auto", values.choice("auto", "text", "json"), "auto: text on a terminal, JSON elsewhere")
     balance: Balance = field(default_factory=Balance)

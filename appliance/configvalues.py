@@ -18,7 +18,6 @@ from appliance.model.names import MAX_LABEL, parse_label
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _NODE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -51,14 +50,6 @@ def path(value: Any) -> str:
 def optional_path(value: Any) -> str:
     """Accept an absolute path, or nothing."""
     return "" if value == "" else path(value)
-
-
-def boolean(value: Any) -> bool:
-    """Accept true and false, or a word for them."""
-    found = value if isinstance(value, bool) else _WORDS.get(str(value).lower())
-    if found is None:
-        raise InputError(f"{shown(value)} is neither true nor false")
-    return found
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:

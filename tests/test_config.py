@@ -56,7 +56,6 @@ def test_file(write):
             dns_upstreams = ["9.9.9.9", "1.1.1.1:5300"]
             docker_subnet = "172.30.0.0/16"
             drain = "1m"
-            host_access = true
             [balance]
             prefer = "local"
             [consul]
@@ -67,7 +66,7 @@ def test_file(write):
     assert found.meta == (("disk", "ssd"), ("zone", "a"))
     assert found.dns_upstreams == (("9.9.9.9", 53), ("1.1.1.1", 5300))
     assert found.docker_subnet == IPv4Network("172.30.0.0/16")
-    assert (found.drain, found.host_access) == (60.0, True)
+    assert found.drain == 60.0
     assert found.consul.address == "unix:///run/consul.sock"
     assert found.settings() == Settings(
         node="h1",
@@ -95,13 +94,12 @@ def test_variables_and_flags_are_text():
             "MESHBOX_DNS_PORT": "5353",
             "MESHBOX_DNS_UPSTREAMS": "9.9.9.9, 1.1.1.1:5300",
             "MESHBOX_DRAIN": "0.5",
-            "MESHBOX_HOST_ACCESS": "yes",
             "MESHBOX_META": "zone=a,disk=ssd",
             "MESHBOX_BALANCE_PREFER": "local",
         },
-        flags={"workers": "2", "consul.prefix": "mesh"},
+        flags={"proxy_ports": "30000-30001", "consul.prefix": "mesh"},
     )
-    assert (found.dns_port, found.drain, found.host_access, found.workers) == (5353, 0.5, True, 2)
+    assert (found.dns_port, found.drain, found.proxy_ports) == (5353, 0.5, (30000, 30001))
     assert found.dns_upstreams == (("9.9.9.9", 53), ("1.1.1.1", 5300))
     assert found.meta == (("disk", "ssd"), ("zone", "a"))
     assert (found.balance.prefer, found.consul.prefix) == ("local", "mesh")
@@ -138,7 +136,6 @@ def test_consul_variable():
         ('drain = "soon"', 'drain: "soon" is no duration'),
         ('registry = "etcd"', 'registry: "etcd" is not possible; write local or consul'),
         ('registry = "consule"', 'registry: "consule" is not possible (did you mean "consul"?)'),
-        ('host_access = "perhaps"', "neither true nor false"),
         ('log_level = "warn"', 'did you mean "warning"?'),
         ('meta = "zone"', 'meta: "zone" has no "="'),
         ("meta = { zone = 1 }", 'meta: "zone" = 1 is not possible'),
