@@ -18,12 +18,12 @@ import trio
 
 from appliance import admin, bridge, fitness, logs
 from appliance.dataplane.plane import DataPlane
-from appliance.deployer import Deployer
+from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import Docker
 from appliance.drivers.hostresolv import HostResolvers
-from appliance.drivers.localstore import LocalStore
 from appliance.drivers.nft import HostNft, Nft
+from appliance.drivers.registry import open_registry
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
@@ -33,6 +33,7 @@ from appliance.logs import Faults
 from appliance.model.facts import Snapshot
 from appliance.model.names import Protocol
 from appliance.notify import Notifier
+from appliance.plan.interests import interests
 from appliance.plan.policy import declaration
 from appliance.plan.rollout import rollout
 from appliance.reconcile import FULL_PASS, Reconciler
@@ -100,7 +101,7 @@ class Appliance:
         self._host_addresses: frozenset[IPv4Address] = frozenset()
         self._unneeded_network = trio.Event()
         self.plane = DataPlane(loop, dns_upstreams=HostResolvers(fixed=config.dns_upstreams), dns_port=config.dns_port)
-        self.registry: Registry = LocalStore(Path(config.state_dir), bell=self.ring)
+        self.registry: Registry = open_registry(config, bell=self.ring)
         self.inventory = Inventory(
             docker,
             netns_dir=config.netns_dir,
@@ -118,6 +119,7 @@ class Appliance:
             bell=self.ring,
             pairs_to=self.plane.pairs_to,
             drain=config.drain,
+            settle=PEERS_SETTLE if config.registry == "consul" else SETTLE,
             subnet=config.docker_subnet,
             node=config.node,
             faults=self.faults,
@@ -132,7 +134,7 @@ class Appliance:
                 registry=self.registry,
             ),
             faults=self.faults,
-            after_pass=self._plan_containers,
+            after_pass=self._after_pass,
         )
 
     async def run(self, stopping: trio.Event) -> int:
@@ -145,6 +147,7 @@ class Appliance:
                 await nursery.start(self._watch.run)
                 await nursery.start(self._follow_host_addresses)
                 await nursery.start(self.inventory.run)
+                self.registry.watch(interests(self.snapshot()))
                 await nursery.start(self.deployer.run)
                 nursery.start_soon(self._tidy)
                 await nursery.start(self.reconciler.run)
@@ -157,6 +160,7 @@ class Appliance:
                 log.info("ready", node=self.config.node, workloads=len(self.inventory.workloads))
                 await stopping.wait()
                 notifier.stopping(self.config.drain)
+                await self.registry.withdraw()
                 await self._drain()
                 await self._leave()
                 nursery.cancel_scope.cancel()
@@ -263,7 +267,8 @@ class Appliance:
         """Count open TCP pairs; UDP sessions end by silence, which nobody waits for."""
         return sum(1 for c in self.plane.connections() if c.destination.protocol is Protocol.TCP)
 
-    def _plan_containers(self, facts: Snapshot) -> None:
+    def _after_pass(self, facts: Snapshot) -> None:
+        self.registry.watch(interests(facts))
         self.deployer.submit(rollout(facts, busy=self.deployer.busy))
         needed = facts.specs or any(w.revision is not None for w in facts.workloads)
         if not needed and any(n.name == self.config.docker_network for n in facts.networks):

@@ -36,6 +36,8 @@ DRAIN = 10.0
 """Seconds that connections to a retired container may take to end."""
 SETTLE = 0.25
 """Seconds before its connections are first counted: those being opened when it was taken out of the backends."""
+PEERS_SETTLE = 2.0
+"""The same where other machines send connections too: until they have heard that it is to go."""
 DRAIN_LOOK = 0.1
 """Seconds between looks at how many are left."""
 
@@ -51,6 +53,7 @@ class Deployer:
         bell: Bell,
         pairs_to: Callable[[IPv4Address], int],
         drain: float = DRAIN,
+        settle: float = SETTLE,
         subnet: IPv4Network | None = None,
         node: str = "",
         faults: Faults | None = None,
@@ -61,6 +64,7 @@ class Deployer:
         self._bell = bell
         self._pairs_to = pairs_to
         self._drain = drain
+        self._settle = min(settle, drain)
         self._subnet = subnet
         self._node = node
         self._faults = faults or Faults()
@@ -225,8 +229,8 @@ class Deployer:
         """Wait until no connection leads there, but not longer than the drain time."""
         addresses = [j.address for j in there.joined if j.address is not None]
         self._say(key, "draining")
-        await trio.sleep(min(SETTLE, self._drain))
-        with trio.move_on_after(self._drain - SETTLE):
+        await trio.sleep(self._settle)
+        with trio.move_on_after(self._drain - self._settle):
             while open_pairs := sum(self._pairs_to(address) for address in addresses):
                 self._say(key, f"draining {open_pairs} connection{'s' if open_pairs > 1 else ''}")
                 await trio.sleep(DRAIN_LOOK)

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from fakedocker import FakeDocker, until
 
-from appliance.deployer import Deployer
+from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.drivers.dockercreate import docker_name, labels
 from appliance.model.facts import RunState
 from appliance.model.names import Port
@@ -27,7 +27,7 @@ NAME = docker_name(KEY, "0badcafe")
 class World:
     """A deployer, the fake Docker under it, and what it told others."""
 
-    def __init__(self) -> None:
+    def __init__(self, settle: float) -> None:
         self.docker = FakeDocker()
         self.rings: list[float] = []
         self.pairs: dict[IPv4Address, int] = {}
@@ -37,6 +37,7 @@ class World:
             bell=lambda *, urgent=False: self.rings.append(trio.current_time()),
             pairs_to=lambda address: self.pairs.get(address, 0),
             drain=10.0,
+            settle=settle,
             node="here",
         )
 
@@ -58,9 +59,9 @@ class World:
         return one
 
 
-def play(scene) -> World:
+def play(scene, settle: float = SETTLE) -> World:
     """Run `scene(world)` beside a running deployer, on a clock that jumps to whatever is waited for."""
-    world = World()
+    world = World(settle)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -273,6 +274,18 @@ def test_retire_does_not_wait_for_ever():
         assert 10 <= trio.current_time() < 11
 
     assert not play(scene).docker.there
+
+
+def test_retire_waits_until_other_machines_have_heard():
+    """With peers, a container without connections stays for as long as some may still be on their way to it."""
+
+    async def scene(world):
+        one = world.ours(state=RunState.RUNNING, started_at=5.0)
+        world.deployer.submit([Retire(key=KEY, workload_id=one, reason="")])
+        await world.idle()
+        assert trio.current_time() >= PEERS_SETTLE
+
+    assert not play(scene, settle=PEERS_SETTLE).docker.there
 
 
 def test_retire_leaves_foreign_containers_alone():

@@ -1,0 +1,25 @@
+"""Which services this machine wants to hear about from others: its own containers', and those that they may reach."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from appliance.plan.placement import placement
+from appliance.plan.policy import declaration
+
+if TYPE_CHECKING:
+    from appliance.model.facts import Snapshot
+
+
+def interests(s: Snapshot) -> frozenset[str]:
+    """Return the services to watch. What is placed here counts before its containers exist: they may dial at once."""
+    found: set[str] = set()
+    for workload in s.workloads:
+        declared = declaration(workload, s.specs)
+        found.add(declared.name.service)
+        found.update(allowance.name.service for allowance in declared.connect_to)
+    for service in s.specs.values():
+        if s.settings.node in placement(service, s.settings, s.machines):
+            found.add(service.name)
+            found.update(allowance.name.service for c in service.containers for allowance in c.connect_to)
+    return frozenset(found)
