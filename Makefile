@@ -1,8 +1,9 @@
 # Everything here installs what it lacks and reuses what is there; on a fresh Debian 12 run it as root.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check bench lock clean setup
+.PHONY: help demo test unit check bench lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' appliance/__init__.py)
 LOCK := $(PYTHON_BIN)/pip-compile --quiet --no-header --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
@@ -10,11 +11,12 @@ help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## Install what is missing: Docker Engine, nftables, the virtual environment .venv.
-	@packaging/setup.sh
+	@packaging/setup.sh $(SETUP)
 
 demo: setup  ## Deploy examples/app.py on this machine's Docker, show it at work, clean up.
 	@$(PYTHON_BIN)/python examples/demo.py
 
+test: SETUP := --tests
 test: setup check  ## All checks and tests, on a Docker Engine of their own (about 15 minutes, needs root).
 	@$(PYTHON_BIN)/pytest $(ARGS)
 
@@ -32,6 +34,14 @@ bench: setup  ## Measure, and write bench/RESULTS.md.
 lock: setup  ## Bring packaging/*.lock up to date with pyproject.toml.
 	$(LOCK) --output-file packaging/requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint packaging/requirements.lock --output-file packaging/requirements-dev.lock pyproject.toml
+	$(LOCK) --only-build-deps --build-deps-for wheel --constraint packaging/requirements-dev.lock --output-file packaging/requirements-build.lock pyproject.toml
+
+image:  ## Build the Docker image `meshbox`; pip's settings and http_proxy come from the environment.
+	@docker build --tag meshbox --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) \
+		$(foreach name,http_proxy https_proxy no_proxy PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST,$(if $($(name)),--build-arg $(name))) .
+
+deb:  ## Build the Debian package dist/meshbox_*.deb.
+	@packaging/deb/build.sh
 
 clean:  ## Remove what make made here: .venv, caches, built images.
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,6 +3,7 @@
 # what is there is used as it is, and when nothing is missing it ends at once.
 #
 #   packaging/setup.sh            system packages, .venv
+#   packaging/setup.sh --tests    also what the tests of image and package need
 #   PYTHON=python3.11 …           the interpreter for a new .venv (3.11 or later)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,6 +31,10 @@ find_missing() {
 	ip iproute2
 	conntrack conntrack
 	LIST
+    if [ "$1" = --tests ]; then
+        PATH="$PATH:/usr/sbin" command -v debootstrap >/dev/null || missing+=(debootstrap)
+        command -v lintian >/dev/null || missing+=(lintian)
+    fi
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         missing+=(python3-venv)
     fi
@@ -63,7 +68,7 @@ make_environment() {
 }
 
 python="${PYTHON:-python3}"
-find_missing
+find_missing "${1:-}"
 if [ "${#missing[@]}" -gt 0 ]; then
     install_packages
 fi

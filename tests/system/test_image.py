@@ -1,0 +1,109 @@
+"""The image: built from the Dockerfile as it stands, and at work with the commands that the Dockerfile names."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+from debian import Outlet, PrivilegedMachine, slim_root
+from machine import IMAGE, ROOT, Switch, run, wait_until
+
+from appliance import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def built(switch: Switch) -> Iterator[tuple[PrivilegedMachine, str]]:
+    """A machine with the image, and the address of the package index that it was built from."""
+    with PrivilegedMachine(switch, 8) as machine, Outlet(machine.netns) as outlet:
+        machine.docker.import_tar(slim_root(), "debian:bookworm-slim")
+        settings = (
+            f"http_proxy={outlet.address}",
+            "no_proxy=127.0.0.1",
+            "PIP_NO_INDEX=1",
+            f"PIP_FIND_LINKS={outlet.address}/",
+            "PIP_TRUSTED_HOST=127.0.0.1",
+            f"VERSION={__version__}",
+            f"REVISION={COMMIT}",
+        )
+        arguments = [word for setting in settings for word in ("--build-arg", setting)]
+        run(
+            *("docker", "--host", f"unix://{machine.socket}", "build", "--network=host", "--tag=meshbox", *arguments),
+            ROOT,
+            env={**os.environ, "DOCKER_BUILDKIT": "0"},  # buildx is not in Debian; the file serves both builders
+            timeout=280,
+        )
+        yield machine, outlet.address
+
+
+@pytest.fixture
+def machine(built: tuple[PrivilegedMachine, str]) -> Iterator[PrivilegedMachine]:
+    """The machine with the image; its containers are removed afterwards."""
+    yield built[0]
+    built[0].clear()
+
+
+def test_image_is_small_and_holds_nothing_of_the_build(built: tuple[PrivilegedMachine, str]) -> None:
+    """At most 150 MB, no compiler, no pip, nothing that names the build host's index; and it says what it is."""
+    machine, index = built
+    found = orjson.loads(machine.docker("image", "inspect", "meshbox"))[0]
+    assert found["Size"] <= 150_000_000
+    history = machine.docker("history", "--no-trunc", "meshbox")
+    assert index not in history
+    assert index.removeprefix("http://") not in str(found["Config"])
+    search = f"grep -rlF '{index}' /etc /usr /var /root; ls /usr/bin | grep -xE 'pip.*|gcc|cc|g\\+\\+|as|ld'; true"
+    assert machine.docker("run", "--rm", "--entrypoint=sh", "meshbox", "-c", search) == ""
+    labels = found["Config"]["Labels"]
+    assert labels["org.opencontainers.image.title"] == "meshbox"
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert labels["org.opencontainers.image.revision"] == COMMIT
+    assert labels["org.opencontainers.image.licenses"] == "MIT"
+    assert found["Config"]["Entrypoint"] + found["Config"]["Cmd"] == ["meshbox", "run"]
+    assert machine.docker("run", "--rm", "meshbox", "--version") == f"meshbox {__version__} ({COMMIT[:7]})"
+
+
+def test_what_is_missing_is_named(machine: PrivilegedMachine) -> None:
+    """`docker run --net=host --privileged meshbox`, and without --privileged: one line each says what to add."""
+    machine.docker("run", "--detach", "--name=bare", "--net=host", "--privileged", "meshbox")
+    machine.docker("run", "--detach", "--name=weak", "--net=host", "meshbox")
+    for name, words in (("bare", "/var/run/docker.sock"), ("weak", "run the container with --privileged")):
+        logs = ("docker", "--host", f"unix://{machine.socket}", "logs", name)
+        wait_until(
+            lambda logs=logs, words=words: words in (done := run(*logs)).stdout + done.stderr, f"{name}: {words}"
+        )
+
+
+def test_whole_appliance(machine: PrivilegedMachine) -> None:
+    """With Docker's socket and the host's processes it serves labelled containers, is healthy, and ends at SIGTERM."""
+    machine.docker(
+        *("run", "--detach", "--name=meshbox", "--net=host", "--privileged", "--pid=host", "--stop-timeout=30"),
+        *(f"--volume={machine.socket}:/var/run/docker.sock", f"--volume={machine.root}/state:/var/lib/meshbox"),
+        # The host's own root is closed on test computers; the engine has the same one.
+        *("--env", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}", "--health-interval=1s"),
+        *("--env", f"MESHBOX_DNS_UPSTREAMS={machine.switch.address}", "meshbox"),
+    )
+    state = "{{.State.Status}} {{.State.Health.Status}}"
+    wait_until(lambda: machine.docker("inspect", "--format", state, "meshbox") == "running healthy", "it is healthy")
+    machine.run_container("apple", IMAGE, service="orange", container="apple", ports="8080:7000")
+    machine.run_container("client", IMAGE, service="test", container="client", connect_to="apple.orange:8080")
+    machine.run_container("other", IMAGE, service="test2", container="other")
+    said = ("exec", "meshbox", "meshbox")
+    wait_until(lambda: machine.docker(*said, "services", "--json").count('"ready": 1') == 3, "three are ready")
+    results = machine.client("client", "tcp", "apple.orange", "8080", "20")
+    assert all(result.get("answer") for result in results), results
+    assert machine.client("other", "resolve", "apple.orange").get("addresses", []) == []
+    assert "appliance" in machine.docker(*said, "check")
+    machine.docker("stop", "meshbox")
+    assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "meshbox") == "0"
+    assert machine.docker(
+        *("run", "--rm", "--net=host", "--privileged", "--pid=host", f"--volume={machine.socket}:/var/run/docker.sock"),
+        *("--env", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}", "meshbox", "cleanup"),
+    ).startswith("removed: rules of this host\nremoved: rules in 3 containers")
