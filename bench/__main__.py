@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -18,6 +19,10 @@ from bench.lab import lab
 from bench.report import from_json, markdown, to_json
 from bench.runner import run_works
 from bench.works import WORKS
+
+if TYPE_CHECKING:
+    from bench.figures import Work
+    from bench.lab import Lab
 
 HERE = Path(__file__).resolve().parent
 ROUNDS, SECONDS = 5, 2.0
@@ -49,19 +54,11 @@ def main() -> int:
     seconds = QUICK_SECONDS if options.quick else SECONDS
     date = datetime.now(UTC)
     how = {"date": f"{date:%Y-%m-%d %H:%M} UTC", "rounds": rounds, "seconds": seconds, "quick": options.quick}
-    results: list[Result] = []
-    failed: list[str] = []
     try:
         peers.install()
         facts = peers.machine()
         with lab(seconds=seconds, quick=options.quick) as it:
-            for result in run_works(chosen, it, rounds=rounds):
-                if result.error:
-                    failed.append(result.work.name)
-                    print(f"\nFAILED {result.work.name}: {result.error}", file=sys.stderr, flush=True)
-                else:
-                    results.append(result)
-                    _show(result)
+            results, failed = _measure(chosen, it, rounds)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -70,16 +67,29 @@ def main() -> int:
     path.write_bytes(orjson.dumps(to_json(results, facts, **how), option=orjson.OPT_INDENT_2))
     print(f"\n{path}")
     _plot(results, options.out)
-    if len(chosen) == len(WORKS) and not failed:
+    if len(results) == len(WORKS):
         _report(path)
     for verdict in verdicts(results):
         bar = verdict.bar
-        print(
-            f"{'met   ' if verdict.met else 'MISSED'} {bar.work} {bar.figure}: {verdict.reached:.2f}, bar {bar.limit}"
-        )
+        word = "met   " if verdict.met else "MISSED"
+        print(f"{word} {bar.work} {bar.figure}: {verdict.reached:.2f}, bar {bar.limit}")
     if failed:
         print(f"bench: no figures for {', '.join(failed)}: not every contender did its work", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _measure(chosen: list[Work], it: Lab, rounds: int) -> tuple[list[Result], list[str]]:
+    """Return the results, and the names of the works that failed."""
+    results: list[Result] = []
+    failed: list[str] = []
+    for result in run_works(chosen, it, rounds=rounds):
+        if result.error:
+            failed.append(result.work.name)
+            print(f"\nFAILED {result.work.name}: {result.error}", file=sys.stderr, flush=True)
+        else:
+            results.append(result)
+            _show(result)
+    return results, failed
 
 
 def _show(result: Result) -> None:
