@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 PORT = 5201
 DIRECTIONS = {"up": [], "down": ["-R"], "both": ["--bidir"]}
-UNDER_WAY = 32 << 20
-"""Most bytes per stream that may be in buffers, sent and not received, when the time is up."""
+UNDER_WAY = 128 << 20
+"""Most bytes per stream and direction that may be in buffers, sent and not received, when the time is up."""
+LEAST_SECONDS = 2
+"""Shorter, what is in buffers would count for too much."""
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def _measure(lab: Lab, name: str, target: Target, *, streams: int, direction: st
         "-t",
         f"{lab.seconds:.0f}",
     ]
-    command += DIRECTIONS[direction]
+    command += [f"{max(LEAST_SECONDS, lab.seconds):.0f}", *DIRECTIONS[direction]]
     with target.used() as cpu:
         end = orjson.loads(lab.client(command))["end"]
     sent = received = seconds = 0.0
