@@ -26,6 +26,7 @@ from appliance.model.names import Allowance
 from appliance.model.specparse import check_services, parse_service
 from appliance.plan.changes import Kind, changes, removal
 from appliance.plan.explain import find_client, why
+from appliance.plan.placement import check_constraint
 from appliance.plan.rollout import progress
 
 if TYPE_CHECKING:
@@ -266,6 +267,9 @@ class _Api:
         s = self._appliance.snapshot()
         names = {w.name for w in s.workloads if w.revision is None} | {e.destination.name for e in s.endpoints}
         warnings = check_services(wanted, others=s.specs.values(), names=names)
+        for service in wanted:
+            if s.specs.get(service.name) != service:
+                check_constraint(service, s.settings, s.machines)
         return {"changes": [asdict(change) for change in changes(s.specs, wanted)], "warnings": list(warnings)}
 
     def _client(self, text: str) -> Workload:

@@ -183,6 +183,7 @@ def test_remove(converse):
         (b'{"services": []}', 'the request has no list "services"'),
         (b'{"services": [{"name": "a", "cuont": 1}]}', 'unknown field "cuont" (did you mean "count"?)'),
         (orjson.dumps({"services": [FLASK, FLASK]}), 'service "flask" is declared twice'),
+        (orjson.dumps({"services": [{**ORANGE, "constraint": "h2"}]}), 'no machine meets the constraint "h2"'),
         (b" " * (admin.LARGEST_BODY + 1), "the request is longer than"),
     ],
 )
