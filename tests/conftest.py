@@ -29,6 +29,7 @@ def machine(switch: Switch) -> Iterator[Machine]:
 @pytest.fixture
 def mesh(machine: Machine) -> Iterator[Machine]:
     """The machine with its appliance running and nothing in the mesh; cleared afterwards."""
+    machine.check_docker()
     if machine.appliance is None or not machine.appliance.running:
         machine.appliance = None
         machine.start()
@@ -50,7 +51,7 @@ def idle(machine: Machine) -> Iterator[Machine]:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Show the end of the appliance's log beside a failure."""
     report = yield
-    machine = getattr(item, "funcargs", {}).get("machine")
-    if report.failed and machine is not None:
-        report.sections.append(("meshbox.log", machine.log(60)))
+    used = getattr(item, "funcargs", {})
+    for machine in (*filter(None, [used.get("machine")]), *used.get("cluster", ())) if report.failed else ():
+        report.sections.append((f"meshbox.log of {machine.node}", machine.log(60)))
     return report

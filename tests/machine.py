@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 MESHBOX = ROOT / ".venv/bin/meshbox"
 DATA = Path("/var/tmp")  # docker's layers want a real file system; its sockets want short paths
 NEVER = threading.Event()
+LASTING = ThreadPoolExecutor(max_workers=1)
+"""The death signal comes when the *thread* that started a process ends, so one that lasts starts them all."""
 
 IMAGE = "meshbox-test"
 """Runs tests/images/server.py; client.py lies beside it in /srv."""
@@ -83,8 +86,14 @@ class Program:
         self, netns: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
     ) -> None:
         self.log = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
+        self._process = LASTING.submit(self._start, netns, command, env).result()
+        self.pid = self._process.pid
+
+    def _start(
+        self, netns: str, command: Sequence[str | Path], env: Mapping[str, str] | None
+    ) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as output:
+            return subprocess.Popen(
                 ["setpriv", "--pdeathsig=TERM", "nsenter", f"--net=/run/netns/{netns}", *map(str, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -92,7 +101,6 @@ class Program:
                 start_new_session=True,
                 env=None if env is None else {**os.environ, **env},
             )
-        self.pid = self._process.pid
 
     @property
     def running(self) -> bool:
@@ -162,6 +170,7 @@ class Machine:
         self.socket = self.root / "docker.sock"
         self.netns_dir = self.root / "exec/netns"
         self.docker = Docker(self.socket)
+        self.images: Mapping[str, StandIn] = IMAGES
         self.settings: dict[str, str] = {
             "MESHBOX_NODE": self.node,
             "MESHBOX_RUN_DIR": str(self.root / "run"),
@@ -185,7 +194,7 @@ class Machine:
             undo.callback(self.stop_docker)
             self.start_docker()
             undo.callback(self._remove_containers)
-            load(self.docker, IMAGES)
+            load(self.docker, self.images)
             undo.callback(self.stop)
             self._undo = undo.pop_all()
         return self
@@ -268,9 +277,13 @@ class Machine:
     def _start(self, *command: str | Path) -> None:
         self._engine.append(Program(self.netns, command, self.root / f"{Path(command[0]).name}.log"))
 
-    def _docker_answers(self) -> bool:
+    def check_docker(self) -> None:
+        """Raise AssertionError with its log when Docker ended by itself."""
         for program in self._engine:
             assert program.running, f"Docker ended:\n{program.tail()}"
+
+    def _docker_answers(self) -> bool:
+        self.check_docker()
         try:
             self.docker("version")
         except DockerError:
