@@ -21,9 +21,9 @@ from appliance.drivers import consulfile, statefile
 from appliance.drivers.consulannounce import Announcer
 from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.consulcodec import MESHBOX, StoredSpec, one_per_node, parse_endpoints, parse_machines
-from appliance.drivers.consulevidence import GRACE, Evidence
+from appliance.drivers.consulevidence import GRACE, LOOK, Evidence
 from appliance.drivers.consulspecs import FOLDER, Specs
-from appliance.drivers.consulwatch import Held, Interests, Queries
+from appliance.drivers.consulwatch import START, Held, Interests, Queries
 from appliance.drivers.localstore import LocalStore
 from appliance.drivers.registryfacts import RegistryFacts
 from appliance.errors import RetryError
@@ -75,7 +75,7 @@ class ConsulRegistry:
         self._held = Held(clock, self._publish)
         self._queries = Queries(self._held)
         self._announcer = Announcer(self._api, self._held, node=node, meta=meta, address=address)
-        self._evidence = Evidence(self._api, node, lost=self._lost, grace=grace)
+        self._evidence = Evidence(self._api, self._held, node, lost=self._lost, grace=grace)
         self._specs = Specs(self._api, clock, self._publish)
         self._interests = Interests(
             self._queries, fetch=self._api.health, fetch_catalogue=self._api.catalogue, took=self._took_service
@@ -168,7 +168,7 @@ class ConsulRegistry:
 
     async def _note_first_answers(self) -> None:
         await self._answers()
-        self._held.over("start")
+        self._held.over(START)
 
     async def _follow_machines(self) -> None:
         await self._queries.follow("machines", lambda index: self._api.health(MESHBOX, index), self._took_machines)
@@ -216,17 +216,21 @@ class ConsulRegistry:
         """When what was lost had its time to come back, drop what did not."""
         while True:
             await self._losses.wait()
-            await trio.sleep(max(self._evidence.suspended, 1.0))
-            if self._evidence.suspended or self._held.since is not None:
-                continue
-            try:
-                await self._took_machines((await self._api.health(MESHBOX))[1])
-            except RetryError:
-                continue
-            if not self._evidence.suspended:
+            await self._evidence.get_over()
+            await trio.sleep(LOOK)
+            if self._held.since is None and await self._settle():
                 self._losses = trio.Event()
-                self._endpoints = {service: dict(found) for service, found in self._answered.items()}
-                self._publish()
+
+    async def _settle(self) -> bool:
+        try:
+            await self._took_machines((await self._api.health(MESHBOX))[1])
+        except RetryError:
+            return False
+        if self._evidence.suspended:
+            return False
+        self._endpoints = {service: dict(found) for service, found in self._answered.items()}
+        self._publish()
+        return True
 
     # -- facts, in memory and on disk
 
@@ -244,7 +248,7 @@ class ConsulRegistry:
                 endpoint
                 for _, found in sorted(self._endpoints.items())
                 for endpoint in found.values()
-                if endpoint.node in self._machines
+                if endpoint.node in self._machines and endpoint.node != self._node
             ),
             held_since=self._held.since,
             held_why=self._held.why,
@@ -270,7 +274,7 @@ class ConsulRegistry:
             self._specs.known[name] = StoredSpec(service=service, changed=known.changed.get(name, 0.0))
         for name, when in self._store.tombstones.items():
             self._specs.known[name] = StoredSpec(service=None, changed=known.changed.get(name, when))
-        self._held.failed("start", "nothing heard from Consul yet")
+        self._held.failed(START, "nothing heard from Consul yet")
         self._publish()
 
     async def _save_now_and_then(self) -> None:

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from appliance.drivers.consulapi import ConsulApi
+    from appliance.drivers.consulwatch import Held
 
 log = structlog.get_logger()
 
 KEY = "epoch"
 GRACE = 60.0
 """Seconds after a loss of data for which nothing counts as removed: four times the heartbeat's TTL."""
+
+LOOK = 1.0
+"""Seconds between looks during that time: it may have been a false alarm."""
+QUERY = "data"
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -36,13 +41,18 @@ _V = TypeVar("_V")
 class Evidence:
     """Tells removal from loss."""
 
-    def __init__(self, api: ConsulApi, node: str, *, lost: Callable[[], None], grace: float = GRACE) -> None:
+    def __init__(
+        self, api: ConsulApi, held: Held, node: str, *, lost: Callable[[], None], grace: float = GRACE
+    ) -> None:
         """`lost` is called whenever Consul turns out to have lost its data."""
         self._api = api
+        self._held = held
         self._own = machine_id(node)
         self._lost = lost
         self._grace = grace
         self._until = 0.0
+        self._former = ""
+        """The epoch before the last loss."""
         self.epoch = ""
         """As known from this Consul; empty before the first contact."""
 
@@ -55,15 +65,31 @@ class Evidence:
         """Read the epoch, and make one where there is none. Raises RetryError."""
         found = await self._api.value(KEY)
         epoch = found[0].decode(errors="replace") if found else ""
-        if self.epoch and epoch != self.epoch:
-            log.warning("Consul has lost its data; what was known is held and put back", seconds=self._grace)
+        if self.suspended and epoch == self._former:
+            self._until = 0.0  # a false alarm: everything is there again
+            self.epoch = epoch
+        elif self.epoch and epoch != self.epoch:
+            if not self.suspended:
+                log.warning("Consul has lost its data; what was known is held and put back", seconds=self._grace)
+                self._former = self.epoch
+            self._held.failed(QUERY, "Consul has lost its data; it is being put back")
             self._until = trio.current_time() + self._grace
             self._lost()
         if not epoch:
             epoch = str(uuid.uuid4())
             if not await self._api.put(KEY, epoch.encode(), cas=0):
-                return  # somebody else was faster: known at the next look
+                return  # somebody else was faster, or it was there all the time: the next look will tell
         self.epoch = epoch
+
+    async def get_over(self) -> None:
+        """After a loss, return when everybody had the time to put back what was lost."""
+        while self.suspended:
+            await trio.sleep(min(self.suspended, LOOK))
+            try:
+                await self.look()
+            except RetryError:
+                continue
+        self._held.over(QUERY)
 
     async def merge(self, known: Mapping[_K, _V], found: Mapping[_K, _V]) -> dict[_K, _V]:
         """Return what holds when `known` was known and `found` was answered. Raises RetryError."""

@@ -65,6 +65,7 @@ class Specs:
                 self._is_unsent(name)
                 if await self._api.put(FOLDER + name, dump_spec(mine), cas=theirs.index if theirs else 0):
                     self.unsent.discard(name)
+                    self._changed()
 
     async def resend(self) -> None:
         """Send what Consul does not have yet, until cancelled."""
@@ -95,16 +96,17 @@ class Specs:
                     self.known[name] = theirs
                 mine = StoredSpec(service=service, changed=max(self._clock(), self._time_of(name) + STEP))
                 if await self._api.put(FOLDER + name, dump_spec(mine), cas=theirs.index if theirs else 0):
-                    self._keep(name, mine)
                     self.unsent.discard(name)
+                    self._changed()
+                    self._keep(name, mine)
                     return
             except InputError as error:
                 raise HostError(str(error)) from error
             except ConsulError as error:
                 if error.refused:
                     raise
-                self._keep(name, StoredSpec(service=service, changed=max(self._clock(), self._time_of(name) + STEP)))
                 self._is_unsent(name)
+                self._keep(name, StoredSpec(service=service, changed=max(self._clock(), self._time_of(name) + STEP)))
                 return
         raise RetryError(f'"{name}" is being changed by others at the same time; try again')
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Entries = list[dict[str, object]]
 
+START = "start"
+"""Stands for the first answers, which are not there yet."""
 DIRECT = 48
 """Services that have a blocking query of their own. With those for machines, specs and catalogue: 51 in all."""
 BACKOFF = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -46,8 +48,8 @@ class Held:
 
     @property
     def why(self) -> str:
-        """The first of the reasons."""
-        return next(iter(self._failing.values()), "")
+        """The first of the reasons; not having heard anything yet only where there is no better one."""
+        return next((why for query, why in self._failing.items() if query != START), self._failing.get(START, ""))
 
     def failed(self, query: str, cause: object) -> None:
         """Note that a query failed."""
@@ -94,7 +96,7 @@ class Queries:
                 if found < index:  # data were lost or restored: what is there now is not a successor of what was known
                     index = 0
                     continue
-                if found != index:
+                if index == 0 or found != index:
                     await took(value)
             except RetryError as error:
                 self._held.failed(query, error)

@@ -7,13 +7,15 @@ works on lists, caches and sources of its own below the cache folder.
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +94,7 @@ class ConsulAgent:
         client: str = "127.0.0.1",
         join: tuple[str, ...] = (),
         servers: int = 1,
+        server: bool = True,
         prefix: tuple[str, ...] = (),
         base_port: int = 18500,
         hcl: str = "",
@@ -119,7 +122,8 @@ class ConsulAgent:
         self._command = [
             *prefix,
             str(consul_binary()),
-            *("agent", "-server", f"-bootstrap-expect={servers}", "-node", node, "-bind", bind, "-client", client),
+            *("agent", "-node", node, "-bind", bind, "-client", client),
+            *(("-server", f"-bootstrap-expect={servers}") if server else ()),
             *("-data-dir", str(folder / "data"), "-hcl", settings, "-log-level", "info"),
             *(f"-retry-join={other}" for other in join),
             "-retry-interval=1s",
@@ -182,3 +186,17 @@ def _until(seconds: float, complaint: str) -> Iterator[None]:
         yield
         pause.wait(0.05)
     raise TimeoutError(complaint)
+
+
+def free_ports(count: int) -> int:
+    """Return the first of so many consecutive ports that are free on 127.0.0.1 now."""
+    for first in random.sample(range(15000, 19000), 200):
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                        stack.enter_context(socket.socket(socket.AF_INET, kind)).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise RuntimeError("no free ports")

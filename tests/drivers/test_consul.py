@@ -1,0 +1,517 @@
+"""Consul as the registry, with a real Consul and its default limits, sound and in trouble."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import orjson
+import pytest
+import trio
+
+from appliance.config import Consul as ConsulSettings
+from appliance.drivers.consul import ConsulRegistry
+from appliance.errors import HostError, RetryError
+from appliance.model.facts import Allocations
+from appliance.model.names import Destination, Name
+from appliance.model.network import Registration
+from appliance.model.spec import Container, Service
+from tests.faultyconsul import FaultyConsul
+from tests.realconsul import ConsulAgent, free_ports
+
+WEB = Destination.parse("web.web:80")
+SPEC = Service(name="web", containers=(Container(name="web", image="x"),))
+ALL = frozenset({"web"})
+QUIET = 0.5
+"""Seconds in which something that must not happen would have happened: Consul answers within milliseconds."""
+
+
+def serving(weight=1, destination=WEB, port=20000) -> Registration:
+    """That a machine serves something."""
+    return Registration(destination=destination, proxy_port=port, weight=weight)
+
+
+async def until(condition, seconds=20.0):
+    """Wait until the condition holds."""
+    with trio.fail_after(seconds):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+class Machines:
+    """Registries of simulated machines, each with a state folder of its own, over one or several Consuls."""
+
+    def __init__(self, folder, address, **settings):
+        self.folder = folder
+        self.settings = ConsulSettings(address=address, **settings)
+        self.rings = Counter()
+
+    @asynccontextmanager
+    async def machine(self, node, *, address=None, at="", watch=ALL, **fields):
+        """One running registry."""
+        number = int(node[1:])
+        registry = ConsulRegistry(
+            replace(self.settings, address=address or self.settings.address),
+            node=node,
+            address=IPv4Address(at or f"10.0.0.{number}"),
+            state_dir=self.folder / node,
+            bell=lambda: self.rings.update([node]),
+            **fields,
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(registry.run)
+            registry.watch(watch)
+            yield registry
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def machines(tmp_path, consul_agent) -> Machines:
+    """Machines over one sound Consul."""
+    return Machines(tmp_path, consul_agent.address)
+
+
+def nodes(registry):
+    """The machines that a registry knows."""
+    return [m.node for m in registry.facts.machines]
+
+
+def weights(registry):
+    """What other machines serve, as node and weight."""
+    return sorted((e.node, e.weight) for e in registry.facts.endpoints)
+
+
+def test_two_machines_find_each_other(machines, consul_agent):
+    """Machines, what they serve and with which weight are known to the others; withdrawing is too."""
+
+    async def main():
+        async with machines.machine("m1", meta=(("disk", "ssd"),)) as one, machines.machine("m2") as two:
+            await until(lambda: nodes(one) == nodes(two) == ["m1", "m2"])
+            assert two.facts.machines[0].meta == (("disk", "ssd"),)
+            assert two.facts.machines[0].address == IPv4Address("10.0.0.1")
+            await one.register(serving(2))
+            await until(lambda: weights(two) == [("m1", 2)])
+            await one.register(serving(3))
+            await until(lambda: weights(two) == [("m1", 3)])
+            (endpoint,) = two.facts.endpoints
+            assert (endpoint.destination, str(endpoint.address), endpoint.port) == (WEB, "10.0.0.1", 20000)
+            (seen,) = consul_agent.get("/v1/health/service/web?passing&tag=web")
+            assert seen["Service"]["Weights"]["Passing"] == 3
+            await one.deregister(serving())
+            await until(lambda: weights(two) == [])
+            assert two.facts.held_since is None
+            assert two.facts.problems == ()
+
+    trio.run(main)
+
+
+def test_specs_and_tombstones_are_shared(machines, consul_agent):
+    """What is deployed on one machine is known on all, and removed on one, removed on all."""
+
+    async def main():
+        async with machines.machine("m1") as one, machines.machine("m2") as two:
+            await one.put_spec(SPEC)
+            await until(lambda: two.facts.specs == {"web": SPEC})
+            await two.put_spec(replace(SPEC, count=3))
+            await until(lambda: one.facts.specs["web"].count == 3)
+            assert await one.remove_spec("web")
+            await until(lambda: not two.facts.specs and "web" in two.facts.tombstones)
+            assert not await two.remove_spec("web")
+            assert not await two.remove_spec("never")
+            await two.put_spec(SPEC)
+            await until(lambda: one.facts.specs and not one.facts.tombstones)
+            assert set(consul_agent.get("/v1/kv/meshbox/?keys")) == {"meshbox/epoch", "meshbox/specs/web"}
+
+    trio.run(main)
+
+
+def test_leftovers_of_a_crash(machines, consul_agent):
+    """What a former run under this node left behind goes, what is wanted stays, and nothing else is touched."""
+    for name, service_id in (("old", "meshbox:m1:old.old:1/tcp"), ("web", "meshbox:m10:web.web:80/tcp"), ("x", "x")):
+        consul_agent.request("PUT", "/v1/agent/service/register", {"Name": name, "ID": service_id})
+
+    async def main():
+        async with machines.machine("m1") as one:
+            await one.register(serving())
+            await until(lambda: "meshbox:m1:old.old:1/tcp" not in consul_agent.get("/v1/agent/services"))
+
+    trio.run(main)
+    assert set(consul_agent.get("/v1/agent/services")) == {
+        "meshbox:m1",
+        "meshbox:m1:web.web:80/tcp",
+        "meshbox:m10:web.web:80/tcp",
+        "x",
+    }
+
+
+def test_withdrawing_before_the_end(machines, consul_agent):
+    """Before it ends, a machine withdraws what it serves; the machine itself stays until its heartbeat is missed."""
+
+    async def main():
+        async with machines.machine("m1") as one:
+            await one.register(serving())
+            await one.withdraw()
+            assert set(consul_agent.get("/v1/agent/services")) == {"meshbox:m1"}
+
+    trio.run(main)
+    assert set(consul_agent.get("/v1/agent/services")) == {"meshbox:m1"}
+
+
+def test_a_machine_that_dies(machines, consul_agent):
+    """A machine whose check is critical is no member, and what it serves is not used; later it is again."""
+
+    async def main():
+        async with machines.machine("m1") as one, machines.machine("m2") as two:
+            await two.register(serving())
+            await until(lambda: weights(one) == [("m2", 1)])
+            two._announcer._beat = trio.lowlevel.checkpoint
+            consul_agent.request("PUT", "/v1/agent/check/fail/meshbox:m2")
+            await until(lambda: nodes(one) == ["m1"] and weights(one) == [])
+            consul_agent.request("PUT", "/v1/agent/check/pass/meshbox:m2")
+            await until(lambda: weights(one) == [("m2", 1)])
+
+    trio.run(main)
+
+
+def test_the_agent_loses_its_registrations(machines, consul_agent):
+    """What somebody removes from the agent is put back at the next heartbeat that fails."""
+
+    async def main():
+        async with machines.machine("m1") as one, machines.machine("m2") as two:
+            await one.register(serving())
+            await until(lambda: weights(two) == [("m1", 1)])
+            for service_id in ("meshbox:m1", "meshbox:m1:web.web:80/tcp"):
+                consul_agent.request("PUT", f"/v1/agent/service/deregister/{service_id}")
+            await until(lambda: "m1" not in nodes(two))
+            await until(lambda: weights(two) == [("m1", 1)])
+
+    trio.run(main)
+
+
+TROUBLES = {
+    "answers 500": {"status": 500},
+    "has no leader": {"no_leader": True},
+    "closes connections": {"refuse": True},
+    "answers empty": {"empty": lambda path: True},
+    "answers services empty": {"empty": lambda path: path.startswith("/v1/health/")},
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES.keys())
+def test_trouble_changes_nothing(machines, trouble):
+    """Whatever Consul does wrong, what was known stays, marked as held; afterwards it is fresh, without a flap."""
+
+    async def main():
+        faulty = FaultyConsul(machines.settings.address)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(faulty.run)
+            async with machines.machine("m2") as two, machines.machine("m1", address=faulty.address) as one:
+                await two.register(serving())
+                await one.put_spec(SPEC)
+                await until(lambda: weights(one) == [("m2", 1)] and nodes(one) == ["m1", "m2"])
+                known = one.facts
+                machines.rings.clear()
+                for name, value in trouble.items():
+                    setattr(faulty, name, value)
+                faulty.hang_up()
+                await until(lambda: one.facts.held_since is not None)
+                await trio.sleep(QUIET)
+                assert one.facts.specs == known.specs
+                assert one.facts.machines == known.machines
+                assert one.facts.endpoints == known.endpoints
+                assert one.facts.held_why
+                assert machines.rings["m1"] == 0
+                for name in trouble:
+                    setattr(faulty, name, getattr(FaultyConsul(""), name))
+                await until(lambda: one.facts.held_since is None)
+                await two.register(serving(5))
+                await until(lambda: weights(one) == [("m2", 5)])
+                assert machines.rings["m1"] == 1
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_slow_consul(machines):
+    """A Consul that takes a second for everything is used all the same."""
+
+    async def main():
+        faulty = FaultyConsul(machines.settings.address, delay=1.0)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(faulty.run)
+            async with machines.machine("m2") as two, machines.machine("m1", address=faulty.address) as one:
+                await two.register(serving())
+                await until(lambda: weights(one) == [("m2", 1)])
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_boot_without_consul(machines, consul_agent):
+    """A start without Consul goes on with what was last known, specs, machines and endpoints, and heals later."""
+
+    async def main():
+        async with machines.machine("m2") as two:
+            async with machines.machine("m1") as one:
+                await two.register(serving(4))
+                await one.put_spec(SPEC)
+                await one.keep_allocations(Allocations(vips={Name.parse("a.b"): IPv4Address("240.0.0.9")}))
+                await until(lambda: weights(one) == [("m2", 4)] and nodes(one) == ["m1", "m2"])
+                known = one.facts
+            await trio.to_thread.run_sync(consul_agent.stop)
+            async with machines.machine("m1") as one:
+                assert one.facts.specs == known.specs
+                assert one.facts.machines == known.machines
+                assert one.facts.endpoints == known.endpoints
+                assert one.facts.allocations == known.allocations
+                assert one.facts.held_since is not None
+                assert f"{consul_agent.address} cannot be reached" in one.facts.held_why
+                await one.register(serving())  # local changes do not wait for it
+                await one.put_spec(replace(SPEC, count=7))
+                assert one.facts.specs["web"].count == 7
+                assert one.facts.problems == ('the last change of service "web" waits for Consul',)
+                await trio.to_thread.run_sync(consul_agent.start)
+                await until(lambda: one.facts.held_since is None and one.facts.problems == ())
+                await until(lambda: two.facts.specs["web"].count == 7)
+                await until(lambda: weights(two) == [("m1", 1)])
+
+    trio.run(main)
+
+
+def test_consul_restarted_with_empty_data(machines, consul_agent):
+    """Nothing vanishes anywhere; catalogue and specs are put back, and what was removed before stays removed."""
+
+    async def main():
+        async with machines.machine("m1", grace=3) as one, machines.machine("m2", grace=3) as two:
+            await one.put_spec(SPEC)
+            await one.put_spec(replace(SPEC, name="gone"))
+            await one.remove_spec("gone")
+            await two.register(serving())
+            await one.register(serving(destination=Destination.parse("x.web:1")))
+            await until(lambda: weights(one) == [("m2", 1)] and weights(two) == [("m1", 1)])
+            await until(lambda: two.facts.tombstones and two.facts.specs)
+            machines.rings.clear()
+            for _ in range(2):
+                await trio.to_thread.run_sync(lambda: consul_agent.stop(wipe=True))
+                await until(lambda: one.facts.held_since and two.facts.held_since)
+                await trio.to_thread.run_sync(consul_agent.start)
+                await until(lambda: one.facts.held_since is None and two.facts.held_since is None)
+                await until(
+                    lambda: (
+                        set(consul_agent.get("/v1/kv/meshbox/?keys") or ())
+                        == {"meshbox/epoch", "meshbox/specs/web", "meshbox/specs/gone"}
+                        and len(consul_agent.get("/v1/health/service/web?passing") or ()) == 2
+                        and len(consul_agent.get("/v1/health/service/meshbox?passing") or ()) == 2
+                    )
+                )
+            await trio.sleep(4)  # past the grace
+            assert machines.rings["m1"] == 0
+            assert weights(one) == [("m2", 1)]
+            assert weights(two) == [("m1", 1)]
+            assert two.facts.specs == {"web": SPEC}
+            assert set(two.facts.tombstones) == {"gone"}
+
+    trio.run(main)
+
+
+def test_what_does_not_come_back_after_a_loss(machines, consul_agent):
+    """A machine that died together with Consul's data is held for the grace only."""
+
+    async def main():
+        async with machines.machine("m1", grace=3) as one:
+            async with machines.machine("m2") as two:
+                await two.register(serving())
+                await until(lambda: weights(one) == [("m2", 1)])
+            await trio.to_thread.run_sync(lambda: consul_agent.stop(wipe=True))
+            await trio.to_thread.run_sync(consul_agent.start)
+            await until(lambda: one.facts.held_since is None)
+            assert weights(one) == [("m2", 1)]
+            await until(lambda: nodes(one) == ["m1"] and weights(one) == [])
+
+    trio.run(main)
+
+
+def test_hundreds_of_services_few_queries(machines, consul_agent):
+    """With Consul's default limit of connections, 300 services are watched over at most 64 queries, and change."""
+    services = frozenset(f"s{n}" for n in range(300))
+
+    async def main():
+        async with (
+            machines.machine("m1", watch=services) as one,
+            machines.machine("m2", watch=frozenset()) as two,
+        ):
+            await until(lambda: one.facts.open_queries > 40)
+            for name in ("s0", "s299", "s77"):
+                await two.register(serving(destination=Destination.parse(f"x.{name}:1")))
+            await until(lambda: len(one.facts.endpoints) == 3)
+            assert one.facts.open_queries <= 64
+            await two.deregister(serving(destination=Destination.parse("x.s299:1")))
+            await until(lambda: len(one.facts.endpoints) == 2)
+            assert one.facts.held_since is None
+
+    trio.run(main)
+
+
+def test_idle_is_quiet(machines):
+    """Without changes, an appliance asks nothing but its heartbeat."""
+
+    async def main():
+        faulty = FaultyConsul(machines.settings.address)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(faulty.run)
+            async with machines.machine("m1", address=faulty.address, watch=frozenset({"a", "b"})) as one:
+                await until(lambda: one.facts.open_queries == 4)
+                await trio.sleep(QUIET)
+                faulty.requests.clear()
+                await trio.sleep(2)
+                assert [r for r in faulty.requests if "/check/pass/" not in r] == []
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_specs_that_are_not_ours(machines, consul_agent):
+    """A key of a newer version, or of somebody else, is left alone and reported, also by a deploy."""
+    newer = {"schema": 99, "changed": 1, "anything": True}
+    consul_agent.request("PUT", "/v1/kv/meshbox/specs/web", newer)
+    consul_agent.request("PUT", "/v1/kv/meshbox/specs/note", "hello")
+
+    async def main():
+        async with machines.machine("m1") as one:
+            assert one.facts.specs == {}
+            assert len(one.facts.problems) == 2
+            assert "written by a newer meshbox (schema 99)" in one.facts.problems[1]
+            with pytest.raises(HostError, match="written by a newer meshbox"):
+                await one.put_spec(SPEC)
+
+    trio.run(main)
+    assert consul_agent.request("GET", "/v1/kv/meshbox/specs/web?raw").json() == newer
+
+
+def test_two_machines_of_one_name(machines, consul_agent, tmp_path):
+    """Both addresses are named to the administrator, and one of the two counts."""
+    other = ConsulAgent(
+        tmp_path / "other",
+        node="consul-2",
+        base_port=free_ports(3),
+        join=(f"127.0.0.1:{consul_agent.base_port + 2}",),
+        servers=0,
+        server=False,
+    )
+
+    async def main():
+        await trio.to_thread.run_sync(other.start)
+        async with machines.machine("m1") as one:
+            machines.folder = tmp_path / "elsewhere"
+            async with machines.machine("m1", address=other.address, at="10.0.0.9"):
+                await until(lambda: one.facts.problems)
+                assert 'two machines call themselves "m1": 10.0.0.1' in one.facts.problems[0]
+                assert "10.0.0.9 (consul-2)" in one.facts.problems[0]
+                assert nodes(one) == ["m1"]
+
+    try:
+        trio.run(main)
+    finally:
+        other.stop()
+
+
+def test_clock_that_jumps(machines):
+    """A deploy by a machine whose clock is far ahead or behind is a change like any other."""
+
+    async def main():
+        async with (
+            machines.machine("m1", clock=lambda: 5e9) as ahead,
+            machines.machine("m2", clock=lambda: 5.0) as behind,
+        ):
+            for number in range(1, 5):
+                await (ahead if number % 2 else behind).put_spec(replace(SPEC, count=number))
+                await until(
+                    lambda number=number: (
+                        ahead.facts.specs.get("web") == behind.facts.specs.get("web") == replace(SPEC, count=number)
+                    )
+                )
+            assert await behind.remove_spec("web")
+            await until(lambda: not ahead.facts.specs)
+
+    trio.run(main)
+
+
+RULES = """
+    service_prefix "" { policy = "write" }
+    node_prefix "" { policy = "read" }
+    agent_prefix "" { policy = "read" }
+    key_prefix "meshbox/" { policy = "write" }
+"""
+
+
+def test_access_control(tmp_path):
+    """With everything denied by default the smallest token does; a missing permission is named."""
+    agent = ConsulAgent(
+        tmp_path / "consul",
+        base_port=free_ports(3),
+        hcl='acl { enabled = true, default_policy = "deny", tokens { master = "root", agent = "root" } }',
+        token="root",
+    )
+
+    def token(rules: str) -> str:
+        name = f"p{len(rules)}"
+        agent.request("PUT", "/v1/acl/policy", {"Name": name, "Rules": rules})
+        return agent.request("PUT", "/v1/acl/token", {"Policies": [{"Name": name}]}).json()["SecretID"]
+
+    async def sound():
+        file = tmp_path / "token"
+        file.write_text(token(RULES) + "\n")
+        machines = Machines(tmp_path, agent.address, token_file=str(file))
+        async with machines.machine("m1") as one, machines.machine("m2") as two:
+            await one.register(serving())
+            await two.put_spec(SPEC)
+            await until(lambda: weights(two) == [("m1", 1)] and one.facts.specs)
+            assert one.facts.held_since is None
+
+    async def lacking(rules: str, complaint: str):
+        machines = Machines(tmp_path / str(len(rules)), agent.address, token=token(rules))
+        async with machines.machine("m3") as three:
+            await three.register(serving())
+            await until(lambda: complaint in three.facts.held_why)
+            assert agent.address in three.facts.held_why
+
+    async def refused():
+        machines = Machines(tmp_path / "refused", agent.address, token=token(RULES.replace("write", "read")))
+        async with machines.machine("m3") as three:
+            with pytest.raises(RetryError, match=r'needs key_prefix "meshbox/" \{ policy = "write" \}'):
+                await three.put_spec(SPEC)
+
+    async def unknown():
+        machines = Machines(tmp_path / "unknown", agent.address, token="00000000-0000-0000-0000-000000000000")
+        async with machines.machine("m3") as three:
+            assert "does not know our ACL token" in three.facts.held_why
+
+    try:
+        agent.start()
+        trio.run(sound)
+        trio.run(lacking, RULES.replace('service_prefix "" { policy = "write" }', ""), "needs service")
+        trio.run(
+            lacking, RULES.replace('key_prefix "meshbox/" { policy = "write" }', ""), 'needs key_prefix "meshbox/"'
+        )
+        trio.run(refused)
+        trio.run(unknown)
+    finally:
+        agent.stop()
+
+
+def test_spec_in_consul_is_readable(machines, consul_agent):
+    """The stored value is plain JSON in the words of a spec file."""
+
+    async def main():
+        async with machines.machine("m1", clock=lambda: 1000.0) as one:
+            await one.put_spec(SPEC)
+
+    trio.run(main)
+    value = consul_agent.request("GET", "/v1/kv/meshbox/specs/web?raw").content
+    assert orjson.loads(value) == {
+        "schema": 1,
+        "changed": 1000.0,
+        "service": {"name": "web", "count": 1, "containers": [{"name": "web", "image": "x"}]},
+    }

@@ -1,0 +1,184 @@
+"""What stands in Consul, and what it means."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import orjson
+import pytest
+
+from appliance.drivers import consulcodec as codec
+from appliance.drivers.consulcodec import StoredSpec
+from appliance.errors import InputError
+from appliance.model.facts import Endpoint, Machine
+from appliance.model.names import Destination
+from appliance.model.network import Registration
+from appliance.model.spec import Container, Service
+
+M1 = Machine(node="m1", address=IPv4Address("10.0.0.1"), meta=(("disk", "ssd"),))
+WEB = Destination.parse("nginx.web:80")
+SPEC = Service(name="web", containers=(Container(name="nginx", image="x"),))
+
+
+def entry(arguments, *, status="passing", host="consul-1", **changes):
+    """What Consul makes of a registration in a health query."""
+    service = {
+        "ID": arguments["service_id"],
+        "Service": arguments["name"],
+        "Address": arguments["address"],
+        "Port": arguments.get("port", 0),
+        "Meta": arguments["meta"],
+    }
+    return {
+        "Node": {"Node": host, "Address": "192.0.2.9"},
+        "Service": {**service, **changes},
+        "Checks": [{"Status": "passing"}, {"Status": status}],
+    }
+
+
+def serving(weight=2, machine=M1, destination=WEB):
+    """The registration of something that a machine serves."""
+    return codec.destination_service(machine, Registration(destination=destination, proxy_port=20000, weight=weight))
+
+
+def test_machine_back_and_forth():
+    """A machine is read as it was registered."""
+    seen, complaints = codec.parse_machines([entry(codec.machine_service(M1))])
+    assert complaints == ()
+    assert seen == (codec.SeenMachine(machine=M1, healthy=True, host="consul-1"),)
+
+
+def test_endpoint_back_and_forth():
+    """What a machine serves is read as it was registered, with the name in Consul's own terms."""
+    arguments = serving()
+    assert (arguments["name"], arguments["tags"]) == ("web", ["nginx"])
+    assert arguments["check"]["AliasService"] == codec.machine_service(M1)["service_id"]
+    endpoints, complaints = codec.parse_endpoints([entry(arguments)])
+    assert complaints == ()
+    assert endpoints == (Endpoint(destination=WEB, node="m1", address=IPv4Address("10.0.0.1"), port=20000, weight=2),)
+
+
+@pytest.mark.parametrize(("status", "healthy"), [("passing", True), ("warning", True), ("critical", False)])
+def test_health(status, healthy):
+    """Only a critical check makes a machine unhealthy."""
+    seen, _ = codec.parse_machines([entry(codec.machine_service(M1), status=status)])
+    assert seen[0].healthy is healthy
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"ID": "redis-1"}, {"ID": "meshbox:m2"}, {"Meta": None}, {"ID": "meshbox:m1:x", "Meta": {"node": "m1"}}],
+)
+def test_foreign_machines_are_not_ours(changes):
+    """Somebody else's registrations, whatever they are called, are passed over in silence."""
+    assert codec.parse_machines([entry(codec.machine_service(M1), **changes)]) == ((), ())
+
+
+@pytest.mark.parametrize("changes", [{"ID": "redis-1"}, {"Meta": None}, {"Meta": {"node": "m1"}}])
+def test_foreign_endpoints_are_not_ours(changes):
+    """A service of the same name that something else registered is none of the mesh's."""
+    assert codec.parse_endpoints([entry(serving(), **changes)]) == ((), ())
+    assert codec.parse_endpoints([entry(codec.machine_service(M1))]) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("port", "0"), ("port", "x"), ("protocol", "icmp"), ("replicas", "many"), ("container", "A_B")]
+)
+def test_unreadable_endpoints(key, value):
+    """One that is ours and cannot be read is named, and does not hide the others."""
+    bad = entry(serving(), Meta={**serving()["meta"], key: value})
+    endpoints, complaints = codec.parse_endpoints([bad, entry(serving())])
+    assert len(endpoints) == 1
+    assert len(complaints) == 1
+    assert '"meshbox:m1:nginx.web:80/tcp" in Consul cannot be read' in complaints[0]
+
+
+@pytest.mark.parametrize("constraints", ["[]", "{", "3"])
+def test_unreadable_machine(constraints):
+    """A machine that cannot be read is named."""
+    broken = entry(codec.machine_service(M1), Meta={"node": "m1", "constraints": constraints})
+    seen, complaints = codec.parse_machines([broken])
+    assert seen == ()
+    assert '"meshbox:m1" in Consul cannot be read' in complaints[0]
+
+
+def test_two_machines_of_one_name_or_address():
+    """Both conflicts are told with all that an administrator needs; the first of one name counts."""
+    double = Machine(node="m1", address=IPv4Address("10.0.0.2"))
+    same = Machine(node="m3", address=IPv4Address("10.0.0.1"))
+    seen, _ = codec.parse_machines(
+        [entry(codec.machine_service(m), host=h) for m, h in ((double, "c2"), (M1, "c1"), (same, "c3"))]
+    )
+    healthy, complaints = codec.one_per_node(seen)
+    assert healthy == {"m1": M1, "m3": same}
+    assert complaints == [
+        (
+            'two machines call themselves "m1": 10.0.0.1 (Consul node c1) and 10.0.0.2 (c2); '
+            'give one of them another "node" in its configuration'
+        ),
+        "machines m1 and m3 both claim the address 10.0.0.1",
+    ]
+
+
+def test_ids():
+    """Only ids that begin with this very node are its own."""
+    assert codec.is_own("meshbox:m1", "m1")
+    assert codec.is_own("meshbox:m1:nginx.web:80/tcp", "m1")
+    assert not codec.is_own("meshbox:m10", "m1")
+    assert not codec.is_own("meshbox:m10:nginx.web:80/tcp", "m1")
+    assert not codec.is_own("redis", "m1")
+
+
+@pytest.mark.parametrize(
+    "change", [{"Address": "10.0.0.2"}, {"Port": 1}, {"Tags": []}, {"Meta": {}}, {"Weights": {"Passing": 1}}]
+)
+def test_same_service(change):
+    """Any difference that others would see makes a registration stale."""
+    arguments = serving()
+    found = {
+        "Service": "web",
+        "Address": "10.0.0.1",
+        "Port": 20000,
+        "Tags": ["nginx"],
+        "Meta": arguments["meta"],
+        "Weights": {"Passing": 2, "Warning": 1},
+    }
+    assert codec.same_service(found, arguments)
+    assert not codec.same_service({**found, **change}, arguments)
+
+
+@pytest.mark.parametrize("stored", [StoredSpec(service=SPEC, changed=5.5), StoredSpec(service=None, changed=6.0)])
+def test_spec_back_and_forth(stored):
+    """Specs and tombstones are read as they were written."""
+    assert codec.parse_spec("meshbox/specs/web", codec.dump_spec(stored), 0) == stored
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        (b"", "no spec of ours"),
+        (b"hello", "no spec of ours"),
+        (b"[1]", "no spec of ours"),
+        (b'{"schema": 1}', "no spec of ours"),
+        (b'{"schema": 2, "changed": 1}', "written by a newer meshbox"),
+        (b'{"schema": 1, "changed": 1}', "is left alone"),
+        (b'{"schema": 1, "changed": 1, "service": {"name": "web"}}', "is left alone"),
+        (
+            orjson.dumps(
+                {
+                    "schema": 1,
+                    "changed": 1,
+                    "service": {
+                        **orjson.loads(codec.dump_spec(StoredSpec(service=SPEC, changed=1)))["service"],
+                        "name": "other",
+                    },
+                }
+            ),
+            'a service called "other"',
+        ),
+    ],
+)
+def test_foreign_specs(value, complaint):
+    """A key that is not ours, or a newer version's, is named and left alone."""
+    with pytest.raises(InputError, match=complaint):
+        codec.parse_spec("meshbox/specs/web", value, 3)

@@ -1,0 +1,51 @@
+"""The copy of Consul's facts on disk."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import orjson
+import pytest
+
+from appliance.drivers.consulfile import Known, dump, load
+from appliance.model.facts import Endpoint, Machine
+from appliance.model.names import Destination
+
+FULL = Known(
+    epoch="abc",
+    changed={"web": 5.5},
+    machines=(Machine(node="m1", address=IPv4Address("10.0.0.1"), meta=(("disk", "ssd"),)),),
+    endpoints=(
+        Endpoint(
+            destination=Destination.parse("web.web:80/udp"),
+            node="m1",
+            address=IPv4Address("10.0.0.1"),
+            port=20000,
+            weight=3,
+        ),
+    ),
+)
+
+
+def test_back_and_forth():
+    """What is written comes back."""
+    assert load(dump(FULL)) == FULL
+    assert load(dump(Known())) == Known()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        dump(FULL)[:-5],
+        orjson.dumps({**orjson.loads(dump(FULL)), "schema": 2}),
+        orjson.dumps({**orjson.loads(dump(FULL)), "machines": [{"node": "m1"}]}),
+        orjson.dumps({**orjson.loads(dump(FULL)), "endpoints": 3}),
+        orjson.dumps({**orjson.loads(dump(FULL)), "changed": []}),
+    ],
+)
+def test_damaged_is_none(content):
+    """A damaged file, or another version's, counts as none: Consul tells it all again."""
+    assert load(content) == Known()
