@@ -44,10 +44,18 @@ def holdings(mesh: Machine) -> dict[str, Any]:
 
 
 def settled(mesh: Machine) -> dict[str, Any]:
-    """Return the holdings once Docker has cleared its old namespaces away, which it does every minute."""
+    """Return the holdings once Docker has cleared its old namespaces away (every minute) and the appliance rests."""
     wait_until(lambda: not list(mesh.netns_dir.iterdir()), "no namespace is left", seconds=100, pause=1)
     wait_until(lambda: "meshbox" not in holdings(mesh)["networks"], "the network is gone", seconds=40)
-    return holdings(mesh)
+    seen: list[dict[str, Any]] = []
+
+    def resting() -> bool:
+        """Whether nothing has moved for five looks, and the helper process has ended for lack of work."""
+        seen.append(holdings(mesh))
+        return seen[-1]["processes"] == 0 and len(seen) > 5 and seen[-1] == seen[-2] == seen[-3] == seen[-4] == seen[-5]
+
+    wait_until(resting, "the appliance rests", seconds=100, pause=1)
+    return seen[-1]
 
 
 def memory(mesh: Machine) -> int:
