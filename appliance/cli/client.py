@@ -24,7 +24,7 @@ class Client:
     def __init__(self, config: Config) -> None:
         self._path = config.admin_socket
         self._http = httpx2.Client(
-            transport=httpx2.HTTPTransport(uds=self._path), base_url="http://meshbox", timeout=TIMEOUT
+            transport=httpx2.HTTPTransport(uds=self._path, verify=False), base_url="http://meshbox", timeout=TIMEOUT
         )
 
     def __enter__(self) -> Self:
