@@ -7,7 +7,9 @@ hold HOST PORT N       N connections at once, a word through each: {open, answer
 sum HOST PORT BYTES    sends BYTES, shuts down its sending half, reads to the end: {answer, sent, sha}
 get HOST PORT BYTES    HTTP download: {length, sha, wanted}
 put HOST PORT BYTES    HTTP upload: {answer, sent, sha}
-loop HOST PORT SECONDS   connections one after the other: {count, answers, failures: [{error, begin, end}, …]}
+loop HOST PORT SECONDS [MS]   connections one after the other, MS (default 0) apart: {count, answers, failures:
+                       [{error, begin, end}, …]}
+until HOST PORT SECONDS   tries again and again until it is answered: {at}, or null after SECONDS
 reset HOST PORT        asks for a reset: {error}; leaves another connection by a reset: {seen}
 """
 
@@ -27,6 +29,7 @@ from typing import Any
 
 PATTERN = bytes(range(251)) * 4096
 TIMEOUT = 10.0
+NEVER = threading.Event()
 
 
 def word(error: OSError) -> str:
@@ -105,7 +108,7 @@ def hold(host: str, port: str, count: str) -> dict[str, Any]:
     return {"open": len(connections), "answered": answered, "error": None}
 
 
-def loop(host: str, port: str, seconds: str) -> dict[str, Any]:
+def loop(host: str, port: str, seconds: str, pause: str = "0") -> dict[str, Any]:
     """Connect and hear a name, again and again. Times are of the monotonic clock, which host and container share."""
     count, answers, failures = 0, Counter[str](), []
     ending = time.monotonic() + float(seconds)
@@ -121,7 +124,21 @@ def loop(host: str, port: str, seconds: str) -> dict[str, Any]:
                 answers[answer] += 1
         except OSError as error:
             failures.append({"error": f"{stage} {word(error)}", "begin": begin, "end": time.monotonic()})
+        NEVER.wait(int(pause) / 1000)
     return {"count": count, "answers": answers, "failures": failures}
+
+
+def until(host: str, port: str, seconds: str) -> dict[str, Any]:
+    """Connect until that works. The time is of the monotonic clock, which host and container share."""
+    ending = time.monotonic() + float(seconds)
+    while time.monotonic() < ending:
+        try:
+            with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+                if connection.recv(1000):
+                    return {"at": time.monotonic()}
+        except OSError:
+            NEVER.wait(0.002)
+    return {"at": None}
 
 
 def pattern(length: int) -> bytes:
@@ -194,5 +211,5 @@ def reset(host: str, port: str) -> dict[str, Any]:
     return found
 
 
-VERBS = {v.__name__: v for v in (tcp, udp, resolve, hold, loop, sum, get, put, reset)}
+VERBS = {v.__name__: v for v in (tcp, udp, resolve, hold, loop, until, sum, get, put, reset)}
 print(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 — its answer
