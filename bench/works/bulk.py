@@ -40,29 +40,19 @@ def _open(lab: Lab, *, streams: int, direction: str) -> Iterator[Mapping[str, Ca
 
 
 def _measure(lab: Lab, name: str, target: Target, *, streams: int, direction: str) -> Sample:
-    command = [
-        "iperf3",
-        "-J",
-        "-c",
-        target.host,
-        "-p",
-        str(target.port),
-        "-P",
-        str(streams),
-        "-t",
-        f"{lab.seconds:.0f}",
-    ]
-    command += [f"{max(LEAST_SECONDS, lab.seconds):.0f}", *DIRECTIONS[direction]]
+    seconds = max(LEAST_SECONDS, lab.seconds)
+    command = ["iperf3", "-J", "-c", target.host, "-p", str(target.port), "-P", str(streams), "-t", f"{seconds:.0f}"]
+    command += DIRECTIONS[direction]
     with target.used() as cpu:
         end = orjson.loads(lab.client(command))["end"]
-    sent = received = seconds = 0.0
+    sent = received = took = 0.0
     for suffix in ("", "_bidir_reverse") if direction == "both" else ("",):
         sent += end[f"sum_sent{suffix}"]["bytes"]
         received += end[f"sum_received{suffix}"]["bytes"]
-        seconds = max(seconds, end[f"sum_received{suffix}"]["seconds"])
+        took = max(took, end[f"sum_received{suffix}"]["seconds"])
     if not received or sent - received > UNDER_WAY * streams * (1 + (direction == "both")):
         raise BenchError(f"{name}: {sent:.0f} bytes were sent, {received:.0f} received")
-    return {"Gb/s": received * 8 / seconds / 1e9} | cpu.per(received / 1e9 * 1000, "CPU ms/GB")
+    return {"Gb/s": received * 8 / took / 1e9} | cpu.per(received / 1e9 * 1000, "CPU ms/GB")
 
 
 WORKS = tuple(
