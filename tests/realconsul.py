@@ -97,6 +97,7 @@ class ConsulAgent:
         server: bool = True,
         prefix: tuple[str, ...] = (),
         base_port: int = 18500,
+        https_port: int = -1,
         hcl: str = "",
         token: str = "",
     ) -> None:
@@ -111,6 +112,7 @@ class ConsulAgent:
             performance {{ raft_multiplier = 1 }}
             ports {{
               http = {base_port}
+              https = {https_port}
               dns = -1
               grpc = -1
               server = {base_port + 1}

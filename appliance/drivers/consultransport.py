@@ -175,17 +175,27 @@ async def explained(settings: ConsulSettings, doing: str, *, needs: str) -> Asyn
             f"{where} did not answer {doing} in time ({type(error).__name__}); check its load and the network"
         ) from error
     except httpx2.ConnectError as error:
-        advice = "check consul.ca, consul.cert and consul.key" if "SSL" in str(error) else "check that its agent runs"
-        raise ConsulError(f"{where} cannot be reached ({_line(error)}); {advice}") from error
+        cause = _tls_fault(error)
+        if cause is not None:
+            raise ConsulError(
+                f"{where} cannot be talked to over TLS ({_line(cause)}); check consul.ca, consul.cert and consul.key"
+            ) from error
+        raise ConsulError(f"{where} cannot be reached ({_line(error)}); check that its agent runs") from error
     except httpx2.HTTPError as error:
-        raise ConsulError(
-            f"{where} broke off {doing} ({_line(error)}); if this lasts, check its limit of connections per client"
-            " (limits.http_max_conns_per_client)"
-        ) from error
+        advice = "check its limit of connections per client (limits.http_max_conns_per_client)"
+        if _tls_fault(error) is not None:
+            advice = "check consul.cert and consul.key"
+        raise ConsulError(f"{where} broke off {doing} ({_line(error)}); if this lasts, {advice}") from error
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _token(settings: ConsulSettings) -> str:

@@ -1,0 +1,131 @@
+"""Removed, or only missing? The clock is virtual."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from appliance.drivers.consulevidence import GRACE, KEY, Evidence
+from appliance.drivers.consulwatch import Held
+from appliance.errors import RetryError
+from tests.drivers.fakekeys import FakeKeys
+
+OWN = [{"Service": {"ID": "meshbox:m1"}}]
+
+
+class World:
+    """Evidence over fake keys in which this machine is registered."""
+
+    def __init__(self):
+        self.keys = FakeKeys()
+        self.keys.machines = OWN
+        self.losses = 0
+        self.held = Held(trio.current_time, lambda: None)
+        self.evidence = Evidence(self.keys, self.held, "m1", lost=self._lost)
+
+    def _lost(self):
+        self.losses += 1
+
+
+def run(script):
+    """Run a script in a world of its own, on virtual time."""
+    trio.run(script, World(), clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_removal():
+    """With the epoch as known and this machine in sight, what is missing was removed."""
+
+    async def script(world):
+        await world.evidence.look()
+        assert await world.evidence.merge({"a": 1, "b": 1}, {"b": 2, "c": 2}) == {"b": 2, "c": 2}
+        assert await world.evidence.merge({"a": 1}, {}) == {}
+        assert world.losses == 0
+
+    run(script)
+
+
+def test_growth_asks_nothing():
+    """Where nothing is missing, no evidence is needed: not even a Consul."""
+
+    async def script(world):
+        world.keys.down = True
+        assert await world.evidence.merge({"a": 1}, {"a": 2, "b": 2}) == {"a": 2, "b": 2}
+
+    run(script)
+
+
+def test_first_contact_and_the_others_epoch():
+    """The first machine makes the epoch, the others take it over, and none of that is a loss."""
+
+    async def script(world):
+        await world.evidence.look()
+        other = Evidence(world.keys, world.held, "m2", lost=world._lost)
+        await other.look()
+        assert other.epoch == world.evidence.epoch == world.keys.keys[KEY][0].decode() != ""
+        assert world.losses == 0
+
+    run(script)
+
+
+@pytest.mark.parametrize("epoch", [None, b"another"])
+def test_loss(epoch):
+    """When the epoch is gone or another one, everything known is held for the grace, and that is visible."""
+
+    async def script(world):
+        await world.evidence.look()
+        world.keys.keys.clear()
+        if epoch:
+            world.keys.set(KEY, epoch)
+        assert await world.evidence.merge({"a": 1, "b": 1}, {"b": 2}) == {"a": 1, "b": 2}
+        assert world.losses == 1
+        assert "lost its data" in world.held.why
+        began = trio.current_time()
+        await world.evidence.get_over()
+        assert GRACE - 1 <= trio.current_time() - began <= GRACE + 1
+        assert world.held.since is None
+        assert await world.evidence.merge({"a": 1, "b": 1}, {"b": 2}) == {"b": 2}
+        assert world.losses == 1
+
+    run(script)
+
+
+def test_false_alarm():
+    """A new leader that knew nothing for a moment: as soon as the old epoch is there again, all is as before."""
+
+    async def script(world):
+        await world.evidence.look()
+        former = world.keys.keys.pop(KEY)
+        world.keys.meddler = lambda: world.keys.keys.update({KEY: former})  # it was there all the time
+        assert await world.evidence.merge({"a": 1}, {}) == {"a": 1}
+        began = trio.current_time()
+        await world.evidence.get_over()
+        assert trio.current_time() - began <= 2
+        assert world.evidence.epoch == former[0].decode()
+        assert await world.evidence.merge({"a": 1}, {}) == {}
+
+    run(script)
+
+
+def test_an_answer_without_this_machine_says_nothing():
+    """What is missing may only be hidden by a token that may not read; the error says so."""
+
+    async def script(world):
+        await world.evidence.look()
+        world.keys.machines = []
+        with pytest.raises(RetryError, match=r'does not show "meshbox:m1".*service_prefix "" \{ policy = "read" \}'):
+            await world.evidence.merge({"a": 1}, {})
+
+    run(script)
+
+
+def test_no_evidence_without_consul():
+    """When the epoch cannot be read, nothing is decided."""
+
+    async def script(world):
+        await world.evidence.look()
+        world.keys.down = True
+        with pytest.raises(RetryError):
+            await world.evidence.merge({"a": 1}, {})
+
+    run(script)

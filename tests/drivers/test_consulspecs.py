@@ -1,0 +1,185 @@
+"""Specs and tombstones in Consul: the later change wins, and nothing ends without a tombstone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import trio
+
+from appliance.drivers.consulcodec import StoredSpec, dump_spec
+from appliance.drivers.consulspecs import LIFE, TRIES, Specs
+from appliance.errors import HostError, RetryError
+from appliance.model.spec import Container, Service
+from tests.drivers.fakekeys import FakeKeys
+
+SPEC = Service(name="web", containers=(Container(name="web", image="x"),))
+KEY = "specs/web"
+
+
+class World:
+    """Specs over fake keys, at a time that stands still."""
+
+    def __init__(self):
+        self.keys = FakeKeys()
+        self.now = 1000.0
+        self.changes = 0
+        self.specs = Specs(self.keys, lambda: self.now, self._changed)
+
+    def _changed(self):
+        self.changes += 1
+
+    def stores(self, service, changed):
+        """Somebody else writes a spec or tombstone."""
+        self.keys.set(KEY, dump_spec(StoredSpec(service=service, changed=changed)))
+
+    def knows(self, service, changed):
+        """Make a spec or tombstone known here."""
+        self.specs.known["web"] = StoredSpec(service=service, changed=changed)
+
+    def take(self):
+        """What is in Consul arrives."""
+
+        async def main():
+            await self.specs.took((await self.keys.values("specs/"))[1])
+
+        trio.run(main)
+
+    @property
+    def stored(self):
+        """What is in Consul."""
+        found = self.keys.keys.get(KEY)
+        return found and found[0]
+
+
+@pytest.fixture
+def world() -> World:
+    """An empty world."""
+    return World()
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "winner"),
+    [
+        (None, 5.0, "there"),
+        (5.0, None, "here"),
+        (5.0, 6.0, "there"),
+        (6.0, 5.0, "here"),
+    ],
+)
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_later_change_wins(world, here, there, winner, removed):
+    """Of two versions the later one ends up in both places, be it a spec or a tombstone."""
+    theirs, mine = (None if removed else replace(SPEC, count=2)), SPEC
+    if there is not None:
+        world.stores(theirs, there)
+    if here is not None:
+        world.knows(mine, here)
+    world.take()
+    expected = (
+        StoredSpec(service=theirs, changed=there) if winner == "there" else StoredSpec(service=mine, changed=here)
+    )
+    assert replace(world.specs.known["web"], index=0) == expected
+    assert world.stored == dump_spec(expected)
+    assert world.specs.unsent == set()
+
+
+def test_a_deleted_key_is_no_removal(world):
+    """Somebody who deletes a spec by hand, or a Consul that has lost it, gets it back."""
+    world.stores(SPEC, 5.0)
+    world.take()
+    world.keys.keys.clear()
+    world.take()
+    assert world.stored is not None
+    assert world.specs.known["web"].service == SPEC
+
+
+def test_old_tombstones_go(world):
+    """A tombstone that has done its work is removed, here and there."""
+    world.now = LIFE + 1000
+    world.stores(None, 5.0)
+    world.take()
+    assert world.stored is None
+    assert world.specs.known == {}
+    world.knows(None, 5.0)
+    world.take()
+    assert world.specs.known == {}
+
+
+def test_somebody_else_deploys_at_the_same_time(world):
+    """A change in between is not overwritten unseen: ours comes after it."""
+    world.stores(SPEC, 5.0)
+    world.keys.meddler = lambda: world.stores(replace(SPEC, count=7), 2000.0)
+    trio.run(world.specs.put, "web", replace(SPEC, count=8))
+    assert world.specs.known["web"].service.count == 8
+    assert world.specs.known["web"].changed > 2000.0
+
+
+def test_endless_quarrel(world):
+    """When others never stop changing it, that is said, and nothing is taken as deployed."""
+
+    def meddle():
+        count[0] += 1
+        world.stores(replace(SPEC, count=count[0]), 1.0 * count[0])
+        world.keys.meddler = meddle
+
+    count = [0]
+    world.keys.meddler = meddle
+    with pytest.raises(RetryError, match="changed by others at the same time"):
+        trio.run(world.specs.put, "web", SPEC)
+    assert count == [TRIES]
+
+
+def test_deploy_without_consul(world):
+    """It takes effect here, is told as waiting, and is sent when Consul is back."""
+    world.keys.down = True
+    trio.run(world.specs.put, "web", SPEC)
+    assert world.specs.known["web"].service == SPEC
+    assert world.specs.unsent == {"web"}
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.specs.resend)
+            await trio.sleep(10)
+            assert world.stored is None
+            world.keys.down = False
+            await trio.sleep(10)
+            assert world.stored is not None
+            assert world.specs.unsent == set()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_refusal_is_not_absence(world):
+    """A token that may not write is an error at once, and nothing is deployed."""
+    world.keys.refuses = True
+    with pytest.raises(RetryError):
+        trio.run(world.specs.put, "web", SPEC)
+    assert world.specs.known == {}
+
+
+def test_foreign_keys(world):
+    """What is not ours is neither used nor overwritten, and what is known of that name stays."""
+    world.keys.set(KEY, b'{"schema": 99, "changed": 1}')
+    world.knows(SPEC, 5.0)
+    world.take()
+    assert world.stored == b'{"schema": 99, "changed": 1}'
+    assert world.specs.known["web"].service == SPEC
+    assert "newer meshbox" in world.specs.foreign["web"]
+    with pytest.raises(HostError):
+        trio.run(world.specs.put, "web", SPEC)
+    world.stores(replace(SPEC, count=2), 6.0)
+    world.take()
+    assert world.specs.foreign == {}
+    assert world.specs.known["web"].service.count == 2
+
+
+def test_clocks(world):
+    """A machine whose clock is behind still makes the later change."""
+    world.stores(SPEC, 9e9)
+    world.take()
+    trio.run(world.specs.put, "web", None)
+    assert world.specs.known["web"].changed > 9e9
+    world.take()
+    assert world.specs.known["web"].service is None
