@@ -115,6 +115,7 @@ def routes(s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> list
         backends = []
         for b in sorted(listener.backends, key=lambda b: (not b.local, b.label, b.address, b.port)):
             row: Row = {"address": f"{b.address}:{b.port}", "label": b.label, "local": b.local, "weight": b.weight}
+            row["retiring"] = b.retiring
             seen = of_backend.get(b)
             for field in ("opened", "failed", "active", "bytes_in", "bytes_out", "ejected"):
                 row[field] = getattr(seen, field) if seen is not None else 0

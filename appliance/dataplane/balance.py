@@ -89,7 +89,7 @@ class Balancer:
                 return states[0]
             return states[bisect_right(cumulative, random() * cumulative[-1])]
         rest = [s for s in states if s not in tried] or [
-            s for s in self.states.values() if s not in tried and (s.backend.local or not local_only)
+            s for s in self.states.values() if s not in tried and _may_serve(s.backend, local_only=local_only)
         ]
         if not rest:
             return None
@@ -125,6 +125,12 @@ class Balancer:
             else:
                 usable.append(state)
         for local_only in (False, True):
-            everybody = [s for s in self.states.values() if s.backend.local or not local_only]
-            pool = [s for s in usable if s.backend.local or not local_only] or everybody
+            everybody = [s for s in self.states.values() if _may_serve(s.backend, local_only=local_only)]
+            staying = [s for s in everybody if not s.backend.retiring] or everybody
+            pool = [s for s in staying if s in usable] or staying
             self._pools[local_only] = (pool, list(accumulate(float(s.backend.weight) for s in pool)))
+
+
+def _may_serve(backend: Backend, *, local_only: bool) -> bool:
+    """Whether callers of a kind get there at all: peers (`local_only`), or workloads of this host."""
+    return backend.local if local_only else not backend.retiring

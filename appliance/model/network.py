@@ -38,6 +38,8 @@ class Backend:
     weight: int = 1
     label: str = ""
     """What operators read: the container's Docker name, or the peer's node name."""
+    retiring: bool = False
+    """On its way out: only peers that have not heard of it yet still get there, when there is nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

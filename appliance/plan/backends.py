@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from appliance.model.names import Protocol
 from appliance.model.network import Backend, Registration
 from appliance.plan.readiness import serves
 
@@ -21,16 +22,18 @@ def local_backends(
 ) -> dict[Destination, list[Backend]]:
     """Return the containers of this host that can take connections; `addresses` by Docker id.
 
-    Containers in `retiring` get no new ones.
+    Containers in `retiring` get no new ones, but from peers that have not heard of it yet (TCP: a datagram that is
+    lost is sent again, and a session must not be kept where it ends soon).
     """
     found: dict[Destination, list[Backend]] = {}
     for member in members:
         address = addresses.get(member.workload.id)
-        if address is None or member.workload.id in retiring:
+        if address is None:
             continue
+        label, going = member.workload.docker_name, member.workload.id in retiring
         for destination, port in member.offers:
-            if serves(member.workload, port):
-                backend = Backend(address=address, port=port.container, local=True, label=member.workload.docker_name)
+            if serves(member.workload, port) and not (going and port.protocol is Protocol.UDP):
+                backend = Backend(address=address, port=port.container, local=True, label=label, retiring=going)
                 found.setdefault(destination, []).append(backend)
     return found
 
@@ -52,7 +55,7 @@ def choose(
     chosen = {d: _sorted(backends) for d, backends in local.items()}
     for destination, backends in remote.items():
         here = local.get(destination, [])
-        if not (here and prefer_local):
+        if not (prefer_local and any(not b.retiring for b in here)):
             chosen[destination] = _sorted([*here, *backends])
     return chosen
 
@@ -61,9 +64,11 @@ def registrations(
     local: Mapping[Destination, list[Backend]], ports: Mapping[Destination, int]
 ) -> dict[Destination, Registration]:
     """Return what this machine announces: what it serves itself, weighted by its ready replicas."""
+    staying = {d: [b for b in backends if not b.retiring] for d, backends in local.items()}
     return {
         d: Registration(destination=d, proxy_port=ports[d], weight=len(_sorted(backends)))
-        for d, backends in local.items()
+        for d, backends in staying.items()
+        if backends
     }
 
 

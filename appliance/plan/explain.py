@@ -178,7 +178,7 @@ def _listener(client: Workload, destination: Destination, have: HostState) -> St
 
 
 def _backends(destination: Destination, s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> Station:
-    backends = have.listeners[destination].backends
+    backends = [b for b in have.listeners[destination].backends if not b.retiring]
     counted = {b.backend: b for found in stats if found.destination == destination for b in found.backends}
     waiting = [reason for w in s.workloads if (reason := _not_serving(w, destination, s))]
     if not backends:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from appliance.dataplane.balance import EJECT_SECONDS, Balancer
@@ -41,6 +42,18 @@ def test_peers_get_local_backends_only() -> None:
     balancer = Balancer([backend(1), backend(2, weight=9, local=False)])
     assert shares(balancer, local_only=True).keys() == {1}
     assert Balancer([backend(2, local=False)]).pick(local_only=True) is None
+
+
+def test_retiring_one_serves_peers_that_have_not_heard() -> None:
+    """Only peers get to a retiring backend, and only when no other is here; so moving a last replica fails nothing."""
+    going = replace(backend(1), retiring=True)
+    assert shares(Balancer([going, backend(2)])).keys() == {2}
+    assert shares(Balancer([going, backend(2)]), local_only=True).keys() == {2}
+    alone = Balancer([going, backend(3, local=False)])
+    assert shares(alone).keys() == {3}
+    assert shares(alone, local_only=True).keys() == {1}
+    assert alone.pick(tried=(alone.states["10.0.0.3", 80],)) is None
+    assert Balancer([going]).pick() is None
 
 
 def test_no_backend_is_no_pick() -> None:

@@ -12,9 +12,9 @@ from tests.plan.cases import address, container, dest, endpoint, snapshot
 WEB = dest("web.web:80")
 
 
-def local(number: int, port: int = 80) -> Backend:
+def local(number: int, port: int = 80, *, retiring: bool = False) -> Backend:
     """The backend that container `number` is."""
-    return Backend(address=address(number), port=port, local=True, label=f"c{number}")
+    return Backend(address=address(number), port=port, local=True, label=f"c{number}", retiring=retiring)
 
 
 def remote(last: int, weight: int = 1) -> Backend:
@@ -23,16 +23,18 @@ def remote(last: int, weight: int = 1) -> Backend:
 
 
 def test_local_backends():
-    """Ready containers, at the container's port; neither the unready, nor the retiring, nor those without address."""
+    """Ready containers, at the container's port; the retiring for TCP only; not the unready nor without address."""
     workloads = (
         container(2, "web.web", ports=("80:8080",)),
         container(3, "web.web", ports=("80:8080",), accepting=frozenset()),
-        container(4, "web.web", ports=("80:8080",)),
+        container(4, "web.web", ports=("80:8080", "80:8080/udp")),
         container(5, "web.web", ports=("80:8080",)),
     )
     members = Members().read(snapshot(*workloads))
     addresses = {w.id: w.addresses[0] for w in workloads[:3]}
-    assert local_backends(members, addresses, frozenset({workloads[2].id})) == {WEB: [local(2, 8080)]}
+    assert local_backends(members, addresses, frozenset({workloads[2].id})) == {
+        WEB: [local(2, 8080), local(4, 8080, retiring=True)]
+    }
 
 
 def test_remote_backends():
@@ -54,10 +56,13 @@ def test_choose():
         dest("db.db:1"): (remote(3),),
     }
     assert choose(here, there, prefer_local=True) == {WEB: (local(2), local(3)), dest("db.db:1"): (remote(3),)}
+    going = {WEB: [local(2, retiring=True)]}
+    assert choose(going, there, prefer_local=True)[WEB] == (remote(2, 2), local(2, retiring=True))
 
 
 def test_registrations():
-    """What is announced has the number of ready containers as its weight."""
-    assert registrations({WEB: [local(2), local(3), local(3)]}, {WEB: 20007}) == {
+    """What is announced has the number of ready containers as its weight; those that go do not count."""
+    assert registrations({WEB: [local(2, retiring=True)]}, {WEB: 20007}) == {}
+    assert registrations({WEB: [local(2), local(3), local(3), local(4, retiring=True)]}, {WEB: 20007}) == {
         WEB: Registration(destination=WEB, proxy_port=20007, weight=2)
     }
