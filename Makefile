@@ -1,6 +1,6 @@
 # Everything here installs what it lacks and reuses what is there; on a fresh Debian 12 run it as root.
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit check bench lock clean setup image deb
+.PHONY: help demo demo-cluster test unit check bench lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' appliance/__init__.py)
@@ -15,6 +15,9 @@ setup:  ## Install what is missing: Docker Engine, nftables, the virtual environ
 
 demo: setup  ## Deploy examples/app.py on this machine's Docker, show it at work, clean up.
 	@$(PYTHON_BIN)/python examples/demo.py
+
+demo-cluster: setup  ## The same on three machines that share a mesh through Consul; one of them dies and comes back.
+	@$(PYTHON_BIN)/python examples/demo_cluster.py
 
 test: SETUP := --tests
 test: setup check  ## All checks and tests, on a Docker Engine of their own (about 15 minutes, needs root).

@@ -1,0 +1,216 @@
+"""Three machines that share one mesh: each with its own Docker Engine, Consul server and appliance.
+
+Consul runs with its default limits and listens where it would on a real machine: for its own machine on 127.0.0.1, for
+the others on the machine's address. The tests reach it through a unix socket, because they are in no namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import orjson
+from machine import IMAGES, Machine, run, wait_until
+from realconsul import ConsulAgent, consul_binary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Self
+
+    from machine import Switch
+    from stand_ins import StandIn
+
+HTTP = 8500
+NEVER = threading.Event()
+
+
+class Server(ConsulAgent):
+    """A machine's Consul server."""
+
+    def __init__(self, machine: Machine, others: tuple[str, ...]) -> None:
+        folder = machine.root / "consul"
+        self._socket = folder / "http.sock"
+        super().__init__(
+            folder,
+            node=machine.node,
+            bind=machine.address,
+            join=tuple(f"{other}:{HTTP + 2}" for other in others),
+            servers=len(others) + 1,
+            prefix=("setpriv", "--pdeathsig=TERM", "nsenter", f"--net=/run/netns/{machine.netns}"),
+            base_port=HTTP,
+            hcl=f'addresses {{ http = "127.0.0.1 unix://{self._socket}" }}',
+        )
+
+    def launch(self) -> None:
+        """Start it and do not wait."""
+        self._socket.unlink(missing_ok=True)
+        super().launch()
+
+    def request(self, method: str, path: str, body: Any = None) -> httpx2.Response:
+        """Make a call to its API."""
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self._socket)), timeout=20.0) as client:
+            content = None if body is None else orjson.dumps(body)
+            return client.request(method, f"http://consul{path}", content=content)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the leader."""
+        return bool(self.get("/v1/agent/self")["Stats"]["consul"]["leader"] == "true")
+
+
+class Member(Machine):
+    """A machine of a cluster. It can lose its power."""
+
+    consul: Server
+
+    def start(self, **settings: str) -> None:
+        """Start the appliance, with Consul as its registry."""
+        super().start(**{"consul": f"http://127.0.0.1:{HTTP}", **settings})
+
+    def power_off(self) -> None:
+        """Kill all its processes at once."""
+        containers = self.docker("ps", "--quiet", "--no-trunc").split()
+        inside = self.docker("inspect", "--format={{.State.Pid}}", *containers).split() if containers else []
+        host = run("ip", "netns", "pids", self.netns).stdout.split()
+        for pid in {*map(int, host), *map(int, inside)} - {0}:
+            with suppress(ProcessLookupError):  # went with another one
+                os.kill(pid, signal.SIGKILL)
+        for program in (*self._engine, *([self.appliance] if self.appliance else [])):
+            program.stop(signal.SIGKILL)
+        self._engine.clear()
+        self.appliance = None
+        self.consul.stop()
+
+    def boot(self) -> None:
+        """Come back after `power_off` with what was on disk, and nothing of what was in memory."""
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for place in sorted((p for p in mounts if p.startswith(f"{self.root}/")), reverse=True):
+            run("umount", "--lazy", place, check=False)
+        for folder in ("exec", "containerd-state", "run"):
+            shutil.rmtree(self.root / folder, ignore_errors=True)
+        for path in ("docker.sock", "docker.pid", "containerd.sock"):
+            (self.root / path).unlink(missing_ok=True)
+        run("ip", "-n", self.switch.netns, "link", "delete", f"p{self._number}")
+        run("ip", "netns", "delete", self.netns)
+        run("ip", "netns", "add", self.netns)
+        self._plug_in()
+        self.consul.launch()
+        self.start_docker()
+        self.consul.wait_for_leader()
+        self.start()
+
+    @property
+    def peers(self) -> dict[str, Any]:
+        """What `meshbox peers` shows."""
+        found: dict[str, Any] = self.show("peers")
+        return found
+
+    @property
+    def knows(self) -> set[str]:
+        """The nodes of all machines that it knows."""
+        return {one["node"] for one in self.peers["machines"]}
+
+
+class Cluster:
+    """Some machines with everything running, plugged into one switch. They are numbered from `first` on."""
+
+    def __init__(
+        self, switch: Switch, *, first: int = 11, count: int = 3, images: Mapping[str, StandIn] | None = None
+    ) -> None:
+        self._switch = switch
+        self.machines = tuple(Member(switch, first + number) for number in range(count))
+        for machine in self.machines:
+            machine.images = IMAGES if images is None else images
+        self._undo = ExitStack()
+
+    def __enter__(self) -> Self:
+        consul_binary()
+        with ExitStack() as undo:
+            # Processes die with the thread that started them, so these threads stay until the end.
+            workers = undo.enter_context(ThreadPoolExecutor(len(self.machines)))
+            list(workers.map(undo.enter_context, self.machines))
+            for machine in self.machines:
+                others = tuple(other.address for other in self.machines if other is not machine)
+                machine.consul = Server(machine, others)
+                undo.callback(machine.consul.stop)
+            self.start_consul()
+            list(workers.map(Member.start, self.machines))
+            wait_until(self.complete, "all machines know each other", seconds=30)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.machines)
+
+    def start_consul(self) -> None:
+        """Start the servers that do not run, and wait for a leader."""
+        for machine in self.machines:
+            if machine.consul.process is None:
+                machine.consul.launch()
+        for machine in self.machines:
+            machine.consul.wait_for_leader()
+
+    def complete(self) -> bool:
+        """Whether every machine knows all of them."""
+        nodes = {machine.node for machine in self.machines}
+        return all(machine.knows == nodes for machine in self.machines)
+
+    def cut_off(self, machine: Member) -> None:
+        """Let nothing through between this machine and the others."""
+        port = f"p{machine._number}"
+        rules = f"iifname {port} drop; oifname {port} drop;"
+        text = f"table bridge cut {{ chain between {{ type filter hook forward priority 0; {rules} }}; }};"
+        run("nsenter", f"--net=/run/netns/{self._switch.netns}", "nft", text)
+
+    def heal(self) -> None:
+        """Take that back."""
+        run("nsenter", f"--net=/run/netns/{self._switch.netns}", "nft", "delete table bridge cut", check=False)
+
+
+class Load:
+    """Connections from a container, one after the other for as long as the block lasts."""
+
+    def __init__(self, machine: Machine, container: str, host: str, port: int, *, pause_ms: int = 20) -> None:
+        self._machine = machine
+        self._words = (container, "loop", host, str(port), "2", str(pause_ms))
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.count = 0
+        self.answers: Counter[str] = Counter()
+        self.failures: list[dict[str, Any]] = []
+        self.error: Exception | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _run(self) -> None:
+        try:
+            while not self._over.is_set():
+                found = self._machine.client(*self._words)
+                self.count += found["count"]
+                self.answers.update(found["answers"])
+                self.failures += found["failures"]
+        except Exception as error:  # noqa: BLE001 — raised again where the block ends
+            self.error = error
+
+    def unexcused(self, *spans: tuple[float, float]) -> list[dict[str, Any]]:
+        """Return the failures but those under way in one of these spans of the monotonic clock."""
+        return [f for f in self.failures if not any(f["begin"] <= end and f["end"] >= begin for begin, end in spans)]
