@@ -6,8 +6,10 @@ import gzip
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,30 @@ from machine import IMAGE, ROOT, Program, Switch, run, wait_until
 from appliance import __version__, config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+BOOT = """
+echo $$ >"$1/cgroup.procs"
+exec unshare --mount --propagation private --pid --fork --kill-child --uts --ipc --cgroup sh -ec '
+    mount --bind "$0" "$0"
+    mount --rbind "$1" "$0/mnt"
+    mount -t proc proc "$0/proc"
+    mount -t sysfs -o ro sysfs "$0/sys"
+    mount -t cgroup2 none "$0/sys/fs/cgroup"
+    mount --rbind /dev "$0/dev"
+    mount -t tmpfs tmpfs "$0/run"
+    mkdir "$0/former"
+    cd "$0"
+    pivot_root . former
+    umount -l /former
+    container=test exec /lib/systemd/systemd --unit=multi-user.target
+' "$0" "$2"
+"""
+"""Boots the root `$0` in the cgroup `$1`, with the folder `$2` at /mnt."""
+
+DROP_IN = "[Service]\nWatchdogSec=5\n# What the test's computer may not do:\nLimitNOFILE=20000\nOOMScoreAdjust=0\n"
 
 ENTER = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
 
@@ -166,6 +189,61 @@ def test_life_of_an_installation(package: Path, unpacked: Path, machine: Privile
 
     debian("dpkg", "--purge", "meshbox", netns=machine.netns)
     assert debian.traces() == untouched
+
+
+def test_service_under_systemd(package: Path, machine: PrivilegedMachine, tmp_path: Path) -> None:
+    """It starts at boot within the unit's sandbox, is started again when it hangs, and ends with the package."""
+    debian = Debian(tmp_path)
+    shutil.copy(package, tmp_path / "root/meshbox.deb")
+    debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus", "/root/meshbox.deb")
+    (tmp_path / "etc/meshbox/meshbox.toml").write_text(
+        'docker_socket = "/mnt/docker.sock"\nnetns_dir = "/mnt/exec/netns"\n'
+        f'dns_upstreams = ["{machine.switch.address}"]\n'
+    )
+    (tmp_path / "etc/systemd/system/meshbox.service.d").mkdir()
+    (tmp_path / "etc/systemd/system/meshbox.service.d/test.conf").write_text(DROP_IN)
+    # Their namespaces must be there before: the test's computer does not pass mounts on.
+    machine.run_container("server", IMAGE, service="far", container="server", ports="7000")
+    machine.run_container("client", IMAGE, service="near", container="client", connect_to="server.far")
+    with booted(tmp_path, machine) as inside:
+
+        def shown(name: str) -> str:
+            return inside("systemctl", "show", "meshbox", "--value", "--property", name).stdout.strip()
+
+        wait_until(lambda: shown("ActiveState") == "active", "the service runs", seconds=40)
+        wait_until(lambda: answers(machine), "the client reaches the server")
+        inside("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "meshbox")
+        again = ("1", "active")
+        wait_until(lambda: (shown("NRestarts"), shown("ActiveState")) == again, "it is started again", seconds=60)
+        wait_until(lambda: answers(machine), "the client reaches the server again")
+        assert "rules in 2 containers" in inside("dpkg", "--remove", "meshbox").stdout
+        assert shown("ActiveState") == "inactive"
+    assert "meshbox" not in machine.exec_in("client", "nft", "list", "tables").stdout
+
+
+@contextmanager
+def booted(root: Path, machine: PrivilegedMachine) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Boot a root file system in namespaces and a cgroup of its own; give what runs commands there."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    cgroup = Path(next(place for _, place, kind, *_ in mounts if kind == "cgroup2")) / f"meshbox-test-{os.getpid()}"
+    cgroup.mkdir()
+    program = Program(machine.netns, ("sh", "-ec", BOOT, root, cgroup, machine.root), machine.root / "systemd.log")
+    children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
+    try:
+        first = wait_until(lambda: children.read_text().split(), "systemd is started")[0]
+        enter = ("nsenter", f"--target={first}", "--mount", "--pid", "--net", "--uts", "--ipc")
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        state = (*enter, "systemctl", "is-system-running")
+        up = {"running", "degraded"}  # the latter, since the test's computer refuses some of systemd's own units
+        wait_until(lambda: run(*state, check=False, env=env).stdout.strip() in up, "it is booted", seconds=60)
+        yield lambda *command: run(*enter, *command, env=env)
+    finally:
+        program.stop(signal.SIGKILL)
+        for folder in sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True):
+            wait_until(lambda folder=folder: not (folder / "cgroup.procs").read_text(), f"{folder} is empty")
+            folder.rmdir()
+        wait_until(lambda: not (cgroup / "cgroup.procs").read_text(), "the cgroup is empty")
+        cgroup.rmdir()
 
 
 def older(package: Path, unpacked: Path, folder: Path) -> Path:
