@@ -6,8 +6,8 @@ Rules of this file:
 - Replies leave from the listener's own socket and from the address that the client asked (IP_PKTINFO).
 - Any error on a session's socket ends the session (uvloop stops watching a descriptor after EPOLLERR); the client's
   next datagram opens another. An ICMP error makes the backend sit out for a while, like a refused TCP connection.
-- A wake-up reads one datagram while traffic is sparse, because a second read that finds nothing costs 4 % of a round
-  trip, and up to BATCH while it is dense: never more, so that no socket starves the others.
+- A wake-up reads one datagram while traffic is sparse, because a second read that finds nothing costs a tenth of a
+  datagram's CPU time, and up to BATCH while it is dense: never more, so that no socket starves the others.
 - Only OSError can happen here, and none reaches the loop.
 
 A client's socket of its own (connected, SO_REUSEPORT) or uvloop's descriptors in an epoll set were tried: the first
