@@ -6,10 +6,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from machine import Machine, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+settings.register_profile("meshbox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("meshbox")
 
 
 @pytest.fixture(scope="session")

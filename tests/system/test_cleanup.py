@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,7 +64,7 @@ def test_nothing_is_left_but_containers(mesh: Machine) -> None:
 def test_works_without_docker(idle: Machine, tmp_path) -> None:
     """Where Docker does not answer, all else is removed and the line says what to do about the network."""
     idle.start()
-    idle.stop()
+    idle.stop(signal.SIGKILL)  # stopped in order it would leave nothing
     said = idle.meshbox("cleanup", docker_socket=str(tmp_path / "none.sock"))
     assert "removed: rules of this host\n" in said.stdout
     assert "docker network rm meshbox" in said.stdout
