@@ -22,6 +22,7 @@ from appliance.drivers.consulannounce import Announcer
 from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.consulcodec import MESHBOX, StoredSpec, one_per_node, parse_endpoints, parse_machines
 from appliance.drivers.consulevidence import GRACE, LOOK, Evidence
+from appliance.drivers.consulrejoin import rejoin
 from appliance.drivers.consulspecs import FOLDER, Specs
 from appliance.drivers.consulwatch import START, Held, Interests, Queries
 from appliance.drivers.localstore import LocalStore
@@ -108,6 +109,7 @@ class ConsulRegistry:
                 nursery.start_soon(self._follow_machines)
                 nursery.start_soon(self._queries.follow, "specs", self._fetch_specs, self._took_specs)
                 nursery.start_soon(self._specs.resend)
+                nursery.start_soon(rejoin, self._api, self._held)
                 nursery.start_soon(self._get_over_losses)
                 nursery.start_soon(self._save_now_and_then)
                 nursery.start_soon(self._note_first_answers)

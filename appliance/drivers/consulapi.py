@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 WAIT = 30
 """Seconds that a blocking query waits. Consul keeps the place of a query that was given up until this is over."""
+SERF_FAILED = 4
+"""Consul's number for an agent that does not answer others; one that has left has another."""
 
 
 class ConsulApi:
@@ -33,6 +35,18 @@ class ConsulApi:
         """Return the address under which the agent is known to other machines."""
         found = await self._call("reading the agent", self._client.agent.self(), 'agent_prefix "" { policy = "read" }')
         return str(found["Member"]["Addr"])
+
+    async def failed_agents(self) -> list[str]:
+        """Return address and port of the agents that ours takes for failed."""
+        found = await self._call(
+            "reading its agents", self._client.agent.members(), 'node_prefix "" { policy = "read" }'
+        )
+        return [f"{one['Addr']}:{one['Port']}" for one in found or () if one["Status"] == SERF_FAILED]
+
+    async def join(self, address: str) -> None:
+        """Have our agent contact another one."""
+        call = self._client.agent.join(address)
+        await self._call(f"joining {address}", call, 'agent_prefix "" { policy = "write" }')
 
     async def health(self, service: str, index: int = 0) -> tuple[int, list[dict[str, Any]]]:
         """Return the entries of a service, healthy or not, once they differ from those at `index`."""

@@ -1,0 +1,52 @@
+"""Asks the Consul agent, while it has no leader, to look again for the agents that it takes for failed.
+
+After a cut, Consul itself looks for them every 30 s; and the servers on the greater side drop the one that was cut off
+from their list, so that they do not look for it at all. Nobody new is ever joined.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from appliance.errors import RetryError
+
+if TYPE_CHECKING:
+    from appliance.drivers.consulapi import ConsulApi
+    from appliance.drivers.consulwatch import Held
+
+log = structlog.get_logger()
+
+PERIOD = 3.0
+"""Seconds between attempts."""
+PATIENCE = 3.0
+"""Seconds that an attempt may take; Consul goes on with it for ten."""
+AT_ONCE = 3
+"""Agents that are tried in one attempt: one that answers tells of all others."""
+
+
+async def rejoin(api: ConsulApi, held: Held) -> None:
+    """Look for failed agents for as long as something is held, until cancelled."""
+    while True:
+        await trio.sleep(PERIOD)
+        if held.since is None:
+            continue
+        try:
+            failed = await api.failed_agents()
+        except RetryError as error:
+            log.debug("cannot ask Consul for failed agents", cause=str(error))
+            continue
+        async with trio.open_nursery() as nursery:
+            for address in random.sample(failed, min(AT_ONCE, len(failed))):
+                nursery.start_soon(_join, api, address)
+
+
+async def _join(api: ConsulApi, address: str) -> None:
+    with trio.move_on_after(PATIENCE):
+        try:
+            await api.join(address)
+        except RetryError as error:
+            log.debug("Consul cannot join", agent=address, cause=str(error))
