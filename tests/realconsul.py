@@ -23,7 +23,7 @@ import httpx2
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
 CACHE = Path(os.environ.get("MESHBOX_TEST_CACHE", "/var/cache/meshbox-tests"))
 """Where the binary stays from one test run to the next."""
@@ -145,13 +145,16 @@ class ConsulAgent:
 
     def wait_for_leader(self) -> None:
         """Wait until it answers and knows a leader, also for writing."""
-        for _ in _until(START, f"{self.node} has no leader: see {self.folder / 'log'}"):
-            assert self.process is not None
-            if self.process.poll() is not None:
-                raise RuntimeError(f"consul ended: {(self.folder / 'log').read_text()[-2000:]}")
-            with suppress(httpx2.HTTPError):
-                if self.request("GET", "/v1/status/leader").json():
-                    return
+        wait_until(self._has_leader, f"{self.node} has a leader; see {self.folder / 'log'}")
+
+    def _has_leader(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"consul ended: {(self.folder / 'log').read_text()[-2000:]}")
+        try:
+            return bool(self.request("GET", "/v1/status/leader").json())
+        except (httpx2.HTTPError, ValueError):
+            return False
 
     def stop(self, *, wipe: bool = False) -> None:
         """Kill it. With `wipe` all its data go too."""
@@ -180,14 +183,14 @@ class ConsulAgent:
         return orjson.loads(response.content) if response.status_code == 200 else None
 
 
-def _until(seconds: float, complaint: str) -> Iterator[None]:
-    """Come round every 50 ms until the caller is content, at most `seconds` long."""
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = START) -> None:
+    """Wait until the condition holds. Raises TimeoutError after so many seconds."""
     pause = threading.Event()
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        yield
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"after {seconds} s still not: {what}")
         pause.wait(0.05)
-    raise TimeoutError(complaint)
 
 
 def free_ports(count: int) -> int:

@@ -21,7 +21,7 @@ from appliance.drivers import consulfile, statefile
 from appliance.drivers.consulannounce import Announcer
 from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.consulcodec import MESHBOX, StoredSpec, one_per_node, parse_endpoints, parse_machines
-from appliance.drivers.consulevidence import GRACE, LOOK, Evidence
+from appliance.drivers.consulevidence import EPOCH, GRACE, LOOK, Evidence
 from appliance.drivers.consulrejoin import rejoin
 from appliance.drivers.consulspecs import FOLDER, Specs
 from appliance.drivers.consulwatch import START, Held, Interests, Queries
@@ -203,15 +203,20 @@ class ConsulRegistry:
         self._publish()
 
     async def _fetch_specs(self, index: int) -> tuple[int, dict[str, tuple[bytes, int]]]:
-        return await self._api.values(FOLDER, index)
+        return await self._api.values("", index)
 
     async def _took_specs(self, values: dict[str, tuple[bytes, int]]) -> None:
-        await self._specs.took(values)
+        epoch = self._api.key(EPOCH)
+        if epoch not in values or values[epoch][0] != self._evidence.epoch.encode():
+            await self._evidence.look()
+        folder = self._api.key(FOLDER)
+        await self._specs.took({key: value for key, value in values.items() if key.startswith(folder)})
         self._first["specs"].set()
         self._publish()
 
     def _lost(self) -> None:
         self._announcer.again()
+        self._specs.again()
         self._losses.set()
 
     async def _get_over_losses(self) -> None:

@@ -31,6 +31,10 @@ class ConsulApi:
         """Close all connections."""
         await self._client.http.close()
 
+    def key(self, name: str) -> str:
+        """Return the full name of a key of ours, as the keys of `values` have it."""
+        return f"{self._settings.prefix}/{name}"
+
     async def address(self) -> str:
         """Return the address under which the agent is known to other machines."""
         found = await self._call("reading the agent", self._client.agent.self(), 'agent_prefix "" { policy = "read" }')
@@ -63,24 +67,24 @@ class ConsulApi:
 
     async def values(self, folder: str, index: int = 0) -> tuple[int, dict[str, tuple[bytes, int]]]:
         """Return value and index by key of all below a folder of ours, once they differ from those at `index`."""
-        call = self._client.kv.get(f"{self._settings.prefix}/{folder}", index=index, wait=f"{WAIT}s", recurse=True)
+        call = self._client.kv.get(self.key(folder), index=index, wait=f"{WAIT}s", recurse=True)
         found, items = await self._call(f'reading keys "{folder}"', call, f'{self._keys} {{ policy = "read" }}')
         return int(found), {item["Key"]: (item["Value"] or b"", item["ModifyIndex"]) for item in items or ()}
 
     async def value(self, key: str) -> tuple[bytes, int] | None:
         """Return the value of a key of ours and its index, or None."""
-        call = self._client.kv.get(f"{self._settings.prefix}/{key}")
+        call = self._client.kv.get(self.key(key))
         _, item = await self._call(f'reading key "{key}"', call, f'{self._keys} {{ policy = "read" }}')
         return (item["Value"] or b"", item["ModifyIndex"]) if item else None
 
     async def put(self, key: str, value: bytes, *, cas: int) -> bool:
         """Write a key of ours if its index still is `cas` (0: if there is none); return whether that was so."""
-        call = self._client.kv.put(f"{self._settings.prefix}/{key}", value, cas=cas)
+        call = self._client.kv.put(self.key(key), value, cas=cas)
         return bool(await self._call(f'writing key "{key}"', call, f'{self._keys} {{ policy = "write" }}'))
 
     async def delete(self, key: str, *, cas: int) -> bool:
         """Delete a key of ours if its index still is `cas`; return whether that was so."""
-        call = self._client.kv.delete(f"{self._settings.prefix}/{key}", cas=cas)
+        call = self._client.kv.delete(self.key(key), cas=cas)
         return bool(await self._call(f'deleting key "{key}"', call, f'{self._keys} {{ policy = "write" }}'))
 
     async def own_services(self, node: str) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-KEY = "epoch"
+EPOCH = "epoch"
+"""The key of the epoch."""
 GRACE = 60.0
 """Seconds after a loss of data for which nothing counts as removed: four times the heartbeat's TTL."""
 
@@ -63,7 +64,7 @@ class Evidence:
 
     async def look(self) -> None:
         """Read the epoch, and make one where there is none. Raises RetryError."""
-        found = await self._api.value(KEY)
+        found = await self._api.value(EPOCH)
         epoch = found[0].decode(errors="replace") if found else ""
         if self.suspended and epoch == self._former:
             self._until = 0.0  # a false alarm: everything is there again
@@ -77,7 +78,7 @@ class Evidence:
             self._lost()
         if not epoch:
             epoch = str(uuid.uuid4())
-            if not await self._api.put(KEY, epoch.encode(), cas=0):
+            if not await self._api.put(EPOCH, epoch.encode(), cas=0):
                 return  # somebody else was faster, or it was there all the time: the next look will tell
         self.epoch = epoch
 

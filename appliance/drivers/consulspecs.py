@@ -67,6 +67,10 @@ class Specs:
                     self.unsent.discard(name)
                     self._changed()
 
+    def again(self) -> None:
+        """Compare with Consul soon: it may have lost something that the watch does not show yet."""
+        self._resend.set()
+
     async def resend(self) -> None:
         """Send what Consul does not have yet, until cancelled."""
         while True:

@@ -19,7 +19,7 @@ from appliance.model.names import Destination, Name
 from appliance.model.network import Registration
 from appliance.model.spec import Container, Service
 from tests.faultyconsul import FaultyConsul
-from tests.realconsul import ConsulAgent, free_ports
+from tests.realconsul import ConsulAgent, free_ports, wait_until
 
 WEB = Destination.parse("web.web:80")
 SPEC = Service(name="web", containers=(Container(name="web", image="x"),))
@@ -457,7 +457,10 @@ def test_access_control(tmp_path):
 
     def token(rules: str) -> str:
         name = f"p{len(rules)}"
-        agent.request("PUT", "/v1/acl/policy", {"Name": name, "Rules": rules})
+        wait_until(
+            lambda: agent.request("PUT", "/v1/acl/policy", {"Name": name, "Rules": rules}).status_code == 200,
+            "Consul takes policies",
+        )
         return agent.request("PUT", "/v1/acl/token", {"Policies": [{"Name": name}]}).json()["SecretID"]
 
     async def sound():
@@ -486,7 +489,7 @@ def test_access_control(tmp_path):
     async def unknown():
         machines = Machines(tmp_path / "unknown", agent.address, token="00000000-0000-0000-0000-000000000000")
         async with machines.machine("m3") as three:
-            assert "does not know our ACL token" in three.facts.held_why
+            await until(lambda: "does not know our ACL token" in three.facts.held_why)
 
     try:
         agent.start()

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from appliance.drivers.consulevidence import GRACE, KEY, Evidence
+from appliance.drivers.consulevidence import EPOCH, GRACE, Evidence
 from appliance.drivers.consulwatch import Held
 from appliance.errors import RetryError
 from tests.drivers.fakekeys import FakeKeys
@@ -62,7 +62,7 @@ def test_first_contact_and_the_others_epoch():
         await world.evidence.look()
         other = Evidence(world.keys, world.held, "m2", lost=world._lost)
         await other.look()
-        assert other.epoch == world.evidence.epoch == world.keys.keys[KEY][0].decode() != ""
+        assert other.epoch == world.evidence.epoch == world.keys.keys[EPOCH][0].decode() != ""
         assert world.losses == 0
 
     run(script)
@@ -76,7 +76,7 @@ def test_loss(epoch):
         await world.evidence.look()
         world.keys.keys.clear()
         if epoch:
-            world.keys.set(KEY, epoch)
+            world.keys.set(EPOCH, epoch)
         assert await world.evidence.merge({"a": 1, "b": 1}, {"b": 2}) == {"a": 1, "b": 2}
         assert world.losses == 1
         assert "lost its data" in world.held.why
@@ -95,8 +95,8 @@ def test_false_alarm():
 
     async def script(world):
         await world.evidence.look()
-        former = world.keys.keys.pop(KEY)
-        world.keys.meddler = lambda: world.keys.keys.update({KEY: former})  # it was there all the time
+        former = world.keys.keys.pop(EPOCH)
+        world.keys.meddler = lambda: world.keys.keys.update({EPOCH: former})  # it was there all the time
         assert await world.evidence.merge({"a": 1}, {}) == {"a": 1}
         began = trio.current_time()
         await world.evidence.get_over()
