@@ -166,6 +166,11 @@ class Cluster:
         nodes = {machine.node for machine in self.machines}
         return all(machine.knows == nodes for machine in self.machines)
 
+    def sound(self) -> bool:
+        """Whether all Consul servers vote. One that was away is dropped by the others, and on trial for 10 s later."""
+        found = self.machines[0].consul.get("/v1/operator/raft/configuration")
+        return found is not None and sum(one["Voter"] for one in found["Servers"]) == len(self.machines)
+
     def cut_off(self, machine: Member) -> None:
         """Let nothing through between this machine and the others."""
         port = f"p{machine._number}"

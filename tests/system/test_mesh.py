@@ -265,6 +265,7 @@ def test_consul_dies_and_loses_its_data(trio: Cluster) -> None:
     one, two, _ = trio.machines
     one.deploy(TRIO.replace("trio", "former").replace("count=3", "count=1"))
     one.meshbox("remove", "former", "--detach")
+    wait_until(trio.sound, "Consul can do without one server", seconds=40)
     with Load(one, "client", *WHERE) as load:
         leader = next(machine for machine in trio if machine.consul.leads)
         leader.consul.stop()
