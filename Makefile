@@ -1,8 +1,9 @@
 # Everything here installs what it lacks and reuses what is there; on a fresh Debian 12 run it as root.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test unit check bench lock clean setup image deb
+.PHONY: help demo demo-cluster test test-more unit check bench lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
+SEPARATE := test_image.py test_deb.py test_mesh.py
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' appliance/__init__.py)
 LOCK := $(PYTHON_BIN)/pip-compile --quiet --no-header --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
@@ -20,8 +21,11 @@ demo-cluster: setup  ## The same on three machines that share a mesh through Con
 	@$(PYTHON_BIN)/python examples/demo_cluster.py
 
 test: SETUP := --tests
-test: setup check  ## All checks and tests, on a Docker Engine of their own (about 15 minutes, needs root).
-	@$(PYTHON_BIN)/pytest $(ARGS)
+test: setup check  ## Checks and tests of one host, on a Docker Engine of their own (about 15 minutes, needs root).
+	@$(PYTHON_BIN)/pytest $(SEPARATE:%=--ignore=tests/system/%) $(ARGS)
+
+test-more: setup  ## The tests that take long: image, package, and a mesh of three machines.
+	@$(PYTHON_BIN)/pytest $(SEPARATE:%=tests/system/%) $(ARGS)
 
 unit: setup  ## Only the tests that need neither root nor Docker.
 	@$(PYTHON_BIN)/pytest -m 'not system' $(ARGS)

@@ -140,4 +140,3 @@ def test_first_act_of_a_container(mesh: Machine, order: str, record_property: Ca
     figures = {"median_ms": round(delays[10] * 1000), "p95_ms": round(delays[18] * 1000)}
     record_property("start event to first connection", figures)
     print("start event to first connection:", figures)  # noqa: T201 — a figure for bench/RESULTS.md
-    assert delays[18] <= 0.25, figures
