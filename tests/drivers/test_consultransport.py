@@ -12,7 +12,7 @@ from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.consultransport import ConsulError
 from appliance.errors import HostError, RetryError
 from tests.faultyconsul import FaultyConsul
-from tests.realconsul import ConsulAgent, free_ports
+from tests.realconsul import ConsulAgent, free_ports, wait_until
 
 
 def call(settings, method, *arguments):
@@ -237,6 +237,7 @@ def test_renewed_token(tmp_path, monkeypatch):
 
     try:
         agent.start()
+        wait_until(lambda: agent.get("/v1/agent/self"), "Consul knows its first token")
         trio.run(main)
     finally:
         agent.stop()
