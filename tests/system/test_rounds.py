@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,20 @@ ALLOWANCE = 8 << 20
 """Bytes by which resident memory may differ: one more arena of the allocator."""
 
 
+def namespaces(mesh: Machine) -> list[str]:
+    """Return the namespaces that Docker keeps, without the one that stands for the host's own."""
+    return sorted(path.name for path in mesh.netns_dir.iterdir() if path.name != "default")
+
+
+def open_files(pid: int) -> dict[str, int]:
+    """Count a process's open files by what they are."""
+    found = Counter[str]()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found[re.sub(r"\d+", "", str(path.readlink()))] += 1
+    return dict(found)
+
+
 def holdings(mesh: Machine) -> dict[str, Any]:
     """Return everything that a round could leave behind."""
     assert mesh.appliance is not None
@@ -34,18 +51,18 @@ def holdings(mesh: Machine) -> dict[str, Any]:
         "volumes": mesh.docker("volume", "ls", "--quiet"),
         "tcp": mesh.proxy_ports("tcp"),
         "udp": mesh.proxy_ports("udp"),
-        "files": len(list(Path(f"/proc/{mesh.appliance.pid}/fd").iterdir())),
+        "files": open_files(mesh.appliance.pid),
         "rules": mesh.exec("nft", "list", "ruleset").stdout.count("\n"),
         "routes": mesh.exec("ip", "route", "show", "table", "all").stdout,
         "links": len(mesh.exec("ip", "-brief", "link").stdout.splitlines()),
-        "namespaces": sorted(path.name for path in mesh.netns_dir.iterdir()),
+        "namespaces": namespaces(mesh),
         "processes": Path(f"/proc/{mesh.appliance.pid}/task/{mesh.appliance.pid}/children").read_text().count(" "),
     }
 
 
 def settled(mesh: Machine) -> dict[str, Any]:
     """Return the holdings once Docker has cleared its old namespaces away (every minute) and the appliance rests."""
-    wait_until(lambda: not list(mesh.netns_dir.iterdir()), "no namespace is left", seconds=100, pause=1)
+    wait_until(lambda: not namespaces(mesh), "no namespace is left", seconds=100, pause=1)
     wait_until(lambda: "meshbox" not in holdings(mesh)["networks"], "the network is gone", seconds=40)
     seen: list[dict[str, Any]] = []
 
