@@ -83,6 +83,14 @@ def agreed(cluster: Cluster) -> bool:
     return cluster.complete()
 
 
+def wait_until_agreed(cluster: Cluster) -> None:
+    """Wait until they do. Raises AssertionError with what each of them believes."""
+    try:
+        wait_until(lambda: agreed(cluster), "they agree", seconds=40)
+    except AssertionError as error:
+        raise AssertionError("\n".join([str(error), *(f"{one.node}: {one.peers}" for one in cluster)])) from None
+
+
 def test_every_replica_gets_its_share(trio: Cluster) -> None:
     """3,000 connections by name: each of three replicas on three machines gets 28 to 39 %; UDP reaches them all too."""
     one = trio.machines[0]
@@ -173,7 +181,8 @@ def test_machine_dies_and_returns(trio: Cluster, record_property: Callable[[str,
         elsewhere = time.monotonic()
         three.boot()
         back = time.monotonic()
-        wait_until(lambda: spread(trio) == [1, 1, 1] and agreed(trio), "it has its share again", seconds=40)
+        wait_until(lambda: spread(trio) == [1, 1, 1], "it has its share again", seconds=40)
+        wait_until_agreed(trio)
         share = time.monotonic()
         wait_until(lambda: name_of(three) in heard(one), "it answers", seconds=20)
     figures = {
@@ -250,7 +259,7 @@ def test_cut_off_machine_goes_on_and_agrees_again(trio: Cluster) -> None:
             threading.Event().wait(2)
         trio.heal()
         healed = time.monotonic()
-        wait_until(lambda: agreed(trio), "they agree again", seconds=40)
+        wait_until_agreed(trio)
         again = time.monotonic()
         wait_until(lambda: spread(trio) == [1, 1, 1], "each has its own replica", seconds=40)
     three.docker("rm", "--force", "inside")
