@@ -78,13 +78,13 @@ class Appliance(Protocol):
     def snapshot(self) -> Snapshot:
         """Return all facts as they are now."""
 
-    def stats(self) -> tuple[ListenerStats, ...]:
+    async def stats(self) -> tuple[ListenerStats, ...]:
         """Return the counters of all listeners."""
 
-    def connections(self) -> tuple[Connection, ...]:
+    async def connections(self) -> tuple[Connection, ...]:
         """Return all open pairs and sessions."""
 
-    def counters(self) -> Mapping[str, float]:
+    async def counters(self) -> Mapping[str, float]:
         """Return further counters by name (`passes`, `steps`, `dns_queries`, …); they only grow."""
 
     async def deploy(self, services: Iterable[Service]) -> None:
@@ -191,7 +191,7 @@ class _Api:
             "pid": os.getpid(),
             "uptime": round(time.time() - self._appliance.started_at, 1),
             "faults": {key: asdict(fault) for key, fault in self._appliance.faults.list().items()},
-            "counters": dict(self._appliance.counters()),
+            "counters": dict(await self._appliance.counters()),
         }
 
     async def services(self, _: Request) -> list[views.Row]:
@@ -201,14 +201,14 @@ class _Api:
         return views.workloads(self._appliance.snapshot(), self._appliance.have)
 
     async def routes(self, _: Request) -> list[views.Row]:
-        return views.routes(self._appliance.snapshot(), self._appliance.have, self._appliance.stats())
+        return views.routes(self._appliance.snapshot(), self._appliance.have, await self._appliance.stats())
 
     async def peers(self, _: Request) -> views.Row:
         facts, registry = self._appliance.registry_facts, self._appliance.config.registry
         return views.peers(self._appliance.snapshot(), facts, registry)
 
     async def connections(self, _: Request) -> list[views.Row]:
-        return views.connections(self._appliance.connections(), self._appliance.snapshot())
+        return views.connections(await self._appliance.connections(), self._appliance.snapshot())
 
     async def progress(self, request: Request) -> list[views.Row]:
         names = frozenset(request.query_params.getlist("service"))
@@ -234,7 +234,7 @@ class _Api:
         if wanted.port is None:
             raise InputError(f'"{wanted}" names no port; write for example "{wanted}:8080"')
         client = self._client(_needed(request, "client"))
-        stations = why(client, wanted, self._appliance.snapshot(), self._appliance.have, self._appliance.stats())
+        stations = why(client, wanted, self._appliance.snapshot(), self._appliance.have, await self._appliance.stats())
         return {
             "client": client.docker_name,
             "destination": str(wanted),
@@ -260,7 +260,7 @@ class _Api:
         return {"changes": [asdict(change) for change in removal(specs[name])]}
 
     async def metrics(self, _: Request) -> Response:
-        return Response(metrics.text(self._appliance), media_type=metrics.CONTENT_TYPE)
+        return Response(await metrics.text(self._appliance), media_type=metrics.CONTENT_TYPE)
 
     def _judged(self, wanted: Sequence[Service]) -> views.Row:
         """Return what deploying these would change, and what to warn of."""

@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from appliance import admin, bridge, fitness, logs
+from appliance.dataplane import face
 from appliance.dataplane.plane import DataPlane
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.drivers import netns as namespaces
@@ -100,7 +101,8 @@ class Appliance:
         self._settings = config.settings()
         self._host_addresses: frozenset[IPv4Address] = frozenset()
         self._unneeded_network = trio.Event()
-        self.plane = DataPlane(loop, dns_upstreams=HostResolvers(fixed=config.dns_upstreams), dns_port=config.dns_port)
+        upstreams = HostResolvers(fixed=config.dns_upstreams)
+        self.plane: face.Plane = DataPlane(loop, dns_upstreams=upstreams, dns_port=config.dns_port)
         self.registry: Registry = open_registry(config, bell=self.ring)
         self.inventory = Inventory(
             docker,
@@ -117,7 +119,7 @@ class Appliance:
             docker,
             network=config.docker_network,
             bell=self.ring,
-            pairs_to=self.plane.pairs_to,
+            pairs_to=self._pairs_to,
             drain=config.drain,
             settle=PEERS_SETTLE if config.registry == "consul" else SETTLE,
             subnet=config.docker_subnet,
@@ -141,6 +143,7 @@ class Appliance:
         """Start everything in order, serve until `stopping`, then drain and stop in reverse."""
         try:
             async with trio.open_nursery() as nursery:
+                self.plane.start()
                 await nursery.start(self.registry.run)
                 await nursery.start(self._host_nft.run)
                 await self._host_nft.probe()
@@ -189,15 +192,15 @@ class Appliance:
         """What the deployer is doing or has failed to do."""
         return self.deployer.progress
 
-    def stats(self) -> tuple[ListenerStats, ...]:
+    async def stats(self) -> tuple[ListenerStats, ...]:
         """Return the counters of all open listeners."""
-        return self.plane.stats()
+        return await bridge.answer(self.plane, face.STATS)
 
-    def connections(self) -> tuple[Connection, ...]:
+    async def connections(self) -> tuple[Connection, ...]:
         """Return all open pairs and sessions."""
-        return self.plane.connections()
+        return await bridge.answer(self.plane, face.CONNECTIONS)
 
-    def counters(self) -> Mapping[str, float]:
+    async def counters(self) -> Mapping[str, float]:
         """Return counters by name; they only grow."""
         return {
             "passes": self.reconciler.passes,
@@ -206,7 +209,8 @@ class Appliance:
             "rulesets_pushed": self._nft.pushed,
             "rulesets_failed": self._nft.failed,
             "containers_before_first_instruction": self.inventory.newborns,
-            **{f"dns_{name}": count for name, count in self.plane.dns.stats().items()},
+            "workers_restarted": self.plane.restarted,
+            **{f"dns_{name}": count for name, count in (await bridge.answer(self.plane, face.DNS_STATS)).items()},
             **{f"docker_{name}": count for name, count in self.inventory.counts.items()},
             **{f"containers_{name}": count for name, count in self.deployer.counts.items()},
         }
@@ -245,10 +249,10 @@ class Appliance:
 
     async def _drain(self) -> None:
         self.plane.stop()
-        if left := self._pairs():
+        if left := await bridge.answer(self.plane, face.LEFT):
             log.info("draining", connections=left, seconds=self.config.drain)
         with trio.move_on_after(self.config.drain):
-            while self._pairs():  # noqa: ASYNC110 — the data plane knows no Trio events, and this is once in a life
+            while await bridge.answer(self.plane, face.LEFT):  # noqa: ASYNC110 — it has no events of Trio, and this is once in a life
                 await trio.sleep(DRAIN_POLL)
 
     async def _leave(self) -> None:
@@ -263,9 +267,8 @@ class Appliance:
         except MeshboxError as error:
             log.warning("the host's table inet meshbox stays; run meshbox cleanup", cause=str(error))
 
-    def _pairs(self) -> int:
-        """Count open TCP pairs; UDP sessions end by silence, which nobody waits for."""
-        return sum(1 for c in self.plane.connections() if c.destination.protocol is Protocol.TCP)
+    async def _pairs_to(self, address: IPv4Address) -> int:
+        return await bridge.answer(self.plane, face.pairs_to(address))
 
     def _after_pass(self, facts: Snapshot) -> None:
         self.registry.watch(interests(facts))

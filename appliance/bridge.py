@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 import uvloop
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     import outcome
 
+    from appliance.dataplane.face import Plane, Question
+
+T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -66,3 +69,21 @@ def run(main: Callable[[asyncio.AbstractEventLoop, trio.Event], Awaitable[int]])
         asyncio.set_event_loop(None)
         loop.close()
     return result[0].unwrap()
+
+
+async def answer(plane: Plane, question: Question[T]) -> T:
+    """Ask the data plane and wait for what it says."""
+    token = trio.lowlevel.current_trio_token()
+    told = trio.Event()
+    said: list[T] = []
+
+    def tell(value: T) -> None:
+        said.append(value)
+        token.run_sync_soon(told.set)
+
+    plane.ask(question, tell)
+    if said:
+        await trio.lowlevel.checkpoint()
+    else:
+        await told.wait()
+    return said[0]

@@ -23,7 +23,7 @@ from appliance.model.facts import RunState
 from appliance.model.rollout import Action, Create, Progress, ReplicaKey, Retire, Start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
     from ipaddress import IPv4Address, IPv4Network
 
     from appliance.drivers.docker import Docker
@@ -51,7 +51,7 @@ class Deployer:
         *,
         network: str,
         bell: Bell,
-        pairs_to: Callable[[IPv4Address], int],
+        pairs_to: Callable[[IPv4Address], Awaitable[int]],
         drain: float = DRAIN,
         settle: float = SETTLE,
         subnet: IPv4Network | None = None,
@@ -231,7 +231,7 @@ class Deployer:
         self._say(key, "draining")
         await trio.sleep(self._settle)
         with trio.move_on_after(self._drain - self._settle):
-            while open_pairs := sum(self._pairs_to(address) for address in addresses):
+            while open_pairs := sum([await self._pairs_to(address) for address in addresses]):
                 self._say(key, f"draining {open_pairs} connection{'s' if open_pairs > 1 else ''}")
                 await trio.sleep(DRAIN_LOOK)
 

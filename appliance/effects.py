@@ -11,7 +11,7 @@ from appliance.render import ruleset as text
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
-    from appliance.dataplane.plane import DataPlane
+    from appliance.dataplane.face import Plane
     from appliance.drivers.nft import HostNft, Nft
     from appliance.drivers.registry import Registry
     from appliance.drivers.rulesetwatch import RulesetWatch
@@ -25,9 +25,7 @@ OWN_NAMESPACE = "/proc/self/ns/net"
 class HostEffects:
     """Carries out steps on this host (`reconcile.Effects`)."""
 
-    def __init__(
-        self, *, plane: DataPlane, nft: Nft, host_nft: HostNft, watch: RulesetWatch, registry: Registry
-    ) -> None:
+    def __init__(self, *, plane: Plane, nft: Nft, host_nft: HostNft, watch: RulesetWatch, registry: Registry) -> None:
         self._plane = plane
         self._nft = nft
         self._host_nft = host_nft

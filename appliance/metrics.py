@@ -18,7 +18,7 @@ from appliance.plan.policy import declaration
 from appliance.plan.readiness import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from prometheus_client import Metric
 
@@ -40,21 +40,23 @@ OF_BACKEND = {
 }
 
 
-def text(appliance: Appliance) -> bytes:
+async def text(appliance: Appliance) -> bytes:
     """Return all metrics in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Collector(appliance))
+    registry.register(_Collector(appliance, await appliance.stats(), await appliance.counters()))
     return generate_latest(registry)
 
 
 class _Collector(Collector):
-    def __init__(self, appliance: Appliance) -> None:
+    def __init__(self, appliance: Appliance, stats: Iterable[ListenerStats], counters: Mapping[str, float]) -> None:
         self._appliance = appliance
+        self._stats = stats
+        self._counters = counters
 
     def collect(self) -> Iterator[Metric]:
         yield from self._process()
         yield from self._mesh()
-        yield from _listeners(self._appliance.stats())
+        yield from _listeners(self._stats)
 
     def _process(self) -> Iterator[Metric]:
         info = GaugeMetricFamily("meshbox_info", "Always 1.", labels=["version", "node"])
@@ -83,7 +85,7 @@ class _Collector(Collector):
         yield GaugeMetricFamily("meshbox_machines", "Machines that are known.", value=len(s.machines))
         lasting = len(self._appliance.faults.current)
         yield GaugeMetricFamily("meshbox_faults_lasting", "Faults that are not over.", value=lasting)
-        for name, value in sorted(self._appliance.counters().items()):
+        for name, value in sorted(self._counters.items()):
             yield CounterMetricFamily(f"meshbox_{name}", f"{name.replace('_', ' ')} since the start.", value=value)
 
 

@@ -61,7 +61,7 @@ class FakeAppliance:
         self._step()
         return self._facts()
 
-    def stats(self) -> tuple[ListenerStats, ...]:
+    async def stats(self) -> tuple[ListenerStats, ...]:
         """Return counters of all listeners; nothing was ever counted."""
         return tuple(
             ListenerStats(
@@ -79,11 +79,11 @@ class FakeAppliance:
             for destination, listener in self.have.listeners.items()
         )
 
-    def connections(self) -> tuple[Connection, ...]:
+    async def connections(self) -> tuple[Connection, ...]:
         """Return what a test put there."""
         return self.open_connections
 
-    def counters(self) -> Mapping[str, float]:
+    async def counters(self) -> Mapping[str, float]:
         """Return one counter."""
         return {"deploys": self.deploys}
 

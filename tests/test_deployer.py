@@ -35,11 +35,15 @@ class World:
             self.docker,
             network="meshbox",
             bell=lambda *, urgent=False: self.rings.append(trio.current_time()),
-            pairs_to=lambda address: self.pairs.get(address, 0),
+            pairs_to=self._pairs_to,
             drain=10.0,
             settle=settle,
             node="here",
         )
+
+    async def _pairs_to(self, address: IPv4Address) -> int:
+        await trio.lowlevel.checkpoint()
+        return self.pairs.get(address, 0)
 
     async def idle(self) -> None:
         """Wait until nothing is under way."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from appliance import metrics
@@ -11,7 +12,7 @@ from tests.plan.cases import container
 def test_everything_is_readable_and_unique():
     """Prometheus' own parser reads all of it, and no sample appears twice."""
     fake = FakeAppliance(Config(node="h1"), workloads=[container(number, "web.shop", (80,)) for number in (2, 3)])
-    families = list(text_string_to_metric_families(metrics.text(fake).decode()))
+    families = list(text_string_to_metric_families(trio.run(metrics.text, fake).decode()))
     samples = [(s.name, tuple(sorted(s.labels.items()))) for f in families for s in f.samples]
     assert len(samples) == len(set(samples))
     values = {s.name: s.value for f in families for s in f.samples if not s.labels}

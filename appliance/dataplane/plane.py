@@ -1,9 +1,7 @@
-"""The data plane as the control plane sees it: plain calls with plain values, so that it can run in another process."""
+"""The data plane in one process: plain calls with plain values, so that it can run in another one (workers.py)."""
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from appliance.dataplane.datagram import UdpListener
@@ -12,16 +10,20 @@ from appliance.dataplane.listener import Shared, TcpListener
 from appliance.model.names import Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    import asyncio
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from ipaddress import IPv4Address
 
+    from appliance.dataplane.face import Question, T
     from appliance.model.names import Destination
     from appliance.model.network import Listener, Zone
     from appliance.model.stats import Connection, ListenerStats
 
 
 class DataPlane:
-    """All listeners and the DNS server."""
+    """All listeners and the DNS server (`face.Plane`)."""
+
+    restarted = 0
 
     def __init__(
         self,
@@ -37,13 +39,15 @@ class DataPlane:
         self._shared = Shared(loop)
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
-        self._empty = asyncio.Event()
         self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams)
 
     @property
     def active(self) -> int:
         """Pairs and UDP sessions, those of closed listeners included."""
         return sum(listener.active for listener in self._all())
+
+    def start(self) -> None:
+        """Nothing to do: it runs with the loop."""
 
     def open_listener(self, listener: Listener) -> None:
         """Serve a destination. Raises OSError (EADDRINUSE when something else holds the port)."""
@@ -96,22 +100,23 @@ class DataPlane:
         """Return all open pairs and sessions."""
         return tuple(connection for listener in self._all() for connection in listener.connections())
 
+    def dns_stats(self) -> Mapping[str, int]:
+        """Return the DNS server's counters."""
+        return self.dns.stats()
+
+    def left(self) -> int:
+        """Return how many TCP pairs closed listeners still have; UDP sessions end by silence, so nobody waits."""
+        return sum(listener.active for listener in self._draining if isinstance(listener, TcpListener))
+
+    def ask(self, question: Question[T], tell: Callable[[T], None]) -> None:
+        """Call `tell` with the answer."""
+        tell(getattr(self, question.method)(*question.arguments))
+
     def stop(self) -> None:
         """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
         for destination in list(self._listeners):
             self.close_listener(destination)
         self.dns.close()
-
-    async def drained(self, timeout: float) -> int:  # noqa: ASYNC109 — the control plane is Trio and cannot cancel this
-        """Wait at most `timeout` seconds after `stop` until no TCP pair is left; return how many are.
-
-        UDP sessions end by silence, which nobody waits for.
-        """
-        if self._tcp_left():
-            self._empty.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), timeout)
-        return self._tcp_left()
 
     def close(self) -> None:
         """End everything at once."""
@@ -138,8 +143,3 @@ class DataPlane:
 
     def _forget(self, listener: TcpListener | UdpListener) -> None:
         self._draining.discard(listener)
-        if not self._tcp_left():
-            self._empty.set()
-
-    def _tcp_left(self) -> int:
-        return sum(listener.active for listener in self._draining if isinstance(listener, TcpListener))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,10 @@ KEY = ReplicaKey(service="flask", replica=0, container="web")
 WEB = Container(name="web", image=IMAGE, ports=(Port.parse(8000),), command="sleep 1000", cpu=500, memory=64)
 
 
+async def _no_pairs(_: IPv4Address) -> int:
+    return 0
+
+
 class Followed:
     """An inventory that follows a machine's Docker, and a deployer; what was published is kept."""
 
@@ -41,7 +45,7 @@ class Followed:
             tcp_ports=lambda _: (),  # the test does not run in the machine's namespace
             fresh_netns=self.fresh.append,
         )
-        self.deployer = Deployer(docker, network="meshbox", bell=self._rung, pairs_to=lambda _: 0, drain=0.5)
+        self.deployer = Deployer(docker, network="meshbox", bell=self._rung, pairs_to=_no_pairs, drain=0.5)
 
     def _rung(self, *, urgent: bool = False) -> None:
         for workload in self.inventory.workloads:

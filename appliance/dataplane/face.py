@@ -1,0 +1,81 @@
+"""What the control plane asks of the data plane, in this process (plane.py) or in workers (workers.py).
+
+Orders return at once. Questions are answered through a callback, because workers take a moment; `bridge.answer` turns
+that into something to await.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from ipaddress import IPv4Address
+
+    from appliance.model.names import Destination
+    from appliance.model.network import Listener, Zone
+    from appliance.model.stats import Connection, ListenerStats
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[T]):
+    """A method of `DataPlane` that only looks, and its arguments."""
+
+    method: str
+    arguments: tuple[Any, ...] = ()
+
+
+STATS: Question[tuple[ListenerStats, ...]] = Question("stats")
+"""The counters of the listeners that are open."""
+CONNECTIONS: Question[tuple[Connection, ...]] = Question("connections")
+"""All open pairs and sessions."""
+DNS_STATS: Question[Mapping[str, int]] = Question("dns_stats")
+"""The DNS server's counters; all only grow, except those that end in `_now`."""
+LEFT: Question[int] = Question("left")
+"""How many TCP pairs closed listeners still have."""
+
+
+def pairs_to(address: IPv4Address) -> Question[int]:
+    """How many open pairs and sessions lead to that address."""
+    return Question("pairs_to", (address,))
+
+
+class Plane(Protocol):
+    """All listeners and the DNS server."""
+
+    @property
+    def restarted(self) -> int:
+        """How many workers ended by themselves and were replaced."""
+
+    def start(self) -> None:
+        """Begin to run. Raises OSError."""
+
+    def open_listener(self, listener: Listener) -> None:
+        """Serve a destination. Raises OSError (EADDRINUSE when something else holds the port)."""
+
+    def swap_listener(self, listener: Listener) -> None:
+        """Take new callers, peers and backends. Raises OSError when the port is a new one and cannot be had."""
+
+    def close_listener(self, destination: Destination) -> None:
+        """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""
+
+    def end_pairs(self, destination: Destination) -> None:
+        """Reset what is left of closed listeners of this destination."""
+
+    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
+        """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
+
+    def set_zone(self, zone: Zone) -> None:
+        """Answer from this zone."""
+
+    def ask(self, question: Question[T], tell: Callable[[T], None]) -> None:
+        """Call `tell` once with the answer, perhaps before this returns."""
+
+    def stop(self) -> None:
+        """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
+
+    def close(self) -> None:
+        """End everything at once."""
