@@ -25,6 +25,7 @@ from appliance.errors import HostError, InputError, MeshboxError, did_you_mean
 from appliance.model.names import Allowance
 from appliance.model.specparse import check_services, parse_service
 from appliance.plan.changes import Kind, changes, removal
+from appliance.plan.elsewhere import elsewhere
 from appliance.plan.explain import find_client, why
 from appliance.plan.placement import check_constraint
 from appliance.plan.rollout import progress
@@ -77,6 +78,9 @@ class Appliance(Protocol):
 
     def snapshot(self) -> Snapshot:
         """Return all facts as they are now."""
+
+    async def look(self, services: frozenset[str]) -> Snapshot:
+        """Return the same, with what other machines serve of these services, whether it matters here or not."""
 
     async def stats(self) -> tuple[ListenerStats, ...]:
         """Return the counters of all listeners."""
@@ -195,7 +199,10 @@ class _Api:
         }
 
     async def services(self, _: Request) -> list[views.Row]:
-        return views.services(self._appliance.snapshot(), self._appliance.have)
+        s = self._appliance.snapshot()
+        names = frozenset({*s.specs, *(w.name.service for w in s.workloads)})
+        s = await self._appliance.look(names)
+        return views.services(s, self._appliance.have, self._progress(s, names))
 
     async def workloads(self, _: Request) -> list[views.Row]:
         return views.workloads(self._appliance.snapshot(), self._appliance.have)
@@ -212,8 +219,7 @@ class _Api:
 
     async def progress(self, request: Request) -> list[views.Row]:
         names = frozenset(request.query_params.getlist("service"))
-        s = self._appliance.snapshot()
-        return views.progress(progress(s), self._appliance.under_way, s, self._appliance.have, names)
+        return self._progress(await self._appliance.look(names), names)
 
     async def rules(self, request: Request) -> views.Row:
         workload = self._client(_needed(request, "workload"))
@@ -271,6 +277,10 @@ class _Api:
             if s.specs.get(service.name) != service:
                 check_constraint(service, s.settings, s.machines)
         return {"changes": [asdict(change) for change in changes(s.specs, wanted)], "warnings": list(warnings)}
+
+    def _progress(self, s: Snapshot, names: frozenset[str]) -> list[views.Row]:
+        planned = (*progress(s), *elsewhere(s, names))
+        return views.progress(planned, self._appliance.under_way, s, self._appliance.have, names)
 
     def _client(self, text: str) -> Workload:
         """Return the one container that is meant; of several replicas, the first."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -234,6 +235,11 @@ class Appliance:
             machines=known.machines,
             endpoints=known.endpoints,
         )
+
+    async def look(self, services: frozenset[str]) -> Snapshot:
+        """Return the same, with what other machines serve of these services, whether it matters here or not."""
+        endpoints = await self.registry.look(services)
+        return replace(self.snapshot(), endpoints=endpoints)
 
     async def deploy(self, services: Iterable[Service]) -> None:
         """Store specs; the loop does the rest. Raises RetryError or HostError when they cannot be stored."""

@@ -61,6 +61,10 @@ class FakeAppliance:
         self._step()
         return self._facts()
 
+    async def look(self, services: frozenset[str]) -> Snapshot:  # noqa: ARG002 — as `admin.Appliance` has it
+        """Return the same: nothing is hidden here."""
+        return self.snapshot()
+
     async def stats(self) -> tuple[ListenerStats, ...]:
         """Return counters of all listeners; nothing was ever counted."""
         return tuple(

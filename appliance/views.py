@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def services(s: Snapshot, have: HostState) -> list[Row]:
-    """Every service that is deployed or that a container's labels name, with its containers."""
+def services(s: Snapshot, have: HostState, how_far: Iterable[Row] = ()) -> list[Row]:
+    """Every service that is deployed or that a container's labels name, with its containers.
+
+    `how_far` are rows of `progress`: what is known of each replica, on whichever machine it runs.
+    """
     labelled: dict[str, dict[str, list[Workload]]] = {}
     for w in s.workloads:
         labelled.setdefault(w.name.service, {}).setdefault(w.name.container, []).append(w)
@@ -36,6 +39,11 @@ def services(s: Snapshot, have: HostState) -> list[Row]:
         spec = s.specs.get(name)
         declared = [c.name for c in spec.containers] if spec is not None else []
         others = sorted(labelled.get(name, {}).keys() - set(declared))
+        replicas: dict[str, list[Row]] = {}
+        for one in how_far:
+            if one["service"] == name:
+                shown = {key: one[key] for key in ("replica", "machine", "state", "ready", "failed")}
+                replicas.setdefault(one["container"], []).append(shown)
         rows.append(
             {
                 "service": name,
@@ -43,7 +51,10 @@ def services(s: Snapshot, have: HostState) -> list[Row]:
                 "count": spec.count if spec is not None else None,
                 "constraint": spec.constraint if spec is not None else None,
                 "containers": [
-                    _container(Name(service=name, container=c), spec, labelled.get(name, {}).get(c, []), s, have)
+                    {
+                        **_container(Name(service=name, container=c), spec, labelled.get(name, {}).get(c, []), s, have),
+                        "replicas": replicas.get(c, []),
+                    }
                     for c in (*declared, *others)
                 ],
             }
@@ -190,7 +201,7 @@ def progress(
     rows = []
     for key, p in sorted(found.items()):
         name = Name(service=key.service, container=key.container)
-        waits = _not_yet_announced(name, s, have) if p.ready else None
+        waits = _not_yet_announced(name, s, have) if p.ready and p.machine == s.settings.node else None
         rows.append(
             {
                 "service": key.service,

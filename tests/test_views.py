@@ -10,6 +10,7 @@ from appliance.drivers.registryfacts import RegistryFacts
 from appliance.model.facts import RunState
 from appliance.model.rollout import Progress, ReplicaKey
 from appliance.plan.compile import compile_host
+from appliance.plan.elsewhere import elsewhere
 from appliance.plan.rollout import progress
 from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, spec
 
@@ -111,3 +112,17 @@ def test_what_is_under_way_knows_better():
         (1, "no such image", False, True),
         (2, "draining", False, False),
     ]
+
+
+def test_replicas_by_machine_and_state():
+    """Each replica is shown with its machine and state, also those that other machines run."""
+    machines = (machine("here", "10.0.0.1"), machine("there", "10.0.0.9"))
+    s = snapshot(specs=[SHOP], machines=machines)
+    names = frozenset({"shop"})
+    have = compile_host(s)
+    rows = views.progress((*progress(s), *elsewhere(s, names)), {}, s, have, names)
+    (row,) = views.services(s, have, rows)
+    assert {(r["machine"], r["state"], r["ready"]) for r in row["containers"][0]["replicas"]} == {
+        ("here", "to be created", False),
+        ("there", "waiting for there to announce it", False),
+    }

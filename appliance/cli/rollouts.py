@@ -1,4 +1,7 @@
-"""`meshbox deploy`, `plan` and `remove`: send, show how far it is, and wait until it is done."""
+"""`meshbox deploy`, `plan` and `remove`: send, show how far it is, and wait until it is done.
+
+A deploy waits for the replicas on all machines; a removal for the containers of this one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -49,9 +53,8 @@ def deploy(client: Client, file: str, *, detach: bool, timeout: float) -> None:
         return
     _wait(lambda: client.get("progress", service=names), timeout, "ready")
     everything = client.get("progress", service=names)
-    counts = {name: len({row["replica"] for row in everything if row["service"] == name}) for name in names}
     unchanged = all(change["kind"] == "same" for change in answer["changes"])
-    ready = ", ".join(f"{name} ({count} here)" for name, count in counts.items())
+    ready = ", ".join(_counted(name, [row for row in everything if row["service"] == name]) for name in names)
     sys.stdout.write(f"{'nothing changed; ' if unchanged else ''}ready: {ready}\n")
 
 
@@ -66,6 +69,15 @@ def remove(client: Client, names: Sequence[str], *, detach: bool, timeout: float
     if not detach:
         _wait(lambda: _leftovers(client, names), timeout, "gone")
         sys.stdout.write(f"removed: {', '.join(dict.fromkeys(names))}\n")
+
+
+def _counted(name: str, rows: Rows) -> str:
+    """Return a service with the number of its replicas, by machine where there are several."""
+    machines = Counter(machine for machine, _ in {(row["machine"], row["replica"]) for row in rows})
+    if len(machines) == 1:
+        ((machine, count),) = machines.items()
+        return f"{name} ({count} on {machine})"
+    return f"{name} ({sum(machines.values())}: {', '.join(f'{n} on {m}' for m, n in sorted(machines.items()))})"
 
 
 def _send(client: Client, verb: str, file: str) -> tuple[list[str], dict[str, Any]]:

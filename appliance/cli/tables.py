@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -48,13 +50,28 @@ def services(rows: list[dict[str, Any]]) -> None:
                 f"{c['ready']}/{row['count'] if row['deployed'] else c['running']}",
                 " ".join(c["connect_to"]),
                 c["image"],
-                " ".join(f"{node}:{count}" for node, count in c["machines"].items()),
+                _places(c),
             )
             for row in rows
             for c in row["containers"]
         ),
         "no services yet; deploy some with: meshbox deploy FILE",
     )
+
+
+def _places(container: dict[str, Any]) -> str:
+    """Return how many containers are ready on each machine, and what the others there wait for."""
+    machines: dict[str, int] = dict(container["machines"])
+    waiting: dict[str, list[str]] = {}
+    for one in container["replicas"]:
+        machines.setdefault(one["machine"], 0)
+        if not one["ready"]:
+            waiting.setdefault(one["machine"], []).append(one["state"])
+    found = []
+    for node, ready in sorted(machines.items()):
+        words = "; ".join(f"{count} {state}" for state, count in Counter(waiting.get(node, ())).items())
+        found.append(f"{node}:{ready}" + (f" ({words})" if words else ""))
+    return ", ".join(found)
 
 
 def workloads(rows: list[dict[str, Any]]) -> None:
@@ -94,8 +111,7 @@ def routes(rows: list[dict[str, Any]]) -> None:
 def peers(row: dict[str, Any]) -> None:
     """Print the registry and one line for each machine."""
     out = console()
-    fresh = "up to date" if row["held_since"] is None else f"held as last known: {row['held_why']}"
-    out.print(f"registry {row['registry']}: {escape(fresh)}; {row['open_queries']} open queries")
+    out.print(escape(f"registry {row['registry']}: {_freshness(row)}; {row['open_queries']} open queries"))
     for problem in row["problems"]:
         out.print(f"! {escape(problem)}")
     if row["machines"]:
@@ -112,6 +128,14 @@ def peers(row: dict[str, Any]) -> None:
             ),
             "",
         )
+
+
+def _freshness(row: dict[str, Any]) -> str:
+    if row["held_since"] is None:
+        return "up to date"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["held_since"]))
+    ago = max(0.0, time.time() - row["held_since"])
+    return f"held as last known since {since} ({ago:.0f} s): {row['held_why']}"
 
 
 def connections(rows: list[dict[str, Any]]) -> None:

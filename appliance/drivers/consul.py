@@ -162,6 +162,19 @@ class ConsulRegistry:
         self._interests.watch(services)
         self._publish()
 
+    async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:
+        """Return what other machines serve of these services; those that are not watched are asked for now."""
+        found = [e for e in self._facts.endpoints if e.destination.name.service in services]
+        if self._held.since is None:
+            for service in sorted(services - self._answered.keys()):
+                try:
+                    _, entries = await self._api.health(service)
+                except RetryError as error:
+                    log.debug("cannot look at a service", service=service, cause=str(error))
+                    break
+                found += parse_endpoints(entries)[0]
+        return tuple(e for e in found if e.node in self._machines and e.node != self._node)
+
     # -- what Consul answers
 
     async def _answers(self) -> None:

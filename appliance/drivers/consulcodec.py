@@ -83,6 +83,7 @@ def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
             "port": str(d.port),
             "protocol": str(d.protocol),
             "replicas": str(r.weight),
+            "revisions": " ".join(f"{revision}:{count}" for revision, count in r.revisions),
         },
         "weights": {"Passing": min(max(r.weight, 1), MAX_WEIGHT), "Warning": 1},
         "check": {
@@ -182,6 +183,7 @@ def parse_endpoints(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[Endpoin
                 address=_address(entry),
                 port=service["Port"],
                 weight=int(meta.get("replicas", "")),
+                revisions=_revisions(meta.get("revisions", "")),
             )
         except (ValueError, InputError) as error:
             complaints.append(f'"{service["ID"]}" in Consul cannot be read: {error}')
@@ -189,6 +191,12 @@ def parse_endpoints(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[Endpoin
         if service["ID"] == destination_id(endpoint.node, endpoint.destination) and endpoint.weight > 0:
             found.append(endpoint)
     return tuple(found), tuple(complaints)
+
+
+def _revisions(text: str) -> tuple[tuple[str, int], ...]:
+    """Parse the counts by revision. Without them only a deploy waits, so what is not understood is passed over."""
+    words = (one.partition(":") for one in text.split())
+    return tuple(sorted((revision, int(count)) for revision, _, count in words if count.isdecimal()))
 
 
 def _address(entry: Mapping[str, Any]) -> IPv4Address:

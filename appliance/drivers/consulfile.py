@@ -47,6 +47,7 @@ def dump(known: Known) -> bytes:
                     "address": str(e.address),
                     "port": e.port,
                     "weight": e.weight,
+                    "revisions": dict(e.revisions),
                 }
                 for e in known.endpoints
             ],
@@ -75,6 +76,7 @@ def load(content: bytes) -> Known:
                     address=IPv4Address(e["address"]),
                     port=int(e["port"]),
                     weight=int(e["weight"]),
+                    revisions=tuple(sorted((str(r), int(n)) for r, n in e.get("revisions", {}).items())),
                 )
                 for e in raw["endpoints"]
             ),

@@ -112,6 +112,7 @@ class Queries:
             index = max(found, 1)
             quick = quick + 1 if trio.current_time() - began < AT_ONCE else 0
             await trio.sleep(BUSY[min(quick, len(BUSY) - 1)])
+        self._held.over(query)  # it may have failed last, and nobody asks any more
 
 
 class Interests:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from appliance.model.facts import Allocations
+    from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
     from appliance.model.spec import Service
 
@@ -135,6 +135,10 @@ class LocalStore:
 
     async def withdraw(self) -> None:
         """Do nothing: nobody was told."""
+
+    async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:  # noqa: ARG002 — as `Registry` has it
+        """Return nothing: there are no other machines."""
+        return ()
 
     def watch(self, services: frozenset[str]) -> None:
         """Do nothing: all that exists is here."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from appliance.config import Config
     from appliance.drivers.registryfacts import RegistryFacts
-    from appliance.model.facts import Allocations
+    from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
     from appliance.model.spec import Service
 
@@ -51,6 +51,12 @@ class Registry(Protocol):
 
     async def withdraw(self) -> None:
         """Withdraw all announcements, before the appliance ends; the machine itself stays known for a while."""
+
+    async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:
+        """Return what other machines serve of these services: as known where they are watched, else asked for now.
+
+        Never fails: what cannot be asked for is left out.
+        """
 
     def watch(self, services: frozenset[str]) -> None:
         """Name the services whose endpoints on other machines are of interest; replaces the former set."""

@@ -114,6 +114,8 @@ class Endpoint:
     address: IPv4Address
     port: int
     weight: int
+    revisions: tuple[tuple[str, int], ...] = ()
+    """How many of them meshbox created, by revision, sorted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,3 +131,5 @@ class Registration:
     destination: Destination
     proxy_port: int
     weight: int
+    revisions: tuple[tuple[str, int], ...] = ()
+    """How many of them meshbox created, by revision, sorted: what a deploy on another machine waits for."""

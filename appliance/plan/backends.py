@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from appliance.model.names import Protocol
@@ -61,15 +62,19 @@ def choose(
 
 
 def registrations(
-    local: Mapping[Destination, list[Backend]], ports: Mapping[Destination, int]
+    local: Mapping[Destination, list[Backend]], ports: Mapping[Destination, int], members: Iterable[Member] = ()
 ) -> dict[Destination, Registration]:
     """Return what this machine announces: what it serves itself, weighted by its ready replicas."""
-    staying = {d: [b for b in backends if not b.retiring] for d, backends in local.items()}
-    return {
-        d: Registration(destination=d, proxy_port=ports[d], weight=len(_sorted(backends)))
-        for d, backends in staying.items()
-        if backends
-    }
+    revisions = {m.workload.docker_name: m.workload.revision for m in members}
+    found = {}
+    for d, backends in local.items():
+        staying = _sorted([b for b in backends if not b.retiring])
+        created = Counter(revision for b in staying if (revision := revisions.get(b.label)) is not None)
+        if staying:
+            found[d] = Registration(
+                destination=d, proxy_port=ports[d], weight=len(staying), revisions=tuple(sorted(created.items()))
+            )
+    return found
 
 
 def _sorted(backends: list[Backend]) -> tuple[Backend, ...]:

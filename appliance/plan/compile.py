@@ -54,7 +54,7 @@ class Compiler:
             host_ruleset=shape.host_ruleset,
             dns_addresses=shape.dns_addresses,
             zone=shape.zone,
-            registrations=registrations(local, shape.allocations.ports),
+            registrations=registrations(local, shape.allocations.ports, members),
             allocations=shape.allocations,
         )
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from appliance import __version__
-from appliance.cli import main
+from appliance.cli import main, tables
 from appliance.model.names import Destination
 from appliance.model.stats import Connection
 
@@ -216,3 +216,23 @@ def test_certificates_play_no_part(appliance, meshbox, monkeypatch):
     """A minimal host that has none, or names a file that is gone, can still talk to its own appliance."""
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
     assert meshbox("services").code == 0
+
+
+def test_services_by_machine_and_state(capsys):
+    """People see how many containers are ready on each machine, and what the others there wait for."""
+    waiting = {"replica": 1, "machine": "m2", "state": "waiting for port 80", "ready": False, "failed": False}
+    ready = {"replica": 0, "machine": "m1", "state": "ready", "ready": True, "failed": False}
+    shown = {"name": "web.shop", "vip": "240.0.0.1", "ports": ["80/tcp"], "connect_to": [], "image": "x"}
+    container = {**shown, "ready": 1, "running": 1, "machines": {"m1": 1}, "replicas": [ready, waiting]}
+    tables.services([{"service": "shop", "deployed": True, "count": 2, "containers": [container]}])
+    assert "1/2" in (out := capsys.readouterr().out)
+    assert "m1:1, m2:0 (1 waiting for port 80)" in out
+
+
+def test_peers_say_since_when_and_why(capsys):
+    """While Consul cannot be heard, people see since when facts are held, and why."""
+    row = {"registry": "consul", "held_since": 0.0, "held_why": "no [leader]", "open_queries": 3, "problems": []}
+    tables.peers({**row, "machines": []})
+    out = capsys.readouterr().out
+    assert "held as last known since 19" in out
+    assert "no [leader]; 3 open queries" in out

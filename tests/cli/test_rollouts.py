@@ -26,7 +26,7 @@ def test_deploy(appliance, meshbox, shop):
     assert lines[:2] == ["+ service my-shop: 2 replicas", "+   container web: hello:1"]
     assert "my-shop/0/web: waiting for port 80" in lines
     assert "my-shop/1/web: ready" in lines
-    assert lines[-1] == "ready: my-shop (2 here)"
+    assert lines[-1] == "ready: my-shop (2 on h1)"
     assert said.err == (
         'warning: container "web" of service "my-shop": connect_to "pg.base:5432" does not exist; '
         "connections are refused until it does\n"
@@ -39,7 +39,7 @@ def test_deploy_twice(appliance, meshbox, shop):
     said = meshbox("deploy", shop())
     assert said.code == 0
     assert "= service my-shop: unchanged" in said.out
-    assert said.out.splitlines()[-1] == "nothing changed; ready: my-shop (2 here)"
+    assert said.out.splitlines()[-1] == "nothing changed; ready: my-shop (2 on h1)"
     assert appliance.deploys == 1
 
 
@@ -144,4 +144,4 @@ def test_on_a_terminal(appliance, meshbox, shop, monkeypatch):
     said = meshbox("deploy", shop())
     assert said.code == 0
     assert "REPLICA" in said.out
-    assert said.out.splitlines()[-1].endswith("ready: my-shop (2 here)")
+    assert said.out.splitlines()[-1].endswith("ready: my-shop (2 on h1)")

@@ -354,6 +354,30 @@ def test_hundreds_of_services_few_queries(machines, consul_agent):
     trio.run(main)
 
 
+def test_looking_at_what_is_not_watched(machines):
+    """What other machines serve can be looked at without watching it; without Consul, only what is known is shown."""
+    apple = Destination.parse("apple.orange:80")
+
+    async def main():
+        faulty = FaultyConsul(machines.settings.address)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(faulty.run)
+            async with machines.machine("m1") as one, machines.machine("m2", address=faulty.address) as two:
+                await one.register(replace(serving(), revisions=(("0a1b2c3d", 1),)))
+                await one.register(serving(destination=apple, port=20001))
+                await until(lambda: weights(two) == [("m1", 1)])
+                found = await two.look(frozenset({"web", "orange", "none"}))
+                assert {(e.destination, e.revisions) for e in found} == {(WEB, (("0a1b2c3d", 1),)), (apple, ())}
+                assert await one.look(frozenset({"orange"})) == ()
+                faulty.status = 500
+                faulty.hang_up()
+                await until(lambda: two.facts.held_since)
+                assert {e.destination for e in await two.look(frozenset({"web", "orange"}))} == {WEB}
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
 def test_idle_is_quiet(machines):
     """Without changes, an appliance asks nothing but its heartbeat."""
 

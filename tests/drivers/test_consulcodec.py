@@ -58,6 +58,18 @@ def test_endpoint_back_and_forth():
     assert endpoints == (Endpoint(destination=WEB, node="m1", address=IPv4Address("10.0.0.1"), port=20000, weight=2),)
 
 
+def test_revisions_back_and_forth():
+    """How many replicas have which revision is read as it was announced; words of another version hide nothing."""
+    revisions = (("0a1b2c3d", 2), ("ffffffff", 1))
+    r = Registration(destination=WEB, proxy_port=20000, weight=3, revisions=revisions)
+    arguments = codec.destination_service(M1, r)
+    ((found,), _) = codec.parse_endpoints([entry(arguments)])
+    assert found.revisions == revisions
+    odd = entry(arguments, Meta={**arguments["meta"], "revisions": "a:x b ffffffff:1"})
+    ((found,), complaints) = codec.parse_endpoints([odd])
+    assert (found.revisions, complaints) == ((("ffffffff", 1),), ())
+
+
 @pytest.mark.parametrize(("status", "healthy"), [("passing", True), ("warning", True), ("critical", False)])
 def test_health(status, healthy):
     """Only a critical check makes a machine unhealthy."""

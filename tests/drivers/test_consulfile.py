@@ -22,6 +22,7 @@ FULL = Known(
             address=IPv4Address("10.0.0.1"),
             port=20000,
             weight=3,
+            revisions=(("0a1b2c3d", 2),),
         ),
     ),
 )

@@ -82,6 +82,25 @@ def test_failure_is_held_and_begins_anew():
     assert held.why == "gone"
 
 
+def test_nothing_is_held_for_a_query_that_nobody_wants_any_more():
+    """A query that failed last and is then given up does not leave the whole registry held for ever."""
+    held = Held(trio.current_time, lambda: None)
+    wanted = [True]
+
+    async def fetch(_):
+        wanted.clear()
+        raise RetryError("no leader")
+
+    async def took(_):
+        pass
+
+    trio.run(
+        lambda: Queries(held).follow("q", fetch, took, wanted=lambda: bool(wanted)),
+        clock=trio.testing.MockClock(autojump_threshold=0),
+    )
+    assert held.since is None
+
+
 def test_failures_back_off():
     """Many failures in a row are tried again ever more slowly, but at least every few seconds."""
 

@@ -7,7 +7,8 @@ from ipaddress import IPv4Address
 from appliance.model.network import Backend, Registration
 from appliance.plan.backends import choose, local_backends, registrations, remote_backends
 from appliance.plan.members import Members
-from tests.plan.cases import address, container, dest, endpoint, snapshot
+from appliance.plan.rollout import revision
+from tests.plan.cases import address, container, declared, dest, endpoint, managed, snapshot, spec
 
 WEB = dest("web.web:80")
 
@@ -66,3 +67,14 @@ def test_registrations():
     assert registrations({WEB: [local(2), local(3), local(3), local(4, retiring=True)]}, {WEB: 20007}) == {
         WEB: Registration(destination=WEB, proxy_port=20007, weight=2)
     }
+
+
+def test_registrations_tell_revisions():
+    """What meshbox created is counted by revision, for a deploy elsewhere to wait for; what others started is not."""
+    shop = spec("shop", declared("web", (80,)))
+    workloads = (managed(2, shop), managed(3, shop), managed(4, shop, revision="old"), container(5, "web.shop", (80,)))
+    members = Members().read(snapshot(*workloads))
+    found = local_backends(members, {w.id: w.addresses[0] for w in workloads}, frozenset())
+    (one,) = registrations(found, {dest("web.shop:80"): 20007}, members).values()
+    assert one.weight == 4
+    assert one.revisions == tuple(sorted({"old": 1, revision(shop.containers[0]): 2}.items()))
