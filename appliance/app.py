@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance import admin, bridge, fitness, logs
+from appliance import admin, bridge, fitness, logs, worker
 from appliance.dataplane import face
 from appliance.dataplane.plane import DataPlane
+from appliance.dataplane.workers import Workers
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import Docker
@@ -90,6 +91,15 @@ async def _main(config: Config, loop: asyncio.AbstractEventLoop, stopping: trio.
         return await appliance.run(stopping)
 
 
+def _plane(config: Config, loop: asyncio.AbstractEventLoop) -> face.Plane:
+    """Return the data plane, here or in workers; nothing runs yet."""
+    upstreams = HostResolvers(fixed=config.dns_upstreams)
+    if not config.workers:
+        return DataPlane(loop, dns_upstreams=upstreams, dns_port=config.dns_port)
+    command = worker.command(level=config.log_level, form=config.log_format)
+    return Workers(loop, number=config.workers, command=command, dns_upstreams=upstreams, dns_port=config.dns_port)
+
+
 class Appliance:
     """The parts of a running appliance, and what the admin API asks of it."""
 
@@ -102,8 +112,7 @@ class Appliance:
         self._settings = config.settings()
         self._host_addresses: frozenset[IPv4Address] = frozenset()
         self._unneeded_network = trio.Event()
-        upstreams = HostResolvers(fixed=config.dns_upstreams)
-        self.plane: face.Plane = DataPlane(loop, dns_upstreams=upstreams, dns_port=config.dns_port)
+        self.plane = _plane(config, loop)
         self.registry: Registry = open_registry(config, bell=self.ring)
         self.inventory = Inventory(
             docker,

@@ -84,6 +84,9 @@ class Config:
     state_dir: str = _option("/var/lib/meshbox", values.path, "what survives a restart")
     run_dir: str = _option("/run/meshbox", values.path, "admin socket and lock")
     drain: float = _option(10, values.seconds, "seconds that open connections get before a container is stopped")
+    workers: int = _option(
+        0, values.integer(0, 64), "processes that carry the traffic; 0: the one that also plans and watches"
+    )
     registry: str = _option(
         "local", values.choice("local", "consul"), "local: this machine alone, kept in state_dir; consul: many machines"
     )

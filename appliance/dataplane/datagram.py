@@ -128,8 +128,9 @@ class UdpListener:
         idle: float = 60.0,
         limit: int = SESSIONS,
         on_empty: Callable[[UdpListener], None] = lambda _: None,
+        sock: SocketType | None = None,
     ) -> None:
-        """Open the port. Raises OSError (EADDRINUSE).
+        """Open the port, or take over `sock`. Raises OSError (EADDRINUSE).
 
         A session ends after `idle` seconds without a datagram; there are at most `limit` of them. `on_empty` is called
         once nothing is left after `stop`.
@@ -156,7 +157,7 @@ class UdpListener:
         self._dense = False
         self._short = False
         """Whether the last session failed for want of a socket."""
-        self.sock = listen(listener.port)
+        self.sock = sock or listen(listener.port)
         loop.add_reader(self.sock.fileno(), self._on_datagram)
 
     @property

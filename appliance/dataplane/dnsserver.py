@@ -36,7 +36,7 @@ from appliance.render.zone import ZoneAnswers
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from appliance.dataplane.resolver import Resolved
     from appliance.model.network import Zone
@@ -69,6 +69,39 @@ MAX_HELD_PER_ASKER = 8
 
 RECEIVE_BUFFER = 1 << 20
 """Octets of a socket's receive queue; the kernel gives what net.core.rmem_max allows."""
+
+
+DnsSockets = tuple[socket.socket, socket.socket]
+"""For UDP, and listening for TCP."""
+NONE_OPENED: Mapping[IPv4Address, DnsSockets] = {}
+
+
+def listen(address: IPv4Address, port: int) -> DnsSockets:
+    """Return the sockets for one address. Raises OSError."""
+    where = (str(address), port)
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        for sock in (udp, tcp):
+            sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        udp.bind(where)
+        tcp.bind(where)
+        tcp.listen(128)
+    except OSError:
+        udp.close()
+        tcp.close()
+        raise
+    return udp, tcp
+
+
+def cannot_listen(failed: Sequence[tuple[IPv4Address, OSError]], port: int) -> OSError:
+    """Return one error for all addresses that could not be had."""
+    what = "; ".join(f"{address}:{port}: {error.strerror or error}" for address, error in failed)
+    return OSError(
+        failed[0][1].errno, f"DNS cannot listen on {what} (see `ss -lnp 'sport = :{port}'`, or set another dns_port)"
+    )
 
 
 class _Asked:
@@ -126,22 +159,23 @@ class DnsServer:
             0,
         )
 
-    def set_addresses(self, addresses: frozenset[IPv4Address]) -> None:
-        """Listen on exactly these. Keeps those that could be opened and raises OSError for the others at the end."""
+    def set_addresses(
+        self, addresses: frozenset[IPv4Address], opened: Mapping[IPv4Address, DnsSockets] = NONE_OPENED
+    ) -> None:
+        """Listen on exactly these, on the sockets of `opened` where there are any.
+
+        Keeps those that could be opened and raises OSError for the others at the end.
+        """
         for address in self._udp.keys() - addresses:
             self._close_address(address)
         failed: list[tuple[IPv4Address, OSError]] = []
         for address in sorted(addresses - self._udp.keys()):
             try:
-                self._open_address(address)
+                self._serve(address, *(opened.get(address) or listen(address, self._port)))
             except OSError as error:
                 failed.append((address, error))
         if failed:
-            what = "; ".join(f"{address}:{self._port}: {error.strerror or error}" for address, error in failed)
-            raise OSError(
-                failed[0][1].errno,
-                f"DNS cannot listen on {what} (see `ss -lnp 'sport = :{self._port}'`, or set another dns_port)",
-            )
+            raise cannot_listen(failed, self._port)
 
     def set_zone(self, zone: Zone) -> None:
         """Answer from this zone from now on, and tell the askers that waited for their view."""
@@ -181,22 +215,7 @@ class DnsServer:
         ours = {(str(address), self._port) for address in self._udp}
         return [server for server in self._upstreams() if server not in ours]
 
-    def _open_address(self, address: IPv4Address) -> None:
-        where = (str(address), self._port)
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            for sock in (udp, tcp):
-                sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-            udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            udp.bind(where)
-            tcp.bind(where)
-            tcp.listen(128)
-        except OSError:
-            udp.close()
-            tcp.close()
-            raise
+    def _serve(self, address: IPv4Address, udp: socket.socket, tcp: socket.socket) -> None:
         self._udp[address] = udp
         self._tcp[address] = TcpListener(self._loop, tcp, self._limits, self._tcp_question)
         self._loop.add_reader(udp, self._udp_readable, udp)

@@ -8,7 +8,7 @@ What a handler may rely on: no file descriptor is closed, and so none is reused,
 from __future__ import annotations
 
 import select
-from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from select import EPOLLERR, EPOLLET, EPOLLEXCLUSIVE, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -26,6 +26,8 @@ HUP = EPOLLHUP
 RDHUP = EPOLLRDHUP
 PRI = EPOLLPRI
 NOT_OUT = ~EPOLLOUT
+EXCLUSIVE = EPOLLIN | EPOLLEXCLUSIVE
+"""What a listening socket that several processes share is registered for; such an entry cannot be modified."""
 CONNECTED = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET
 """What connected and connecting sockets are registered for."""
 
@@ -63,6 +65,11 @@ class EpollSet:
         """Register a socket. Raises OSError (ENOSPC, ENOMEM)."""
         self._epoll.register(fd, events)
         self.handlers[fd] = handler
+
+    def remove(self, fd: int) -> None:
+        """Report nothing more of a socket that stays open."""
+        if self.handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     def rearm(self, fd: int, events: int = CONNECTED) -> None:
         """Report what is ready on `fd` once more; with `events` 0 only its errors."""

@@ -11,7 +11,7 @@ import structlog
 
 from appliance.dataplane.balance import Balancer
 from appliance.dataplane.dial import KEEPALIVE, NO_DESCRIPTORS, NONBLOCKING, Dial, Dials
-from appliance.dataplane.epoll import IN, EpollSet
+from appliance.dataplane.epoll import EXCLUSIVE, IN, EpollSet
 from appliance.dataplane.pipes import PipePool
 from appliance.dataplane.relay import Pair, reset_on_close
 from appliance.model.stats import BackendStats, Connection, ListenerStats
@@ -29,6 +29,8 @@ BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn."""
 ACCEPTS = 16
 """Most connections accepted at a time, so that one listener does not hold up the others."""
+SHARED_ACCEPTS = 1
+"""The same where other processes wait at the same socket, so that each gets its share."""
 PAUSE = 0.2
 """Seconds without accepting after the process or the host ran out of file descriptors."""
 
@@ -63,8 +65,18 @@ class Shared:
 class TcpListener:
     """Serves one destination until `stop`, and its pairs until they end."""
 
-    def __init__(self, shared: Shared, listener: Listener, *, on_empty: Callable[[TcpListener], None]) -> None:
-        """Open the port and accept. `on_empty` is called once nothing is left after `stop`. Raises OSError."""
+    def __init__(
+        self,
+        shared: Shared,
+        listener: Listener,
+        *,
+        on_empty: Callable[[TcpListener], None],
+        sock: SocketType | None = None,
+    ) -> None:
+        """Open the port, or take over `sock`, which other processes share, and accept. Raises OSError.
+
+        `on_empty` is called once nothing is left after `stop`.
+        """
         self._loop = shared.loop
         self.epoll = shared.epoll
         self.pipes = shared.pipes
@@ -85,9 +97,11 @@ class TcpListener:
         self._resume: asyncio.TimerHandle | None = None
         self._sources: dict[str, Source] = {}
         self.swap(listener)
-        self._socket = _listen(listener.port)
+        self._socket = sock or listen(listener.port)
+        self._watched_for = EXCLUSIVE if sock else IN
+        self._turns = SHARED_ACCEPTS if sock else ACCEPTS
         self._accept = self._socket._accept  # type: ignore[attr-defined]  # noqa: SLF001 — socket.accept() costs 4 µs more
-        self.epoll.add(self._socket.fileno(), self, IN)
+        self.epoll.add(self._socket.fileno(), self, self._watched_for)
 
     @property
     def active(self) -> int:
@@ -112,7 +126,7 @@ class TcpListener:
 
     def ready(self, _events: int) -> None:
         """Accept some of those who wait; the socket is level-triggered, so the rest are reported again."""
-        for _ in range(ACCEPTS):
+        for _ in range(self._turns):
             if not self._accept_one():
                 return
 
@@ -129,6 +143,7 @@ class TcpListener:
                 break
         self.stopped = True
         self._cancel_pause()
+        self.epoll.remove(self._socket.fileno())  # closing does not, where other processes have the same socket
         self.epoll.close(self._socket)
         self.went()
 
@@ -159,7 +174,7 @@ class TcpListener:
                 "out of file descriptors; accepting pauses", destination=str(self.destination), error=str(error)
             )
         if self._resume is None and not self.stopped:
-            self.epoll.rearm(self._socket.fileno(), 0)
+            self.epoll.remove(self._socket.fileno())
             self._resume = self._loop.call_later(PAUSE, self._go_on)
 
     def stats(self) -> ListenerStats:
@@ -246,10 +261,10 @@ class TcpListener:
 
     def _go_on(self) -> None:
         self._resume = None
-        self.epoll.rearm(self._socket.fileno(), IN)
+        self.epoll.add(self._socket.fileno(), self, self._watched_for)
 
 
-def _listen(port: int) -> SocketType:
+def listen(port: int) -> SocketType:
     """Open a listening socket whose options those that it accepts inherit. Raises OSError."""
     sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
     try:

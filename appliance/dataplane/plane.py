@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from appliance.dataplane.datagram import UdpListener
-from appliance.dataplane.dnsserver import DnsServer
+from appliance.dataplane.dnsserver import NONE_OPENED, DnsServer
 from appliance.dataplane.listener import Shared, TcpListener
 from appliance.model.names import Protocol
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from ipaddress import IPv4Address
+    from socket import SocketType
 
+    from appliance.dataplane.dnsserver import DnsSockets
     from appliance.dataplane.face import Question, T
     from appliance.model.names import Destination
     from appliance.model.network import Listener, Zone
@@ -49,14 +51,21 @@ class DataPlane:
     def start(self) -> None:
         """Nothing to do: it runs with the loop."""
 
-    def open_listener(self, listener: Listener) -> None:
-        """Serve a destination. Raises OSError (EADDRINUSE when something else holds the port)."""
-        if listener.destination in self._listeners:
-            self.swap_listener(listener)
-            return
-        self._listeners[listener.destination] = self._open(listener)
+    def serves(self, destination: Destination) -> bool:
+        """Whether it is open."""
+        return destination in self._listeners
 
-    def swap_listener(self, listener: Listener) -> None:
+    def open_listener(self, listener: Listener, sock: SocketType | None = None) -> None:
+        """Serve a destination, on `sock` if that is open already.
+
+        Raises OSError (EADDRINUSE when something else holds the port).
+        """
+        if listener.destination in self._listeners:
+            self.swap_listener(listener, sock)
+            return
+        self._listeners[listener.destination] = self._open(listener, sock)
+
+    def swap_listener(self, listener: Listener, sock: SocketType | None = None) -> None:
         """Take new callers, peers and backends. Pairs that are still allowed go on, also to backends that vanished.
 
         Raises OSError when the port is another one than before and cannot be had; the former listener stays then.
@@ -65,7 +74,7 @@ class DataPlane:
         if former.port == listener.port:
             former.swap(listener)
             return
-        self._listeners[listener.destination] = self._open(listener)
+        self._listeners[listener.destination] = self._open(listener, sock)
         self._retire(former)
 
     def close_listener(self, destination: Destination) -> None:
@@ -84,9 +93,14 @@ class DataPlane:
         """Return how many open pairs and sessions lead to that address."""
         return sum(listener.pairs_to(address) for listener in self._all())
 
-    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
-        """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
-        self.dns.set_addresses(addresses)
+    def set_dns_addresses(
+        self, addresses: frozenset[IPv4Address], opened: Mapping[IPv4Address, DnsSockets] = NONE_OPENED
+    ) -> None:
+        """Serve DNS on exactly these addresses, on the sockets of `opened` where they are open already.
+
+        Raises OSError after having opened those that it could.
+        """
+        self.dns.set_addresses(addresses, opened)
 
     def set_zone(self, zone: Zone) -> None:
         """Answer from this zone."""
@@ -129,13 +143,13 @@ class DataPlane:
         yield from self._listeners.values()
         yield from self._draining
 
-    def _open(self, listener: Listener) -> TcpListener | UdpListener:
+    def _open(self, listener: Listener, sock: SocketType | None) -> TcpListener | UdpListener:
         if listener.destination.protocol is Protocol.TCP:
-            return TcpListener(self._shared, listener, on_empty=self._forget)
+            return TcpListener(self._shared, listener, on_empty=self._forget, sock=sock)
         for former in list(self._draining):
             if isinstance(former, UdpListener) and former.port == listener.port:
                 former.end_pairs()  # its sessions need the socket, and so hold the port
-        return UdpListener(self._loop, listener, idle=self._idle_udp, on_empty=self._forget)
+        return UdpListener(self._loop, listener, idle=self._idle_udp, on_empty=self._forget, sock=sock)
 
     def _retire(self, listener: TcpListener | UdpListener) -> None:
         self._draining.add(listener)

@@ -1,0 +1,102 @@
+"""What the appliance and its workers say to each other (channel.py carries it).
+
+To a worker: first `Start`, then what it should serve, then `Ready`; from there on whatever changes. Back come `Answer`s
+and, where a socket did not arrive for want of file descriptors, `Missing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
+    from appliance.dataplane.face import Question
+    from appliance.model.names import Destination
+    from appliance.model.network import Listener, Zone
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a DataPlane is made with."""
+
+    dns_port: int
+    idle_udp: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All that is served at present has been said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Open or swap this listener; its socket comes along, where it is a new one."""
+
+    listener: Listener
+    opened: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Accept no more."""
+
+    destination: Destination
+
+
+@dataclass(frozen=True, slots=True)
+class EndPairs:
+    """Reset what closed listeners of this destination still have."""
+
+    destination: Destination
+
+
+@dataclass(frozen=True, slots=True)
+class ServeDns:
+    """Answer names on exactly these addresses; the sockets for `opened` come along."""
+
+    addresses: frozenset[IPv4Address]
+    opened: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetZone:
+    """Answer from this zone."""
+
+    zone: Zone
+
+
+@dataclass(frozen=True, slots=True)
+class SetUpstreams:
+    """Pass all other names on to these resolvers."""
+
+    servers: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Answer this under that number."""
+
+    number: int
+    question: Question[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Accept nothing more and answer no names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an `Ask` asked."""
+
+    number: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The socket of this listener was lost: there was no file descriptor for it."""
+
+    destination: Destination

@@ -1,0 +1,315 @@
+"""The data plane in processes of its own (`face.Plane`): sockets are opened here and handed to workers to serve.
+
+- Every listening socket is opened once, here, and stays open here while it is wanted: what arrives while a worker is
+  being replaced waits in its queue. (With SO_REUSEPORT each worker would have a queue, which is lost with it.)
+- All workers accept from every TCP socket. A UDP destination is served by one of them, known by its port, because
+  sessions live in one process; DNS by the first, whose one cache and one table of ready answers do for all.
+- A worker is told only what changes; a new one the whole of it.
+- Counters are added up over the workers, those of ended ones included as they were last told.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from appliance.dataplane import dnsserver, face, merge, orders, udpsocket
+from appliance.dataplane.listener import listen as listen_tcp
+from appliance.dataplane.member import Member
+from appliance.model.names import Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from ipaddress import IPv4Address
+    from socket import SocketType
+
+    from appliance.dataplane.dnsserver import DnsSockets
+    from appliance.dataplane.face import Question, T
+    from appliance.model.names import Destination
+    from appliance.model.network import Listener, Zone
+    from appliance.model.stats import ListenerStats
+
+UPSTREAMS_LOOK = 5.0
+"""Seconds between looks whether the host's resolvers have changed."""
+REPORT = 10.0
+"""Seconds between reports of counters that nobody asked for: more than this is not lost with a worker."""
+MISSING = 1.0
+"""Seconds until a socket is handed over again that got lost for want of file descriptors."""
+PING: Question[int] = face.LEFT
+"""Any question will do to know that what was said before has been heard."""
+
+
+class Workers:
+    """All listeners and the DNS server, in `number` processes."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        number: int,
+        command: Sequence[str],
+        dns_upstreams: Callable[[], Sequence[tuple[str, int]]],
+        dns_port: int,
+        idle_udp: float = 60.0,
+    ) -> None:
+        """`command` starts a worker, with the descriptor of its channel added. Nothing runs before `start`."""
+        self._loop = loop
+        self._dns_upstreams = dns_upstreams
+        self._dns_port = dns_port
+        self._idle_udp = idle_udp
+        self._members = [
+            Member(loop, index, command, born=self._tell_all, take=self._take, died=self._forget)
+            for index in range(number)
+        ]
+        self._listeners: dict[Destination, Listener] = {}
+        self._sockets: dict[Destination, SocketType] = {}
+        self._retired: dict[tuple[Protocol, int], tuple[SocketType]] = {}
+        """Closed, until every worker has heard of it; until then nobody else could open the port.
+        In a tuple of its own each time, because the same socket may be retired, used again, and retired again."""
+        self._dns: dict[IPv4Address, DnsSockets] = {}
+        self._zone: Zone | None = None
+        self._upstreams: tuple[tuple[str, int], ...] = ()
+        self._past: dict[Destination, ListenerStats] = {}
+        self._past_dns: Mapping[str, int] = {}
+        """What workers that have ended had counted; the same for `_past`."""
+        self._numbers = count()
+        self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
+        self._closed = False
+        self.restarted = 0
+
+    @property
+    def pids(self) -> tuple[int | None, ...]:
+        """The workers' processes; None for one that is being replaced."""
+        return tuple(member.pid for member in self._members)
+
+    def start(self) -> None:
+        """Start the processes. Raises OSError."""
+        self._upstreams = tuple(self._dns_upstreams())
+        for member in self._members:
+            member.start()
+        self._every(UPSTREAMS_LOOK, self._look_at_upstreams)
+        self._every(REPORT, self._report)
+
+    def open_listener(self, listener: Listener) -> None:
+        """Serve a destination. Raises OSError (EADDRINUSE when something else holds the port)."""
+        if listener.destination in self._listeners:
+            self.swap_listener(listener)
+            return
+        self._open(listener)
+
+    def swap_listener(self, listener: Listener) -> None:
+        """Take new callers, peers and backends. Raises OSError when the port is a new one and cannot be had."""
+        destination = listener.destination
+        if self._listeners[destination].port != listener.port:
+            former = self._sockets[destination], self._listeners[destination].port
+            self._open(listener)
+            self._retire(destination, *former)
+            return
+        self._listeners[destination] = listener
+        self._tell(destination, orders.Serve(listener, opened=False))
+
+    def close_listener(self, destination: Destination) -> None:
+        """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""
+        former = self._listeners.pop(destination, None)
+        if former is not None:
+            self._past.pop(destination, None)
+            self._tell(destination, orders.Close(destination), port=former.port)
+            self._retire(destination, self._sockets.pop(destination), former.port)
+
+    def end_pairs(self, destination: Destination) -> None:
+        """Reset what is left of closed listeners of this destination."""
+        for member in self._members:
+            member.send(orders.EndPairs(destination))
+
+    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
+        """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
+        first = self._members[0]
+        for address in self._dns.keys() - addresses:
+            _close(*self._dns.pop(address))
+        first.send(orders.ServeDns(frozenset(self._dns)))
+        failed: list[tuple[IPv4Address, OSError]] = []
+        for address in sorted(addresses - self._dns.keys()):
+            try:
+                self._dns[address] = dnsserver.listen(address, self._dns_port)
+            except OSError as error:
+                failed.append((address, error))
+            else:
+                self._hand_over_dns(first, address)
+        if failed:
+            raise dnsserver.cannot_listen(failed, self._dns_port)
+
+    def set_zone(self, zone: Zone) -> None:
+        """Answer from this zone."""
+        self._zone = zone
+        self._members[0].send(orders.SetZone(zone))
+
+    def ask(self, question: Question[T], tell: Callable[[T], None]) -> None:
+        """Call `tell` once every worker has answered or ended."""
+        number = next(self._numbers)
+        answers: list[Any] = []
+        waiting = {member.index for member in self._members if member.pid is not None}
+
+        def answered(member: Member, value: Any) -> None:
+            waiting.discard(member.index)
+            if value is not None:
+                answers.append(value)
+                member.remember(question, value)
+            if not waiting:
+                tell(self._together(question, answers))
+
+        if not waiting:
+            tell(self._together(question, answers))
+        for member in self._members:
+            if member.pid is not None:
+                member.asked[number] = partial(answered, member)
+                member.send(orders.Ask(number, question))
+
+    def stop(self) -> None:
+        """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
+        for member in self._members:
+            member.send(orders.Stop())
+        _close(*self._sockets.values(), *(sock for pair in self._dns.values() for sock in pair))
+        for known in (self._listeners, self._sockets, self._past, self._dns):
+            known.clear()
+
+    def close(self) -> None:
+        """End everything at once."""
+        if self._closed:
+            return
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for member in self._members:
+            member.close()
+        for member in self._members:
+            member.finish()
+        _close(
+            *self._sockets.values(),
+            *(sock for (sock,) in self._retired.values()),
+            *(sock for pair in self._dns.values() for sock in pair),
+        )
+
+    # Sockets
+
+    def _open(self, listener: Listener) -> None:
+        key = listener.destination.protocol, listener.port
+        sock = self._retired.pop(key)[0] if key in self._retired else _listen(*key)
+        self._listeners[listener.destination] = listener
+        self._sockets[listener.destination] = sock
+        self._past.pop(listener.destination, None)
+        self._tell(listener.destination, orders.Serve(listener, opened=True), (sock,))
+
+    def _retire(self, destination: Destination, sock: SocketType, port: int) -> None:
+        key = destination.protocol, port
+        retired = self._retired[key] = (sock,)
+
+        def heard(_: object) -> None:
+            if self._retired.get(key) is retired:
+                del self._retired[key]
+                sock.close()
+
+        self.ask(PING, heard)
+
+    def _tell(
+        self, destination: Destination, order: object, sockets: Sequence[SocketType] = (), port: int | None = None
+    ) -> None:
+        for member in self._serving(destination.protocol, port or self._listeners[destination].port):
+            member.send(order, sockets)
+
+    def _serving(self, protocol: Protocol, port: int) -> Iterable[Member]:
+        """Return the workers that serve such a destination."""
+        return self._members if protocol is Protocol.TCP else [self._members[port % len(self._members)]]
+
+    # Workers
+
+    def _tell_all(self, member: Member) -> None:
+        """Tell a new process the whole of it."""
+        member.send(orders.Start(dns_port=self._dns_port, idle_udp=self._idle_udp))
+        for destination, listener in self._listeners.items():
+            if member in self._serving(destination.protocol, listener.port):
+                member.send(orders.Serve(listener, opened=True), (self._sockets[destination],))
+        if member.index == 0:
+            member.send(orders.SetUpstreams(self._upstreams))
+            if self._zone is not None:
+                member.send(orders.SetZone(self._zone))
+            for address in self._dns:
+                self._hand_over_dns(member, address)
+        member.send(orders.Ready())
+
+    def _hand_over_dns(self, member: Member, address: IPv4Address) -> None:
+        member.send(orders.ServeDns(frozenset(self._dns), address), self._dns[address])
+
+    def _take(self, member: Member, message: Any) -> None:
+        match message:
+            case orders.Answer():
+                member.asked.pop(message.number)(message.value)
+            case orders.Missing():
+                self._loop.call_later(MISSING, self._hand_over_again, member, message.destination)
+
+    def _hand_over_again(self, member: Member, destination: Destination) -> None:
+        if destination in self._listeners and not self._closed:
+            order = orders.Serve(self._listeners[destination], opened=True)
+            member.send(order, (self._sockets[destination],))
+
+    def _forget(self, member: Member) -> None:
+        """Keep what an ended worker has counted, and wait for its answers no longer."""
+        self.restarted += 1
+        for destination, stats in member.stats.items():
+            if destination in self._listeners:
+                parts = [merge.ended(stats), *([self._past[destination]] if destination in self._past else [])]
+                self._past[destination] = merge.merged(self._listeners[destination], parts)
+        self._past_dns = merge.summed((self._past_dns, merge.lasting(member.dns_stats)))
+        member.stats, member.dns_stats = {}, {}
+        asked, member.asked = member.asked, {}
+        for answered in asked.values():
+            answered(None)
+
+    # Answers
+
+    def _together(self, question: Question[Any], answers: list[Any]) -> Any:
+        match question:
+            case face.STATS:
+                return self._merged_stats()
+            case face.DNS_STATS:
+                return merge.summed((self._past_dns, *(member.dns_stats for member in self._members)))
+            case face.CONNECTIONS:
+                return tuple(connection for answer in answers for connection in answer)
+            case _:
+                return sum(answers)
+
+    def _merged_stats(self) -> tuple[ListenerStats, ...]:
+        told = [self._past, *(member.stats for member in self._members)]
+        return tuple(
+            merge.merged(listener, [stats[destination] for stats in told if destination in stats])
+            for destination, listener in self._listeners.items()
+        )
+
+    # Now and then
+
+    def _every(self, seconds: float, do: Callable[[], None]) -> None:
+        def again() -> None:
+            do()
+            self._timers[do] = self._loop.call_later(seconds, again)
+
+        self._timers[do] = self._loop.call_later(seconds, again)
+
+    def _look_at_upstreams(self) -> None:
+        found = tuple(self._dns_upstreams())
+        if found != self._upstreams:
+            self._upstreams = found
+            self._members[0].send(orders.SetUpstreams(found))
+
+    def _report(self) -> None:
+        self.ask(face.STATS, lambda _: None)
+        self.ask(face.DNS_STATS, lambda _: None)
+
+
+def _listen(protocol: Protocol, port: int) -> SocketType:
+    return listen_tcp(port) if protocol is Protocol.TCP else udpsocket.listen(port)
+
+
+def _close(*sockets: SocketType) -> None:
+    for sock in sockets:
+        sock.close()
