@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from machine import IMAGES, Machine, run, wait_until
 from realconsul import ConsulAgent, consul_binary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Self
 
     from machine import Switch
@@ -33,9 +34,9 @@ NEVER = threading.Event()
 
 
 class Server(ConsulAgent):
-    """A machine's Consul server."""
+    """A machine's Consul server. `secrets` are those of a cluster that keeps out whoever has none."""
 
-    def __init__(self, machine: Machine, others: tuple[str, ...]) -> None:
+    def __init__(self, machine: Machine, others: tuple[str, ...], secrets: Secrets | None = None) -> None:
         folder = machine.root / "consul"
         self._socket = folder / "http.sock"
         super().__init__(
@@ -46,7 +47,9 @@ class Server(ConsulAgent):
             servers=len(others) + 1,
             prefix=("setpriv", "--pdeathsig=TERM", "nsenter", f"--net=/run/netns/{machine.netns}"),
             base_port=HTTP,
-            hcl=f'addresses {{ http = "127.0.0.1 unix://{self._socket}" }}',
+            https_port=HTTP + 3 if secrets else -1,
+            hcl=f'addresses {{ http = "127.0.0.1 unix://{self._socket}" }}\n{secrets.hcl if secrets else ""}',
+            token=secrets.token if secrets else "",
         )
 
     def launch(self) -> None:
@@ -58,7 +61,8 @@ class Server(ConsulAgent):
         """Make a call to its API."""
         with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self._socket)), timeout=20.0) as client:
             content = None if body is None else orjson.dumps(body)
-            return client.request(method, f"http://consul{path}", content=content)
+            headers = {"X-Consul-Token": self.token} if self.token else {}
+            return client.request(method, f"http://consul{path}", content=content, headers=headers)
 
     @property
     def leads(self) -> bool:
@@ -66,14 +70,28 @@ class Server(ConsulAgent):
         return bool(self.get("/v1/agent/self")["Stats"]["consul"]["leader"] == "true")
 
 
+@dataclass(frozen=True)
+class Secrets:
+    """What a cluster needs whose Consul lets nobody in without a token and, over HTTPS, a certificate."""
+
+    hcl: str
+    """For each server."""
+    token: str
+    """That of the tests themselves, which may do everything."""
+    registry: Callable[[Cluster], Mapping[str, str]]
+    """Called once there is a leader; returns the settings of the appliances."""
+
+
 class Member(Machine):
     """A machine of a cluster. It can lose its power."""
 
     consul: Server
+    registry: Mapping[str, str] = {"consul": f"http://127.0.0.1:{HTTP}"}
+    """The settings that make Consul the registry."""
 
     def start(self, **settings: str) -> None:
         """Start the appliance, with Consul as its registry."""
-        super().start(**{"consul": f"http://127.0.0.1:{HTTP}", **settings})
+        super().start(**{**self.registry, **settings})
 
     def power_off(self) -> None:
         """Kill all its processes at once."""
@@ -123,9 +141,16 @@ class Cluster:
     """Some machines with everything running, plugged into one switch. They are numbered from `first` on."""
 
     def __init__(
-        self, switch: Switch, *, first: int = 11, count: int = 3, images: Mapping[str, StandIn] | None = None
+        self,
+        switch: Switch,
+        *,
+        first: int = 11,
+        count: int = 3,
+        images: Mapping[str, StandIn] | None = None,
+        secrets: Secrets | None = None,
     ) -> None:
         self._switch = switch
+        self._secrets = secrets
         self.machines = tuple(Member(switch, first + number) for number in range(count))
         for machine in self.machines:
             machine.images = IMAGES if images is None else images
@@ -139,9 +164,11 @@ class Cluster:
             list(workers.map(undo.enter_context, self.machines))
             for machine in self.machines:
                 others = tuple(other.address for other in self.machines if other is not machine)
-                machine.consul = Server(machine, others)
+                machine.consul = Server(machine, others, self._secrets)
                 undo.callback(machine.consul.stop)
             self.start_consul()
+            for machine in self.machines if self._secrets else ():
+                machine.registry = self._secrets.registry(self)
             list(workers.map(Member.start, self.machines))
             wait_until(self.complete, "all machines know each other", seconds=30)
             self._undo = undo.pop_all()

@@ -19,7 +19,7 @@ from appliance.model.names import Destination, Name
 from appliance.model.network import Registration
 from appliance.model.spec import Container, Service
 from tests.faultyconsul import FaultyConsul
-from tests.realconsul import ConsulAgent, free_ports, wait_until
+from tests.realconsul import ACL_RULES, ConsulAgent, free_ports, wait_until
 
 WEB = Destination.parse("web.web:80")
 SPEC = Service(name="web", containers=(Container(name="web", image="x"),))
@@ -462,16 +462,8 @@ def test_clock_that_jumps(machines):
     trio.run(main)
 
 
-RULES = """
-    service_prefix "" { policy = "write" }
-    node_prefix "" { policy = "read" }
-    agent_prefix "" { policy = "read" }
-    key_prefix "meshbox/" { policy = "write" }
-"""
-
-
 def test_access_control(tmp_path):
-    """With everything denied by default the smallest token does; a missing permission is named."""
+    """With everything denied by default the token of the README does; a missing permission is named."""
     agent = ConsulAgent(
         tmp_path / "consul",
         base_port=free_ports(3),
@@ -489,7 +481,7 @@ def test_access_control(tmp_path):
 
     async def sound():
         file = tmp_path / "token"
-        file.write_text(token(RULES) + "\n")
+        file.write_text(token(ACL_RULES) + "\n")
         machines = Machines(tmp_path, agent.address, token_file=str(file))
         async with machines.machine("m1") as one, machines.machine("m2") as two:
             await one.register(serving())
@@ -505,7 +497,7 @@ def test_access_control(tmp_path):
             assert agent.address in three.facts.held_why
 
     async def refused():
-        machines = Machines(tmp_path / "refused", agent.address, token=token(RULES.replace("write", "read")))
+        machines = Machines(tmp_path / "refused", agent.address, token=token(ACL_RULES.replace("write", "read")))
         async with machines.machine("m3") as three:
             with pytest.raises(RetryError, match=r'needs key_prefix "meshbox/" \{ policy = "write" \}'):
                 await three.put_spec(SPEC)
@@ -518,9 +510,9 @@ def test_access_control(tmp_path):
     try:
         agent.start()
         trio.run(sound)
-        trio.run(lacking, RULES.replace('service_prefix "" { policy = "write" }', ""), "needs service")
+        trio.run(lacking, ACL_RULES.replace('service_prefix "" { policy = "write" }', ""), "needs service")
         trio.run(
-            lacking, RULES.replace('key_prefix "meshbox/" { policy = "write" }', ""), 'needs key_prefix "meshbox/"'
+            lacking, ACL_RULES.replace('key_prefix "meshbox/" { policy = "write" }', ""), 'needs key_prefix "meshbox/"'
         )
         trio.run(refused)
         trio.run(unknown)

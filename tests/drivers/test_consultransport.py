@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 import trio
 
@@ -11,6 +9,7 @@ from appliance.config import Consul as ConsulSettings
 from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.consultransport import ConsulError
 from appliance.errors import HostError, RetryError
+from tests.certificates import client_settings, make_certificates, tls_settings
 from tests.faultyconsul import FaultyConsul
 from tests.realconsul import ConsulAgent, free_ports, wait_until
 
@@ -118,73 +117,17 @@ def test_unix_socket(tmp_path):
         agent.stop()
 
 
-def openssl(*arguments, **options):
-    """Run openssl."""
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, **options)
-
-
 def test_tls_with_client_certificates(tmp_path):
     """Certificates are checked on both sides; where one is missing or wrong, the error says where to look."""
-    for name in ("ca", "other"):
-        openssl(
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-subj",
-            f"/CN={name}",
-            "-days",
-            2,
-            "-keyout",
-            tmp_path / f"{name}.key",
-            "-out",
-            tmp_path / f"{name}.pem",
-        )
-    for name in ("server", "client"):
-        (tmp_path / f"{name}.ext").write_text("subjectAltName = IP:127.0.0.1, DNS:localhost\n")
-        openssl(
-            "req",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-subj",
-            f"/CN={name}",
-            "-keyout",
-            tmp_path / f"{name}.key",
-            "-out",
-            tmp_path / f"{name}.csr",
-        )
-        openssl(
-            "x509",
-            "-req",
-            "-in",
-            tmp_path / f"{name}.csr",
-            "-CA",
-            tmp_path / "ca.pem",
-            "-days",
-            2,
-            "-CAkey",
-            tmp_path / "ca.key",
-            "-CAcreateserial",
-            "-extfile",
-            tmp_path / f"{name}.ext",
-            "-out",
-            tmp_path / f"{name}.pem",
-        )
+    make_certificates(tmp_path)
     port = free_ports(4)
     agent = ConsulAgent(
         tmp_path / "c",
         base_port=port,
         https_port=port + 3,
-        hcl=f"""
-            ca_file = "{tmp_path}/ca.pem"
-            cert_file = "{tmp_path}/server.pem"
-            key_file = "{tmp_path}/server.key"
-            verify_incoming_https = true
-        """,
+        hcl=tls_settings(tmp_path),
     )
-    files = {"ca": f"{tmp_path}/ca.pem", "cert": f"{tmp_path}/client.pem", "key": f"{tmp_path}/client.key"}
+    files = client_settings(tmp_path)
     https = f"https://127.0.0.1:{port + 3}"
     try:
         agent.start()

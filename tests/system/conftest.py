@@ -1,0 +1,30 @@
+"""Fixtures for tests of several machines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from cluster import Cluster
+from machine import IMAGE, IMAGES
+from meshworld import populate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from machine import Switch
+
+
+@pytest.fixture(scope="module")
+def cluster(switch: Switch) -> Iterator[Cluster]:
+    """Three machines at work."""
+    with Cluster(switch, images={IMAGE: IMAGES[IMAGE]}) as made:
+        yield made
+
+
+@pytest.fixture
+def trio(cluster: Cluster) -> Iterator[Cluster]:
+    """The three machines with one replica of `trio` each, and a client on the first that may reach it and `late`."""
+    populate(cluster)
+    yield cluster
+    cluster.heal()

@@ -1,0 +1,68 @@
+"""One service on all machines of a cluster, and what can be seen of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from machine import IMAGE, wait_until
+
+if TYPE_CHECKING:
+    from cluster import Cluster, Member
+
+TRIO = f"""
+trio = service("trio", count=3, containers=[container("server", image="{IMAGE}", ports=[7000, "7000/udp"])])
+"""
+WHERE = ("server.trio", "7000")
+
+
+def populate(cluster: Cluster) -> None:
+    """Put a replica of `trio` on each machine, and on the first a client that may reach it and `late`."""
+    one = cluster.machines[0]
+    one.deploy(TRIO)
+    if not one.containers("name=^client$"):
+        one.run_container("client", IMAGE, service="near", container="client", connect_to="server.trio,server.late")
+    for machine in cluster:
+        if not machine.containers("name=^stranger$"):
+            machine.run_container("stranger", IMAGE, service="far", container="stranger")
+    wait_until(lambda: spread(cluster) == [1] * len(cluster.machines), "one replica on each machine", seconds=40)
+    wait_until(lambda: len(heard(one)) == len(cluster.machines), "all answer", seconds=40)
+
+
+def spread(cluster: Cluster) -> list[int]:
+    """Return how many replicas of `trio` run on each machine that has power."""
+    return [
+        len(machine.containers("label=meshbox.service=trio", "status=running"))
+        for machine in cluster
+        if machine.appliance is not None
+    ]
+
+
+def heard(machine: Member, count: int = 30, client: str = "client") -> Counter[str]:
+    """Return who answers how many of so many connections; failures count by their names."""
+    return Counter(one.get("answer") or one["error"] for one in machine.client(client, "tcp", *WHERE, str(count)))
+
+
+def name_of(machine: Member) -> str:
+    """Return what the replica on this machine answers with."""
+    (container,) = machine.containers("label=meshbox.service=trio", "status=running")
+    return str(machine.inspect(container)["Config"]["Hostname"])
+
+
+def agreed(cluster: Cluster) -> bool:
+    """Whether every machine knows all machines, the others with what they serve, and holds nothing."""
+    for machine in cluster:
+        found = machine.peers
+        serving = {one["node"] for one in found["machines"] if "server.trio:7000/tcp" in one["destinations"]}
+        others = {other.node for other in cluster if other is not machine}
+        if not others <= serving or found["held_since"] is not None:
+            return False
+    return cluster.complete()
+
+
+def wait_until_agreed(cluster: Cluster, seconds: float = 40.0) -> None:
+    """Wait until they do. Raises AssertionError with what each of them believes."""
+    try:
+        wait_until(lambda: agreed(cluster), "they agree", seconds=seconds)
+    except AssertionError as error:
+        raise AssertionError("\n".join([str(error), *(f"{one.node}: {one.peers}" for one in cluster)])) from None
