@@ -219,6 +219,8 @@ class Inventory:
             self._connecting.pop(event.id, None)
         if action == "destroy":
             self._remove(event.id)
+            if event.id in self._looking:
+                self._look(event.id)  # the answer that is under way may be older, and would bring it back
         elif self._roster.sketch(event.listed()):
             if action == "die":
                 self._roster.died(event)

@@ -75,7 +75,7 @@ class FaultyConsul:
             return
         await trio.sleep(self.delay)
         if self.status is not None:
-            await self._reply(stream, self.status, {}, b"rpc error: No cluster leader")
+            await self._reply(stream, self.status, {"x-consul-knownleader": "false"}, b"rpc error: No cluster leader")
             return
         keep = {k: v for k, v in headers.items() if k.startswith("x-consul")}
         answer = await self._client.request(method, self.upstream + path, content=body, headers=keep)

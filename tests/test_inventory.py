@@ -143,8 +143,9 @@ def test_answer_that_an_event_has_overtaken_is_dropped(world):
 
     async def scene():
         gate = world.docker.answer_gate[cid(2)] = trio.Event()
+        world.docker.calls.clear()
         world.docker.tell("container", "health_status: healthy", cid(2), **LABELS)
-        await until(lambda: world.docker.calls[-1] == f"inspect {cid(2)}")
+        await until(lambda: world.docker.calls == [f"inspect {cid(2)}"])
         world.docker.tell("container", "die", cid(2), exitCode="0", **LABELS)
         await until(lambda: world.only.state is RunState.EXITED)
         seen = []
@@ -153,6 +154,26 @@ def test_answer_that_an_event_has_overtaken_is_dropped(world):
         gate.set()
         await until(lambda: world.only.exit_code == 3)
         assert set(seen) == {RunState.EXITED}
+
+    play(world, scene)
+
+
+def test_answer_that_removal_has_overtaken_is_dropped(world):
+    """An inspect whose answer was under way while the container was removed does not bring it back."""
+
+    async def scene():
+        gate = world.docker.answer_gate[cid(2)] = trio.Event()
+        world.docker.calls.clear()
+        world.docker.tell("container", "health_status: healthy", cid(2), **LABELS)
+        await until(lambda: world.docker.calls == [f"inspect {cid(2)}"])
+        world.docker.there.clear()
+        world.docker.tell("container", "destroy", cid(2), **LABELS)
+        await until(lambda: not world.inventory.workloads)
+        world.rings.clear()
+        gate.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.inventory.workloads == ()
+        assert world.rings == []
 
     play(world, scene)
 

@@ -130,7 +130,8 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has 
             headers=sent,
             timeout=httpx2.Timeout(CALL_TIMEOUT, read=patience),
         )
-        if response.headers.get("X-Consul-KnownLeader") == "false":
+        # What Consul refuses carries this header too, and always says false: only of an answer it means something.
+        if response.is_success and response.headers.get("X-Consul-KnownLeader") == "false":
             raise consul.exceptions.ConsulException("it has no leader; check the other Consul servers")
         return callback(consul.base.Response(response.status_code, response.headers, response.text))
 
