@@ -24,12 +24,14 @@ from appliance.dataplane.workers import Workers
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import Docker
+from appliance.drivers.hostnames import HostNames
 from appliance.drivers.hostresolv import HostResolvers
 from appliance.drivers.nft import HostNft, Nft
 from appliance.drivers.registry import open_registry
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
+from appliance.gateway import NoContainers
 from appliance.inventory import Inventory
 from appliance.lock import only_one
 from appliance.logs import Faults
@@ -40,7 +42,7 @@ from appliance.plan.interests import interests
 from appliance.plan.policy import declaration
 from appliance.plan.rollout import rollout
 from appliance.reconcile import FULL_PASS, Reconciler
-from appliance.render.ruleset import REMOVE
+from appliance.render.ruleset import REMOVE, change_host
 
 if TYPE_CHECKING:
     import asyncio
@@ -109,18 +111,24 @@ class Appliance:
         self.started_at = time.time()
         self.faults = Faults()
         self._docker = docker
-        self._settings = config.settings()
+        self.gateway = config.is_gateway
+        self._settings = config.settings(gateway=self.gateway)
+        self._host_names = HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
         self._host_addresses: frozenset[IPv4Address] = frozenset()
         self._unneeded_network = trio.Event()
         self.plane = _plane(config, loop)
-        self.registry: Registry = open_registry(config, bell=self.ring)
-        self.inventory = Inventory(
-            docker,
-            netns_dir=config.netns_dir,
-            bell=self.ring,
-            tcp_ports=self._tcp_ports,
-            fresh_netns=self._fresh_netns,
-            faults=self.faults,
+        self.registry: Registry = open_registry(config, bell=self.ring, gateway=self.gateway)
+        self.inventory: Inventory | NoContainers = (
+            NoContainers()
+            if self.gateway
+            else Inventory(
+                docker,
+                netns_dir=config.netns_dir,
+                bell=self.ring,
+                tcp_ports=self._tcp_ports,
+                fresh_netns=self._fresh_netns,
+                faults=self.faults,
+            )
         )
         self._nft = Nft()
         self._host_nft = HostNft()
@@ -164,6 +172,7 @@ class Appliance:
                 await nursery.start(self.deployer.run)
                 nursery.start_soon(self._tidy)
                 await nursery.start(self.reconciler.run)
+                await nursery.start(self._keep_host_names)
                 await nursery.start(admin.serve, self, Path(self.config.run_dir) / "admin.sock")
                 gc.collect()
                 gc.freeze()
@@ -173,11 +182,15 @@ class Appliance:
                 log.info("ready", node=self.config.node, workloads=len(self.inventory.workloads))
                 await stopping.wait()
                 notifier.stopping(self.config.drain)
+                await self._undo_host_names()
                 await self.registry.withdraw()
                 await self._drain()
                 await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
+            if self._settings.visitors.host is not None:
+                with trio.CancelScope(shield=True):
+                    await self._undo_host_names()
             self.plane.close()
         log.info("stopped; containers and their rules stay as they are")
         return 0
@@ -271,14 +284,18 @@ class Appliance:
                 await trio.sleep(DRAIN_POLL)
 
     async def _leave(self) -> None:
-        """With no container left in the mesh, leave the host as it was; otherwise its rules stay as they are."""
-        if self.inventory.workloads:
+        """With no container left in the mesh, leave the host as it was; otherwise the rules about them stay."""
+        rules = self.have.host_ruleset
+        if self.inventory.workloads and (rules is None or rules.visitors is None):
             return
         identity = namespaces.identify(OWN_NAMESPACE)
         if identity is not None:
             self._watch.remove(identity)
         try:
-            await self._host_nft.command(REMOVE)
+            left = REMOVE
+            if self.inventory.workloads and rules is not None:
+                left = change_host(rules, replace(rules, visitors=None))
+            await self._host_nft.command(left)
         except MeshboxError as error:
             log.warning("the host's table inet meshbox stays; run meshbox cleanup", cause=str(error))
 
@@ -319,6 +336,38 @@ class Appliance:
         else:
             log.warning("somebody changed a container's table inet meshbox; putting it back", netns=str(netns))
             self.reconciler.forget_ruleset(netns)
+
+    async def _keep_host_names(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Put mesh names into the host's resolver settings, again when others rewrite these; or undo a former run's."""
+        visitors = self._settings.visitors
+        if visitors.host is None:
+            await self._undo_host_names()
+            task_status.started()
+            return
+        while True:
+            try:
+                await self._host_names.put(
+                    sorted(visitors.dns_listen),
+                    port=self.config.dns_port,
+                    connect_to=visitors.host,
+                    suffix=self.config.suffix,
+                )
+            except MeshboxError as error:
+                self.faults.report("host names", "names of the mesh do not reach this host; will try again", error)
+            else:
+                self.faults.over("host names")
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
+            await trio.sleep(FULL_PASS)
+
+    async def _undo_host_names(self) -> None:
+        try:
+            undone = await self._host_names.undo()
+        except MeshboxError as error:
+            log.warning("this host's resolver settings could not be put back; run meshbox cleanup", cause=str(error))
+        else:
+            if undone:
+                log.info("this host's resolver settings are as before", undone=undone)
 
     async def _follow_host_addresses(self, *, task_status: trio.TaskStatus[None]) -> None:
         while True:

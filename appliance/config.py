@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 from appliance import configvalues as values
 from appliance.errors import InputError, did_you_mean
 from appliance.model.facts import Settings
+from appliance.model.visitors import Visitors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from ipaddress import IPv4Network
+    from ipaddress import IPv4Address, IPv4Network
+
+    from appliance.model.visitors import ConnectTo
 
 DEFAULT_FILE = "/etc/meshbox/meshbox.toml"
 PREFIX = "MESHBOX_"
@@ -90,6 +93,29 @@ class Config:
     registry: str = _option(
         "local", values.choice("local", "consul"), "local: this machine alone, kept in state_dir; consul: many machines"
     )
+    host_access: bool = _option(
+        "false", values.boolean, "true: names of the mesh for processes of this host too; undone when it stops"
+    )
+    host_connect_to: ConnectTo = _option(  # noqa: RUF009 — frozen, as the others
+        "*", values.connect_to, "what processes of this host may reach: a list like connect_to, or * for everything"
+    )
+    guests: frozenset[IPv4Address] = _option(
+        "", values.addresses, "other computers, by address or network, that may use this one as their gateway"
+    )
+    guest_connect_to: ConnectTo = _option(  # noqa: RUF009 — frozen, as the others
+        "", values.connect_to, "what guests may reach, as host_connect_to"
+    )
+    dns_listen: frozenset[IPv4Address] = _option(
+        "127.66.0.53", values.addresses, "where DNS answers this host and guests, beside the Docker networks' gateways"
+    )
+    resolv_conf: str = _option(
+        "/etc/resolv.conf", values.optional_path, "file to which host_access adds that server; empty: none"
+    )
+    gateway: str = _option(
+        "no",
+        values.choice("no", "auto", "yes"),
+        "yes: serve the host and guests, without Docker; auto: where docker_socket does not exist",
+    )
     log_level: str = _option("info", values.choice("debug", "info", "warning", "error"), "least level that is logged")
     log_format: str = _option("auto", values.choice("auto", "text", "json"), "auto: text on a terminal, JSON elsewhere")
     balance: Balance = field(default_factory=Balance)
@@ -100,7 +126,23 @@ class Config:
         """Where the appliance listens for the command line."""
         return f"{self.run_dir}/admin.sock"
 
-    def settings(self) -> Settings:
+    @property
+    def is_gateway(self) -> bool:
+        """Whether it serves without Docker, as far as one sees now."""
+        return self.gateway == "yes" or (self.gateway == "auto" and not Path(self.docker_socket).exists())
+
+    def visitors(self, *, gateway: bool) -> Visitors:
+        """Return who may use the mesh from outside of it. A gateway always serves its own host."""
+        if not (self.host_access or gateway or self.guests):
+            return Visitors()
+        return Visitors(
+            host=self.host_connect_to if self.host_access or gateway else None,
+            guests=self.guests,
+            guests_to=self.guest_connect_to,
+            dns_listen=self.dns_listen,
+        )
+
+    def settings(self, *, gateway: bool = False) -> Settings:
         """Return the part that plans depend on."""
         return Settings(
             node=self.node,
@@ -111,6 +153,8 @@ class Config:
             docker_network=self.docker_network,
             prefer_local=self.balance.prefer == "local",
             meta=self.meta,
+            gateway=gateway,
+            visitors=self.visitors(gateway=gateway),
         )
 
 

@@ -13,10 +13,14 @@ from urllib.parse import urlsplit
 
 from appliance.errors import InputError, did_you_mean
 from appliance.model.fieldparse import parse_seconds, shown
-from appliance.model.names import MAX_LABEL, parse_label
+from appliance.model.names import MAX_LABEL, Allowance, parse_label
+from appliance.model.visitors import ConnectTo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+MOST_ADDRESSES = 4096
+"""Addresses that a list may have, networks spelled out: each is one in the sets of rules and listeners."""
 
 _NODE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -134,6 +138,37 @@ def suffix(value: Any) -> str:
     for label in found.split("."):
         parse_label(label, "domain")
     return found
+
+
+def boolean(value: Any) -> bool:
+    """Accept true or false."""
+    if value in (True, False, "true", "false"):
+        return value in (True, "true")
+    raise InputError(f"{shown(value)} is neither true nor false")
+
+
+def connect_to(value: Any) -> ConnectTo:
+    """Accept what a container's `connect_to` accepts, in a list or separated by commas, or * for everything."""
+    items = _items(value)
+    if items == ["*"]:
+        return ConnectTo(everything=True)
+    return ConnectTo(allowances=tuple(Allowance.parse(item) for item in items))
+
+
+def addresses(value: Any) -> frozenset[IPv4Address]:
+    """Accept IPv4 addresses and networks, in a list or separated by commas."""
+    found: set[IPv4Address] = set()
+    for item in _items(value):
+        try:
+            network = IPv4Network(item)
+        except ValueError:
+            raise InputError(
+                f'"{item}" is no IPv4 address or network; write for example 10.0.0.7 or 10.0.0.0/24'
+            ) from None
+        if network.num_addresses + len(found) > MOST_ADDRESSES:
+            raise InputError(f"{item} makes it more than {MOST_ADDRESSES} addresses; name fewer")
+        found.update(network)
+    return frozenset(found)
 
 
 def meta(value: Any) -> tuple[tuple[str, str], ...]:

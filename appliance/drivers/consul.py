@@ -28,6 +28,7 @@ from appliance.drivers.consulwatch import START, Held, Interests, Queries
 from appliance.drivers.localstore import LocalStore
 from appliance.drivers.registryfacts import RegistryFacts
 from appliance.errors import RetryError
+from appliance.plan.visitors import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,6 +60,7 @@ class ConsulRegistry:
         node: str,
         meta: tuple[tuple[str, str], ...] = (),
         address: IPv4Address | None = None,
+        gateway: bool = False,
         state_dir: Path,
         bell: Callable[[], None],
         clock: Callable[[], float] = time.time,
@@ -75,7 +77,7 @@ class ConsulRegistry:
         self._api = ConsulApi(settings)
         self._held = Held(clock, self._publish)
         self._queries = Queries(self._held)
-        self._announcer = Announcer(self._api, self._held, node=node, meta=meta, address=address)
+        self._announcer = Announcer(self._api, self._held, node=node, meta=meta, address=address, gateway=gateway)
         self._evidence = Evidence(self._api, self._held, node, lost=self._lost, grace=grace)
         self._specs = Specs(self._api, clock, self._publish)
         self._interests = Interests(
@@ -88,6 +90,10 @@ class ConsulRegistry:
         self._complaints: dict[str, tuple[str, ...]] = {}
         self._first = {"machines": trio.Event(), "specs": trio.Event()}
         self._losses = trio.Event()
+        self._interest: frozenset[str] = frozenset()
+        self._every: frozenset[str] | None = None
+        """Services of the catalogue, while all are of interest. It only grows: what is gone has no endpoints."""
+        self._nursery: trio.Nursery | None = None
         self._unsaved = trio.Event()
         self._facts = RegistryFacts()
 
@@ -104,6 +110,7 @@ class ConsulRegistry:
         await self._load()
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 await nursery.start(self._interests.run)
                 nursery.start_soon(self._announcer.run)
                 nursery.start_soon(self._follow_machines)
@@ -154,7 +161,13 @@ class ConsulRegistry:
         await self._announcer.withdraw()
 
     def watch(self, services: frozenset[str]) -> None:
-        """Replace the services whose endpoints are of interest."""
+        """Replace the services whose endpoints are of interest; EVERYTHING stands for all."""
+        self._interest = services
+        if EVERYTHING in services:
+            if self._every is None and self._nursery is not None:
+                self._every = frozenset(self._endpoints)
+                self._nursery.start_soon(self._queries.follow, "all services", self._api.services, self._took_names)
+            services = services - {EVERYTHING} | (self._every or frozenset())
         for service in self._endpoints.keys() - services:
             del self._endpoints[service]
             self._answered.pop(service, None)
@@ -174,6 +187,10 @@ class ConsulRegistry:
                     break
                 found += parse_endpoints(entries)[0]
         return tuple(e for e in found if e.node in self._machines and e.node != self._node)
+
+    async def _took_names(self, names: frozenset[str]) -> None:
+        self._every = (self._every or frozenset()) | (names - {MESHBOX, "consul"})
+        self.watch(self._interest)
 
     # -- what Consul answers
 

@@ -50,7 +50,14 @@ class Announcer:
     """Registers one machine and its destinations."""
 
     def __init__(
-        self, api: ConsulApi, held: Held, *, node: str, meta: tuple[tuple[str, str], ...], address: IPv4Address | None
+        self,
+        api: ConsulApi,
+        held: Held,
+        *,
+        node: str,
+        meta: tuple[tuple[str, str], ...],
+        address: IPv4Address | None,
+        gateway: bool = False,
     ) -> None:
         """Without `address`, it is the one under which the Consul agent is known to the other machines."""
         self._api = api
@@ -58,6 +65,7 @@ class Announcer:
         self._node = node
         self._meta = meta
         self._address = address
+        self._gateway = gateway
         self.machine: Machine | None = None
         """This machine, once its address is known."""
         self._wanted: dict[Destination, Registration] = {}
@@ -139,7 +147,7 @@ class Announcer:
         self._dirty = trio.Event()
         if self.machine is None:
             address = self._address or IPv4Address(await self._api.address())
-            self.machine = Machine(node=self._node, address=address, meta=self._meta)
+            self.machine = Machine(node=self._node, address=address, meta=self._meta, gateway=self._gateway)
         found = await self._api.own_services(self._node)
         wanted = {machine_id(self._node): machine_service(self.machine)}
         for destination, registration in self._wanted.items():

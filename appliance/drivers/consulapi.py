@@ -65,6 +65,12 @@ class ConsulApi:
         found, _ = await self._call("reading the catalogue", call, 'service_prefix "" { policy = "read" }')
         return int(found)
 
+    async def services(self, index: int = 0) -> tuple[int, frozenset[str]]:
+        """Return the names of all services, ours and others', once the catalogue differs from `index`."""
+        call = self._client.catalog.services(index=index, wait=f"{WAIT}s")
+        found, names = await self._call("reading the catalogue", call, 'service_prefix "" { policy = "read" }')
+        return int(found), frozenset(names or ())
+
     async def values(self, folder: str, index: int = 0) -> tuple[int, dict[str, tuple[bytes, int]]]:
         """Return value and index by key of all below a folder of ours, once they differ from those at `index`."""
         call = self._client.kv.get(self.key(folder), index=index, wait=f"{WAIT}s", recurse=True)

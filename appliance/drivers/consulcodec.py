@@ -57,7 +57,8 @@ def machine_service(machine: Machine) -> dict[str, Any]:
         "name": MESHBOX,
         "service_id": machine_id(machine.node),
         "address": str(machine.address),
-        "meta": {"node": machine.node, "constraints": orjson.dumps(dict(machine.meta)).decode()},
+        "meta": {"node": machine.node, "constraints": orjson.dumps(dict(machine.meta)).decode()}
+        | ({"gateway": "yes"} if machine.gateway else {}),
         "check": {
             "CheckID": machine_id(machine.node),
             "Name": f"appliance of {machine.node}",
@@ -130,6 +131,7 @@ def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMach
                 node=service["Meta"]["node"],
                 address=_address(entry),
                 meta=tuple(sorted((str(key), str(value)) for key, value in meta.items())),
+                gateway="gateway" in service["Meta"],
             )
         except (ValueError, AttributeError) as error:
             complaints.append(f'machine "{service["ID"]}" in Consul cannot be read: {error}')

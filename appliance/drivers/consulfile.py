@@ -39,7 +39,10 @@ def dump(known: Known) -> bytes:
             "schema": SCHEMA,
             "epoch": known.epoch,
             "changed": dict(known.changed),
-            "machines": [{"node": m.node, "address": str(m.address), "meta": dict(m.meta)} for m in known.machines],
+            "machines": [
+                {"node": m.node, "address": str(m.address), "meta": dict(m.meta), "gateway": m.gateway}
+                for m in known.machines
+            ],
             "endpoints": [
                 {
                     "destination": str(e.destination),
@@ -66,7 +69,12 @@ def load(content: bytes) -> Known:
             epoch=str(raw["epoch"]),
             changed={str(name): float(when) for name, when in raw["changed"].items()},
             machines=tuple(
-                Machine(node=m["node"], address=IPv4Address(m["address"]), meta=tuple(sorted(m["meta"].items())))
+                Machine(
+                    node=m["node"],
+                    address=IPv4Address(m["address"]),
+                    meta=tuple(sorted(m["meta"].items())),
+                    gateway=bool(m.get("gateway", False)),
+                )
                 for m in raw["machines"]
             ),
             endpoints=tuple(

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RESOLV_CONF = "/etc/resolv.conf"
+RESOLVED_CONF = "/run/systemd/resolve/resolv.conf"
+"""The resolvers that systemd-resolved itself asks; its own are on a loopback address."""
+RESOLVED_STUBS = {("127.0.0.53", 53), ("127.0.0.54", 53)}
 MOST_NAMESERVERS = 3
 """MAXNS of resolv.conf(5): what the C library uses of a longer list."""
 
@@ -17,10 +20,17 @@ MOST_NAMESERVERS = 3
 class HostResolvers:
     """Call it for the IPv4 resolvers as (address, port); the file is read again when it has changed."""
 
-    def __init__(self, path: str = RESOLV_CONF, *, fixed: Sequence[tuple[str, int]] = ()) -> None:
+    def __init__(
+        self,
+        path: str = RESOLV_CONF,
+        *,
+        fixed: Sequence[tuple[str, int]] = (),
+        resolved: str = RESOLVED_CONF,
+    ) -> None:
         """Take `fixed` resolvers, when there are any, in place of the file's."""
         self._path = Path(path)
         self._fixed = tuple(fixed)
+        self._resolved = Path(resolved)
         self._stamp: tuple[int, int] | None = None
         self._found: tuple[tuple[str, int], ...] = ()
 
@@ -34,6 +44,10 @@ class HostResolvers:
             if stamp != self._stamp:
                 self._found = parse(self._path.read_text(encoding="utf-8", errors="replace"))
                 self._stamp = stamp
+                if self._found and RESOLVED_STUBS.issuperset(self._found) and self._resolved.exists():
+                    # Through its stub our questions could come back to us, when it asks us (host_access).
+                    self._found = parse(self._resolved.read_text(encoding="utf-8", errors="replace"))
+                    self._stamp = None
         except OSError:
             return self._found
         return self._found

@@ -62,10 +62,13 @@ class Registry(Protocol):
         """Name the services whose endpoints on other machines are of interest; replaces the former set."""
 
 
-def open_registry(config: Config, *, bell: Callable[[], None], address: IPv4Address | None = None) -> Registry:
+def open_registry(
+    config: Config, *, bell: Callable[[], None], address: IPv4Address | None = None, gateway: bool = False
+) -> Registry:
     """Return the registry that the configuration asks for; its `run()` connects it.
 
-    `address` is where other machines reach this one; without it, that of the Consul agent. Raises HostError when a
+    `address` is where other machines reach this one; without it, that of the Consul agent. `gateway`: it runs no
+    containers, and none are placed here. Raises HostError when a
     file that the configuration names cannot be used.
     """
     state_dir = Path(config.state_dir)
@@ -73,6 +76,12 @@ def open_registry(config: Config, *, bell: Callable[[], None], address: IPv4Addr
         from appliance.drivers.consul import ConsulRegistry  # noqa: PLC0415 — 6 MB that a machine alone does not need
 
         return ConsulRegistry(
-            config.consul, node=config.node, meta=config.meta, address=address, state_dir=state_dir, bell=bell
+            config.consul,
+            node=config.node,
+            meta=config.meta,
+            address=address,
+            gateway=gateway,
+            state_dir=state_dir,
+            bell=bell,
         )
     return LocalStore(state_dir, bell=bell)

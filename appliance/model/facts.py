@@ -7,6 +7,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
+from appliance.model.visitors import Visitors
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from ipaddress import IPv6Address, IPv6Network
@@ -103,6 +105,8 @@ class Machine:
     node: str
     address: IPv4Address
     meta: tuple[tuple[str, str], ...] = ()
+    gateway: bool = False
+    """It runs no containers: nothing is placed there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +147,9 @@ class Settings:
     prefer_local: bool = False
     meta: tuple[tuple[str, str], ...] = ()
     """What a service's constraint may ask of this machine."""
+    gateway: bool = False
+    """There is no Docker here: only visitors are served."""
+    visitors: Visitors = field(default_factory=Visitors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,16 @@ class WorkloadRuleset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VisitorRules:
+    """What processes of the host, and guests, may dial (nft/visitors.nft)."""
+
+    vip_range: IPv4Network
+    host_routes: frozenset[Route] = frozenset()
+    guest_routes: frozenset[Route] = frozenset()
+    guests: frozenset[IPv4Address] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostRuleset:
     """All that varies in the table of the host's own namespace (nft/host.nft)."""
 
@@ -104,6 +114,7 @@ class HostRuleset:
     """Subnets of every Docker network here: an asker in one of them may wait for its view (Zone.subnets)."""
     foreign_ports: frozenset[int] = frozenset()
     """Ports within `proxy_ports` that another program on this host holds: not ours to guard."""
+    visitors: VisitorRules | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +131,8 @@ class Zone:
     subnets: frozenset[IPv4Network] = frozenset()
     askers: Mapping[IPv4Address, Name] = field(default_factory=dict)
     """What the container at each address is called, for the words of an explanation."""
+    visitors: Mapping[IPv4Address, str] = field(default_factory=dict)
+    """For askers that are no containers, the option that says what they may reach."""
     vip_range: IPv4Network = IPv4Network("240.0.0.0/4")
     """Reverse names in here are ours and never go upstream."""
 

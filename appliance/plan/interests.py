@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from appliance.plan.placement import placement
 from appliance.plan.policy import declaration
+from appliance.plan.visitors import services
 
 if TYPE_CHECKING:
     from appliance.model.facts import Snapshot
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def interests(s: Snapshot) -> frozenset[str]:
     """Return the services to watch. What is placed here counts before its containers exist: they may dial at once."""
-    found: set[str] = set()
+    found = set(services(s.settings.visitors.declared))
     for workload in s.workloads:
         declared = declaration(workload, s.specs)
         found.add(declared.name.service)

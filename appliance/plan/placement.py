@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def place(service: Service, machines: Iterable[Machine]) -> tuple[str, ...]:
     """Return the node of each replica, by replica number; empty when no machine meets the constraint."""
-    nodes = {m.node for m in machines if fits(service.constraint, m.node, m.meta)}
+    nodes = {m.node for m in machines if not m.gateway and fits(service.constraint, m.node, m.meta)}
     return _place(service.name, service.count, tuple(sorted(nodes)))
 
 
@@ -34,8 +34,9 @@ def placement(service: Service, settings: Settings, machines: Iterable[Machine])
     This machine always counts as one of the healthy: it knows better than the registry, and a registry that has lost
     it for a moment must not make it stop everything.
     """
-    nodes = {m.node for m in machines if m.node != settings.node and fits(service.constraint, m.node, m.meta)}
-    if fits(service.constraint, settings.node, settings.meta):
+    others = (m for m in machines if m.node != settings.node and not m.gateway)
+    nodes = {m.node for m in others if fits(service.constraint, m.node, m.meta)}
+    if not settings.gateway and fits(service.constraint, settings.node, settings.meta):
         nodes.add(settings.node)
     return _place(service.name, service.count, tuple(sorted(nodes)))
 
@@ -53,7 +54,10 @@ def fits(constraint: str | None, node: str, meta: Iterable[tuple[str, str]]) -> 
 def check_constraint(service: Service, settings: Settings, machines: Iterable[Machine]) -> None:
     """Raise InputError when no machine meets the service's constraint."""
     constraint = service.constraint
-    metas = {m.node: m.meta for m in machines} | {settings.node: settings.meta}
+    metas = {m.node: m.meta for m in machines if not m.gateway}
+    metas |= {} if settings.gateway else {settings.node: settings.meta}
+    if not metas:
+        raise InputError(f'service "{service.name}": no machine runs containers; this one is a gateway, without Docker')
     if constraint is None or any(fits(constraint, node, meta) for node, meta in metas.items()):
         return
     known = metas.keys() | {f"{key}=={value}" for meta in metas.values() for key, value in meta}

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, TypeVar
 
-from appliance.model.network import HostRuleset, Listener, Route, WorkloadRuleset, Zone
+from appliance.model.network import HostRuleset, Listener, Route, VisitorRules, WorkloadRuleset, Zone
 from appliance.plan.allocate import allocate
 from appliance.plan.members import groups
 from appliance.plan.policy import Catalogue, Reach, catalogue, reach
+from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION, parties
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from appliance.model.names import Destination, Name
     from appliance.model.network import NetnsId
     from appliance.plan.members import Group, Member
+    from appliance.plan.visitors import Party
 
 _T = TypeVar("_T")
 
@@ -72,6 +74,10 @@ class Shaper:
             names |= reaches[member.workload.id].names
             wanted |= reaches[member.workload.id].destinations
             offered.update(destination for destination, _ in member.offers)
+        visiting = parties(s, self._known)
+        for party in visiting:
+            names |= party.reach.names
+            wanted |= party.reach.destinations
         wanted |= offered
         allocations = allocate(s.allocations, names, wanted, s.settings, s.now, s.unusable_ports)
         moved = self._route_all(allocations)
@@ -83,6 +89,7 @@ class Shaper:
         gateways = {a for g in inside for a in g.gateways if isinstance(a, IPv4Address)}
         if s.settings.docker_network in networks:
             gateways.update(a for a in networks[s.settings.docker_network].gateways if isinstance(a, IPv4Address))
+        dns_addresses = frozenset(gateways) | (s.settings.visitors.dns_listen if visiting else frozenset())
         peers = frozenset(
             m.address for m in s.machines if m.node != s.settings.node and m.address not in s.host_addresses
         )
@@ -90,6 +97,9 @@ class Shaper:
         for g in inside:
             for route in routes[g.netns][1]:
                 callers.setdefault(route.proxy_port, set()).update(g.addresses)
+        for party in visiting:
+            for d in party.reach.destinations:
+                callers.setdefault(allocations.ports[d], set()).update(party.addresses)
         subnets = frozenset(net for net in _container_subnets(s) if isinstance(net, IPv4Network))
         last = self._shape
         return Shape(
@@ -110,19 +120,21 @@ class Shaper:
             host_ruleset=HostRuleset(
                 proxy_ports=s.settings.proxy_ports,
                 dns_port=s.settings.dns_port,
-                workloads=frozenset(a for g in inside for a in g.addresses),
+                workloads=frozenset(a for g in inside for a in g.addresses) | s.settings.visitors.guests,
                 peers=peers,
-                dns_addresses=frozenset(gateways),
+                dns_addresses=dns_addresses,
                 subnets=subnets,
                 foreign_ports=s.unusable_ports,
+                visitors=self._visitor_rules(s, visiting),
             ),
-            dns_addresses=frozenset(gateways),
+            dns_addresses=dns_addresses,
             zone=Zone(
                 suffix=s.settings.suffix,
                 names=allocations.vips,
-                views=_views(inside, routes),
+                views=_views(inside, routes, visiting),
                 subnets=subnets,
                 askers={a: g.members[0].declared.name for g in inside for a in g.addresses},
+                visitors={a: party.option for party in visiting for a in party.addresses},
                 vip_range=s.settings.vip_range,
             ),
             addresses={m.workload.id: g.address for g in inside if g.address is not None for m in g.members},
@@ -168,6 +180,17 @@ class Shaper:
         }
         self._routes = after = _reused(before, after)
         return frozenset(d for d in before.keys() | after.keys() if before.get(d) is not after.get(d))
+
+    def _visitor_rules(self, s: Snapshot, visiting: Iterable[Party]) -> VisitorRules | None:
+        routes = {p.option: frozenset(self._routes[d] for d in p.reach.destinations) for p in visiting}
+        if not routes:
+            return None
+        return VisitorRules(
+            vip_range=s.settings.vip_range,
+            host_routes=routes.get(HOST_OPTION, frozenset()),
+            guest_routes=routes.get(GUEST_OPTION, frozenset()),
+            guests=s.settings.visitors.guests,
+        )
 
     def _routes_of(
         self, group: Group, reachable: Reach, moved: frozenset[Destination]
@@ -219,9 +242,11 @@ def _container_subnets(s: Snapshot) -> Iterator[IPv4Network | IPv6Network]:
 
 
 def _views(
-    inside: Iterable[Group], routes: Mapping[NetnsId, tuple[Reach, frozenset[Route]]]
+    inside: Iterable[Group],
+    routes: Mapping[NetnsId, tuple[Reach, frozenset[Route]]],
+    visiting: Iterable[Party],
 ) -> dict[IPv4Address, frozenset[Name]]:
-    views: dict[IPv4Address, frozenset[Name]] = {}
+    views: dict[IPv4Address, frozenset[Name]] = {a: party.reach.names for party in visiting for a in party.addresses}
     for g in inside:
         for address in g.addresses:
             views[address] = views.get(address, frozenset()) | routes[g.netns][0].names

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from appliance.model.network import HostRuleset, Route, WorkloadRuleset
+    from appliance.model.network import HostRuleset, Route, VisitorRules, WorkloadRuleset
 
 TABLE = "inet meshbox"
 """Family and name of our table, in workloads' namespaces as in the host's."""
@@ -38,6 +38,7 @@ def _template(name: str) -> str:
 
 _WORKLOAD = _template("workload.nft")
 _HOST = _template("host.nft")
+_VISITORS = _template("visitors.nft")
 
 
 def render_workload(r: WorkloadRuleset) -> str:
@@ -47,7 +48,8 @@ def render_workload(r: WorkloadRuleset) -> str:
 
 def render_host(r: HostRuleset) -> str:
     """Return the text that replaces the table in the host's namespace, whatever was there."""
-    return _render(_host_values(r), _host_sets(r), _HOST)
+    rules = _HOST if r.visitors is None else f"{_HOST}\n{_VISITORS}"
+    return _render(_host_values(r), _host_sets(r), rules)
 
 
 def change_workload(before: WorkloadRuleset | None, after: WorkloadRuleset) -> str:
@@ -108,7 +110,8 @@ def _workload_sets(r: WorkloadRuleset) -> _Sets:
 
 
 def _host_values(r: HostRuleset) -> dict[str, str]:
-    return {"proxy_ports": _port_range(r.proxy_ports), "dns_port": str(int(r.dns_port))}
+    values = {"proxy_ports": _port_range(r.proxy_ports), "dns_port": str(int(r.dns_port))}
+    return values if r.visitors is None else values | {"vip_range": str(r.visitors.vip_range)}
 
 
 def _host_sets(r: HostRuleset) -> _Sets:
@@ -118,6 +121,17 @@ def _host_sets(r: HostRuleset) -> _Sets:
         "dns_addresses": _addresses(r.dns_addresses),
         "subnets": _networks(r.subnets),
         "foreign_ports": frozenset(str(int(port)) for port in r.foreign_ports),
+    } | ({} if r.visitors is None else _visitor_sets(r.visitors))
+
+
+def _visitor_sets(v: VisitorRules) -> _Sets:
+    def elements(routes: Iterable[Route], proxy: str) -> frozenset[str]:
+        return frozenset(f"{r.vip} . {r.protocol.value} . {int(r.port)} : {proxy}{int(r.proxy_port)}" for r in routes)
+
+    return {
+        "host_routes": elements(v.host_routes, "127.0.0.1 . "),
+        "guest_routes": elements(v.guest_routes, ""),
+        "guests": _addresses(v.guests),
     }
 
 

@@ -111,7 +111,8 @@ class ZoneAnswers:
         return _positive(query, QTYPE.PTR, PTR(DNSLabel(_labels(name))))
 
     def _undeclared(self, asker: IPv4Address, query: Query, name: Name, zone_labels: int) -> Reply:
-        text = f"{name} is not in connect_to of {self.zone.askers.get(asker, asker)}"
+        option = self.zone.visitors.get(asker)
+        text = f"{name} is not in {option or f'connect_to of {self.zone.askers.get(asker, asker)}'}"
         return _negative(query, zone_labels, NXDOMAIN, Ede(code=EDE_PROHIBITED, text=text))
 
 

@@ -1,0 +1,35 @@
+"""A machine without Docker: no containers, only visitors (`gateway` in the configuration)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from appliance.model.facts import DockerNetwork, Workload
+
+WHOLE = "--pid=host -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/meshbox:/var/lib/meshbox"
+"""Options of `docker run` with which the image is the whole appliance."""
+
+
+class NoContainers:
+    """Stands in for `Inventory` where there is no Docker."""
+
+    def __init__(self) -> None:
+        """There is nothing to follow."""
+        self.workloads: tuple[Workload, ...] = ()
+        self.networks: tuple[DockerNetwork, ...] = ()
+        self.connected = False
+        self.newborns = 0
+        self.counts: Mapping[str, int] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Do nothing until cancelled."""
+        task_status.started()
+        await trio.sleep_forever()
+
+    def probe(self) -> None:
+        """There is nothing to probe."""

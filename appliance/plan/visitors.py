@@ -1,0 +1,66 @@
+"""Visitors' share of the plan: which destinations they reach, from which addresses, by which rules (model/visitors.py).
+
+Processes of the host dial a virtual IP as containers do. The host's own rules send it to the proxy on the loopback
+address, and the proxy knows them by their source: an address of this host, which nobody else can have. Guests are
+computers that route `vip_range` to this machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from appliance.plan.policy import Reach, reach
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from appliance.model.facts import Snapshot
+    from appliance.model.visitors import ConnectTo
+    from appliance.plan.policy import Catalogue
+
+LOOPBACK = IPv4Address("127.0.0.1")
+"""Where processes of the host come from, unless they choose another address of the host."""
+HOST_OPTION, GUEST_OPTION = "host_connect_to", "guest_connect_to"
+"""The options that say what visitors may reach."""
+EVERYTHING = "*"
+"""Stands for all services where services of interest are named."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Party:
+    """Visitors who may reach the same."""
+
+    option: str
+    addresses: frozenset[IPv4Address]
+    reach: Reach
+
+
+def parties(s: Snapshot, known: Catalogue) -> tuple[Party, ...]:
+    """Return the visitors of this machine: the host first, then the guests."""
+    visitors = s.settings.visitors
+    found = []
+    if visitors.host is not None:
+        addresses = s.host_addresses | {LOOPBACK}
+        found.append(Party(option=HOST_OPTION, addresses=addresses, reach=_reach(known, visitors.host)))
+    if visitors.guests:
+        found.append(Party(option=GUEST_OPTION, addresses=visitors.guests, reach=_reach(known, visitors.guests_to)))
+    return tuple(found)
+
+
+def _reach(known: Catalogue, connect_to: ConnectTo) -> Reach:
+    if connect_to.everything:
+        every = known.destinations
+        return Reach(frozenset(d for destinations in every.values() for d in destinations), frozenset(every))
+    return reach(known, "", connect_to.allowances)
+
+
+def services(declared: Iterable[ConnectTo]) -> frozenset[str]:
+    """Return the services that visitors are interested in; EVERYTHING stands for all."""
+    found: set[str] = set()
+    for connect_to in declared:
+        found.update(a.name.service for a in connect_to.allowances)
+        if connect_to.everything:
+            found.add(EVERYTHING)
+    return frozenset(found)
