@@ -32,6 +32,8 @@ RUN ln -s ../lib/meshbox/bin/meshbox /usr/bin/meshbox \
     && meshbox --help >/dev/null
 # With --pid=host the host's own root, and otherwise this container's, where the directory can be mounted.
 ENV MESHBOX_NETNS_DIR=/proc/1/root/run/docker/netns
+# Without Docker's socket it is a gateway; the resolv.conf in here is a copy, which the host does not read.
+ENV MESHBOX_GATEWAY=auto MESHBOX_RESOLV_CONF=
 ARG VERSION=
 ARG REVISION=
 LABEL org.opencontainers.image.title="meshbox" \

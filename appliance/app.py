@@ -31,6 +31,7 @@ from appliance.drivers.registry import open_registry
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
+from appliance.findings import Level
 from appliance.gateway import NoContainers
 from appliance.inventory import Inventory
 from appliance.lock import only_one
@@ -84,9 +85,9 @@ def run(config: Config) -> int:
 async def _main(config: Config, loop: asyncio.AbstractEventLoop, stopping: trio.Event) -> int:
     findings = await fitness.examine(config)
     for finding in findings:
-        if finding.level is fitness.Level.FAILED:
+        if finding.level is Level.FAILED:
             raise HostError(finding.line)
-        if finding.level is fitness.Level.WARNING:
+        if finding.level is Level.WARNING:
             log.warning(finding.words, remedy=finding.remedy)
     async with Docker(config.docker_socket) as docker:
         appliance = Appliance(config, loop, docker)

@@ -13,6 +13,7 @@ from appliance.drivers import dockerlabels as label
 from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import Docker
 from appliance.drivers.dockerhttp import DockerError
+from appliance.drivers.hostnames import HostNames
 from appliance.drivers.nft import Nft
 from appliance.drivers.process import run
 from appliance.errors import HostError, RetryError
@@ -61,6 +62,7 @@ async def clean(config: Config, *, state: bool = False) -> Report:
                 f" {config.docker_network}: docker network rm {config.docker_network}"
             )
         await _remove_rules([*_files(config.netns_dir), *sandboxes], config, report)
+        await _undo_host_names(config, report)
         _remove_folder(run_dir, report)
     if state:
         _remove_folder(Path(config.state_dir), report)
@@ -117,6 +119,13 @@ async def _remove_rules(paths: list[str], config: Config, report: Report) -> Non
             report.failed.append(str(error))
     if containers:
         report.done.append(f"rules in {containers} container{'s' if containers > 1 else ''}")
+
+
+async def _undo_host_names(config: Config, report: Report) -> None:
+    try:
+        report.done += await HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range).undo()
+    except (HostError, RetryError) as error:
+        report.failed.append(str(error))
 
 
 async def _remove_route(path: str, vip_range: str) -> None:

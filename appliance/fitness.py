@@ -10,8 +10,6 @@ import shutil
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +17,13 @@ from typing import TYPE_CHECKING
 import orjson
 import trio
 
+from appliance import surroundings
+from appliance.drivers import netns
 from appliance.drivers.docker import Docker
+from appliance.drivers.hostnames import ROUTE_PROTOCOL, HostNames
 from appliance.drivers.hostresolv import RESOLV_CONF, HostResolvers
 from appliance.errors import MeshboxError
+from appliance.findings import Finding, Level, failed, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,59 +39,49 @@ FEW_FILES = 4096
 """Open files below which a busy proxy runs out: two per connection."""
 PROJECT_BEGAN = 1_790_000_000
 """Seconds since the epoch: a clock that is before this is wrong."""
+DNS_PORT = 53
+"""The only port that resolv.conf(5) knows."""
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 """linux/capability.h"""
-
-
-class Level(StrEnum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One thing that was looked at. `remedy` says what to do unless it is ok."""
-
-    subject: str
-    level: Level
-    words: str
-    remedy: str = ""
-
-    @property
-    def line(self) -> str:
-        """What is wrong and how to mend it, in one line."""
-        return f"{self.words}: {self.remedy}" if self.remedy else self.words
-
-
-def ok(subject: str, words: str) -> Finding:
-    """Return a finding that all is well."""
-    return Finding(subject=subject, level=Level.OK, words=words)
-
-
-def failed(subject: str, words: str, remedy: str) -> Finding:
-    """Return a finding that keeps the appliance from running."""
-    return Finding(subject=subject, level=Level.FAILED, words=words, remedy=remedy)
-
-
-def warning(subject: str, words: str, remedy: str) -> Finding:
-    """Return a finding that limits what the appliance can do."""
-    return Finding(subject=subject, level=Level.WARNING, words=words, remedy=remedy)
 
 
 async def examine(config: Config, *, running: bool = False) -> tuple[Finding, ...]:
     """Look at everything. `running`: an appliance runs here, so that its own ports and lock are as they should be."""
     findings = [privileges(), *programs()]
-    docker, networks = await _docker(config.docker_socket)
-    findings += [docker, vip_range(config.vip_range, networks, routes())]
+    if all(finding.level is not Level.FAILED for finding in findings):
+        findings.append(await surroundings.rules())
+    networks: tuple[DockerNetwork, ...] = ()
+    if config.is_gateway:
+        findings += surroundings.gateway(config)
+    else:
+        docker, networks = await _docker(config.docker_socket)
+        findings += [docker, *surroundings.mounts(config)]
+        findings += surroundings.host_network(networks, await netns.addresses(netns.HOST) if networks else ())
+    findings.append(vip_range(config.vip_range, networks, routes()))
+    visitors = config.visitors(gateway=config.is_gateway)
     if not running:
         gateways = [g for n in networks for g in n.gateways if isinstance(g, IPv4Address)]
-        findings.append(dns_port(config.dns_port, gateways))
+        findings.append(dns_port(config.dns_port, [*gateways, *sorted(visitors.dns_listen)]))
         findings.append(proxy_ports(*config.proxy_ports, taken=listening_ports()))
+    if visitors.host is not None:
+        findings.append(host_names(config))
     findings += [resolvers(HostResolvers(fixed=config.dns_upstreams)()), open_files(), clock()]
     return tuple(findings)
+
+
+def host_names(config: Config) -> Finding:
+    """Look how names of the mesh get to processes of this host."""
+    names = HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
+    servers = " ".join(map(str, sorted(config.dns_listen)))
+    if not config.resolv_conf:
+        return warning("host names", "no resolver file is changed", f"name {servers} first in the host's resolv.conf")
+    if config.dns_port != DNS_PORT and not names.is_resolved:
+        return failed(
+            "host names",
+            f"{config.resolv_conf} can only name servers on port {DNS_PORT}, and dns_port is {config.dns_port}",
+            f"set dns_port to {DNS_PORT}, or resolv_conf to nothing",
+        )
+    return ok("host names", f"{servers} through {'systemd-resolved' if names.is_resolved else config.resolv_conf}")
 
 
 def privileges() -> Finding:
@@ -155,12 +147,12 @@ async def _docker(path: str) -> tuple[Finding, tuple[DockerNetwork, ...]]:
 
 
 def routes() -> tuple[IPv4Network, ...]:
-    """Return the host's IPv4 routes except the default one."""
+    """Return the host's IPv4 routes except the default one, and our own."""
     answer = subprocess.run(["ip", "-j", "-4", "route"], capture_output=True, check=False).stdout
     found = []
     for route in orjson.loads(answer or b"[]"):
         destination = route.get("dst", "default")
-        if destination != "default":
+        if destination != "default" and route.get("protocol") != ROUTE_PROTOCOL:
             found.append(IPv4Network(destination))
     return tuple(found)
 
@@ -211,7 +203,7 @@ def dns_port(port: int, gateways: Iterable[IPv4Address]) -> Finding:
                         "DNS port",
                         f"{address}:{port}/{name} cannot be bound ({os.strerror(error.errno or 0)})",
                         f"stop the DNS server there or let it listen on other addresses (ss -lnp sport = {port}),"
-                        " or set dns_port to a free port",
+                        " or set dns_port to a free port, or dns_listen where it is one of that",
                     )
     return ok("DNS port", f"{port} is free where containers reach it")
 

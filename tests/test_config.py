@@ -203,3 +203,41 @@ def test_options_document_everything():
 def test_node_from_host_name(host, node):
     """Any host name makes a name of a machine."""
     assert node_from(host) == node
+
+
+def test_visitors(tmp_path) -> None:
+    """Who may use the mesh from outside, and what of it, is written like connect_to; a gateway serves its host."""
+    some = config.load(
+        None,
+        environment={
+            "MESHBOX_HOST_ACCESS": "true",
+            "MESHBOX_HOST_CONNECT_TO": "redis.flask:8080, apple.orange",
+            "MESHBOX_GUESTS": "10.0.0.7,10.0.1.0/31",
+            "MESHBOX_GUEST_CONNECT_TO": "*",
+        },
+    ).settings()
+    assert [str(a) for a in some.visitors.host.allowances] == ["redis.flask:8080", "apple.orange"]
+    assert sorted(map(str, some.visitors.guests)) == ["10.0.0.7", "10.0.1.0", "10.0.1.1"]
+    assert some.visitors.guests_to.everything
+    assert config.load(None, environment={}).settings().visitors.host is None
+    alone = config.load(None, environment={"MESHBOX_GATEWAY": "auto", "MESHBOX_DOCKER_SOCKET": f"{tmp_path}/none"})
+    assert alone.is_gateway
+    assert alone.settings(gateway=True).visitors.host.everything
+    (tmp_path / "none").touch()
+    assert not alone.is_gateway
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("HOST_ACCESS", "yes", "neither true nor false"),
+        ("HOST_CONNECT_TO", "redis", "<container>.<service>"),
+        ("GUESTS", "10.0.0.0/8", "more than 4096"),
+        ("GUESTS", "ten", "no IPv4 address or network"),
+        ("GATEWAY", "on", "write no or auto or yes"),
+    ],
+)
+def test_visitors_that_are_wrong(variable, value, words) -> None:
+    """One line says what was expected."""
+    with pytest.raises(InputError, match=words):
+        config.load(None, environment={f"MESHBOX_{variable}": value})

@@ -220,6 +220,20 @@ def routes(context: typer.Context, as_json: Json = False) -> None:
 
 
 @_command(SHOW)
+def hosts(context: typer.Context, as_json: Json = False) -> None:
+    """Print lines for /etc/hosts with the names of the mesh, for a developer's machine.
+
+    The addresses are virtual: they work where rules redirect them, on this host with host_access, and on a computer
+    among its guests that has a route to vip_range through this host.
+
+    Example: meshbox hosts | ssh laptop 'sudo tee -a /etc/hosts'
+    """
+    suffix = _config(context).suffix
+    found = sorted({(row["destination"].partition(":")[0], row["vip"]) for row in _ask(context, "routes")})
+    _print([{"address": vip, "names": [name, f"{name}.{suffix}"]} for name, vip in found], "hosts", as_json=as_json)
+
+
+@_command(SHOW)
 def peers(context: typer.Context, as_json: Json = False) -> None:
     """Show the registry, how fresh its facts are, and the other machines."""
     _print(_ask(context, "peers"), "peers", as_json=as_json)

@@ -163,6 +163,12 @@ def rules(row: dict[str, Any]) -> None:
     sys.stdout.write(row["rules"].rstrip("\n") + "\n")
 
 
+def hosts(rows: list[dict[str, Any]]) -> None:
+    """Print a line for each address, in the form of /etc/hosts."""
+    for row in rows:
+        sys.stdout.write(f"{row['address']}\t{' '.join(row['names'])}\n")
+
+
 def resolve(row: dict[str, Any]) -> None:
     """Print one line."""
     console().print(escape(f"{row['address'] or row['answer']}  ({row['words']})"))

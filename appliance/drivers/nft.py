@@ -226,14 +226,14 @@ class HostNft:
             raise HostError(
                 f'nft is "{done.output.strip()}", older than {".".join(map(str, OLDEST))}; apt-get install nftables'
             )
-        for name, text in _samples():
+        for name, text in samples():
             try:
                 await self.dry_run(text)
             except RetryError as error:
                 raise HostError(
                     f"this host cannot do the {name}: {error}; a kernel with nf_tables is needed"
                 ) from error
-        return NftFeatures(version=version, features=frozenset(name for name, _ in _samples()))
+        return NftFeatures(version=version, features=frozenset(name for name, _ in samples()))
 
 
 async def _receive(process: trio.Process) -> Any:
@@ -256,7 +256,7 @@ async def _kill(process: trio.Process) -> None:
             await stream.aclose()
 
 
-def _samples() -> tuple[tuple[str, str], ...]:
+def samples() -> tuple[tuple[str, str], ...]:
     """Return rulesets that use everything, and ones that use as little as can be, by name."""
     a, n = IPv4Address, IPv4Network
     netns, vips, ports = NetnsId(device=0, inode=0), n("240.0.0.0/4"), (20000, 29999)

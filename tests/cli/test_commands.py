@@ -120,6 +120,15 @@ def test_services(shop, meshbox, show):
     assert web.split() == ["web.my-shop", vip, "80/tcp", "1/1", "pg.base:5432", "hello", "h1:1"]
 
 
+def test_hosts(shop, meshbox, show):
+    """Lines for /etc/hosts: each name once, with its virtual IP, short and with the suffix."""
+    wanted = {c["name"]: c["vip"] for row in show("services") for c in row["containers"] if c["ports"]}
+    assert wanted
+    lines = meshbox("hosts").out.splitlines()
+    assert {line.split()[1]: line.split()[0] for line in lines} == wanted
+    assert all(line.split()[2] == f"{line.split()[1]}.mesh.internal" for line in lines)
+
+
 def test_nothing_yet(appliance, meshbox):
     """Empty nouns say what to do."""
     assert "meshbox deploy FILE" in meshbox("services").out

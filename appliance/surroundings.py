@@ -1,0 +1,101 @@
+"""What the appliance needs around it beside programs and ports: rules in the kernel, Docker or not, mounts in an image.
+
+Part of `fitness`; each finding names what is missing and the option that adds it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance.drivers import netns
+from appliance.drivers.nft import Nft, samples
+from appliance.errors import MeshboxError
+from appliance.findings import Finding, failed, ok, warning
+from appliance.gateway import WHOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Address
+
+    from appliance.config import Config
+    from appliance.model.facts import DockerNetwork
+
+IMAGE_MARK = Path("/usr/lib/meshbox/healthcheck.py")
+"""Only the image has this file."""
+INIT_ROOT = "/proc/1/root"
+"""With --pid=host the root directory of the host, and otherwise that of the container itself."""
+
+
+async def rules() -> Finding:
+    """Let nft and the kernel check our rules, without applying them."""
+    for name, text in samples():
+        try:
+            await Nft().dry_run(netns.HOST, text)
+        except MeshboxError as error:
+            return failed(
+                "kernel", f"the {name} are refused: {error}", "use a kernel with nf_tables, nf_nat and nft_reject"
+            )
+    return ok("kernel", "nf_tables takes the rules of workloads and of the host")
+
+
+def gateway(config: Config) -> list[Finding]:
+    """Say what a machine without Docker does, and what is missing for more."""
+    found = [
+        warning(
+            "Docker",
+            f"there is no {config.docker_socket}, so this is a gateway: DNS and proxy for this host and its guests",
+            f"for its containers too, add {WHOLE}",
+        )
+    ]
+    if config.registry == "local":
+        found.append(
+            warning(
+                "registry",
+                "without Docker and with registry = local there is nothing to serve",
+                "name a Consul, -e MESHBOX_CONSUL=http://127.0.0.1:8500",
+            )
+        )
+    return found
+
+
+def mounts(config: Config) -> list[Finding]:
+    """Look, in a container, for what has to be shared with the host."""
+    if not IMAGE_MARK.exists():
+        return []
+    found = []
+    if config.netns_dir.startswith(f"{INIT_ROOT}/") and _own_init():
+        found.append(
+            failed(
+                "namespaces",
+                "containers' network namespaces cannot be reached from here",
+                "run the container with --pid=host",
+            )
+        )
+    if not Path(config.state_dir).is_mount():
+        found.append(
+            warning(
+                "state",
+                f"{config.state_dir} goes away with this container, and with it what was deployed",
+                f"add -v /var/lib/meshbox:{config.state_dir}",
+            )
+        )
+    return found
+
+
+def _own_init() -> bool:
+    """Whether process 1 has the same root directory as we have, so that it is this container's."""
+    try:
+        return Path(INIT_ROOT, ".").samefile("/")
+    except OSError:  # another's, which is closed to us
+        return False
+
+
+def host_network(networks: Iterable[DockerNetwork], here: Iterable[IPv4Address]) -> list[Finding]:
+    """Look whether Docker's own bridge is in our network namespace."""
+    bridge = next((n for n in networks if n.name == "bridge" and n.driver == "bridge"), None)
+    if not IMAGE_MARK.exists() or bridge is None or not bridge.gateways or set(here).intersection(bridge.gateways):
+        return []
+    return [
+        failed("network", "this container has a network of its own", "run the container with --net=host --privileged")
+    ]

@@ -1,0 +1,115 @@
+"""The host's resolver settings: what is put there, and that exactly that goes again."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from appliance.drivers import hostnames
+from appliance.drivers.hostnames import HostNames
+from appliance.drivers.process import Finished
+from appliance.errors import HostError
+from appliance.model.names import Allowance
+from appliance.model.visitors import ConnectTo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SERVERS = [IPv4Address("127.66.0.53")]
+SOME = ConnectTo(allowances=(Allowance.parse("redis.flask:8080"), Allowance.parse("apple.orange")))
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The programs that would have been run; they succeed and print nothing."""
+    run = []
+
+    async def note(command, **_):
+        run.append(" ".join(command))
+        return Finished(0, "", "")
+
+    monkeypatch.setattr(hostnames, "run", note)
+    return run
+
+
+def names(tmp_path: Path, file: Path | str) -> HostNames:
+    """Settings with files of the test's own."""
+    return HostNames(
+        resolv_conf=str(file), vip_range=IPv4Network("240.0.0.0/4"), drop_in=tmp_path / "resolved.conf.d/meshbox.conf"
+    )
+
+
+def put(host: HostNames, connect_to: ConnectTo = SOME, port: int = 53) -> None:
+    """Put everything in place."""
+    trio.run(lambda: host.put(SERVERS, port=port, connect_to=connect_to, suffix="mesh.internal"))
+
+
+@pytest.mark.parametrize("text", ["", "nameserver 10.0.0.1\n", "search a.b\nnameserver 10.0.0.1\noptions ndots:2"])
+def test_resolv_conf_is_restored_exactly(commands, tmp_path, text) -> None:
+    """Put twice and undone, also by another run, it is what it was; in between our server comes first."""
+    file = tmp_path / "resolv.conf"
+    file.write_text(text)
+    for _ in range(2):
+        put(names(tmp_path, file))
+        assert file.read_text() == f"{hostnames.REMARK}nameserver 127.66.0.53\n{text}"
+    assert trio.run(names(tmp_path, file).undo) == [f"nameserver in {file}"]
+    assert file.read_text() == text
+    assert trio.run(names(tmp_path, file).undo) == []
+
+
+def test_what_others_write_meanwhile_stays(commands, tmp_path) -> None:
+    """A DHCP client that writes around our lines, or over them, loses nothing."""
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 10.0.0.1\n")
+    put(names(tmp_path, file))
+    file.write_text("# dhcp\n" + file.read_text() + "nameserver 10.0.0.2\n")
+    trio.run(names(tmp_path, file).undo)
+    assert file.read_text() == "# dhcp\nnameserver 10.0.0.1\nnameserver 10.0.0.2\n"
+
+
+def test_link_is_followed_and_stays(commands, tmp_path) -> None:
+    """Where resolv.conf is a link, what it leads to is changed."""
+    target, link = tmp_path / "real", tmp_path / "resolv.conf"
+    target.write_text("nameserver 10.0.0.1\n")
+    link.symlink_to("real")
+    put(names(tmp_path, link))
+    assert link.is_symlink()
+    assert "127.66.0.53" in target.read_text()
+    trio.run(names(tmp_path, link).undo)
+    assert target.read_text() == "nameserver 10.0.0.1\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["real", "resolv.conf"]
+
+
+def test_systemd_resolved(commands, tmp_path, monkeypatch) -> None:
+    """Where it is in charge it gets a drop-in with the names that are ours, and starts anew only when that changes."""
+    monkeypatch.setattr(hostnames, "RESOLVED", tmp_path / "resolve")
+    (tmp_path / "resolve").mkdir()
+    stub = tmp_path / "resolve/stub-resolv.conf"
+    stub.write_text("nameserver 127.0.0.53\n")
+    host, drop_in = names(tmp_path, stub), tmp_path / "resolved.conf.d/meshbox.conf"
+    put(host, port=5353)
+    put(host, port=5353)
+    assert "DNS=127.66.0.53:5353\nDomains=~apple.orange ~redis.flask ~mesh.internal\n" in drop_in.read_text()
+    assert commands.count("systemctl try-restart systemd-resolved") == 1
+    put(host, ConnectTo(everything=True))
+    assert "Domains=~.\n" in drop_in.read_text()
+    assert trio.run(host.undo) == [str(drop_in)]
+    assert commands.count("systemctl try-restart systemd-resolved") == 3
+    assert not drop_in.parent.exists()
+    assert stub.read_text() == "nameserver 127.0.0.53\n"
+
+
+def test_no_file(commands, tmp_path) -> None:
+    """With resolv_conf empty only the route is made."""
+    put(names(tmp_path, ""))
+    assert commands == ["ip -4 route replace 240.0.0.0/4 dev lo src 127.0.0.1 proto 77"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_cannot_be_written(commands, tmp_path) -> None:
+    """The words say which file, and what to do."""
+    with pytest.raises(HostError, match="resolv_conf"):
+        put(names(tmp_path, "/proc/version"))
