@@ -3,7 +3,7 @@
 .PHONY: help demo demo-cluster test test-more unit check bench lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
-SEPARATE := test_image.py test_deb.py test_mesh.py test_mesh_cut.py test_mesh_secured.py
+SEPARATE := test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' appliance/__init__.py)
 LOCK := $(PYTHON_BIN)/pip-compile --quiet --no-header --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
@@ -21,10 +21,10 @@ demo-cluster: setup  ## The same on three machines that share a mesh through Con
 	@$(PYTHON_BIN)/python examples/demo_cluster.py
 
 test: SETUP := --tests
-test: setup check  ## Checks and tests of one host, on a Docker Engine of their own (about 15 minutes, needs root).
+test: setup check  ## Checks and tests, one host and three in a mesh, on Docker Engines of their own (about 17 minutes, needs root).
 	@$(PYTHON_BIN)/pytest $(SEPARATE:%=--ignore=tests/system/%) $(ARGS)
 
-test-more: setup  ## The tests that take long: image, package, and a mesh of three machines.
+test-more: setup  ## The tests that take long: image, package, a machine cut off for a minute, a Consul that denies by default.
 	@$(PYTHON_BIN)/pytest $(SEPARATE:%=tests/system/%) $(ARGS)
 
 unit: setup  ## Only the tests that need neither root nor Docker.

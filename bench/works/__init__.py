@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.works import appliance, bulk, control, dns, echo, http, idle, redis, ruleset, udp
+from bench.works import appliance, bulk, control, dns, echo, http, idle, mesh, redis, ruleset, udp
 
 if TYPE_CHECKING:
     from bench.figures import Work
@@ -20,4 +20,5 @@ WORKS: tuple[Work, ...] = (
     *ruleset.WORKS,
     *control.WORKS,
     *appliance.WORKS,
+    *mesh.WORKS,
 )

@@ -44,14 +44,14 @@ def _open(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
 
 def _measure(machine: Any, idle_seconds: float) -> Sample:
     delays = [_first_connection(machine, number) for number in range(STARTS)]
-    processes = _family(machine.appliance.pid)
-    before = sum(map(_cpu_seconds, processes))
+    processes = family(machine.appliance.pid)
+    before = sum(map(cpu_seconds, processes))
     threading.Event().wait(idle_seconds)
-    used = sum(map(_cpu_seconds, _family(machine.appliance.pid))) - before
+    used = sum(map(cpu_seconds, family(machine.appliance.pid))) - before
     return {
         "start event to first connection, median ms": quantiles(delays, n=2)[0] * 1000,
         "95th percentile ms": quantiles(delays, n=20)[-1] * 1000,
-        "idle: resident MiB": sum(map(_resident, _family(machine.appliance.pid))) / 1024,
+        "idle: resident MiB": sum(map(resident, family(machine.appliance.pid))) / 1024,
         "idle: % of a core": max(used, 0.0) / idle_seconds * 100,
     }
 
@@ -70,7 +70,7 @@ def _first_connection(machine: Any, number: int) -> float:
     return float(connected) - datetime.fromisoformat(f"{started}+00:00").timestamp()
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """Return the process and its children."""
     children = []
     for entry in Path("/proc").iterdir():
@@ -84,12 +84,16 @@ def _family(pid: int) -> list[int]:
     return [pid, *children]
 
 
-def _cpu_seconds(pid: int) -> float:
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(pid: int) -> float:
+    """Return what the process has used, with those of its children that have ended; 0 once it has itself."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, words[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
     """Return KiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
