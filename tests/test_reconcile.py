@@ -234,6 +234,28 @@ def test_bell_starts_a_pass(autojump_clock, urgent: bool) -> None:
     trio.run(main, clock=autojump_clock)
 
 
+@pytest.mark.parametrize("whose", ["host", "container"])
+def test_edited_rules_do_not_wait_for_the_full_pass(autojump_clock, whose: str) -> None:
+    """What somebody else changed is pushed anew at once."""
+    host = Host(SERVER, CLIENT)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            host.effects.calls.clear()
+            if whose == "host":
+                host.reconciler.forget_host_ruleset()
+            else:
+                host.effects.rulesets.pop(CLIENT.netns.id)
+                host.reconciler.forget_ruleset(CLIENT.netns.id)
+            with trio.fail_after(2):
+                while host.effects.calls != ["host ruleset" if whose == "host" else "push /netns/3"]:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
 @pytest.fixture
 def autojump_clock() -> trio.abc.Clock:
     """Time that passes only while nothing can run."""

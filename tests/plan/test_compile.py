@@ -133,6 +133,9 @@ def test_memory_changes_nothing(sequence):
         want = compiler.compile(s)
         assert want == compile_host(s)
         assert compiler.compile(replace(s, workloads=tuple(map(replace, s.workloads)))) == want
+        unready = replace(s, workloads=tuple(replace(w, accepting=frozenset(), healthy=False) for w in s.workloads))
+        assert compiler.compile(unready) == compile_host(unready)
+        assert compiler.compile(s) == want
         allocations = want.allocations
 
 
