@@ -46,6 +46,17 @@ BARS = (
     Bar(work="keepalive-32", figure="CPU µs", limit=1.0, at_least=False, against="haproxy"),
     Bar(work="connections", figure="per second", limit=0.95, at_least=True, against="haproxy"),
     Bar(work="connections", figure="CPU µs", limit=1.1, at_least=False, against="haproxy"),
+    *(
+        Bar(
+            work=work,
+            figure="per second",
+            limit=1.0,
+            at_least=True,
+            against="haproxy nbthread=2",
+            contender="meshbox workers=2",
+        )
+        for work in ("two-keepalive", "two-connections")
+    ),
     Bar(work="bulk-1-up", figure="Gb/s", limit=1.15, at_least=True, against="haproxy"),
     Bar(work="bulk-1-up", figure="Gb/s", limit=0.75, at_least=True, against="direct"),
     Bar(work="bulk-1-down", figure="Gb/s", limit=1.15, at_least=True, against="haproxy"),
@@ -56,9 +67,13 @@ BARS = (
     Bar(work="dns-one", figure="per second", limit=1.0, at_least=True, against="dnsmasq"),
     Bar(work="dns-known", figure="per second", limit=1.0, at_least=True, against="dnsmasq"),
     Bar(work="ruleset", figure="one route more ms", limit=50, at_least=False, against=None, contender="10,000 routes"),
-    Bar(work="control", figure="backend ms", limit=100, at_least=False, against=None),
-    Bar(work="control", figure="backend stall ms", limit=5, at_least=False, against=None),
+    *(
+        Bar(work="control", figure=figure, limit=limit, at_least=False, against=None, contender=contender)
+        for contender in ("workers=0", "workers=1")
+        for figure, limit in (("backend ms", 100), ("backend stall ms", 5), ("service stall ms", 5))
+    ),
     Bar(work="churn", figure="p99 µs", limit=1.5, at_least=False, against="at rest", contender="changing"),
+    Bar(work="churn-worker", figure="p99 µs", limit=1.5, at_least=False, against="at rest", contender="changing"),
 )
 
 

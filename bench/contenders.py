@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -83,35 +84,40 @@ def dnat(_lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
 
 
 @contextmanager
-def meshbox(lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
-    """Run the data plane as deployed: access check, balancer, counters."""
-    ports = _ports(20000, services)
+def meshbox(lab: Lab, services: tuple[Service, ...], workers: int = 0) -> Iterator[Target]:
+    """Run the data plane as deployed: access check, balancer, counters; on two CPUs with workers."""
+    ports = _ports(20000 + 100 * workers, services)
+    name = f"meshbox{workers or ''}"
     config = {
+        "workers": workers,
         "caller": CLIENT_IP,
         "listeners": [
             {"port": port, "protocol": service.protocol, "backend": [SERVER_IP, service.port]}
             for port, service in zip(ports, services, strict=True)
         ],
     }
-    command = [PYTHON, "-m", "bench.launcher", lab.file("meshbox.json", orjson.dumps(config))]
-    with lab.process("meshbox", PROXY, command, cpu=lab.proxy_cpu, ready=_ready(ports, services)) as process:
+    command = [PYTHON, "-m", "bench.launcher", lab.file(f"{name}.json", orjson.dumps(config))]
+    cpu = lab.proxy_cpus if workers else lab.proxy_cpu
+    with lab.process(name, PROXY, command, cpu=cpu, ready=_ready(ports, services)) as process:
         yield Target(host=PROXY_IP, ports=ports, process=process)
 
 
 @contextmanager
-def haproxy(lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
-    """Run HAProxy in TCP mode, one thread, splicing."""
-    ports = _ports(21000, services)
+def haproxy(lab: Lab, services: tuple[Service, ...], threads: int = 1) -> Iterator[Target]:
+    """Run HAProxy in TCP mode, splicing; on two CPUs with more than one thread."""
+    ports = _ports(20900 + 100 * threads, services)
+    name = f"haproxy{threads}"
     lines = [
-        f"global\n nbthread 1\n maxconn {CONNECTIONS}\n maxpipes 500\n",
+        f"global\n nbthread {threads}\n maxconn {CONNECTIONS}\n maxpipes 500\n",
         "defaults\n mode tcp\n option splice-auto\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n",
     ]
     lines += [
         f"listen l{port}\n bind 0.0.0.0:{port}\n server s {SERVER_IP}:{service.port}\n"
         for port, service in zip(ports, services, strict=True)
     ]
-    command = ["haproxy", "-db", "-f", lab.file("haproxy.cfg", "".join(lines))]
-    with lab.process("haproxy", PROXY, command, cpu=lab.proxy_cpu, ready=_ready(ports, services)) as process:
+    command = ["haproxy", "-db", "-f", lab.file(f"{name}.cfg", "".join(lines))]
+    cpu = lab.proxy_cpu if threads == 1 else lab.proxy_cpus
+    with lab.process(name, PROXY, command, cpu=cpu, ready=_ready(ports, services)) as process:
         yield Target(host=PROXY_IP, ports=ports, process=process)
 
 
@@ -154,8 +160,12 @@ CONTENDERS = {
     "nginx": nginx,
     "docker-proxy": docker_proxy,
     "dnat": dnat,
+    "meshbox workers=2": partial(meshbox, workers=2),
+    "haproxy nbthread=2": partial(haproxy, threads=2),
 }
 TCP = ("direct", "meshbox", "haproxy", "nginx", "docker-proxy", "dnat")
+TWO = ("meshbox workers=2", "haproxy nbthread=2")
+"""Those that use two CPUs."""
 UDP = ("direct", "meshbox", "nginx", "docker-proxy", "dnat")
 
 

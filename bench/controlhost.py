@@ -1,6 +1,6 @@
 """A control plane under measurement: the appliance's loop, plans, rules, sockets and names, on facts made up here.
 
-`python -m bench.controlhost NAMESPACES SERVICES FOLDER` reads commands from its input, one a line, and answers each
+`python -m bench.controlhost NAMESPACES SERVICES FOLDER WORKERS` reads commands from its input, one a line, answers each
 with a line of JSON: `cold` (everything from nothing), `backend` (one backend goes or comes), `service` (a service
 comes or goes that every workload may reach), `churn SECONDS` (a backend every 100 ms), `wait SECONDS`, and
 `idle SECONDS`, which looks for no stalls.
@@ -24,7 +24,9 @@ import orjson
 import trio
 
 from appliance import bridge, logs
+from appliance.dataplane.face import LEFT
 from appliance.dataplane.plane import DataPlane
+from appliance.dataplane.workers import Workers
 from appliance.drivers import netns as namespaces
 from appliance.drivers.localstore import LocalStore
 from appliance.drivers.nft import HostNft, Nft
@@ -34,30 +36,41 @@ from appliance.logs import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Name, Port, Protocol
 from appliance.reconcile import Reconciler
+from bench import stall
 from bench.lab import CLIENT_IP, PROXY_IP, SERVER_IP
 
 if TYPE_CHECKING:
     import asyncio
 
+    from appliance.dataplane.face import Plane
+
 PORT = 8080
 CHURN = 0.1
 """Seconds between changes of `churn`."""
-TICK = 0.001
-"""Seconds between looks at the clock that find stalls of the loop."""
 
 
 class ControlHost:
     """The loop with facts that commands change."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, workloads: list[Workload], services: int, folder: Path) -> None:
-        self._loop = loop
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, workloads: list[Workload], services: int, folder: Path, workers: int
+    ) -> None:
         self._workloads = workloads
         self._services = services
         self._toggle = 0
         self._extra: Workload | None = None
         self.faults = Faults()
         self.registry = LocalStore(folder)
-        self.plane = DataPlane(loop, dns_upstreams=list, dns_port=5390)
+        self._stalls = folder / "stalls"
+        self._stalls.mkdir()
+        os.environ[stall.FOLDER] = str(self._stalls)
+        self.plane: Plane = DataPlane(loop, dns_upstreams=list, dns_port=5390)
+        if workers:
+            command = (sys.executable, "-m", "bench.stall", "warning", "text")
+            self.plane = Workers(loop, number=workers, command=command, dns_upstreams=list, dns_port=5390)
+        else:
+            self._ticker = stall.Ticker(loop, self._stalls)
+        self.plane.start()
         self.host_nft = HostNft()
         self.watch = RulesetWatch(on_drift=lambda _: None)
         self.applied = trio.Event()
@@ -69,10 +82,6 @@ class ControlHost:
             faults=self.faults,
             after_pass=lambda _: self.applied.set(),
         )
-        self.worst_stall = 0.0
-        self._last_tick = 0.0
-        self._ticking = True
-        self._tick()
 
     def snapshot(self) -> Snapshot:
         """Return the facts."""
@@ -95,9 +104,11 @@ class ControlHost:
     async def do(self, command: str, *arguments: str) -> dict[str, float]:
         """Carry out a command and return what it took."""
         before = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        self.worst_stall, start = 0.0, monotonic()
+        stall.reset(self._stalls, looking=command != "idle")
+        start = monotonic()
         if command == "cold":
             await self.reconciler.reconcile()
+            await bridge.answer(self.plane, LEFT)  # workers have heard of all of it
             gc.collect()
             gc.freeze()
         elif command == "backend":
@@ -108,14 +119,8 @@ class ControlHost:
             await self._wait_applied()
         elif command == "churn":
             await self._churn(float(arguments[0]))
-        elif command == "wait":
+        elif command in {"wait", "idle"}:
             await trio.sleep(float(arguments[0]))
-        elif command == "idle":
-            self._ticking = False
-            await trio.sleep(float(arguments[0]))
-            self._ticking = True
-            self._last_tick = 0.0
-            self._tick()
         took = monotonic() - start
         if self.faults.total:
             raise SystemExit(f"{command}: {self.faults.total} faults")
@@ -125,7 +130,7 @@ class ControlHost:
             "ms": took * 1000,
             "own CPU ms": cpu[0] * 1000,
             "nft CPU ms": cpu[1] * 1000,
-            "stall ms": max(0.0, self.worst_stall - TICK) * 1000,
+            "stall ms": stall.worst(self._stalls) * 1000,
             "from": start,
             "to": start + took,
             "listeners": len(self.reconciler.have.listeners),
@@ -151,6 +156,7 @@ class ControlHost:
         self.applied = trio.Event()
         self.reconciler.ring()
         await self.applied.wait()
+        await bridge.answer(self.plane, LEFT)  # workers have heard of it
 
     async def _churn(self, seconds: float) -> None:
         end = monotonic() + seconds
@@ -158,14 +164,6 @@ class ControlHost:
             self._change_backend()
             self.reconciler.ring(urgent=True)
             await trio.sleep(CHURN)
-
-    def _tick(self) -> None:
-        now = monotonic()
-        if self._last_tick:
-            self.worst_stall = max(self.worst_stall, now - self._last_tick)
-        self._last_tick = now
-        if self._ticking:
-            self._loop.call_later(TICK, self._tick)
 
 
 def _workload(
@@ -199,8 +197,10 @@ def workloads(count: int, services: int) -> list[Workload]:
     return made
 
 
-async def _main(count: int, services: int, folder: Path, loop: asyncio.AbstractEventLoop, _stopping: trio.Event) -> int:
-    host = ControlHost(loop, workloads(count, services), services, folder)
+async def _main(
+    count: int, services: int, folder: Path, workers: int, loop: asyncio.AbstractEventLoop, _stopping: trio.Event
+) -> int:
+    host = ControlHost(loop, workloads(count, services), services, folder, workers)
     await host.registry.load()
     async with trio.open_nursery() as nursery:
         await nursery.start(host.host_nft.run)
@@ -222,5 +222,5 @@ async def _main(count: int, services: int, folder: Path, loop: asyncio.AbstractE
 
 if __name__ == "__main__":
     logs.configure(level="warning")
-    arguments = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    arguments = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     sys.exit(bridge.run(partial(_main, *arguments)))

@@ -54,6 +54,8 @@ class Lab:
         self.quick = quick
         cpus = sorted(os.sched_getaffinity(0))
         self.proxy_cpu = cpus[-1]
+        self.proxy_cpus = f"{cpus[-2]},{cpus[-1]}" if len(cpus) > 1 else str(cpus[-1])
+        """Two, for contenders that use two."""
         self.client_cpu = cpus[0]
         self.server_cpu = cpus[1] if len(cpus) > 2 else cpus[0]
 
@@ -64,7 +66,9 @@ class Lab:
         return str(path)
 
     @contextmanager
-    def process(self, name: str, namespace: str, command: list[str], *, cpu: int, ready: str = "") -> Iterator[Process]:
+    def process(
+        self, name: str, namespace: str, command: list[str], *, cpu: int | str, ready: str = ""
+    ) -> Iterator[Process]:
         """Run a daemon in a namespace on one CPU; `ready` is like `tcp:8080`. Raises BenchError when it ends early."""
         log = self.folder / f"{name}.log"
         process = Process(name, enter(namespace, cpu) + command, log)
@@ -81,8 +85,8 @@ class Lab:
         return run(enter(CLIENT, self.client_cpu if cpu is None else cpu) + command, timeout=120.0)
 
 
-def enter(namespace: str, cpu: int) -> list[str]:
-    """Return the words that run a command in a namespace on a CPU."""
+def enter(namespace: str, cpu: int | str) -> list[str]:
+    """Return the words that run a command in a namespace on a CPU, or several (`0,1`)."""
     return ["ip", "netns", "exec", namespace, "taskset", "-c", str(cpu)]
 
 

@@ -1,6 +1,6 @@
 """Run the data plane alone, as the appliance runs it: `python -m bench.launcher CONFIG.json`.
 
-CONFIG: {"caller": address, "listeners": [{"port", "protocol", "backend": [address, port]}],
+CONFIG: {"workers": number, "caller": address, "listeners": [{"port", "protocol", "backend": [address, port]}],
 "dns": {"port", "address", "names": {"c.s": address}, "upstream": [address, port]}}
 """
 
@@ -11,14 +11,21 @@ import signal
 import sys
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import uvloop
 
+from appliance import worker
 from appliance.dataplane.plane import DataPlane
+from appliance.dataplane.workers import Workers
 from appliance.model.names import Destination, Name, Protocol
 from appliance.model.network import Backend, Listener, Zone
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from appliance.dataplane.face import Plane
 
 
 def main() -> None:
@@ -27,11 +34,13 @@ def main() -> None:
     caller = IPv4Address(config["caller"])
     dns = config.get("dns")
     loop = uvloop.new_event_loop()
-    plane = DataPlane(
+    plane = make_plane(
         loop,
+        workers=config.get("workers", 0),
         dns_upstreams=lambda: [(dns["upstream"][0], dns["upstream"][1])] if dns else [],
         dns_port=dns["port"] if dns else 53,
     )
+    plane.start()
     for number, entry in enumerate(config.get("listeners", ())):
         plane.open_listener(_listener(number, entry, caller))
     if dns:
@@ -43,6 +52,13 @@ def main() -> None:
     loop.add_signal_handler(signal.SIGTERM, loop.stop)
     loop.run_forever()
     plane.close()
+
+
+def make_plane(loop: asyncio.AbstractEventLoop, *, workers: int, **options: Any) -> Plane:
+    """Return a data plane in this process, or in workers."""
+    if not workers:
+        return DataPlane(loop, **options)
+    return Workers(loop, number=workers, command=worker.command(level="warning", form="text"), **options)
 
 
 def _listener(number: int, entry: dict[str, Any], caller: IPv4Address) -> Listener:

@@ -136,7 +136,7 @@ class Workers:
             except OSError as error:
                 failed.append((address, error))
             else:
-                self._hand_over_dns(first, address)
+                self._hand_over_dns(first, address, self._dns)
         if failed:
             raise dnsserver.cannot_listen(failed, self._dns_port)
 
@@ -234,12 +234,12 @@ class Workers:
             member.send(orders.SetUpstreams(self._upstreams))
             if self._zone is not None:
                 member.send(orders.SetZone(self._zone))
-            for address in self._dns:
-                self._hand_over_dns(member, address)
+            for number, address in enumerate(self._dns, start=1):
+                self._hand_over_dns(member, address, list(self._dns)[:number])
         member.send(orders.Ready())
 
-    def _hand_over_dns(self, member: Member, address: IPv4Address) -> None:
-        member.send(orders.ServeDns(frozenset(self._dns), address), self._dns[address])
+    def _hand_over_dns(self, member: Member, address: IPv4Address, all_so_far: Iterable[IPv4Address]) -> None:
+        member.send(orders.ServeDns(frozenset(all_so_far), address), self._dns[address])
 
     def _take(self, member: Member, message: Any) -> None:
         match message:

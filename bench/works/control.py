@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 COUNT, QUICK_COUNT = 100, 10
 CHANGES = 10
 """Changes of each kind in one measurement; their median counts, and the longest stall of any."""
+CONTENDERS = {"workers=0": 0, "workers=1": 1}
 FIRST_PORT = 20000
 """Where the proxy's ports begin; which of them leads to the lab's server is tried out."""
 
@@ -35,9 +36,9 @@ FIRST_PORT = 20000
 class Host:
     """A running control host."""
 
-    def __init__(self, lab: Lab, folder: str) -> None:
+    def __init__(self, lab: Lab, folder: str, workers: int) -> None:
         count = str(QUICK_COUNT if lab.quick else COUNT)
-        command = ["ip", "netns", "exec", PROXY, PYTHON, "-m", "bench.controlhost", count, count, folder]
+        command = ["ip", "netns", "exec", PROXY, PYTHON, "-m", "bench.controlhost", count, count, folder, str(workers)]
         self._log = Path(folder, "log")
         with self._log.open("wb") as errors:
             self._popen = subprocess.Popen(
@@ -72,10 +73,10 @@ class Host:
 
 
 @contextmanager
-def host(lab: Lab) -> Iterator[Host]:
+def host(lab: Lab, workers: int = 0) -> Iterator[Host]:
     """Run a control host with a state folder of its own."""
     with tempfile.TemporaryDirectory(dir=lab.folder) as folder:
-        it = Host(lab, folder)
+        it = Host(lab, folder, workers)
         try:
             yield it
         finally:
@@ -96,11 +97,11 @@ def namespaces(lab: Lab) -> Iterator[None]:
 @contextmanager
 def _changes(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
     with namespaces(lab):
-        yield {"meshbox": partial(_measure_changes, lab)}
+        yield {name: partial(_measure_changes, lab, workers) for name, workers in CONTENDERS.items()}
 
 
-def _measure_changes(lab: Lab) -> Sample:
-    with host(lab) as it:
+def _measure_changes(lab: Lab, workers: int) -> Sample:
+    with host(lab, workers) as it:
         cold = it.do("cold")
         expected = QUICK_COUNT if lab.quick else COUNT
         if cold["rulesets"] != expected or cold["listeners"] < expected:
@@ -123,8 +124,8 @@ def _measure_changes(lab: Lab) -> Sample:
 
 
 @contextmanager
-def _churn(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
-    with namespaces(lab), http.server(lab), host(lab) as it:
+def _churn(lab: Lab, workers: int) -> Iterator[Mapping[str, Callable[[], Sample]]]:
+    with namespaces(lab), http.server(lab), host(lab, workers) as it:
         it.do("cold")
         port = _find_port(lab)
         yield {
@@ -177,18 +178,21 @@ WORKS = (
             _lower("idle CPU %", 2),
         ),
         open=_changes,
-        reference="meshbox",
+        reference="workers=0",
     ),
-    Work(
-        name="churn",
-        title=f"32 connections while a backend changes every 100 ms, {COUNT} namespaces",
-        figures=(
-            Figure(name="per second"),
-            _lower("p50 µs", 0),
-            _lower("p99 µs", 0),
-            _lower("stall ms"),
-        ),
-        open=_churn,
-        reference="at rest",
+    *(
+        Work(
+            name=name,
+            title=f"32 connections while a backend changes every 100 ms, {COUNT} namespaces, workers = {workers}",
+            figures=(
+                Figure(name="per second"),
+                _lower("p50 µs", 0),
+                _lower("p99 µs", 0),
+                _lower("stall ms"),
+            ),
+            open=partial(_churn, workers=workers),
+            reference="at rest",
+        )
+        for name, workers in (("churn", 0), ("churn-worker", 1))
     ),
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from bench.contenders import TCP, Service, proxies
+from bench.contenders import TCP, TWO, Service, proxies
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import DIRECT_IP, PYTHON, SERVER
 
@@ -28,8 +28,10 @@ UNITS = {"us": 1.0, "ms": 1000.0, "s": 1e6, "m": 6e7}
 
 
 @contextmanager
-def _open(lab: Lab, *, connections: int, keep: bool) -> Iterator[Mapping[str, Callable[[], Sample]]]:
-    with server(lab) as digest, proxies(lab, TCP, Service(port=PORT)) as targets:
+def _open(
+    lab: Lab, *, connections: int, keep: bool, names: tuple[str, ...] = TCP
+) -> Iterator[Mapping[str, Callable[[], Sample]]]:
+    with server(lab) as digest, proxies(lab, names, Service(port=PORT)) as targets:
         for name, target in targets.items():
             _verify(lab, name, target, digest)
         yield {
@@ -133,5 +135,18 @@ WORKS = (
         title="A new connection per request, 32 at a time",
         figures=FIGURES,
         open=partial(_open, connections=32, keep=False),
+    ),
+    *(
+        Work(
+            name=f"two-{name}",
+            title=f"{title}, 64 connections, two workers or threads on two CPUs",
+            figures=FIGURES,
+            open=partial(_open, connections=64, keep=keep, names=TWO),
+            reference="haproxy nbthread=2",
+        )
+        for name, title, keep in (
+            ("keepalive", "Keep-alive requests", True),
+            ("connections", "A new connection per request", False),
+        )
     ),
 )

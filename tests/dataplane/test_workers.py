@@ -326,7 +326,7 @@ def test_udp_sessions_stay_with_one_worker(world: WorkersWorld) -> None:
 def test_names_are_answered_across_a_death(world: WorkersWorld) -> None:
     """DNS goes on after the worker that serves it was killed, from the same zone, and its counters with it."""
     asker, name = IPv4Address(CALLER), Name.parse("web.shop")
-    world.do("set_dns_addresses", frozenset({asker}))
+    world.do("set_dns_addresses", frozenset({asker, IPv4Address("127.0.0.2"), IPv4Address("127.0.0.3")}))
     zone = Zone(suffix="mesh.internal", names={name: IPv4Address("240.1.2.3")}, views={asker: frozenset({name})})
     world.do("set_zone", zone)
     client = world.keep(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

@@ -1,0 +1,82 @@
+"""How long a loop that carries traffic was busy with something else: a look at the clock every millisecond.
+
+`python -m bench.stall LEVEL FORM DESCRIPTOR` is a worker (appliance/worker.py) that tells its stalls: in the file of
+its own pid in the folder STALL_FOLDER.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from struct import Struct
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from appliance import logs
+from appliance.dataplane.worker import Worker
+
+if TYPE_CHECKING:
+    import asyncio
+
+FOLDER = "STALL_FOLDER"
+TICK = 0.001
+"""Seconds between looks."""
+FORM = Struct("dd")
+"""The longest distance between two looks in seconds; 1 while looking, 0 while not."""
+
+
+class Ticker:
+    """Looks at the clock of a loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path) -> None:
+        self._loop = loop
+        path = folder / str(os.getpid())
+        path.write_bytes(FORM.pack(0.0, 1.0))
+        with path.open("r+b") as file:
+            self._shared = mmap.mmap(file.fileno(), FORM.size)
+        self._last = 0.0
+        self._tick()
+
+    def _tick(self) -> None:
+        worst, looking = FORM.unpack_from(self._shared)
+        now = monotonic()
+        if looking and self._last and now - self._last > worst:
+            FORM.pack_into(self._shared, 0, now - self._last, looking)
+        self._last = now if looking else 0.0
+        self._loop.call_later(TICK if looking else 0.5, self._tick)
+
+
+def reset(folder: Path, *, looking: bool = True) -> None:
+    """Begin anew, or look no more."""
+    for path in folder.iterdir():
+        with path.open("r+b") as file:
+            file.write(FORM.pack(0.0, float(looking)))
+
+
+def worst(folder: Path) -> float:
+    """Return the longest stall of any loop since `reset`, in seconds."""
+    return max(0.0, max(FORM.unpack(path.read_bytes())[0] for path in folder.iterdir()) - TICK)
+
+
+def main() -> None:
+    """Be a worker that looks at the clock."""
+    _, level, form, descriptor = sys.argv
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    logs.configure(level=level, form=form)
+    loop = uvloop.new_event_loop()
+    worker = Worker(loop, socket.socket(fileno=int(descriptor)))
+    ticker = Ticker(loop, Path(os.environ[FOLDER]))
+    loop.run_forever()
+    del ticker
+    sys.exit(worker.code)
+
+
+if __name__ == "__main__":
+    main()
