@@ -70,15 +70,47 @@ def test_image_is_small_and_holds_nothing_of_the_build(built: tuple[PrivilegedMa
     assert machine.docker("run", "--rm", "meshbox", "--version") == f"meshbox {__version__} ({COMMIT[:7]})"
 
 
-def test_what_is_missing_is_named(machine: PrivilegedMachine) -> None:
-    """`docker run --net=host --privileged meshbox`, and without --privileged: one line each says what to add."""
+def logged(machine: PrivilegedMachine, container: str) -> str:
+    """Return what a container has printed."""
+    done = run("docker", "--host", f"unix://{machine.socket}", "logs", container)
+    return done.stdout + done.stderr
+
+
+def test_gateway(machine: PrivilegedMachine) -> None:
+    """`docker run --net=host --privileged meshbox` runs as a gateway, and one line says which options add the rest."""
     machine.docker("run", "--detach", "--name=bare", "--net=host", "--privileged", "meshbox")
-    machine.docker("run", "--detach", "--name=weak", "--net=host", "meshbox")
-    for name, words in (("bare", "/var/run/docker.sock"), ("weak", "run the container with --privileged")):
-        logs = ("docker", "--host", f"unix://{machine.socket}", "logs", name)
-        wait_until(
-            lambda logs=logs, words=words: words in (done := run(*logs)).stdout + done.stderr, f"{name}: {words}"
-        )
+    wait_until(lambda: '"ready"' in logged(machine, "bare"), "it is ready")
+    rest = "--pid=host -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/meshbox:/var/lib/meshbox"
+    assert len([line for line in logged(machine, "bare").splitlines() if rest in line]) == 1
+    assert "there is nothing to serve" in logged(machine, "bare")
+    rows = orjson.loads(machine.docker("exec", "bare", "meshbox", "check", "--json"))
+    assert {row["subject"] for row in rows if row["level"] == "warning"} >= {"Docker", "registry"}
+    assert [row for row in rows if row["level"] == "failed"] == []
+    machine.docker("stop", "bare")
+    assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "bare") == "0"
+    assert "meshbox" not in machine.exec("nft", "list", "ruleset").stdout
+    assert machine.exec("ip", "route", "show", "dev", "lo").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--net=host"], "run the container with --privileged"),
+        (["--net=host", "--privileged", "SOCKET"], "run the container with --pid=host"),
+        (["--privileged", "--pid=host", "SOCKET"], "run the container with --net=host"),
+    ],
+    ids=["not privileged", "own processes", "own network"],
+)
+def test_what_is_missing_is_named(machine: PrivilegedMachine, options: list[str], words: str) -> None:
+    """One line names the option to add, in the log and in `check`, which ends with 1."""
+    given = [f"--volume={machine.socket}:/var/run/docker.sock" if word == "SOCKET" else word for word in options]
+    machine.docker("run", "--detach", "--name=weak", *given, "meshbox")
+    wait_until(lambda: words in logged(machine, "weak"), words)
+    assert len(logged(machine, "weak").strip().splitlines()) <= 2
+    client = ("docker", "--host", f"unix://{machine.socket}", "run", "--rm")
+    check = run(*client, *given, "--env=COLUMNS=300", "meshbox", "check", check=False)
+    assert check.returncode == 1
+    assert words in check.stdout
 
 
 def test_whole_appliance(machine: PrivilegedMachine) -> None:
