@@ -27,6 +27,7 @@ def test_every_command_that_is_named_exists() -> None:
     """`meshbox something` in the README is something that meshbox does, and `make something` has a rule."""
     commands = set(get_command(app).commands)
     shell = "".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+    shell += "".join(re.findall(r"^\$ (.*\n)", README, re.MULTILINE))
     named = re.findall(r"^(?:\S*/)?meshbox ([a-z]+)", shell, re.MULTILINE) + re.findall(r"`meshbox ([a-z]+)", README)
     assert len(named) > 10
     assert set(named) <= commands

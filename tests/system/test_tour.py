@@ -1,0 +1,74 @@
+"""The README's five minutes: every command, and what it prints."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from machine import MESHBOX, ROOT, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from machine import Machine
+
+pytestmark = pytest.mark.system
+
+README = (ROOT / "README.md").read_text()
+TOUR = README.partition("\n## Five minutes\n")[2].partition("\n## ")[0]
+
+
+@dataclass
+class Told:
+    """A command of the README and the lines that it prints. `…` stands for what differs from time to time."""
+
+    command: str
+    lines: list[str] = field(default_factory=list)
+
+
+def told(text: str) -> list[Told]:
+    """Return the commands of all console blocks, those that end in a backslash with the lines that continue them."""
+    found: list[Told] = []
+    for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            if line.startswith("$ "):
+                found.append(Told(line.removeprefix("$ ")))
+            else:
+                found[-1].lines.append(line)
+    return found
+
+
+def pattern(lines: list[str]) -> str:
+    """Return what the printed lines have to match, however wide columns are. A line of `…` stands for any lines."""
+    found = ""
+    for line in lines:
+        if line == "…":
+            found += r"(?:.+\n)*"
+        else:
+            found += r".*".join(re.escape(" ".join(part.split())) for part in line.split("…")) + r"\n"
+    return found
+
+
+def test_every_command_prints_what_the_readme_says(mesh: Machine, tmp_path: Path) -> None:
+    """From top to bottom, in a folder with the README's app.py and nothing else."""
+    (spec,) = re.findall(r"^```py\n# app.py\n(.*?)^```", TOUR, re.MULTILINE | re.DOTALL)
+    (tmp_path / "app.py").write_text(spec)
+    env = {**os.environ, **mesh.settings, "COLUMNS": "150", "NO_COLOR": "1", "DOCKER_HOST": f"unix://{mesh.socket}"}
+    env["PATH"] = f"{MESHBOX.parent}:{env['PATH']}"
+    commands = told(TOUR)
+    assert len(commands) > 10
+    for each in commands:
+        inside = ("nsenter", f"--net=/run/netns/{mesh.netns}", "sh", "-c", f"exec 2>&1; {each.command}")
+
+        def printed(inside: tuple[str, ...] = inside) -> list[str]:
+            return run(*inside, check=False, env=env, cwd=tmp_path).stdout.splitlines()
+
+        said = printed()
+        if os.environ.get("RECORD_TOUR"):
+            print("\n".join([f"$ {each.command}", *said]))  # noqa: T201 — for whoever writes the README
+            continue
+        text = "".join(" ".join(line.split()) + "\n" for line in said)
+        assert re.fullmatch(pattern(each.lines), text), f"{each.command}\n{text}"
