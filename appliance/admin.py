@@ -212,7 +212,8 @@ class _Api:
 
     async def peers(self, _: Request) -> views.Row:
         facts, registry = self._appliance.registry_facts, self._appliance.config.registry
-        return views.peers(self._appliance.snapshot(), facts, registry)
+        own = self._appliance.have.registrations
+        return views.peers(self._appliance.snapshot(), facts, registry, own)
 
     async def connections(self, _: Request) -> list[views.Row]:
         return views.connections(await self._appliance.connections(), self._appliance.snapshot())

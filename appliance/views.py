@@ -148,8 +148,11 @@ def routes(s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> list
     return rows
 
 
-def peers(s: Snapshot, known: RegistryFacts, registry: str) -> Row:
-    """Show the registry, how fresh its facts are, and the machines that it knows."""
+def peers(s: Snapshot, known: RegistryFacts, registry: str, own: Iterable[Destination] = ()) -> Row:
+    """Show the registry, how fresh its facts are, and the machines that it knows.
+
+    `own` is what this machine announces; of the others, what they serve is known where it matters here.
+    """
     return {
         "registry": registry,
         "held_since": known.held_since,
@@ -162,7 +165,11 @@ def peers(s: Snapshot, known: RegistryFacts, registry: str) -> Row:
                 "address": str(m.address),
                 "meta": dict(m.meta),
                 "self": m.node == s.settings.node,
-                "destinations": sorted(str(e.destination) for e in s.endpoints if e.node == m.node),
+                "destinations": sorted(
+                    map(str, own)
+                    if m.node == s.settings.node
+                    else (str(e.destination) for e in s.endpoints if e.node == m.node)
+                ),
             }
             for m in sorted(s.machines, key=lambda m: m.node)
         ],

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from appliance import views
 from appliance.drivers.registryfacts import RegistryFacts
 from appliance.model.facts import RunState
+from appliance.model.names import Destination
 from appliance.model.rollout import Progress, ReplicaKey
 from appliance.plan.compile import compile_host
 from appliance.plan.elsewhere import elsewhere
@@ -65,10 +66,11 @@ def test_peers():
         machines=(machine("there", "10.0.0.9", zone="a"), machine("here", "10.0.0.1")),
         endpoints=(endpoint("web.shop:80", "there"),),
     )
-    row = views.peers(s, RegistryFacts(held_since=5.0, held_why="no leader"), "consul")
+    own = [Destination.parse("pg.db:5432")]
+    row = views.peers(s, RegistryFacts(held_since=5.0, held_why="no leader"), "consul", own)
     assert (row["registry"], row["held_since"], row["held_why"]) == ("consul", 5.0, "no leader")
     assert [(m["node"], m["self"], m["destinations"], m["meta"]) for m in row["machines"]] == [
-        ("here", True, [], {}),
+        ("here", True, ["pg.db:5432/tcp"], {}),
         ("there", False, ["web.shop:80/tcp"], {"zone": "a"}),
     ]
 

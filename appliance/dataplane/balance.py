@@ -30,11 +30,12 @@ class BackendState:
         "failed",
         "failures",
         "opened",
+        "source",
     )
 
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend
         self.address = (str(backend.address), backend.port)
+        self.take(backend)
         self.opened = 0
         """Connections or UDP sessions that were established."""
         self.failed = 0
@@ -47,6 +48,12 @@ class BackendState:
         self.failures = 0
         """Failures since the last success."""
         self.ejected_until = 0.0
+
+    def take(self, backend: Backend) -> None:
+        """Become this backend, which has the same address and port."""
+        self.backend = backend
+        self.source = (str(backend.source), 0) if backend.source is not None else None
+        """Where to dial from, with port 0."""
 
 
 class Balancer:
@@ -69,7 +76,7 @@ class Balancer:
             state = former.pop(key, None)
             if state is None:
                 state = BackendState(backend)
-            state.backend = backend
+            state.take(backend)
             self.states[key] = state
         self._rebuild()
         return list(former.values())

@@ -293,7 +293,7 @@ class UdpListener:
             if state is None:
                 break
             try:
-                sock = connect(state.address)
+                sock = connect(state.address, state.source)
             except OSError as error:
                 if error.errno in NO_DESCRIPTORS:
                     self._on_no_descriptors(error)

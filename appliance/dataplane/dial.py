@@ -13,6 +13,7 @@ import structlog
 
 from appliance.dataplane.epoll import ERR, HUP, NOT_OUT
 from appliance.dataplane.relay import Pair, reset_on_close
+from appliance.dataplane.sources import leave_from
 
 if TYPE_CHECKING:
     import asyncio
@@ -72,7 +73,7 @@ class Dial:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for option in KEEPALIVE:
                 sock.setsockopt(*option)
-            code = sock.connect_ex(state.address)
+            code = _connect(sock, state)
             if code in (0, errno.EINPROGRESS):
                 self.state = state
                 listener.starving = False
@@ -136,6 +137,16 @@ class Dial:
         reset_on_close(self.client)
         self.listener.epoll.close(self.client)
         self.listener.went()
+
+
+def _connect(sock: SocketType, state: BackendState) -> int:
+    """Begin to connect; return the errno."""
+    if state.source is not None:
+        try:
+            leave_from(sock, state.source)
+        except OSError as error:
+            return error.errno or errno.EADDRNOTAVAIL
+    return sock.connect_ex(state.address)
 
 
 class Dials:

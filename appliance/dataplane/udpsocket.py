@@ -7,6 +7,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from appliance.dataplane.sources import leave_from
+
 if TYPE_CHECKING:
     from socket import SocketType
 
@@ -43,10 +45,12 @@ def listen(port: int) -> SocketType:
     return sock
 
 
-def connect(address: tuple[str, int]) -> SocketType:
-    """Return a socket for one backend. Raises OSError (EMFILE; ENETUNREACH and the like)."""
+def connect(address: tuple[str, int], source: tuple[str, int] | None = None) -> SocketType:
+    """Return a socket for one backend. Raises OSError (EMFILE; ENETUNREACH, EADDRNOTAVAIL and the like)."""
     sock = _socket()
     try:
+        if source is not None:
+            leave_from(sock, source)
         sock.connect(address)
     except OSError:
         sock.close()

@@ -40,6 +40,8 @@ class Backend:
     """What operators read: the container's Docker name, or the peer's node name."""
     retiring: bool = False
     """On its way out: only peers that have not heard of it yet still get there, when there is nothing else."""
+    source: IPv4Address | None = None
+    """For a peer's proxy: the address of this host that it lets in, whatever other ones there are. None: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from ipaddress import IPv4Address
 
-    from appliance.model.facts import Endpoint
+    from appliance.model.facts import Endpoint, Snapshot
     from appliance.model.names import Destination
     from appliance.plan.members import Member
 
@@ -39,12 +39,22 @@ def local_backends(
     return found
 
 
-def remote_backends(endpoints: Iterable[Endpoint], node: str) -> dict[Destination, list[Backend]]:
-    """Return the proxies of other machines that serve something."""
+def own_address(s: Snapshot) -> IPv4Address | None:
+    """Return the address under which other machines know this one, unless this host does not have it (behind NAT)."""
+    return next(
+        (m.address for m in s.machines if m.node == s.settings.node and m.address in s.host_addresses),
+        None,
+    )
+
+
+def remote_backends(
+    endpoints: Iterable[Endpoint], node: str, source: IPv4Address | None = None
+) -> dict[Destination, list[Backend]]:
+    """Return the proxies of other machines that serve something, to be dialled from `source`."""
     found: dict[Destination, list[Backend]] = {}
     for e in endpoints:
         if e.node != node and e.weight > 0:
-            backend = Backend(address=e.address, port=e.port, local=False, weight=e.weight, label=e.node)
+            backend = Backend(address=e.address, port=e.port, local=False, weight=e.weight, label=e.node, source=source)
             found.setdefault(e.destination, []).append(backend)
     return found
 

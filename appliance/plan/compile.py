@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from appliance.model.state import HostState
-from appliance.plan.backends import choose, local_backends, registrations, remote_backends
+from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
 from appliance.plan.members import Members
 from appliance.plan.rollout import retiring
 from appliance.plan.shape import Shape, Shaper
@@ -44,7 +44,7 @@ class Compiler:
     def compile(self, s: Snapshot) -> HostState:
         """Return all that this host should have. Raises as `compile_host` does."""
         members = self._members.read(s)
-        remote = remote_backends(s.endpoints, s.settings.node)
+        remote = remote_backends(s.endpoints, s.settings.node, own_address(s))
         shape = self._shaper.shape(s, members, frozenset(remote))
         local = local_backends(members, shape.addresses, retiring(s))
         self._listen(shape, choose(local, remote, prefer_local=s.settings.prefer_local))

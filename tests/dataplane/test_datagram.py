@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,14 @@ def test_a_peer_machine_gets_local_backends_only(world: World) -> None:
     world.until(lambda: world.udp is not None and world.udp.active == 20)
     assert len(here.queued()) == 20
     assert there.queued() == []
+
+
+def test_a_backend_is_asked_from_the_address_that_it_lets_in(world: World) -> None:
+    """Of several addresses of this host, datagrams leave from the one that other machines know."""
+    server = world.socket()
+    _, port = world.open(replace(backend(server), source=IPv4Address("127.0.0.9")))
+    world.socket().send(b"x", port)
+    assert server.receive()[1][0] == "127.0.0.9"
 
 
 def test_each_client_address_has_its_own_session(world: World) -> None:
@@ -260,10 +269,10 @@ def test_a_backend_without_a_route_is_passed_over(world: World, monkeypatch: pyt
     bad, good, client = world.socket(), world.socket(), world.socket()
     connect = datagram.connect
 
-    def unreachable(address: tuple[str, int]) -> object:
+    def unreachable(address: tuple[str, int], source: tuple[str, int] | None) -> object:
         if address == bad.address:
             raise OSError(errno.ENETUNREACH, "Network is unreachable")
-        return connect(address)
+        return connect(address, source)
 
     monkeypatch.setattr(datagram, "connect", unreachable)
     udp, port = world.open(backend(bad), backend(good))
@@ -286,7 +295,7 @@ def test_no_file_descriptors_left_is_a_counted_failure(world: World, monkeypatch
     assert udp.stats().backends[0].failed == 0
 
 
-def _no_descriptors(_address: tuple[str, int]) -> None:
+def _no_descriptors(_address: tuple[str, int], _source: tuple[str, int] | None) -> None:
     raise OSError(errno.EMFILE, "Too many open files")
 
 

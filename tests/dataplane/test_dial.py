@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,6 +54,17 @@ def test_a_dead_backend_is_passed_over(world: World) -> None:
     assert dead.failed <= 2
     assert stats.failed == 0
     assert [entry["event"] for entry in world.logs].count("backend left out for a while") <= 1
+
+
+def test_a_backend_is_dialled_from_the_address_that_it_lets_in(world: World) -> None:
+    """Of several addresses of this host the one that others know is used; if it is gone, another backend serves."""
+    backend, other = world.backend(), world.backend()
+    world.open(replace(backend_of(backend), source=IPv4Address("127.0.0.9")))
+    world.dial()
+    assert world.accept(backend).getpeername()[0] == "127.0.0.9"
+    world.swap(replace(backend_of(backend), source=IPv4Address("192.0.2.1"), weight=1000), other)
+    world.dial()
+    assert world.accept(other).getpeername()[0] == "127.0.0.1"
 
 
 def test_at_most_three_backends_are_tried(world: World) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from appliance.model.network import Backend, Registration
-from appliance.plan.backends import choose, local_backends, registrations, remote_backends
+from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
 from appliance.plan.members import Members
 from appliance.plan.rollout import revision
-from tests.plan.cases import address, container, declared, dest, endpoint, managed, snapshot, spec
+from tests.plan.cases import address, container, declared, dest, endpoint, machine, managed, snapshot, spec
 
 WEB = dest("web.web:80")
 
@@ -46,6 +47,17 @@ def test_remote_backends():
         endpoint("web.web:80", "m3", weight=0, at="10.0.0.3"),
     )
     assert remote_backends(endpoints, "here") == {WEB: [remote(2, 3)]}
+    source = IPv4Address("10.0.0.1")
+    assert remote_backends(endpoints, "here", source) == {WEB: [replace(remote(2, 3), source=source)]}
+
+
+def test_own_address():
+    """Peers are dialled from the address that they know, if this host has it: behind NAT the kernel chooses."""
+    machines = (machine("m2", "10.0.0.2"), machine("here", "10.0.0.1"))
+    ours = frozenset({IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")})
+    assert own_address(snapshot(machines=machines, host_addresses=ours)) == IPv4Address("10.0.0.1")
+    assert own_address(snapshot(machines=machines)) is None
+    assert own_address(snapshot()) is None
 
 
 def test_choose():

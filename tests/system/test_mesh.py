@@ -121,6 +121,22 @@ except OSError:
 """
 
 
+def test_machine_with_several_addresses(trio: Cluster) -> None:
+    """Where the kernel would take another address of this machine, others still see the one that is registered."""
+    one = trio.machines[0]
+    network = "10.77.0.0/24"
+    one.exec("ip", "address", "add", "10.77.0.111/24", "dev", "eth0")
+    one.exec("ip", "route", "change", network, "dev", "eth0", "src", "10.77.0.111")
+    try:
+        answers = heard(one, 100)
+        assert set(answers) == {name_of(machine) for machine in trio}
+        echoes = [found.get("answer") for found in one.client("client", "udp", *WHERE, "30")]
+        assert all(echoes), "UDP too"
+    finally:
+        one.exec("ip", "route", "change", network, "dev", "eth0", "src", one.address)
+        one.exec("ip", "address", "delete", "10.77.0.111/24", "dev", "eth0")
+
+
 def test_bad_state_is_reported_and_left_alone(trio: Cluster) -> None:
     """No machine meets a constraint, a spec is not ours, another is of a newer version: said so, and all else works."""
     one, two, _ = trio.machines
