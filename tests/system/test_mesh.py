@@ -29,6 +29,22 @@ def test_every_replica_gets_its_share(trio: Cluster) -> None:
     assert set(echoes) == set(answers)
 
 
+def test_deploy_waits_for_every_machine(trio: Cluster) -> None:
+    """A change that is deployed on any machine has reached all of them when `meshbox deploy` returns."""
+    two = trio.machines[1]
+    try:
+        said = two.deploy(TRIO.replace("ports=", 'env={"WORD": "new"}, ports=')).stdout
+        assert said.splitlines()[-1] == f"ready: trio (3: {', '.join(f'1 on {machine.node}' for machine in trio)})"
+        for machine in trio:
+            containers = machine.containers("label=meshbox.service=trio", "status=running")
+            assert any("WORD=new" in machine.inspect(one)["Config"]["Env"] for one in containers)
+        (row,) = [row for row in two.show("services") if row["service"] == "trio"]
+        replicas = row["containers"][0]["replicas"]
+        assert {(one["machine"], one["state"]) for one in replicas} == {(machine.node, "ready") for machine in trio}
+    finally:
+        two.deploy(TRIO)
+
+
 def test_local_replicas_are_preferred_while_one_lives(trio: Cluster) -> None:
     """With balance.prefer = "local" nothing leaves the machine, until its replica is gone."""
     one = trio.machines[0]
