@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+REPEATS = 3
+"""How often the same line is written within WINDOW; what flaps would fill the disk otherwise."""
+WINDOW = 60.0
+"""Seconds."""
+MOST_LINES = 1000
+"""Different lines that are remembered; beyond that, those whose window is over are forgotten."""
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -25,6 +33,7 @@ def configure(*, level: str = "info", form: str = "auto") -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        Repeats(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
@@ -42,6 +51,44 @@ def configure(*, level: str = "info", form: str = "auto") -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(stream=sys.stderr, level=max(number, logging.WARNING), format="%(message)s", force=True)
+
+
+@dataclass(slots=True)
+class _Line:
+    """When the window of a line began, how often it was written in it, and how often it was not."""
+
+    began: float
+    written: int = 0
+    left_out: int = 0
+
+
+class Repeats:
+    """A processor that leaves out the same line after it was written REPEATS times within WINDOW, and counts it.
+
+    The next one that is written says how many were not.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lines: dict[str, _Line] = {}
+
+    def __call__(self, _logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        """Return the line. Raises DropEvent to leave it out."""
+        now = self._clock()
+        key = repr(sorted(event.items(), key=lambda item: item[0]))
+        line = self._lines.get(key)
+        if line is None or now - line.began >= WINDOW:
+            left_out = line.left_out if line is not None else 0
+            line = self._lines[key] = _Line(now)
+            if left_out:
+                event["left_out"] = left_out
+        if line.written == REPEATS:
+            line.left_out += 1
+            raise structlog.DropEvent
+        line.written += 1
+        if len(self._lines) > MOST_LINES:
+            self._lines = {k: kept for k, kept in self._lines.items() if now - kept.began < WINDOW}
+        return event
 
 
 @dataclass(slots=True)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from machine import ROOT, Machine, run
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from typing import Self
 
@@ -151,6 +152,37 @@ def in_netns(netns: str, make: Callable[[], Any]) -> Any:
     thread.start()
     thread.join()
     return made[0]
+
+
+ENTER = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
+
+
+class Debian:
+    """A root file system to change into. Its mounts last as long as a command."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        run("tar", "--extract", "--xattrs", f"--file={slim_root()}", f"--directory={root}")
+        shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+        run("sh", "-c", f"cp -r /etc/ssl/certs {root}/etc/ssl/", check=False)  # for https mirrors
+        self("apt-get", "-qq", "update")
+
+    def command(self, *command: str | Path) -> list[str]:
+        """Return what runs a command inside."""
+        return ["unshare", "--mount", "sh", "-c", ENTER, str(self.root), *map(str, command)]
+
+    def __call__(
+        self, *command: str | Path, netns: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, in a machine's network or, to fetch packages, in this computer's own."""
+        network = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+        return run(*network, *self.command(*command), check=check, env=env, timeout=200)
+
+    def traces(self) -> set[str]:
+        """Return everything that bears our name, but for what apt and dpkg write down of their own work."""
+        found = run("find", self.root, "-xdev", "-iname", "*meshbox*").stdout.split()
+        return {path for path in (p.removeprefix(str(self.root)) for p in found) if not path.startswith("/root/")}
 
 
 RUNTIME = """#!/usr/bin/python3

@@ -57,6 +57,45 @@ def test_the_end_is_told_once(lines) -> None:
     assert faults.list() == {}
 
 
+def test_repeats_are_left_out_and_counted() -> None:
+    """The same line three times a minute at most; the first of the next minute says how many were left out."""
+    now = [0.0]
+    repeats = logs.Repeats(lambda: now[0])
+
+    def say(**fields):
+        try:
+            return repeats(None, "warning", {"event": "putting it back", **fields})
+        except structlog.DropEvent:
+            return None
+
+    said = [say(netns="a") for _ in range(10)]
+    assert [line is not None for line in said] == [True] * 3 + [False] * 7
+    assert say(netns="b") == {"event": "putting it back", "netns": "b"}
+    now[0] = 60.0
+    assert say(netns="a") == {"event": "putting it back", "netns": "a", "left_out": 7}
+    assert say(netns="a") == {"event": "putting it back", "netns": "a"}
+
+
+def test_memory_of_repeats_is_bounded() -> None:
+    """Lines that all differ are not remembered for ever."""
+    now = [0.0]
+    repeats = logs.Repeats(lambda: now[0])
+    for number in range(3 * logs.MOST_LINES):
+        now[0] += 1.0
+        repeats(None, "info", {"event": str(number)})
+    assert len(repeats._lines) <= logs.MOST_LINES + 1
+
+
+def test_a_fault_that_flaps_does_not_fill_the_log(lines) -> None:
+    """Also where it is over in between, each of its lines comes a few times, and its count is right."""
+    faults = logs.Faults()
+    for _ in range(50):
+        faults.report("docker", "Docker is away", "refused")
+        faults.over("docker")
+    assert len(lines()) == 2 * logs.REPEATS
+    assert faults.total == 50
+
+
 def test_level_is_kept(lines) -> None:
     """Below the configured level nothing is written."""
     logs.configure(level="error", form="json")

@@ -34,7 +34,8 @@ EXAMPLES = {
 """For options whose default is no value that could stand in the file."""
 LITERAL = re.compile(r"\d+(\.\d+)?|true|false")
 WHEN = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
-MAINTAINER = "meshbox maintainers <maintainers@meshbox.dev>"
+MAINTAINER = "meshbox maintainers <root@localhost>"
+"""Whoever built it: the project has no address of its own, and must not claim a domain that is not ours."""
 
 FILES = (
     ("/etc/meshbox/meshbox.toml", "configuration, see meshbox.toml(5)"),

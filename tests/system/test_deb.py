@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from debian import PrivilegedMachine, in_netns, slim_root, wheels
+from debian import Debian, PrivilegedMachine, in_netns, wheels
 from machine import IMAGE, ROOT, Program, Switch, run, wait_until
 
 from appliance import __version__, config
@@ -45,36 +45,6 @@ exec unshare --mount --propagation private --pid --fork --kill-child --uts --ipc
 
 DROP_IN = "[Service]\nWatchdogSec=5\n# What the test's computer may not do:\nLimitNOFILE=20000\nOOMScoreAdjust=0\n"
 
-ENTER = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
-
-
-class Debian:
-    """A root file system to change into. Its mounts last as long as a command."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        run("tar", "--extract", "--xattrs", f"--file={slim_root()}", f"--directory={root}")
-        shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
-        run("sh", "-c", f"cp -r /etc/ssl/certs {root}/etc/ssl/", check=False)  # for https mirrors
-        self("apt-get", "-qq", "update")
-
-    def command(self, *command: str | Path) -> list[str]:
-        """Return what runs a command inside."""
-        return ["unshare", "--mount", "sh", "-c", ENTER, str(self.root), *map(str, command)]
-
-    def __call__(
-        self, *command: str | Path, netns: str | None = None, check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside, in a machine's network or, to fetch packages, in this computer's own."""
-        network = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
-        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
-        return run(*network, *self.command(*command), check=check, env=env, timeout=200)
-
-    def traces(self) -> set[str]:
-        """Return everything that bears our name, but for what apt and dpkg write down of their own work."""
-        found = run("find", self.root, "-xdev", "-iname", "*meshbox*").stdout.split()
-        return {path for path in (p.removeprefix(str(self.root)) for p in found) if not path.startswith("/root/")}
-
 
 @pytest.fixture(scope="module")
 def package() -> Path:
@@ -103,7 +73,7 @@ def machine(switch: Switch) -> Iterator[PrivilegedMachine]:
 
 
 def test_lintian_finds_no_errors(package: Path) -> None:
-    """Nor warnings; the two things that are meant so are explained in packaging/deb/lintian-overrides."""
+    """Nor warnings; what is meant so is explained in packaging/deb/lintian-overrides."""
     done = run("lintian", "--allow-root", "--tag-display-limit=0", package, check=False)
     assert [line for line in done.stdout.splitlines() if line[:2] in {"E:", "W:"}] == []
 
@@ -195,10 +165,19 @@ def test_service_under_systemd(package: Path, machine: PrivilegedMachine, tmp_pa
     """It starts at boot within the unit's sandbox, is started again when it hangs, and ends with the package."""
     debian = Debian(tmp_path)
     shutil.copy(package, tmp_path / "root/meshbox.deb")
-    debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus", "/root/meshbox.deb")
+    debian(
+        "apt-get",
+        "-qq",
+        "install",
+        "--no-install-recommends",
+        "systemd",
+        "dbus",
+        "systemd-resolved",
+        "/root/meshbox.deb",
+    )
     (tmp_path / "etc/meshbox/meshbox.toml").write_text(
         'docker_socket = "/mnt/docker.sock"\nnetns_dir = "/mnt/exec/netns"\n'
-        f'dns_upstreams = ["{machine.switch.address}"]\n'
+        f'dns_upstreams = ["{machine.switch.address}"]\nhost_access = true\nhost_connect_to = ["server.far"]\n'
     )
     (tmp_path / "etc/systemd/system/meshbox.service.d").mkdir()
     (tmp_path / "etc/systemd/system/meshbox.service.d/test.conf").write_text(DROP_IN)
@@ -212,12 +191,17 @@ def test_service_under_systemd(package: Path, machine: PrivilegedMachine, tmp_pa
 
         wait_until(lambda: shown("ActiveState") == "active", "the service runs", seconds=40)
         wait_until(lambda: answers(machine), "the client reaches the server")
+        call = "import socket; print(socket.create_connection(('server.far', 7000), 5).recv(100).decode())"
+        assert inside("python3", "-c", call).stdout.split()[0] == machine.inspect("server")["Config"]["Hostname"]
+        assert "~server.far" in inside("resolvectl", "domain").stdout
         inside("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "meshbox")
         again = ("1", "active")
         wait_until(lambda: (shown("NRestarts"), shown("ActiveState")) == again, "it is started again", seconds=60)
         wait_until(lambda: answers(machine), "the client reaches the server again")
         assert "rules in 2 containers" in inside("dpkg", "--remove", "meshbox").stdout
         assert shown("ActiveState") == "inactive"
+        assert "~server.far" not in inside("resolvectl", "domain").stdout
+        assert inside("ip", "route", "show", "dev", "lo").stdout == ""
     assert "meshbox" not in machine.exec_in("client", "nft", "list", "tables").stdout
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import orjson
 import pytest
-from debian import Outlet, PrivilegedMachine, slim_root
+from debian import Debian, Outlet, PrivilegedMachine, slim_root
 from machine import IMAGE, ROOT, Switch, run, wait_until
 
 from appliance import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -139,3 +141,42 @@ def test_whole_appliance(machine: PrivilegedMachine) -> None:
         *("run", "--rm", "--net=host", "--privileged", "--pid=host", f"--volume={machine.socket}:/var/run/docker.sock"),
         *("--env", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}", "meshbox", "cleanup"),
     ).startswith("removed: rules of this host\nremoved: rules in 3 containers")
+
+
+def test_compose(machine: PrivilegedMachine, tmp_path: Path) -> None:
+    """packaging/compose.yaml runs the appliance, and what examples/compose.yaml labels answers by name."""
+    debian = Debian(tmp_path)
+    debian("apt-get", "-qq", "install", "--no-install-recommends", "docker-compose")
+    # The host's own places are not the test's: mounts to the same targets take theirs.
+    (tmp_path / "srv/places.yaml").write_text(
+        "services:\n  meshbox:\n    volumes:\n"
+        f"      - {machine.socket}:/var/run/docker.sock\n      - {machine.root}/state:/var/lib/meshbox\n"
+        f"      - {machine.root}/run:/run/meshbox\n"
+        f"    environment:\n      MESHBOX_NETNS_DIR: {machine.seen}{machine.netns_dir}\n"
+        f"      MESHBOX_DNS_UPSTREAMS: {machine.switch.address}\n"
+    )
+    for source in ("packaging", "examples"):
+        (tmp_path / "srv" / source).mkdir()
+        shutil.copy(ROOT / source / "compose.yaml", tmp_path / "srv" / source)
+
+    def compose(*words: str) -> str:
+        # Without the docker command beside it, it talks to the engine itself.
+        env = (f"DOCKER_HOST=unix://{machine.seen}{machine.socket}", "COMPOSE_INTERACTIVE_NO_CLI=1")
+        client = ("env", *env, "docker-compose")
+        return debian(*client, *words, netns=machine.netns).stdout.strip()
+
+    appliance = ("-f", "/srv/packaging/compose.yaml", "-f", "/srv/places.yaml")
+    services = ("-f", "/srv/examples/compose.yaml")
+    compose(*appliance, "up", "--detach", "--no-build")
+    said = (*appliance, "exec", "-T", "meshbox", "meshbox")
+    wait_until(lambda: '"ready"' in compose(*appliance, "logs", "--no-color"), "the appliance is ready")
+    compose(*services, "up", "--detach")
+    wait_until(lambda: compose(*said, "services", "--json").count('"ready": 1') == 3, "three are ready")
+    apple = compose(*services, "ps", "-q", "apple")[:12]
+    fetch = (*services, "exec", "-T", "flask", "wget", "-qO-", "http://apple.orange:8080/")
+    assert compose(*fetch) == f"Hello World from {apple}"
+    ping = (*services, "exec", "-T", "redis", "redis-cli", "-h", "redis.flask", "ping")
+    assert compose(*ping) == "PONG"
+    compose(*services, "down")
+    compose(*appliance, "down")
+    assert "meshbox" not in machine.exec("nft", "list", "ruleset").stdout
