@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import trio
+
 from appliance.drivers import netns as namespaces
 from appliance.model.facts import Netns
 from appliance.render import ruleset as text
@@ -31,6 +33,8 @@ class HostEffects:
         self._host_nft = host_nft
         self._watch = watch
         self._registry = registry
+        self._rendering = trio.Lock()
+        """One ruleset is written at a time, and traffic has its turn after each."""
 
     def open_listener(self, listener: Listener) -> None:
         """Open a socket on the listener's port and serve it."""
@@ -62,7 +66,9 @@ class HostEffects:
 
     async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
         """Bring the table in a workload's namespace to `after`."""
-        await self._nft.push(netns.path, text.change_workload(before, after))
+        async with self._rendering:
+            change = text.change_workload(before, after)
+        await self._nft.push(netns.path, change)
         if before is None:
             self._watch.add(netns)
         if after.internal:

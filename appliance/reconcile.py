@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -19,7 +19,7 @@ from appliance.plan.compile import Compiler
 from appliance.plan.diff import apply, diff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Generator, Iterable
     from ipaddress import IPv4Address
 
     from appliance.logs import Faults
@@ -34,12 +34,16 @@ if TYPE_CHECKING:
         Zone,
     )
 
+T = TypeVar("T")
+
 DEBOUNCE = 0.05
 """Seconds of quiet after which a pass begins."""
 MOST_DEBOUNCE = 1.0
 """Seconds after which a pass begins although the bell still rings."""
 FULL_PASS = 30.0
 """Seconds between passes that observe everything afresh."""
+TURN = 16
+"""Steps that take no time of their own, such as opening sockets, that are taken before traffic has its turn."""
 RETRY = (0.2, 1.0, 2.0, 5.0, 10.0)
 """Seconds until the next pass after the 1st, 2nd, … pass in a row with a failed step; the last value repeats."""
 
@@ -160,7 +164,7 @@ class Reconciler:
         facts = self.facts = replace(self._snapshot(), unusable_ports=self.unusable_ports)
         self._namespaces.update({w.netns.id: w.netns for w in facts.workloads if w.netns is not None})
         try:
-            self.want = self._compiler.compile(facts)
+            self.want = await _in_turns(self._compiler.compile(facts))
         except MeshboxError as error:
             self._faults.report("plan", "cannot plan this host's state; the former one stays", error)
             self._failures += 1
@@ -189,8 +193,10 @@ class Reconciler:
                     for step in tried:
                         nursery.start_soon(self._try, step, done)
             else:
-                for step in tried:
+                for number, step in enumerate(tried, start=1):
                     await self._try(step, done)
+                    if not number % TURN:
+                        await trio.lowlevel.checkpoint()
             self.have = apply(done, self.have)
             self.steps += len(done)
             if len(done) < len(tried):
@@ -248,6 +254,17 @@ class Reconciler:
             return self._namespaces[netns]
         except KeyError:
             raise RetryError(f"no file leads into network namespace {netns} any more") from None
+
+
+async def _in_turns(work: Generator[None, None, T]) -> T:
+    """Do a work turn by turn, with traffic in between: it shares this thread."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        await trio.lowlevel.checkpoint()
 
 
 def _zone_without(zone: Zone, unlocked: set[NetnsId], facts: Snapshot) -> Zone:

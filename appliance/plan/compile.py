@@ -16,10 +16,10 @@ from appliance.model.state import HostState
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
 from appliance.plan.members import Members
 from appliance.plan.rollout import retiring
-from appliance.plan.shape import Shape, Shaper
+from appliance.plan.shape import Shape, Shaper, at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
     from appliance.model.facts import Snapshot
     from appliance.model.names import Destination
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def compile_host(s: Snapshot) -> HostState:
     """Return all that this host should have. Raises InputError or HostError when a configured range is exhausted."""
-    return Compiler().compile(s)
+    return at_once(Compiler().compile(s))
 
 
 class Compiler:
@@ -41,11 +41,11 @@ class Compiler:
         self._backends: dict[Destination, tuple[Backend, ...]] = {}
         self._listeners: Mapping[Destination, Listener] = {}
 
-    def compile(self, s: Snapshot) -> HostState:
-        """Return all that this host should have. Raises as `compile_host` does."""
+    def compile(self, s: Snapshot) -> Generator[None, None, HostState]:
+        """Return all that this host should have, in turns. Raises as `compile_host` does."""
         members = self._members.read(s)
         remote = remote_backends(s.endpoints, s.settings.node, own_address(s))
-        shape = self._shaper.shape(s, members, frozenset(remote))
+        shape = yield from self._shaper.shape(s, members, frozenset(remote))
         local = local_backends(members, shape.addresses, retiring(s))
         self._listen(shape, choose(local, remote, prefer_local=s.settings.prefer_local))
         return HostState(

@@ -2,6 +2,7 @@
 
 `Shaper` remembers what it made last and hands out the same objects for whatever did not change. Results never depend
 on that memory, only the time does: what is the same object is compared, and skipped by the next diff, at a glance.
+It works in turns of about a millisecond (generators that yield between them), so that others can run in between.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 from appliance.model.network import HostRuleset, Listener, Route, VisitorRules, WorkloadRuleset, Zone
 from appliance.plan.allocate import allocate
 from appliance.plan.members import groups
-from appliance.plan.policy import Catalogue, Reach, catalogue, reach
+from appliance.plan.policy import Catalogue, Reach, catalogue, reach, reach_after
 from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION, parties
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
     from ipaddress import IPv6Network
 
     from appliance.model.facts import Allocations, Snapshot
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from appliance.plan.visitors import Party
 
 _T = TypeVar("_T")
+
+TURN = 16
+"""Containers looked at in one turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,20 +57,26 @@ class Shaper:
         self._known = Catalogue()
         self._reaches: dict[str, tuple[Member, Reach]] = {}
         self._routes: dict[Destination, Route] = {}
+        self._former_routes: dict[Destination, Route] = {}
         self._group_routes: dict[NetnsId, tuple[Reach, frozenset[Route]]] = {}
 
-    def shape(self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]) -> Shape:
+    def shape(
+        self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]
+    ) -> Generator[None, None, Shape]:
         """Return the shape for these members; `remote` is what other machines serve. Raises as `allocate` does."""
         facts = (s.settings, dict(s.specs), s.networks, s.host_addresses, s.machines, s.unusable_ports, remote)
         inputs = (*facts, [m.shape for m in members])
         last = self._shape
         if last is None or inputs != self._inputs or s.allocations not in (self._kept, last.allocations):
-            last = self._make(s, members, remote)
+            last = yield from self._make(s, members, remote)
             self._inputs, self._kept, self._shape = inputs, s.allocations, last
         return last
 
-    def _make(self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]) -> Shape:
-        reaches = self._reach_all(s, members, remote)
+    def _make(
+        self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]
+    ) -> Generator[None, None, Shape]:
+        reaches = yield from self._reach_all(s, members, remote)
+        yield
         names: set[Name] = set(self._known.destinations)
         wanted: set[Destination] = set()
         offered: set[Destination] = set()
@@ -79,13 +89,21 @@ class Shaper:
             names |= party.reach.names
             wanted |= party.reach.destinations
         wanted |= offered
+        yield
         allocations = allocate(s.allocations, names, wanted, s.settings, s.now, s.unusable_ports)
         moved = self._route_all(allocations)
+        yield
         networks = {n.name: n for n in s.networks}
         inside = groups(members, networks)
-        routes = self._group_routes = {
-            g.netns: self._routes_of(g, _merged(reaches[m.workload.id] for m in g.members), moved) for g in inside
-        }
+        routes: dict[NetnsId, tuple[Reach, frozenset[Route]]] = {}
+        callers: dict[int, list[frozenset[IPv4Address]]] = {}
+        for number, g in enumerate(inside):
+            if not number % TURN:
+                yield
+            routes[g.netns] = self._routes_of(g, _merged(reaches[m.workload.id] for m in g.members), moved)
+            for route in routes[g.netns][1]:
+                callers.setdefault(route.proxy_port, []).append(g.addresses)
+        self._group_routes = routes
         gateways = {a for g in inside for a in g.gateways if isinstance(a, IPv4Address)}
         if s.settings.docker_network in networks:
             gateways.update(a for a in networks[s.settings.docker_network].gateways if isinstance(a, IPv4Address))
@@ -93,30 +111,29 @@ class Shaper:
         peers = frozenset(
             m.address for m in s.machines if m.node != s.settings.node and m.address not in s.host_addresses
         )
-        callers: dict[int, set[IPv4Address]] = {}
-        for g in inside:
-            for route in routes[g.netns][1]:
-                callers.setdefault(route.proxy_port, set()).update(g.addresses)
         for party in visiting:
             for d in party.reach.destinations:
-                callers.setdefault(allocations.ports[d], set()).update(party.addresses)
+                callers.setdefault(allocations.ports[d], []).append(party.addresses)
         subnets = frozenset(net for net in _container_subnets(s) if isinstance(net, IPv4Network))
         last = self._shape
+        yield
+        sockets = {
+            d: Listener(
+                destination=d,
+                port=port,
+                callers=frozenset().union(*callers.get(port, ())),
+                peers=peers if d in offered else frozenset(),
+            )
+            for d, port in allocations.ports.items()
+        }
+        sockets = _reused(last.sockets if last else {}, sockets)
+        yield
+        rulesets = _reused(last.rulesets if last else {}, _rulesets(s, inside, routes))
+        yield
         return Shape(
             allocations=allocations,
-            sockets=_reused(
-                last.sockets if last else {},
-                {
-                    d: Listener(
-                        destination=d,
-                        port=port,
-                        callers=frozenset(callers.get(port, ())),
-                        peers=peers if d in offered else frozenset(),
-                    )
-                    for d, port in allocations.ports.items()
-                },
-            ),
-            rulesets=_reused(last.rulesets if last else {}, _rulesets(s, inside, routes)),
+            sockets=sockets,
+            rulesets=rulesets,
             host_ruleset=HostRuleset(
                 proxy_ports=s.settings.proxy_ports,
                 dns_port=s.settings.dns_port,
@@ -140,11 +157,13 @@ class Shaper:
             addresses={m.workload.id: g.address for g in inside if g.address is not None for m in g.members},
         )
 
-    def _reach_all(self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]) -> dict[str, Reach]:
+    def _reach_all(
+        self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]
+    ) -> Generator[None, None, dict[str, Reach]]:
         """Return each container's reach by its id; only those are computed anew whom a change concerns."""
         before = self._known
         after = catalogue(s.specs, (m.declared for m in members), remote)
-        self._known = after = Catalogue(
+        after = Catalogue(
             destinations=_reused(before.destinations, after.destinations),
             services=_reused(before.services, after.services),
         )
@@ -154,7 +173,9 @@ class Shaper:
             if before.destinations.get(name) is not after.destinations.get(name)
         }
         found = {}
-        for member in members:
+        for number, member in enumerate(members):
+            if not number % TURN:
+                yield
             declared = member.declared
             service = declared.name.service
             former, known = self._reaches.get(member.workload.id, (None, Reach()))
@@ -162,18 +183,19 @@ class Shaper:
                 former is None
                 or former.declared != declared
                 or before.services.get(service) is not after.services.get(service)
-                or not known.names.isdisjoint(changed)
             ):
                 known = reach(after, service, declared.connect_to)
+            elif concerned := known.names & changed:
+                known = reach_after(known, before, after, concerned, service, declared.connect_to)
             found[member.workload.id] = (member, known)
-        self._reaches = found
+        self._known, self._reaches = after, found
         return {container: known for container, (_, known) in found.items()}
 
     def _route_all(self, allocations: Allocations) -> frozenset[Destination]:
         """Bring the routes up to date; return the destinations of those that differ from before."""
+        before = self._former_routes = self._routes
         if self._shape is not None and allocations is self._shape.allocations:
             return frozenset()
-        before = self._routes
         after = {
             d: Route(vip=allocations.vips[d.name], port=d.port, protocol=d.protocol, proxy_port=port)
             for d, port in allocations.ports.items()
@@ -196,9 +218,15 @@ class Shaper:
         self, group: Group, reachable: Reach, moved: frozenset[Destination]
     ) -> tuple[Reach, frozenset[Route]]:
         former = self._group_routes.get(group.netns)
-        if former is not None and former[0] == reachable and moved.isdisjoint(reachable.destinations):
+        if former is None:
+            return reachable, frozenset(self._routes[d] for d in reachable.destinations)
+        known, routes = former
+        if known == reachable and moved.isdisjoint(reachable.destinations):
             return former
-        return reachable, frozenset(self._routes[d] for d in reachable.destinations)
+        gone = (known.destinations - reachable.destinations) | (moved & known.destinations)
+        come = (reachable.destinations - known.destinations) | (moved & reachable.destinations)
+        kept = routes.difference(self._former_routes[d] for d in gone)
+        return reachable, kept.union(self._routes[d] for d in come)
 
 
 def _merged(reaches: Iterable[Reach]) -> Reach:
@@ -254,6 +282,16 @@ def _views(
 
 
 _K = TypeVar("_K")
+
+
+def at_once(work: Generator[None, None, _T]) -> _T:
+    """Do all turns of a work and return its result."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
 
 
 def _reused(before: Mapping[_K, _T], after: Mapping[_K, _T]) -> dict[_K, _T]:

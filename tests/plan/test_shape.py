@@ -9,7 +9,7 @@ from appliance.model.facts import DockerNetwork
 from appliance.model.names import Name
 from appliance.model.network import NetnsId, Route
 from appliance.plan.members import Members
-from appliance.plan.shape import Shaper
+from appliance.plan.shape import Shaper, at_once
 from tests.plan.cases import (
     BRIDGE,
     GATEWAY,
@@ -32,7 +32,7 @@ CLIENT = container(3, "flask.flask", to=("apple.orange:80/tcp",))
 def shape(*workloads, remote=(), shaper=None, **fields):
     """The shape of a host."""
     s = snapshot(*workloads, **fields)
-    return (shaper or Shaper()).shape(s, Members().read(s), frozenset(map(dest, remote)))
+    return at_once((shaper or Shaper()).shape(s, Members().read(s), frozenset(map(dest, remote))))
 
 
 def names(*texts):
