@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
+import re
 import shutil
 import socket
-import stat
 import sys
 import tempfile
 import threading
@@ -21,11 +20,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from machine import ROOT, Machine, run
+from machine import IMAGE, ROOT, Machine, run
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Self
 
 CACHE = ROOT / "build" / "images"
@@ -172,12 +171,12 @@ class Debian:
         return ["unshare", "--mount", "sh", "-c", ENTER, str(self.root), *map(str, command)]
 
     def __call__(
-        self, *command: str | Path, netns: str | None = None, check: bool = True
+        self, *command: str | Path, netns: str | None = None, check: bool = True, timeout: float = 200
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, in a machine's network or, to fetch packages, in this computer's own."""
         network = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
-        return run(*network, *self.command(*command), check=check, env=env, timeout=200)
+        return run(*network, *self.command(*command), check=check, env=env, timeout=timeout)
 
     def traces(self) -> set[str]:
         """Return everything that bears our name, but for what apt and dpkg write down of their own work."""
@@ -221,11 +220,29 @@ class PrivilegedMachine(Machine):
         return f"/proc/{self._engine[-1].pid}/root"
 
 
-def files(root: Path) -> Iterator[tuple[str, int, int]]:
-    """Return path, mode and size of everything under a root, without what changes by itself."""
-    for folder, names, leaves in os.walk(root):
-        for name in sorted(names + leaves):
-            path = Path(folder, name)
-            found = path.lstat()
-            size = found.st_size if stat.S_ISREG(found.st_mode) else 0
-            yield str(path.relative_to(root)), found.st_mode, size
+def world(machine: Machine) -> dict[str, object]:
+    """Return all of a machine that installing and removing must leave as it was, its containers' insides included."""
+    running = machine.docker("ps", "--format={{.Names}}").split()
+    inside = {name: machine.exec_in(name, "nft", "list", "ruleset").stdout for name in running}
+    return {
+        "rules": re.sub(r"counter packets \d+ bytes \d+", "counter", machine.exec("nft", "list", "ruleset").stdout),
+        "links": re.findall(r"^\d+: ([^:@]+)", machine.exec("ip", "-o", "link").stdout, re.MULTILINE),
+        "routes": re.sub(r" linkdown", "", machine.exec("ip", "route").stdout),
+        "networks": machine.docker("network", "ls", "--format={{.ID}} {{.Name}}"),
+        "containers": {name: machine.inspect(name)["State"]["StartedAt"] for name in running},
+        "their rules": inside,
+    }
+
+
+def client(machine: Machine) -> None:
+    """Start the container that will look at the example, before there is a mesh."""
+    words = "flask.flask:8080,redis.flask:8080,apple.orange:8080"
+    machine.run_container("client", IMAGE, service="test", container="client", connect_to=words)
+
+
+def example_answers(machine: Machine) -> None:
+    """Check that the example, which is deployed, answers by name."""
+    assert "Hello World" in machine.docker("exec", "client", "wget", "-qO-", "http://flask.flask:8080/")
+    assert machine.docker("exec", "client", "redis-cli", "-h", "redis.flask", "-p", "8080", "ping") == "PONG"
+    (result,) = machine.client("client", "udp", "apple.orange", "8080", "1")
+    assert result["answer"], result

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from appliance import fitness
-from appliance.fitness import Level
+from appliance.config import Config
+from appliance.findings import Level
 from appliance.model.facts import DockerNetwork
 
 RANGE = IPv4Network("240.0.0.0/4")
@@ -91,3 +93,15 @@ def test_not_root(monkeypatch) -> None:
     """An ordinary user is told to use sudo."""
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert "sudo" in fitness.privileges().remedy
+
+
+def test_host_names(tmp_path) -> None:
+    """Where resolv.conf is to name our server, it has to listen on port 53; without a file it says what to write."""
+    config = Config(resolv_conf=str(tmp_path / "resolv.conf"))
+    assert fitness.host_names(config).level is Level.OK
+    other = fitness.host_names(replace(config, dns_port=5353))
+    assert other.level is Level.FAILED
+    assert "set dns_port to 53" in other.remedy
+    none = fitness.host_names(replace(config, resolv_conf=""))
+    assert none.level is Level.WARNING
+    assert "name 127.66.0.53 first" in none.remedy

@@ -29,3 +29,18 @@ def test_follows_the_file(tmp_path) -> None:
 def test_fixed_resolvers_win(tmp_path) -> None:
     """Configured resolvers take the place of the file's."""
     assert HostResolvers("/nonexistent", fixed=[("10.9.9.9", 5353)])() == (("10.9.9.9", 5353),)
+
+
+def test_systemd_resolved_is_passed_over(tmp_path) -> None:
+    """Where resolv.conf names only its stub, the resolvers behind it are asked: through it we could ask ourselves."""
+    stub, behind = tmp_path / "resolv.conf", tmp_path / "behind"
+    stub.write_text("nameserver 127.0.0.53\noptions edns0\n")
+    resolvers = HostResolvers(str(stub), resolved=str(behind))
+    assert resolvers() == (("127.0.0.53", 53),)
+    behind.write_text("nameserver 127.66.0.53\nnameserver 10.0.0.1\n")
+    resolvers = HostResolvers(str(stub), resolved=str(behind))
+    assert resolvers() == (("127.66.0.53", 53), ("10.0.0.1", 53))
+    behind.write_text("nameserver 10.0.0.2\n")
+    assert resolvers() == (("10.0.0.2", 53),)
+    stub.write_text("nameserver 127.0.0.53\nnameserver 10.0.0.9\n")
+    assert resolvers() == (("127.0.0.53", 53), ("10.0.0.9", 53))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from debian import Debian, PrivilegedMachine, in_netns, wheels
+from debian import Debian, PrivilegedMachine, client, example_answers, in_netns, wheels, world
 from machine import IMAGE, ROOT, Program, Switch, run, wait_until
 
 from appliance import __version__, config
@@ -159,6 +159,65 @@ def test_life_of_an_installation(package: Path, unpacked: Path, machine: Privile
 
     debian("dpkg", "--purge", "meshbox", netns=machine.netns)
     assert debian.traces() == untouched
+
+
+def test_from_nothing_to_names_and_back(package: Path, machine: PrivilegedMachine, tmp_path: Path) -> None:
+    """By the README's commands the example answers by name, and then everything is as before, containers running."""
+    debian = Debian(tmp_path)
+    client(machine)
+    before, untouched = world(machine), debian.traces()
+    shutil.copy(package, tmp_path / "root")
+    debian("apt", "install", "-y", f"/root/{package.name}")
+    shutil.copy(ROOT / "examples/app.py", tmp_path / "root/app.py")
+    (tmp_path / "etc/meshbox/meshbox.toml").write_text(
+        f'docker_socket = "{machine.seen}{machine.socket}"\nnetns_dir = "{machine.seen}{machine.netns_dir}"\n'
+        f'dns_upstreams = ["{machine.switch.address}"]\n'
+    )
+    appliance = Program(machine.netns, debian.command("meshbox", "run"), machine.root / "meshbox.log")
+    wait_until(lambda: '"ready"' in appliance.tail(), "it is ready")
+    debian("meshbox", "check", netns=machine.netns)
+    debian("meshbox", "deploy", "/root/app.py", netns=machine.netns)
+    example_answers(machine)
+    debian("meshbox", "remove", "flask", "orange", netns=machine.netns)
+    debian("apt", "purge", "-y", "meshbox", netns=machine.netns)
+    assert appliance.stop() == 0
+    assert world(machine) == before
+    assert debian.traces() == untouched
+
+
+def test_from_source_and_back(machine: PrivilegedMachine, tmp_path: Path) -> None:
+    """So it is from source: `make setup`, `.venv/bin/meshbox`, `meshbox cleanup`, `make clean`."""
+    debian = Debian(tmp_path)
+    client(machine)
+    before, untouched = world(machine), debian.traces()
+    (tmp_path / "srv/source").mkdir()
+    tracked = run("git", "-C", ROOT, "ls-files", "-z").stdout.rstrip("\0").replace("\0", "\n")
+    archive = ("tar", "--create", f"--directory={ROOT}", "--files-from=-", f"--file={tmp_path}/srv/source.tar")
+    run(*archive, input=tracked)
+    run("tar", "--extract", f"--file={tmp_path}/srv/source.tar", f"--directory={tmp_path}/srv/source")
+    debian("apt-get", "-qq", "install", "--no-install-recommends", "make")
+    # This computer's own authorities, which installing ca-certificates would otherwise replace.
+    shutil.copy("/etc/ssl/certs/ca-certificates.crt", tmp_path / "srv/authorities.crt")
+    debian("env", "PIP_CERT=/srv/authorities.crt", "make", "-C", "/srv/source", "setup", timeout=280)
+    settings = {
+        "MESHBOX_DOCKER_SOCKET": f"{machine.seen}{machine.socket}",
+        "MESHBOX_NETNS_DIR": f"{machine.seen}{machine.netns_dir}",
+        "MESHBOX_DNS_UPSTREAMS": machine.switch.address,
+    }
+    meshbox = ("env", *(f"{key}={value}" for key, value in settings.items()), "/srv/source/.venv/bin/meshbox")
+    appliance = Program(machine.netns, debian.command(*meshbox, "run"), machine.root / "meshbox.log")
+    wait_until(lambda: '"ready"' in appliance.tail(), "it is ready")
+    debian(*meshbox, "check", netns=machine.netns)
+    debian(*meshbox, "deploy", "/srv/source/examples/app.py", netns=machine.netns)
+    example_answers(machine)
+    debian(*meshbox, "remove", "flask", "orange", netns=machine.netns)
+    assert appliance.stop() == 0
+    debian(*meshbox, "cleanup", "--state", netns=machine.netns)
+    assert world(machine) == before
+    debian("make", "-C", "/srv/source", "clean")
+    left = {path for path in debian.traces() if not path.startswith("/srv/source")}
+    assert left == untouched
+    assert not (tmp_path / "srv/source/.venv").exists()
 
 
 def test_service_under_systemd(package: Path, machine: PrivilegedMachine, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 import pytest
-from debian import Debian, Outlet, PrivilegedMachine, slim_root
+from debian import Debian, Outlet, PrivilegedMachine, client, example_answers, slim_root, world
 from machine import IMAGE, ROOT, Switch, run, wait_until
 
 from appliance import __version__
@@ -141,6 +141,32 @@ def test_whole_appliance(machine: PrivilegedMachine) -> None:
         *("run", "--rm", "--net=host", "--privileged", "--pid=host", f"--volume={machine.socket}:/var/run/docker.sock"),
         *("--env", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}", "meshbox", "cleanup"),
     ).startswith("removed: rules of this host\nremoved: rules in 3 containers")
+
+
+def test_from_nothing_to_names_and_back(machine: PrivilegedMachine) -> None:
+    """By the README's commands the example answers by name, and then everything is as before, containers running."""
+    client(machine)
+    before = world(machine)
+    machine.docker(
+        *("run", "-d", "--name", "meshbox", "--net=host", "--privileged", "--pid=host", "--restart", "unless-stopped"),
+        *("--stop-timeout", "30", "-v", f"{machine.socket}:/var/run/docker.sock"),
+        *("-v", f"{machine.root}/state:/var/lib/meshbox"),
+        *("-e", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}"),
+        *("-e", f"MESHBOX_DNS_UPSTREAMS={machine.switch.address}", "meshbox"),
+    )
+    said = ("exec", "-i", "meshbox", "meshbox")
+    wait_until(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
+    assert '"failed"' not in machine.docker(*said, "check", "--json")
+    machine.docker(*said, "deploy", "/dev/stdin", stdin=(ROOT / "examples/app.py").read_bytes())
+    example_answers(machine)
+    machine.docker(*said, "remove", "flask", "orange")
+    machine.docker("stop", "meshbox")
+    machine.docker(
+        *("run", "--rm", "--net=host", "--privileged", "--pid=host", "-v", f"{machine.socket}:/var/run/docker.sock"),
+        *("-e", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}", "meshbox", "cleanup"),
+    )
+    machine.docker("rm", "meshbox")
+    assert world(machine) == before
 
 
 def test_compose(machine: PrivilegedMachine, tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What an image needs from its host, and what a machine without Docker is: each finding names the option to add."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+import trio
+
+from appliance import surroundings
+from appliance.config import Config, Consul
+from appliance.drivers.nft import Nft
+from appliance.errors import RetryError
+from appliance.findings import Level
+from appliance.gateway import WHOLE
+from appliance.model.facts import DockerNetwork
+
+BRIDGE = DockerNetwork(
+    name="bridge", driver="bridge", subnets=(IPv4Network("172.17.0.0/16"),), gateways=(IPv4Address("172.17.0.1"),)
+)
+
+
+@pytest.fixture
+def image(monkeypatch, tmp_path):
+    """Look as from inside of the image."""
+    mark = tmp_path / "healthcheck.py"
+    mark.touch()
+    monkeypatch.setattr(surroundings, "IMAGE_MARK", mark)
+    return Config(netns_dir="/proc/1/root/run/docker/netns", state_dir=str(tmp_path))
+
+
+def test_gateway_says_what_adds_the_rest() -> None:
+    """One line names the options; with the local registry another one says that there is nothing to serve."""
+    docker, registry = surroundings.gateway(Config(docker_socket="/nowhere"))
+    assert docker.level is registry.level is Level.WARNING
+    assert WHOLE in docker.line
+    assert "/nowhere" in docker.line
+    assert "MESHBOX_CONSUL" in registry.line
+    assert len(surroundings.gateway(Config(registry="consul", consul=Consul()))) == 1
+
+
+def test_namespaces_out_of_reach(image, monkeypatch) -> None:
+    """Without --pid=host containers' namespaces cannot be entered; with it nothing is said of them."""
+    monkeypatch.setattr(surroundings, "_own_init", lambda: True)
+    assert [f.remedy for f in surroundings.mounts(image) if f.level is Level.FAILED] == [
+        "run the container with --pid=host"
+    ]
+    assert surroundings.mounts(replace(image, netns_dir="/var/run/docker/netns"))[0].level is Level.WARNING
+    monkeypatch.setattr(surroundings, "_own_init", lambda: False)
+    (state,) = surroundings.mounts(image)
+    assert state.remedy == f"add -v /var/lib/meshbox:{image.state_dir}"
+
+
+def test_elsewhere_mounts_do_not_matter(tmp_path) -> None:
+    """Outside of the image a state directory need not be a mount."""
+    assert surroundings.mounts(Config(state_dir=str(tmp_path))) == []
+
+
+def test_network_of_its_own(image) -> None:
+    """In the image Docker's bridge must be among our own addresses."""
+    (found,) = surroundings.host_network([BRIDGE], [IPv4Address("172.17.0.5")])
+    assert found.level is Level.FAILED
+    assert "--net=host" in found.remedy
+    assert surroundings.host_network([BRIDGE], [IPv4Address("172.17.0.1")]) == []
+
+
+def test_kernel_that_refuses_rules(monkeypatch) -> None:
+    """What nft says is passed on, with what the kernel needs."""
+
+    async def refuse(*_):
+        raise RetryError("No such file or directory")
+
+    monkeypatch.setattr(Nft, "dry_run", refuse)
+    found = trio.run(surroundings.rules)
+    assert found.level is Level.FAILED
+    assert "No such file or directory" in found.words
+    assert "nf_tables" in found.remedy
