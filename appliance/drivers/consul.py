@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 import structlog
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+OWN = "own machine"
+"""Stands for the look whether Consul shows us at all."""
+APPEARS = (0.1, 0.2, 0.5)
+"""Seconds between looks while it is no wonder that it does not yet."""
 FIRST_ANSWER = 5.0
 """Seconds that a start waits for Consul before it goes on with what is on disk."""
 SAVE = 0.5
@@ -120,6 +125,7 @@ class ConsulRegistry:
                 nursery.start_soon(self._get_over_losses)
                 nursery.start_soon(self._save_now_and_then)
                 nursery.start_soon(self._note_first_answers)
+                nursery.start_soon(self._confirm)
                 with trio.move_on_after(FIRST_ANSWER) as patience:
                     await self._answers()
                 if patience.cancelled_caught:
@@ -201,6 +207,20 @@ class ConsulRegistry:
     async def _note_first_answers(self) -> None:
         await self._answers()
         self._held.over(START)
+
+    async def _confirm(self) -> None:
+        """Hold what is known until Consul shows this machine: a token that may not read others sees an empty mesh."""
+        await self._announcer.announced.wait()
+        for pause in chain(APPEARS, repeat(LOOK)):
+            await trio.sleep(pause)
+            try:
+                self._evidence.check_own((await self._api.health(MESHBOX))[1])
+            except RetryError as error:
+                if pause == LOOK:
+                    self._held.failed(OWN, error)
+            else:
+                self._held.over(OWN)
+                return
 
     async def _follow_machines(self) -> None:
         await self._queries.follow("machines", lambda index: self._api.health(MESHBOX, index), self._took_machines)

@@ -68,6 +68,8 @@ class Announcer:
         self._gateway = gateway
         self.machine: Machine | None = None
         """This machine, once its address is known."""
+        self.announced = trio.Event()
+        """Set once this machine was registered for the first time."""
         self._wanted: dict[Destination, Registration] = {}
         self._dirty = trio.Event()
         self._settled = False
@@ -161,3 +163,4 @@ class Announcer:
         self._anew = False
         self._failures = 0
         self._held.over(QUERY)
+        self.announced.set()
