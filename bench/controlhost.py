@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from appliance.dataplane.face import Plane
 
 PORT = 8080
+TICKS = 0.01
+"""Seconds in which the loop looks at the clock several times."""
 CHURN = 0.1
 """Seconds between changes of `churn`."""
 
@@ -111,6 +113,7 @@ class ControlHost:
             await bridge.answer(self.plane, LEFT)  # workers have heard of all of it
             gc.collect()
             gc.freeze()
+            await trio.sleep(TICKS)  # or the next command's stall would be this collection
         elif command == "backend":
             self._change_backend()
             await self._wait_applied()
