@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from appliance import bridge
+from appliance.dataplane import face
 
 
 def test_returns_what_the_guest_returns() -> None:
@@ -79,3 +80,27 @@ def test_loop_callbacks_run_beside_trio() -> None:
         return 0
 
     assert bridge.run(main) == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_answers_of_the_data_plane_can_be_awaited(at_once) -> None:
+    """A question is answered at once or later by a callback of the loop; the asker gets the answer either way."""
+
+    class Plane:
+        def __init__(self, loop) -> None:
+            self.loop = loop
+
+        def ask(self, question, tell) -> None:
+            if at_once:
+                tell(question.method)
+            else:
+                self.loop.call_later(0.01, tell, question.method)
+
+    found = []
+
+    async def main(loop, stopping) -> int:
+        found.append(await bridge.answer(Plane(loop), face.LEFT))
+        return 0
+
+    assert bridge.run(main) == 0
+    assert found == ["left"]
