@@ -12,9 +12,12 @@ python="${PYTHON:-/usr/bin/python3}"
 commit="${MESHBOX_COMMIT-$(git rev-parse --short HEAD 2>/dev/null || true)}"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_QUIET=1
 
+say() { echo "meshbox: $*" >&2; }
+
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 
+say "fetching what builds it"
 # What builds stays apart from what is built.
 "$python" -m venv "$scratch/tools"
 pip="$scratch/tools/bin/pip"
@@ -24,8 +27,10 @@ cp -r appliance nft pyproject.toml README.md LICENSE "$scratch/source"
 if [ -n "$commit" ]; then
     printf '%s\n' "$commit" >"$scratch/source/appliance/COMMIT"
 fi
+say "building meshbox"
 "$pip" wheel --no-deps --no-build-isolation --wheel-dir "$scratch" "$scratch/source"
 
+say "installing the locked libraries"
 "$python" -m venv --without-pip "$target"
 into=("$pip" --python "$target/bin/python" install --no-compile --no-deps)
 "${into[@]}" --require-hashes --requirement packaging/requirements.lock

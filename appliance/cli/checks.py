@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from appliance import fitness
+from appliance.cli import tables
 from appliance.cli.client import Client
 from appliance.errors import HostError
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def check(config: Config) -> list[dict[str, Any]]:
     """Return the findings as rows."""
     running = _running(config)
-    found = trio.run(lambda: fitness.examine(config, running=running is not None))
+    with tables.console(stderr=True).status("looking at this host"):  # a Docker that hangs takes 10 s
+        found = trio.run(lambda: fitness.examine(config, running=running is not None))
     rows = [asdict(finding) for finding in found]
     if running is not None:
         since = f"running with pid {running['pid']} for {running['uptime']:.0f} s, version {running['version']}"

@@ -10,6 +10,7 @@ import orjson
 import trio
 
 from appliance import cleanup
+from appliance.cli import tables
 
 if TYPE_CHECKING:
     from appliance.config import Config
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 def clean(config: Config, *, state: bool, as_json: bool) -> bool:
     """Clean up and print what was done; return whether all of it could be."""
-    report = trio.run(lambda: cleanup.clean(config, state=state))
+    with tables.console(stderr=True).status("cleaning up"):
+        report = trio.run(lambda: cleanup.clean(config, state=state))
     if as_json:
         sys.stdout.buffer.write(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     else:

@@ -42,4 +42,5 @@ echo /etc/meshbox/meshbox.toml >"$tree/DEBIAN/conffiles"
 install -m 755 packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm "$tree/DEBIAN"
 find "$tree" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 
+echo "meshbox: packing" >&2
 dpkg-deb --root-owner-group -Zxz --build "$tree" "dist/meshbox_${version}_${arch}.deb"

@@ -110,6 +110,15 @@ def test_dns_port_taken(idle: Machine, kind: str) -> None:
         refuses(idle, "53")
 
 
+def test_host_names_that_cannot_be_served(idle: Machine, tmp_path: Path) -> None:
+    """Somebody has the address for the host's DNS; or its port is one that resolv.conf cannot name."""
+    settings = {"MESHBOX_HOST_ACCESS": "true", "MESHBOX_RESOLV_CONF": str(tmp_path / "resolv.conf")}
+    with occupied(idle, "127.66.0.53", 53, "DGRAM"):
+        refuses(idle, "127.66.0.53:53", "dns_listen", settings=settings)
+    refuses(idle, "dns_port is 5353", "set dns_port to 53", settings={**settings, "MESHBOX_DNS_PORT": "5353"})
+    assert not (tmp_path / "resolv.conf").exists()
+
+
 def test_unknown_setting(idle: Machine, tmp_path: Path) -> None:
     """An unknown key names the nearest known one, in the environment and in the file."""
     refuses(idle, "MESHBOX_PROXY_PROTS", "MESHBOX_PROXY_PORTS", settings={"MESHBOX_PROXY_PROTS": "1-2"})
