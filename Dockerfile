@@ -1,6 +1,7 @@
 # The appliance as an image:   make image
 #   docker run -d --name meshbox --net=host --privileged --pid=host --restart unless-stopped --stop-timeout 30 \
 #     -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/meshbox:/var/lib/meshbox meshbox
+# Without the second line, and without --pid=host, it is a gateway: `docker run --net=host --privileged meshbox`.
 #
 # Where a build host has its own package index, name it as pip and apt know it:
 #   docker build --build-arg PIP_INDEX_URL=… --build-arg http_proxy=… --build-arg BASE=…
