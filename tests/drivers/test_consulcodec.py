@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import orjson
@@ -46,6 +47,14 @@ def test_machine_back_and_forth():
     seen, complaints = codec.parse_machines([entry(codec.machine_service(M1))])
     assert complaints == ()
     assert seen == (codec.SeenMachine(machine=M1, healthy=True, host="consul-1"),)
+
+
+def test_gateway_back_and_forth():
+    """That a machine runs no containers is told to the others; about the rest, as before, nothing is said."""
+    gateway = replace(M1, gateway=True)
+    ((seen,), _) = codec.parse_machines([entry(codec.machine_service(gateway))])
+    assert seen.machine == gateway
+    assert "gateway" not in codec.machine_service(M1)["meta"]
 
 
 def test_endpoint_back_and_forth():

@@ -14,7 +14,10 @@ from appliance.model.names import Destination
 FULL = Known(
     epoch="abc",
     changed={"web": 5.5},
-    machines=(Machine(node="m1", address=IPv4Address("10.0.0.1"), meta=(("disk", "ssd"),)),),
+    machines=(
+        Machine(node="m1", address=IPv4Address("10.0.0.1"), meta=(("disk", "ssd"),)),
+        Machine(node="m2", address=IPv4Address("10.0.0.2"), gateway=True),
+    ),
     endpoints=(
         Endpoint(
             destination=Destination.parse("web.web:80/udp"),

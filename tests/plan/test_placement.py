@@ -102,3 +102,17 @@ def test_unknown_constraint():
         check_constraint(spec("web", constraint="disk==sdd"), SETTINGS, known)
     with pytest.raises(InputError, match="write a node's name or key==value of its meta"):
         check_constraint(spec("web", constraint="zzz"), SETTINGS, known)
+
+
+def test_gateways_run_nothing():
+    """A machine without Docker gets no replica, seen from itself and from others; if all are so, a deploy says it."""
+    gateway, full = replace(machine("gate", "10.0.0.9"), gateway=True), machine("m1", "10.0.0.1")
+    alone = replace(SETTINGS, node="gate", gateway=True)
+    web = spec("web", count=4)
+    assert set(place(web, [gateway, full])) == {"m1"}
+    assert set(placement(web, SETTINGS, [gateway])) == {SETTINGS.node}
+    assert set(placement(web, alone, [gateway, full])) == {"m1"}
+    assert placement(web, alone, [gateway]) == ()
+    check_constraint(web, alone, [gateway, full])
+    with pytest.raises(InputError, match="no machine runs containers"):
+        check_constraint(web, alone, [gateway])

@@ -73,7 +73,7 @@ def call(netns: str, resolver: str, folder: Path, *words: str) -> str:
 
 
 def test_gateway(cluster: Cluster, gateway: Member, switch: Switch, tmp_path: Path) -> None:
-    """The host reaches every name of the registry; a guest what it may; replicas stay where there is Docker."""
+    """The host reaches every name of the registry; a guest what it may; a deploy there runs where Docker is."""
     full = cluster.machines[0]
     name = full.inspect("server")["Config"]["Hostname"]
     for words in (("server.far", "7000"), ("server.far", "7000", "udp")):
@@ -87,7 +87,7 @@ def test_gateway(cluster: Cluster, gateway: Member, switch: Switch, tmp_path: Pa
     hosts = dict(reversed(line.split()[:2]) for line in gateway.meshbox("hosts").stdout.splitlines())
     assert set(hosts) == {"server.far", "other.far"}
     assert call(switch.netns, gateway.address, tmp_path, hosts["other.far"], "7000") == "ConnectionRefusedError"
-    full.deploy(f"two = service('two', count=2, containers=[container('server', image='{IMAGE}', ports=[7000])])")
+    gateway.deploy(f"two = service('two', count=2, containers=[container('server', image='{IMAGE}', ports=[7000])])")
     assert len(full.containers("label=meshbox.service=two")) == 2
     assert gateway.containers("label=meshbox.service=two") == []
 
