@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from functools import lru_cache
 from socket import SocketType
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,8 @@ class TcpListener:
         self.starving = False
         """Whether the last attempt to get a file descriptor failed; so that it is logged once."""
         self._resume: asyncio.TimerHandle | None = None
-        self._sources: dict[str, Source] = {}
+        self._callers: dict[str, Source] = {}
+        self._peers: dict[str, Source] = {}
         self.swap(listener)
         self._socket = sock or listen(listener.port)
         self._watched_for = EXCLUSIVE if sock else IN
@@ -110,18 +112,17 @@ class TcpListener:
 
     def swap(self, listener: Listener) -> None:
         """Take new callers, peers and backends; reset the pairs that these do not allow."""
-        sources = {str(address): True for address in listener.peers}
-        sources.update({str(address): False for address in listener.callers})
-        self._sources = {host: Source(host, local_only=local_only) for host, local_only in sources.items()}
+        self._callers = {host: Source(host, local_only=False) for host in map(str, listener.callers)}
+        self._peers = _peers(listener.peers)
         self.balancer.update(listener.backends)
         for pair in list(self.pairs):
-            source = self._sources.get(pair.source.host)
+            source = self._source(pair.source.host)
             if source is None or (source.local_only and not pair.state.backend.local):
                 pair.reset()
             else:
                 pair.source = source
         for dial in self.dials.of(self):
-            if dial.source.host not in self._sources:
+            if self._source(dial.source.host) is None:
                 dial.cancel()
 
     def ready(self, _events: int) -> None:
@@ -245,7 +246,7 @@ class TcpListener:
         self.accepted += 1
         # The descriptor itself blocks; MSG_DONTWAIT on each call saves two system calls to change that.
         client = SocketType(socket.AF_INET, NONBLOCKING, 0, fd)
-        source = self._sources.get(host)
+        source = self._callers.get(host) or self._peers.get(host)
         if source is None:
             self.refused += 1
             reset_on_close(client)
@@ -253,6 +254,9 @@ class TcpListener:
         else:
             Dial(self, client, source).start()
         return self._resume is None
+
+    def _source(self, host: str) -> Source | None:
+        return self._callers.get(host) or self._peers.get(host)
 
     def _cancel_pause(self) -> None:
         if self._resume is not None:
@@ -262,6 +266,12 @@ class TcpListener:
     def _go_on(self) -> None:
         self._resume = None
         self.epoll.add(self._socket.fileno(), self, self._watched_for)
+
+
+@lru_cache(maxsize=2)
+def _peers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:
+    """Return the sources that peer machines are: one table for all listeners, as there may be a thousand of them."""
+    return {host: Source(host, local_only=True) for host in map(str, addresses)}
 
 
 def listen(port: int) -> SocketType:
