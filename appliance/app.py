@@ -24,7 +24,6 @@ from appliance.dataplane.workers import Workers
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import Docker
-from appliance.drivers.hostnames import HostNames
 from appliance.drivers.hostresolv import HostResolvers
 from appliance.drivers.nft import HostNft, Nft
 from appliance.drivers.registry import open_registry
@@ -33,6 +32,7 @@ from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
 from appliance.findings import Level
 from appliance.gateway import NoContainers
+from appliance.hostaccess import HostAccess
 from appliance.inventory import Inventory
 from appliance.lock import only_one
 from appliance.logs import Faults
@@ -114,7 +114,7 @@ class Appliance:
         self._docker = docker
         self.gateway = config.is_gateway
         self._settings = config.settings(gateway=self.gateway)
-        self._host_names = HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
+        self._host_access = HostAccess(config, self._settings.visitors, self.faults)
         self._host_addresses: frozenset[IPv4Address] = frozenset()
         self._unneeded_network = trio.Event()
         self.plane = _plane(config, loop)
@@ -173,7 +173,7 @@ class Appliance:
                 await nursery.start(self.deployer.run)
                 nursery.start_soon(self._tidy)
                 await nursery.start(self.reconciler.run)
-                await nursery.start(self._keep_host_names)
+                await nursery.start(self._host_access.run)
                 await nursery.start(admin.serve, self, Path(self.config.run_dir) / "admin.sock")
                 gc.collect()
                 gc.freeze()
@@ -183,15 +183,13 @@ class Appliance:
                 log.info("ready", node=self.config.node, workloads=len(self.inventory.workloads))
                 await stopping.wait()
                 notifier.stopping(self.config.drain)
-                await self._undo_host_names()
+                await self._host_access.stop()
                 await self.registry.withdraw()
                 await self._drain()
                 await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
-            if self._settings.visitors.host is not None:
-                with trio.CancelScope(shield=True):
-                    await self._undo_host_names()
+            await self._host_access.stop()
             self.plane.close()
         log.info("stopped; containers and their rules stay as they are")
         return 0
@@ -337,38 +335,6 @@ class Appliance:
         else:
             log.warning("somebody changed a container's table inet meshbox; putting it back", netns=str(netns))
             self.reconciler.forget_ruleset(netns)
-
-    async def _keep_host_names(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Put mesh names into the host's resolver settings, again when others rewrite these; or undo a former run's."""
-        visitors = self._settings.visitors
-        if visitors.host is None:
-            await self._undo_host_names()
-            task_status.started()
-            return
-        while True:
-            try:
-                await self._host_names.put(
-                    sorted(visitors.dns_listen),
-                    port=self.config.dns_port,
-                    connect_to=visitors.host,
-                    suffix=self.config.suffix,
-                )
-            except MeshboxError as error:
-                self.faults.report("host names", "names of the mesh do not reach this host; will try again", error)
-            else:
-                self.faults.over("host names")
-            task_status.started()
-            task_status = trio.TASK_STATUS_IGNORED
-            await trio.sleep(FULL_PASS)
-
-    async def _undo_host_names(self) -> None:
-        try:
-            undone = await self._host_names.undo()
-        except MeshboxError as error:
-            log.warning("this host's resolver settings could not be put back; run meshbox cleanup", cause=str(error))
-        else:
-            if undone:
-                log.info("this host's resolver settings are as before", undone=undone)
 
     async def _follow_host_addresses(self, *, task_status: trio.TaskStatus[None]) -> None:
         while True:
