@@ -80,7 +80,9 @@ class Shaper:
         names: set[Name] = set(self._known.destinations)
         wanted: set[Destination] = set()
         offered: set[Destination] = set()
-        for member in members:
+        for number, member in enumerate(members):
+            if not number % TURN:
+                yield
             names |= reaches[member.workload.id].names
             wanted |= reaches[member.workload.id].destinations
             offered.update(destination for destination, _ in member.offers)
@@ -277,7 +279,8 @@ def _views(
     views: dict[IPv4Address, frozenset[Name]] = {a: party.reach.names for party in visiting for a in party.addresses}
     for g in inside:
         for address in g.addresses:
-            views[address] = views.get(address, frozenset()) | routes[g.netns][0].names
+            names = routes[g.netns][0].names
+            views[address] = views[address] | names if address in views else names
     return views
 
 
