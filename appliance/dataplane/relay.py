@@ -1,7 +1,7 @@
 """Two connected sockets and the bytes between them.
 
-Small messages cost one recv into a shared buffer and one send. A read that fills the buffer turns that direction to
-splice through a pipe, until it runs dry. Rules of this file:
+Small messages cost one recv and one send. A read of full size turns that direction to splice through a pipe, until it
+runs dry. Rules of this file:
 
 - Sockets are registered edge-triggered, so each direction goes on until it knows that there is nothing left: a read
   shorter than asked for says so (epoll(7)), unless the events told of an end, an error or urgent data.
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from appliance.dataplane.listener import Source, TcpListener
     from appliance.dataplane.pipes import Pipe
 
-BUFFER = bytearray(1 << 16)
-VIEW = memoryview(BUFFER)
-"""One buffer for all: what is read is sent or set aside before anything else is read."""
-SIZE = len(BUFFER)
+SIZE = 1 << 16
+"""Most bytes of one read. What recv(2) does not fill of it is given back at once."""
 SMALL = 1 << 14
 """Bytes: a splice that moves fewer turns the direction back to recv and send, which are cheaper for so little."""
 TURNS = 2
@@ -88,25 +86,26 @@ class End:
         if (events != MESSAGE or self.mode or peer.mode) and not self._settle(events):
             return
         try:
-            size = self.sock.recv_into(BUFFER, 0, DONTWAIT)
+            data = self.sock.recv(SIZE, DONTWAIT)
         except BlockingIOError:
             return
         except OSError:
             self.pair.reset()
             return
-        if not size:
+        if not data:
             self._end()
             return
+        size = len(data)
         self.moved += size
         try:
-            sent = peer.sock.send(VIEW[:size], self.flags)
+            sent = peer.sock.send(data, self.flags)
         except BlockingIOError:
             sent = 0
         except OSError:
             self._peer_broke()
             return
         if sent < size:
-            self.pending = bytes(VIEW[sent:size])
+            self.pending = data[sent:]
             self.mode = STUCK
         elif size == SIZE or self.odd:
             self._go_on(size)
