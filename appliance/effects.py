@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from appliance.drivers import netns as namespaces
+from appliance.errors import RetryError
 from appliance.model.facts import Netns
 from appliance.render import ruleset as text
 
@@ -78,8 +79,12 @@ class HostEffects:
     async def drop_ruleset(self, netns: Netns) -> None:
         """Remove the table from a namespace, if that still exists."""
         self._watch.remove(netns.id)
-        if namespaces.identify(netns.path) == netns.id:
-            await self._nft.push(netns.path, text.REMOVE)
+        try:
+            if namespaces.identify(netns.path) == netns.id:
+                await self._nft.push(netns.path, text.REMOVE)
+        except RetryError:
+            if namespaces.identify(netns.path) == netns.id:
+                raise  # otherwise the namespace went meanwhile, and its table with it
 
     async def keep_allocations(self, allocations: Allocations) -> None:
         """Write virtual IPs and proxy ports to disk."""
