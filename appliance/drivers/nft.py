@@ -283,7 +283,7 @@ def samples() -> tuple[tuple[str, str], ...]:
         peers=some,
         dns_addresses=some,
         subnets=frozenset({n("192.0.2.0/24")}),
-        foreign_ports=frozenset({20002}),
+        listening=frozenset({(Protocol.TCP, 20001)}),
     )
     return (
         ("rules of workloads", render_workload(full)),

@@ -84,7 +84,7 @@ class WorkloadRuleset:
     gateways: frozenset[IPv4Address | IPv6Address] = frozenset()
     """Addresses of this host on the namespace's networks: where the proxy's connections come from."""
     hosts: frozenset[IPv4Address] = frozenset()
-    """All addresses of this host: proxy ports there are rejected unless a route leads to them."""
+    """All addresses of this host: whoever dials proxy ports there without a route is rejected by the host."""
     subnets: frozenset[IPv4Network | IPv6Network] = frozenset()
     """Subnets of every Docker network here: other containers' own addresses are rejected."""
     published: frozenset[tuple[Protocol, int]] = frozenset()
@@ -114,8 +114,8 @@ class HostRuleset:
     dns_addresses: frozenset[IPv4Address] = frozenset()
     subnets: frozenset[IPv4Network] = frozenset()
     """Subnets of every Docker network here: an asker in one of them may wait for its view (Zone.subnets)."""
-    foreign_ports: frozenset[int] = frozenset()
-    """Ports within `proxy_ports` that another program on this host holds: not ours to guard."""
+    listening: frozenset[tuple[Protocol, int]] = frozenset()
+    """The proxy's listeners. Other ports within `proxy_ports` belong to others: not ours to guard."""
     visitors: VisitorRules | None = None
 
 

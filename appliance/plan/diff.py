@@ -4,11 +4,12 @@ The order, and why:
 
  1. Allocations go to disk before anything uses them.
  2. What is no longer served is deregistered, and names that go leave the zone: nobody is sent there any more.
- 3. Listeners open and swap. A caller that was added is let in before its rules lead it here; one that was removed is
+ 3. Listeners swap. A caller that was added is let in before its rules lead it here; one that was removed is
     reset from this moment on. That comes before its ruleset changes, although its next connection may then be
     accepted and reset for some milliseconds instead of being refused: a stopped container's address can belong to a
     new one whose namespace has no rules yet, and then the list of callers is all that keeps that one out.
- 4. The host's ruleset, then the workloads' (new namespaces first: their programs are about to start).
+ 4. The host's ruleset, then new listeners open, which strangers are kept from by then, then the workloads' rulesets
+    (new namespaces first: their programs are about to start).
  5. The DNS server listens, then the zone has the new names, then the registry the new announcements: nothing is
     announced before it works.
  6. Listeners that go are closed last, when no rule leads to them any more; their pairs drain.
@@ -44,10 +45,11 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
     narrowed = _narrowed(have.zone, want.zone)
     if narrowed is not None and narrowed != have.zone:
         steps.append(st.SetZone(zone=narrowed))
-    opened, closed = _listeners(have, want)
-    steps += opened
+    swapped, opened, closed = _listeners(have, want)
+    steps += swapped
     if want.host_ruleset is not None and have.host_ruleset != want.host_ruleset:
         steps.append(st.PushHostRuleset(before=have.host_ruleset, after=want.host_ruleset))
+    steps += opened
     steps += _rulesets(have, want)
     if have.dns_addresses != want.dns_addresses:
         steps.append(st.SetDnsAddresses(before=have.dns_addresses, after=want.dns_addresses))
@@ -98,17 +100,17 @@ def _compared(have: Mapping[_K, _V], want: Mapping[_K, _V]) -> tuple[list[_V], l
     return new, changed, [value for key, value in have.items() if key not in want]
 
 
-def _listeners(have: st.HostState, want: st.HostState) -> tuple[list[st.Step], list[st.Step]]:
-    """Return what to do early (open, swap) and what last (close)."""
+def _listeners(have: st.HostState, want: st.HostState) -> tuple[list[st.Step], list[st.Step], list[st.Step]]:
+    """Return what to do before the host's ruleset (swap), after it (open), and last (close)."""
     new, changed, gone = _compared(have.listeners, want.listeners)
     moved = [(before, after) for before, after in changed if before.port != after.port]
     needed = {listener.port for listener in new} | {after.port for _, after in moved}
     # A port that is needed again, or a destination that moves to another port, cannot wait: closed before opened.
     early = [listener for listener in gone if listener.port in needed]
     opened: list[st.Step] = [st.CloseListener(listener=x) for x in (*early, *(before for before, _ in moved))]
-    opened += [st.SwapListener(before=b, after=a) for b, a in changed if b.port == a.port]
+    swapped: list[st.Step] = [st.SwapListener(before=b, after=a) for b, a in changed if b.port == a.port]
     opened += [st.OpenListener(listener=x) for x in (*new, *(after for _, after in moved))]
-    return opened, [st.CloseListener(listener=x) for x in gone if x.port not in needed]
+    return swapped, opened, [st.CloseListener(listener=x) for x in gone if x.port not in needed]
 
 
 def _rulesets(have: st.HostState, want: st.HostState) -> list[st.Step]:

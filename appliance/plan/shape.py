@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv6Network
 
     from appliance.model.facts import Allocations, Snapshot
-    from appliance.model.names import Destination, Name
+    from appliance.model.names import Destination, Name, Protocol
     from appliance.model.network import NetnsId
     from appliance.plan.members import Group, Member
     from appliance.plan.visitors import Party
@@ -143,7 +143,7 @@ class Shaper:
                 peers=peers,
                 dns_addresses=dns_addresses,
                 subnets=subnets,
-                foreign_ports=s.unusable_ports,
+                listening=self._listening(allocations),
                 visitors=self._visitor_rules(s, visiting),
             ),
             dns_addresses=dns_addresses,
@@ -204,6 +204,11 @@ class Shaper:
         }
         self._routes = after = _reused(before, after)
         return frozenset(d for d in before.keys() | after.keys() if before.get(d) is not after.get(d))
+
+    def _listening(self, allocations: Allocations) -> frozenset[tuple[Protocol, int]]:
+        if self._shape is not None and allocations is self._shape.allocations:
+            return self._shape.host_ruleset.listening
+        return frozenset((d.protocol, port) for d, port in allocations.ports.items())
 
     def _visitor_rules(self, s: Snapshot, visiting: Iterable[Party]) -> VisitorRules | None:
         routes = {p.option: frozenset(self._routes[d] for d in p.reach.destinations) for p in visiting}

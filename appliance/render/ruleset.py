@@ -120,7 +120,7 @@ def _host_sets(r: HostRuleset) -> _Sets:
         "peers": _addresses(r.peers),
         "dns_addresses": _addresses(r.dns_addresses),
         "subnets": _networks(r.subnets),
-        "foreign_ports": frozenset(str(int(port)) for port in r.foreign_ports),
+        "listening": frozenset(f"{protocol.value} . {int(port)}" for protocol, port in r.listening),
     } | ({} if r.visitors is None else _visitor_sets(r.visitors))
 
 

@@ -56,6 +56,8 @@ def test_no_hole_and_no_early_announcement(a, b):
         assert set(have.registrations) <= set(have.listeners)
         if isinstance(step, st.CloseListener):
             assert step.listener.destination in gone
+        if isinstance(step, st.OpenListener):
+            assert (step.listener.destination.protocol, step.listener.port) in have.host_ruleset.listening
         if isinstance(step, st.OpenListener | st.SwapListener):
             now = step.listener if isinstance(step, st.OpenListener) else step.after
             assert now == want.listeners[now.destination]
@@ -65,8 +67,8 @@ def test_from_nothing():
     """Nothing is named before its rules, and nothing is announced before it works."""
     assert kinds(diff(NOTHING, state(SERVER, CLIENT))) == [
         "KeepAllocations",
-        "OpenListener",
         "PushHostRuleset",
+        "OpenListener",
         "PushRuleset",
         "SetDnsAddresses",
         "SetZone",
@@ -141,9 +143,9 @@ def test_announcement_of_a_moved_port_is_withdrawn_first():
     assert kinds(steps) == [
         "KeepAllocations",
         "Deregister",
+        "PushHostRuleset",
         "CloseListener",
         "OpenListener",
-        "PushHostRuleset",
         "PushRuleset",
         "Register",
     ]

@@ -69,7 +69,7 @@ HOST_FULL = HostRuleset(
     peers=frozenset({IPv4Address("192.0.2.11")}),
     dns_addresses=frozenset({IPv4Address("172.18.0.1")}),
     subnets=frozenset({IPv4Network("172.18.0.0/16")}),
-    foreign_ports=frozenset({25565}),
+    listening=frozenset({(Protocol.TCP, 20001), (Protocol.UDP, 20002)}),
 )
 
 HOST_VISITORS = replace(

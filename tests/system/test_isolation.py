@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from machine import IMAGE, wait_until
+from machine import IMAGE, Program, wait_until
 
 if TYPE_CHECKING:
     from machine import Machine
@@ -90,6 +91,26 @@ def test_proxy_port_is_refused_to_the_outside(village: Machine) -> None:
     for port in village.proxy_ports():
         found = village.switch.exec("python3", "-c", program, village.address, str(port)).stdout.strip()
         assert found in {"ConnectionRefusedError", "ConnectionResetError"}
+
+
+def test_other_program_of_the_host_is_left_alone(village: Machine) -> None:
+    """A program whose port lies among the proxy's (a database) is reached by all as without meshbox."""
+    greeter = (
+        "import socketserver\n"
+        "class Greet(socketserver.BaseRequestHandler):\n"
+        "    def handle(self): self.request.sendall(b'database')\n"
+        "with socketserver.TCPServer(('', 27017), Greet) as server: server.serve_forever()"
+    )
+    database = Program(village.netns, (sys.executable, "-c", greeter), village.root / "database.log")
+    try:
+        wait_until(lambda: 27017 in village.proxy_ports(), "the database listens")
+        for who in ("friend", "stranger", "outsider"):
+            for address in ("172.21.0.1", village.address):
+                assert answers(village.client(who, "tcp", address, "27017", "1")), (who, address)
+        program = "import socket, sys; print(socket.create_connection((sys.argv[1], 27017), 5).recv(100).decode())"
+        assert village.switch.exec("python3", "-c", program, village.address).stdout.strip() == "database"
+    finally:
+        database.stop()
 
 
 def test_outside_world_stays_in_reach(village: Machine) -> None:

@@ -57,7 +57,7 @@ def test_commands_work_on_the_host_and_answer_what_they_print(world):
         workloads=GUARD.workloads | {IPv4Address("172.30.0.9")},
         dns_addresses=GUARD.dns_addresses,
         subnets=GUARD.subnets,
-        foreign_ports=frozenset(),
+        listening=frozenset(),
     )
 
     async def scenario(host: HostNft) -> None:
@@ -69,7 +69,7 @@ def test_commands_work_on_the_host_and_answer_what_they_print(world):
         listed = await host.command("list table inet meshbox\n")
         assert listed == world.list_table("host")
         assert "172.30.0.9" in listed
-        assert "20500" not in listed
+        assert "20001" not in listed
         assert await host.command("") == ""
         await host.command(REMOVE)
         assert world.list_table("host") == ""
@@ -85,7 +85,7 @@ def test_an_idle_helper_ends_and_comes_back_for_the_next_command(world):
             process = host._process
             await process.wait()
             await host.command(render_host(GUARD))
-            assert "20500" in await host.command("list table inet meshbox\n")
+            assert "20001" in await host.command("list table inet meshbox\n")
             assert host._process.pid != process.pid
         assert host.restarts == 0
         await host.command(REMOVE)

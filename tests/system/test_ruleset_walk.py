@@ -55,7 +55,7 @@ GUARD = HostRuleset(
     workloads=frozenset({IPv4Address(WORKLOAD)}),
     dns_addresses=frozenset({IPv4Address(HOST)}),
     subnets=frozenset({IPv4Network("172.30.0.0/16")}),
-    foreign_ports=frozenset({20500}),
+    listening=frozenset({(Protocol.TCP, 20001), (Protocol.UDP, 20002), (Protocol.TCP, 20003)}),
 )
 
 SERVERS = (
@@ -63,6 +63,7 @@ SERVERS = (
     ("the UDP listener", "host", "udp", 20002),
     ("another listener", "host", "tcp", 20003),
     ("another program", "host", "tcp", 20500),
+    ("another program, UDP", "host", "udp", 20003),
     ("DNS over TCP", "host", "tcp", 53),
     ("DNS over UDP", "host", "udp", 53),
     ("the host", "host", "tcp", 8000),
@@ -105,6 +106,10 @@ def world() -> Iterator[World]:
         ("udp", HOST, 20002, REFUSED),
         ("tcp", HOST, 20003, REFUSED),
         ("tcp", HOST_OUTSIDE, 20001, REFUSED),
+        ("udp", HOST_OUTSIDE, 20002, REFUSED),
+        ("tcp", HOST, 20500, "another program"),
+        ("tcp", HOST_OUTSIDE, 20500, "another program"),
+        ("udp", HOST, 20003, "another program, UDP"),
         ("tcp", HOST, 8000, "the host"),
         ("udp", HOST, 8000, "the host, UDP"),
         ("tcp", HOST_OUTSIDE, 8000, "the host"),
@@ -169,6 +174,8 @@ def test_who_reaches_a_workload(world, sender, protocol, address, port, gets):
         ("outside", "udp", HOST_OUTSIDE, 20002, REFUSED),
         ("outside", "tcp", HOST, 20001, REFUSED),
         ("outside", "tcp", HOST_OUTSIDE, 20500, "another program"),
+        ("outside", "udp", HOST_OUTSIDE, 20003, "another program, UDP"),
+        ("neighbour", "tcp", HOST, 20500, "another program"),
         ("outside", "tcp", HOST_OUTSIDE, 8000, "the host"),
         ("outside", "tcp", HOST_OUTSIDE6, 20001, "the TCP listener"),
         ("neighbour", "udp", HOST, 53, "DNS over UDP"),
@@ -191,6 +198,36 @@ def test_machines_of_the_mesh_reach_the_proxy_but_not_the_mesh_dns(world):
         assert world.probe("outside", "udp", HOST, 53) == REFUSED
     finally:
         world.nft("host", render_host(GUARD))
+
+
+def test_connection_of_another_program_outlives_that_its_port_is_taken_for_the_proxys(world):
+    """The proxy finds out that a port is taken when it binds; what the other program serves must not be cut by that."""
+    server = world.server("another program")
+    with world.socket("outside", "tcp") as sock:
+        sock.connect((HOST_OUTSIDE, 20500))
+        accepted, _ = server.accept()
+        world.nft("host", render_host(replace(GUARD, listening=GUARD.listening | {(Protocol.TCP, 20500)})))
+        try:
+            with accepted:
+                sock.sendall(b"question")
+                assert accepted.recv(100) == b"question"
+            assert world.probe("outside", "tcp", HOST_OUTSIDE, 20500) == REFUSED
+        finally:
+            world.nft("host", render_host(GUARD))
+
+
+def test_open_datagram_flow_ends_with_its_allowance(world):
+    """What was redirected once is refused when its route goes, and reaches nobody who has the port then."""
+    with world.socket("workload", "udp") as sock:
+        sock.connect((VIP, 8080))
+        sock.send(b"question")
+        world.server("the UDP listener").recvfrom(100)
+        world.nft("workload", render_workload(replace(RULES, routes=frozenset())))
+        try:
+            with pytest.raises(OSError, match="not permitted"):
+                sock.send(b"question")
+        finally:
+            world.nft("workload", render_workload(RULES))
 
 
 def test_workloads_reach_the_mesh_dns_also_from_a_network_that_is_not_dockers(world):
