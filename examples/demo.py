@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "examples/app.py"
 MESHBOX = ROOT / ".venv/bin/meshbox"
+SERVICES = ("flask", "orange")
 CLIENT = "meshbox-demo-client"
+NETWORK = "meshbox"
 PYTHON = "python:3.11-slim"
 NEVER = threading.Event()
 
@@ -104,6 +106,8 @@ class Engine:
         self.docker = Docker(socket)
         self.settings = {"MESHBOX_DOCKER_SOCKET": str(socket), "MESHBOX_NETNS_DIR": f"{run}/exec/netns"}
         wait_until(self._answers, "the Docker Engine answers", 60)
+        if containers := self.docker("ps", "--all", "--quiet"):  # of a demo that was killed: this engine runs no others
+            self.docker("rm", "--force", "--volumes", *containers.split())
 
     def stop(self) -> None:
         """Stop it if it is ours, and take back what it did to the host."""
@@ -253,6 +257,7 @@ def demo() -> None:
         engine = Engine()
         undo.callback(engine.stop)
         engine.start()
+        check_free(engine.docker)
         provide_images(engine.docker, undo)
 
         step("The appliance")
@@ -262,9 +267,10 @@ def demo() -> None:
         meshbox.wait()
         say("`meshbox run` is ready")
 
-        undo.callback(clean_up, engine.docker, meshbox)
+        undo.callback(remove_services, engine.docker, meshbox)
         meshbox.show("deploy", str(APP))
         meshbox.show("services")
+        undo.callback(engine.docker, "rm", "--force", "--volumes", CLIENT)
         start_client(engine.docker)
         meshbox.show("workloads")
         show_answers(engine.docker, meshbox)
@@ -285,16 +291,31 @@ def start_client(docker: Docker) -> None:
     )
 
 
-def clean_up(docker: Docker, meshbox: Appliance) -> None:
-    """Remove the services and the client."""
-    for service in ("flask", "orange"):
+def check_free(docker: Docker) -> None:
+    """Raise Failure where the demo's appliance would take over containers that are not the demo's."""
+    if found := in_docker(docker):
+        words = "this Docker has containers or a network of the mesh, which the demo would take over"
+        raise Failure(f"{words}: {', '.join(found)}; remove them first, or run the demo on another machine")
+
+
+def in_docker(docker: Docker) -> list[str]:
+    """Return the containers of the mesh, the client and the network, by name."""
+    names = {
+        *docker("ps", "--all", "--format={{.Names}}", "--filter=label=meshbox.service").split(),
+        *docker("ps", "--all", "--format={{.Names}}", f"--filter=name=^{CLIENT}$").split(),
+    }
+    networks = docker("network", "ls", "--format={{.Name}}", f"--filter=name=^{NETWORK}$").split()
+    return [*sorted(names), *(f"network {name}" for name in networks)]
+
+
+def remove_services(docker: Docker, meshbox: Appliance) -> None:
+    """Remove what was deployed, as anybody would. Raises Failure when that does not work or leaves something."""
+    for service in SERVICES:
         done = meshbox.command("remove", service)
-        say(f"meshbox remove {service}{'' if done.returncode == 0 else ': ' + done.stderr.strip()}")
-    docker("rm", "--force", "--volumes", CLIENT)
-    if rest := docker("ps", "--all", "--quiet", "--filter", "label=meshbox.service"):
-        docker("rm", "--force", "--volumes", *rest.split())
-    if docker("network", "ls", "--quiet", "--filter", "name=^meshbox$"):
-        docker("network", "rm", "meshbox")
+        say(f"meshbox remove {service}")
+        if done.returncode and "is deployed" not in done.stderr:  # the demo ended before it was
+            raise Failure(f"meshbox remove {service} ended with {done.returncode}: {done.stderr.strip()}")
+    wait_until(lambda: not in_docker(docker), "no container and no network is left in Docker", 20)
 
 
 def leftovers() -> str:
@@ -312,6 +333,8 @@ def main() -> int:
     try:
         demo()
     except (Failure, DockerError, subprocess.SubprocessError) as error:
+        if isinstance(error.__context__, Failure | DockerError):  # what went wrong first, before cleaning up did too
+            print(f"\n✗ {error.__context__}", file=sys.stderr)
         print(f"\n✗ {error}", file=sys.stderr)
         return 1
     print("\nAll of that was really so.")

@@ -121,7 +121,11 @@ def test_every_test_file_has_its_source() -> None:
     for path in sorted(here.parent.rglob("test_*.py")):
         place = path.relative_to(here.parent)
         if place.parts[0] != "system" and path not in (here, here.with_name("test_readme.py")):
-            source = (ROOT if place.parts[0] == "bench" else SOURCE) / place.parent / place.name.removeprefix("test_")
+            source = (
+                (ROOT if place.parts[0] in {"bench", "examples"} else SOURCE)
+                / place.parent
+                / place.name.removeprefix("test_")
+            )
             package = source.with_suffix("") / "__init__.py"
             assert source.exists() or package.exists(), f"tests/{place} tests nothing: {source.relative_to(ROOT)}"
 

@@ -1,0 +1,90 @@
+"""What `make demo` finds on somebody's Docker and does not touch, and that it says so when cleaning up fails."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples"))
+
+import demo  # examples/ is no package
+
+
+class FakeDocker:
+    """An engine with these containers and networks; it refuses to be changed."""
+
+    def __init__(self, containers: str = "", networks: str = "") -> None:
+        self.listings = {"ps": containers, "network": networks}
+        self.asked: list[tuple[str, ...]] = []
+
+    def __call__(self, *args: str) -> str:
+        self.asked.append(args)
+        assert args[0] == "ps" or args[:2] == ("network", "ls"), f"the demo changes this Docker: {args}"
+        return self.listings[args[0]]
+
+
+class FakeAppliance:
+    """A command line that answers every command the same."""
+
+    def __init__(self, returncode: int, stderr: str = "") -> None:
+        self.answer = subprocess.CompletedProcess([], returncode, "", stderr)
+
+    def command(self, *_: str) -> subprocess.CompletedProcess[str]:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("docker", "named"),
+    [(FakeDocker("shop\nbank"), "bank, shop"), (FakeDocker(networks="meshbox"), "network meshbox")],
+)
+def test_containers_of_somebody_else_are_named_and_left(docker, named):
+    """One line says which they are and what to do."""
+    with pytest.raises(demo.Failure, match=rf"{named}; remove them first") as error:
+        demo.check_free(docker)
+    assert "\n" not in str(error.value)
+
+
+def test_demo_ends_with_1_before_it_starts_anything(monkeypatch, capsys):
+    """With such containers, neither images nor an appliance are made."""
+
+    class Engine:
+        docker = FakeDocker("shop")
+
+        def start(self) -> None:
+            pass
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(demo, "Engine", Engine)
+    monkeypatch.setattr(demo, "provide_images", lambda *_: pytest.fail("made images"))
+    monkeypatch.setattr(demo, "Appliance", lambda *_: pytest.fail("started an appliance"))
+    monkeypatch.setattr(demo.os, "geteuid", lambda: 0)
+    assert demo.main() == 1
+    assert "shop; remove them first" in capsys.readouterr().err
+
+
+def test_free_docker():
+    """Where there is nothing of a mesh, the demo may begin."""
+    demo.check_free(FakeDocker())
+
+
+def test_failed_removal_fails():
+    """A `meshbox remove` that does not work is no footnote."""
+    with pytest.raises(demo.Failure, match="meshbox remove flask ended with 1: no answer"):
+        demo.remove_services(FakeDocker(), FakeAppliance(1, "no answer"))
+
+
+def test_what_was_never_deployed_needs_no_removal():
+    """A demo that failed early cleans up in peace."""
+    demo.remove_services(FakeDocker(), FakeAppliance(1, 'meshbox: no service "flask" is deployed'))
+
+
+def test_what_stays_in_docker_fails(monkeypatch):
+    """Containers count, although no rule and no interface of ours is left."""
+    monkeypatch.setattr(demo, "wait_until", lambda condition, what, _: condition() or pytest.fail(what))
+    with pytest.raises(pytest.fail.Exception, match="no container and no network is left"):
+        demo.remove_services(FakeDocker("meshbox-flask-0"), FakeAppliance(0))
