@@ -24,6 +24,7 @@ from appliance import __version__, metrics, views
 from appliance.errors import HostError, InputError, MeshboxError, did_you_mean
 from appliance.model.names import Allowance
 from appliance.model.specparse import check_services, parse_service
+from appliance.plan.allocate import misfit
 from appliance.plan.changes import Kind, changes, removal
 from appliance.plan.elsewhere import elsewhere
 from appliance.plan.explain import find_client, why
@@ -277,6 +278,8 @@ class _Api:
         for service in wanted:
             if s.specs.get(service.name) != service:
                 check_constraint(service, s.settings, s.machines)
+        if words := misfit(s.allocations, wanted, s.settings, s.now):
+            raise HostError(f"this does not fit, and nothing was changed: {words}")
         return {"changes": [asdict(change) for change in changes(s.specs, wanted)], "warnings": list(warnings)}
 
     def _progress(self, s: Snapshot, names: frozenset[str]) -> list[views.Row]:

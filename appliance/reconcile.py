@@ -163,13 +163,13 @@ class Reconciler:
         self.passes += 1
         facts = self.facts = replace(self._snapshot(), unusable_ports=self.unusable_ports)
         self._namespaces.update({w.netns.id: w.netns for w in facts.workloads if w.netns is not None})
-        try:
-            self.want = await _in_turns(self._compiler.compile(facts))
-        except MeshboxError as error:
-            self._faults.report("plan", "cannot plan this host's state; the former one stays", error)
-            self._failures += 1
-            return
-        self._faults.over("plan")
+        self.want = await _in_turns(self._compiler.compile(facts))
+        if self.want.shortage:
+            self._faults.report(
+                "plan", "not all names and destinations fit; those that do are served", self.want.shortage
+            )
+        else:
+            self._faults.over("plan")
         self._tried = set()
         complete = await self._apply_all(diff(self.have, self.want), facts)
         self._failures = 0 if complete else self._failures + 1

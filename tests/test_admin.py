@@ -90,6 +90,21 @@ def test_socket_that_cannot_be_made(tmp_path):
         admin._listening(tmp_path / "none/admin.sock")
 
 
+def test_deploy_that_does_not_fit_the_ranges(converse):
+    """It is refused with what to widen, and what is deployed goes on; a smaller one is taken."""
+
+    async def test(call):
+        call.appliance.config = replace(call.appliance.config, proxy_ports=(20000, 20001))
+        await call.deploy(ORANGE)
+        answer = await call.deploy(FLASK, status=503)
+        assert answer["error"].startswith("this does not fit, and nothing was changed: proxy_ports 20000-20001 has 2")
+        assert call.appliance.registry_facts.specs.keys() == {"orange"}
+        await call("DELETE", "/v1/services/orange")
+        await call.deploy(FLASK)
+
+    converse(test)
+
+
 def test_deploy_and_look(converse):
     """What is deployed shows in every noun: services, workloads, routes, rules, names."""
 

@@ -12,7 +12,7 @@ import trio
 from appliance.errors import RetryError
 from appliance.logs import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
-from appliance.model.names import Allowance, Name, Port
+from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.model.network import NetnsId
 from appliance.reconcile import Reconciler
 
@@ -41,6 +41,7 @@ def workload(number: int, name: str, **fields) -> Workload:
 
 
 SERVER = workload(2, "apple.orange", ports=(Port.parse(80),))
+SERVER_DESTINATION = Destination(name=SERVER.name, port=80, protocol=Protocol.TCP)
 CLIENT = workload(3, "flask.flask", connect_to=(Allowance.parse("apple.orange:80"),))
 
 
@@ -203,17 +204,29 @@ def test_fault_of_something_that_is_gone_is_forgotten() -> None:
     assert host.faults.current == {}
 
 
-def test_exhausted_range_changes_nothing() -> None:
-    """When a plan is impossible the former state stays, and the reason is reported."""
+def test_exhausted_range_keeps_nothing_else_from_working() -> None:
+    """What fits is served, what has a port keeps it, the rest is one fault, and containers are still planned."""
     host = Host(SERVER, CLIENT)
     host.run()
-    host.facts = replace(
-        host.facts,
-        settings=replace(host.facts.settings, proxy_ports=(20000, 20000)),
-        workloads=(SERVER, CLIENT, workload(4, "a.b", ports=(Port.parse(1), Port.parse(2)))),
-    )
-    assert host.run() == []
+    (port,) = host.reconciler.have.allocations.ports.values()
+    late = workload(4, "a.b", ports=(Port.parse(1), Port.parse(2)), connect_to=(Allowance.parse("apple.orange:80"),))
+    tight = replace(host.facts, settings=replace(host.facts.settings, proxy_ports=(port, port)))
+    host.facts = replace(tight, workloads=(SERVER, CLIENT, late))
+    for _ in range(2):
+        host.run()
+    assert host.planned[-1].workloads == host.facts.workloads
+    assert host.effects.open == set(host.reconciler.have.listeners) == {SERVER_DESTINATION}
+    assert {r.proxy_port for r in host.effects.rulesets[late.netns.id].routes} == {port}
+    fault = host.faults.current["plan"]
+    assert (fault.count, "a.b:1/tcp, a.b:2/tcp: widen proxy_ports" in fault.cause) == (2, True)
+    host.facts = replace(tight, workloads=(late,))
+    host.run()
+    assert len(host.effects.open) == 1
     assert "plan" in host.faults.current
+    host.facts = replace(host.facts, settings=replace(tight.settings, proxy_ports=(20000, 20099)))
+    host.run()
+    assert len(host.effects.rulesets[late.netns.id].routes) == 2
+    assert host.faults.current == {}
 
 
 @pytest.mark.parametrize("urgent", [False, True])

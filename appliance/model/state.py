@@ -27,6 +27,9 @@ class HostState:
     zone: Zone | None = None
     registrations: Mapping[Destination, Registration] = field(default_factory=dict)
     allocations: Allocations = field(default_factory=Allocations)
+    shortage: str = field(default="", compare=False)
+    """What goes without an address or a port because a range is too small, and what to configure. No step concerns it.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,9 @@ Rules: what was handed out stays as long as it is used. A new one starts from a 
 machine and every restart comes to the same, and goes on to the next free number when that one is taken. A freed
 address rests for a week, because clients keep addresses in caches; its own name gets it back at once. A proxy port
 that is freed is not handed out in the same pass: its listener is still open then.
+
+Where a range is too small, what has an allocation keeps it, then the first in order get one; the rest go without and
+are told (`shortage`): everything else goes on.
 """
 
 from __future__ import annotations
@@ -12,51 +15,102 @@ from hashlib import blake2b
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, TypeVar
 
-from appliance.errors import HostError, InputError
 from appliance.model.facts import Allocations
+from appliance.model.names import Destination, Name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Network
 
     from appliance.model.facts import Settings
-    from appliance.model.names import Destination, Name
+    from appliance.model.spec import Service
 
-_Key = TypeVar("_Key", "Name", "Destination")
+_Key = TypeVar("_Key", Name, Destination)
 _Value = TypeVar("_Value", IPv4Address, int)
 
 REST = 7 * 24 * 3600.0
 """Seconds for which a freed address is not handed out to another name."""
+MOST_NAMED = 3
+"""Names or destinations that go without which are named; the others are counted."""
 
 
 def allocate(
     kept: Allocations,
-    names: Iterable[Name],
-    destinations: Iterable[Destination],
+    names: AbstractSet[Name],
+    destinations: AbstractSet[Destination],
     settings: Settings,
     now: float,
     unusable_ports: frozenset[int] = frozenset(),
 ) -> Allocations:
-    """Return allocations for exactly these names and destinations; `kept` itself when nothing changes.
+    """Return allocations for these names and destinations, as far as they fit; `kept` itself when nothing changes.
 
-    `now` in seconds since the epoch. Raises InputError when `vip_range` is too small, HostError when `proxy_ports` is.
+    `now` in seconds since the epoch. A destination whose name has no address gets no port.
     """
-    vips, freed, owners = _addresses(kept, frozenset(names), settings.vip_range, now)
-    ports = _ports(kept.ports, frozenset(destinations), settings.proxy_ports, unusable_ports)
+    vips, freed, owners = _addresses(kept, names, settings.vip_range, now)
+    if vips.keys() != names:
+        destinations = {d for d in destinations if d.name in vips}
+    ports = _ports(kept.ports, destinations, settings.proxy_ports, unusable_ports)
     result = Allocations(vips=vips, ports=ports, freed_vips=freed, freed_names=owners)
     return kept if result == kept else result
 
 
+def shortage(
+    found: Allocations,
+    names: AbstractSet[Name],
+    destinations: AbstractSet[Destination],
+    settings: Settings,
+    unusable_ports: frozenset[int] = frozenset(),
+) -> str:
+    """Say which of these go without, and what to configure; empty when all have what they need."""
+    words = []
+    if len(found.vips) < len(names):
+        lacking = sorted(names - found.vips.keys())
+        size = max(settings.vip_range.num_addresses - 2, 0)
+        words.append(
+            f"vip_range {settings.vip_range} has {size} addresses for {len(names)} names, none is left for"
+            f" {_first(lacking)}: widen vip_range"
+        )
+    short = len(found.ports) < len(destinations)
+    if short and (without := sorted(d for d in destinations - found.ports.keys() if d.name in found.vips)):
+        first, last = settings.proxy_ports
+        held = f" ({len(unusable_ports)} held by other programs)" if unusable_ports else ""
+        words.append(
+            f"proxy_ports {first}-{last} has {last - first + 1} ports{held} for {len(destinations)} destinations, none"
+            f" is left for {_first(without)}: widen proxy_ports"
+        )
+    return "; ".join(words)
+
+
+def misfit(kept: Allocations, services: Iterable[Service], settings: Settings, now: float) -> str:
+    """Say what these services would have to go without on a host with these allocations; empty when they fit.
+
+    Counts as if all of them were served here, instead of what is deployed under their names.
+    """
+    offered = {
+        Name(service=s.name, container=c.name): {(p.mesh, p.protocol) for p in c.ports}
+        for s in services
+        for c in s.containers
+    }
+    replaced = {name.service for name in offered}
+    names = {name for name in kept.vips if name.service not in replaced} | offered.keys()
+    destinations = {d for d in kept.ports if d.name.service not in replaced}
+    destinations |= {Destination(name=n, port=port, protocol=p) for n, ports in offered.items() for port, p in ports}
+    return shortage(allocate(kept, names, destinations, settings, now), names, destinations, settings)
+
+
+def _first(lacking: Sequence[Name] | Sequence[Destination]) -> str:
+    """Name some of them."""
+    more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
+    return ", ".join(map(str, lacking[:MOST_NAMED])) + more
+
+
 def _addresses(
-    kept: Allocations, names: frozenset[Name], vip_range: IPv4Network, now: float
+    kept: Allocations, names: AbstractSet[Name], vip_range: IPv4Network, now: float
 ) -> tuple[dict[Name, IPv4Address], dict[IPv4Address, float], dict[Name, IPv4Address]]:
     """Return the names' addresses, when each resting one was freed, and whose it was."""
     first = int(vip_range.network_address) + 1
-    size = vip_range.num_addresses - 2
-    if len(names) > max(size, 0):
-        raise InputError(
-            f"vip_range {vip_range} has {max(size, 0)} addresses for {len(names)} names; configure a larger vip_range"
-        )
+    size = max(vip_range.num_addresses - 2, 0)
     vips = _unshared({name: a for name, a in kept.vips.items() if name in names and first <= int(a) < first + size})
     taken = set(vips.values())
     left = {name: address for name, address in kept.vips.items() if name not in names}
@@ -64,7 +118,7 @@ def _addresses(
     # A time that lies ahead comes from a clock that was wrong: count from now.
     freed = {address: min(when, now) for address, when in kept.freed_vips.items()} | dict.fromkeys(left.values(), now)
     freed = {address: when for address, when in freed.items() if now - when < REST and address not in taken}
-    for name in sorted(names - vips.keys()):
+    for name in sorted(names - vips.keys())[: size - len(vips)]:
         address = owners.get(name)
         if address not in freed or not first <= int(address) < first + size:
             address = _free_address(str(name), first, size, taken, freed)
@@ -90,7 +144,7 @@ def _free_address(
 
 def _ports(
     kept: Mapping[Destination, int],
-    destinations: frozenset[Destination],
+    destinations: AbstractSet[Destination],
     span: tuple[int, int],
     unusable: frozenset[int],
 ) -> dict[Destination, int]:
@@ -107,10 +161,7 @@ def _ports(
     for destination in wanted:
         pool = free or closing
         if not pool:
-            raise HostError(
-                f"proxy_ports {first}-{last} has no free port for {destination}: {len(destinations)} destinations are "
-                f"wanted and {len(unusable)} ports are held by other programs; configure a larger proxy_ports range"
-            )
+            break
         start = _hash(str(destination), size)
         port = next(p for p in (first + (start + step) % size for step in range(size)) if p in pool)
         ports[destination] = port

@@ -80,7 +80,7 @@ def registrations(
     for d, backends in local.items():
         staying = _sorted([b for b in backends if not b.retiring])
         created = Counter(revision for b in staying if (revision := revisions.get(b.label)) is not None)
-        if staying:
+        if staying and d in ports:
             found[d] = Registration(
                 destination=d, proxy_port=ports[d], weight=len(staying), revisions=tuple(sorted(created.items()))
             )

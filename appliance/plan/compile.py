@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def compile_host(s: Snapshot) -> HostState:
-    """Return all that this host should have. Raises InputError or HostError when a configured range is exhausted."""
+    """Return all that this host should have; where a range is too small, what fits."""
     return at_once(Compiler().compile(s))
 
 
@@ -42,7 +42,7 @@ class Compiler:
         self._listeners: Mapping[Destination, Listener] = {}
 
     def compile(self, s: Snapshot) -> Generator[None, None, HostState]:
-        """Return all that this host should have, in turns. Raises as `compile_host` does."""
+        """Return all that this host should have, in turns."""
         members = self._members.read(s)
         remote = remote_backends(s.endpoints, s.settings.node, own_address(s))
         shape = yield from self._shaper.shape(s, members, frozenset(remote))
@@ -56,6 +56,7 @@ class Compiler:
             zone=shape.zone,
             registrations=registrations(local, shape.allocations.ports, members),
             allocations=shape.allocations,
+            shortage=shape.shortage,
         )
 
     def _listen(self, shape: Shape, backends: dict[Destination, tuple[Backend, ...]]) -> None:

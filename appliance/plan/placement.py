@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def place(service: Service, machines: Iterable[Machine]) -> tuple[str, ...]:
     """Return the node of each replica, by replica number; empty when no machine meets the constraint."""
-    nodes = {m.node for m in machines if not m.gateway and fits(service.constraint, m.node, m.meta)}
+    nodes = {m.node for m in machines if _usable(m) and fits(service.constraint, m.node, m.meta)}
     return _place(service.name, service.count, tuple(sorted(nodes)))
 
 
@@ -34,7 +34,7 @@ def placement(service: Service, settings: Settings, machines: Iterable[Machine])
     This machine always counts as one of the healthy: it knows better than the registry, and a registry that has lost
     it for a moment must not make it stop everything.
     """
-    others = (m for m in machines if m.node != settings.node and not m.gateway)
+    others = (m for m in machines if m.node != settings.node and _usable(m))
     nodes = {m.node for m in others if fits(service.constraint, m.node, m.meta)}
     if not settings.gateway and fits(service.constraint, settings.node, settings.meta):
         nodes.add(settings.node)
@@ -54,7 +54,7 @@ def fits(constraint: str | None, node: str, meta: Iterable[tuple[str, str]]) -> 
 def check_constraint(service: Service, settings: Settings, machines: Iterable[Machine]) -> None:
     """Raise InputError when no machine meets the service's constraint."""
     constraint = service.constraint
-    metas = {m.node: m.meta for m in machines if not m.gateway}
+    metas = {m.node: m.meta for m in machines if _usable(m)}
     metas |= {} if settings.gateway else {settings.node: settings.meta}
     if not metas:
         raise InputError(f'service "{service.name}": no machine runs containers; this one is a gateway, without Docker')
@@ -63,6 +63,10 @@ def check_constraint(service: Service, settings: Settings, machines: Iterable[Ma
     known = metas.keys() | {f"{key}=={value}" for meta in metas.values() for key, value in meta}
     hint = did_you_mean(constraint, known) or "; write a node's name or key==value of its meta"
     raise InputError(f'service "{service.name}": no machine meets the constraint "{constraint}"{hint}')
+
+
+def _usable(machine: Machine) -> bool:
+    return machine.healthy and not machine.gateway
 
 
 @lru_cache(maxsize=4096)

@@ -12,13 +12,14 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, TypeVar
 
 from appliance.model.network import HostRuleset, Listener, Route, VisitorRules, WorkloadRuleset, Zone
-from appliance.plan.allocate import allocate
+from appliance.plan.allocate import allocate, shortage
 from appliance.plan.members import groups
 from appliance.plan.policy import Catalogue, Reach, catalogue, reach, reach_after
 from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION, parties
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
     from ipaddress import IPv6Network
 
     from appliance.model.facts import Allocations, Snapshot
@@ -45,6 +46,7 @@ class Shape:
     zone: Zone
     addresses: Mapping[str, IPv4Address]
     """Where this host reaches each container."""
+    shortage: str
 
 
 class Shaper:
@@ -63,7 +65,7 @@ class Shaper:
     def shape(
         self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]
     ) -> Generator[None, None, Shape]:
-        """Return the shape for these members; `remote` is what other machines serve. Raises as `allocate` does."""
+        """Return the shape for these members; `remote` is what other machines serve."""
         facts = (s.settings, dict(s.specs), s.networks, s.host_addresses, s.machines, s.unusable_ports, remote)
         inputs = (*facts, [m.shape for m in members])
         last = self._shape
@@ -93,6 +95,7 @@ class Shaper:
         wanted |= offered
         yield
         allocations = allocate(s.allocations, names, wanted, s.settings, s.now, s.unusable_ports)
+        lacking = shortage(allocations, names, wanted, s.settings, s.unusable_ports)
         moved = self._route_all(allocations)
         yield
         networks = {n.name: n for n in s.networks}
@@ -114,7 +117,7 @@ class Shaper:
             m.address for m in s.machines if m.node != s.settings.node and m.address not in s.host_addresses
         )
         for party in visiting:
-            for d in party.reach.destinations:
+            for d in party.reach.destinations & allocations.ports.keys():
                 callers.setdefault(allocations.ports[d], []).append(party.addresses)
         subnets = frozenset(net for net in _container_subnets(s) if isinstance(net, IPv4Network))
         last = self._shape
@@ -150,13 +153,14 @@ class Shaper:
             zone=Zone(
                 suffix=s.settings.suffix,
                 names=allocations.vips,
-                views=_views(inside, routes, visiting),
+                views=_views(inside, routes, visiting, allocations.vips.keys() if lacking else None),
                 subnets=subnets,
                 askers={a: g.members[0].declared.name for g in inside for a in g.addresses},
                 visitors={a: party.option for party in visiting for a in party.addresses},
                 vip_range=s.settings.vip_range,
             ),
             addresses={m.workload.id: g.address for g in inside if g.address is not None for m in g.members},
+            shortage=lacking,
         )
 
     def _reach_all(
@@ -211,7 +215,7 @@ class Shaper:
         return frozenset((d.protocol, port) for d, port in allocations.ports.items())
 
     def _visitor_rules(self, s: Snapshot, visiting: Iterable[Party]) -> VisitorRules | None:
-        routes = {p.option: frozenset(self._routes[d] for d in p.reach.destinations) for p in visiting}
+        routes = {p.option: _known(self._routes, p.reach.destinations) for p in visiting}
         if not routes:
             return None
         return VisitorRules(
@@ -226,14 +230,19 @@ class Shaper:
     ) -> tuple[Reach, frozenset[Route]]:
         former = self._group_routes.get(group.netns)
         if former is None:
-            return reachable, frozenset(self._routes[d] for d in reachable.destinations)
+            return reachable, _known(self._routes, reachable.destinations)
         known, routes = former
         if known == reachable and moved.isdisjoint(reachable.destinations):
             return former
         gone = (known.destinations - reachable.destinations) | (moved & known.destinations)
         come = (reachable.destinations - known.destinations) | (moved & reachable.destinations)
-        kept = routes.difference(self._former_routes[d] for d in gone)
-        return reachable, kept.union(self._routes[d] for d in come)
+        kept = routes - _known(self._former_routes, gone)
+        return reachable, kept | _known(self._routes, come)
+
+
+def _known(routes: Mapping[Destination, Route], destinations: Iterable[Destination]) -> frozenset[Route]:
+    """Return their routes; those without a port have none."""
+    return frozenset(routes[d] for d in destinations if d in routes)
 
 
 def _merged(reaches: Iterable[Reach]) -> Reach:
@@ -280,13 +289,15 @@ def _views(
     inside: Iterable[Group],
     routes: Mapping[NetnsId, tuple[Reach, frozenset[Route]]],
     visiting: Iterable[Party],
+    addressed: AbstractSet[Name] | None,
 ) -> dict[IPv4Address, frozenset[Name]]:
+    """Return who sees which names, of those that are `addressed` (None: all)."""
     views: dict[IPv4Address, frozenset[Name]] = {a: party.reach.names for party in visiting for a in party.addresses}
     for g in inside:
         for address in g.addresses:
             names = routes[g.netns][0].names
             views[address] = views[address] | names if address in views else names
-    return views
+    return views if addressed is None else {asker: names & addressed for asker, names in views.items()}
 
 
 _K = TypeVar("_K")

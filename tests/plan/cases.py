@@ -190,8 +190,8 @@ def snapshots(draw) -> Snapshot:
         now=draw(st.floats(1e9, 1e9 + 1e7)),
         settings=Settings(
             node="here",
-            vip_range=IPv4Network(draw(st.sampled_from(["240.0.0.0/4", "10.9.0.0/27"]))),
-            proxy_ports=draw(st.sampled_from([(20000, 29999), (20000, 20063)])),
+            vip_range=IPv4Network(draw(st.sampled_from(["240.0.0.0/4", "10.9.0.0/27", "10.9.0.0/29"]))),
+            proxy_ports=draw(st.sampled_from([(20000, 29999), (20000, 20063), (20000, 20007)])),
             prefer_local=draw(st.booleans()),
         ),
         specs={s.name: s for s in draw(st.lists(services(), max_size=3))},

@@ -9,13 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.errors import HostError, InputError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name, Protocol
-from appliance.plan.allocate import REST, allocate
-from tests.plan.cases import SETTINGS, dest
+from appliance.plan import allocate as allocation
+from appliance.plan.allocate import REST, misfit, shortage
+from tests.plan.cases import SETTINGS, declared, dest, spec
 
 NONE = Allocations()
+
+
+def allocate(kept, names, destinations, *rest):
+    """As the function, from any iterables."""
+    return allocation.allocate(kept, frozenset(names), frozenset(destinations), *rest)
+
+
+def lacking(found, names, destinations, *rest):
+    """What goes without, in words."""
+    return shortage(found, frozenset(names), frozenset(destinations), *rest)
 
 
 def names(*numbers: int) -> list[Name]:
@@ -48,18 +58,41 @@ def test_unchanged_is_identical():
 
 
 def test_fills_the_range_to_the_last_address_and_no_further():
-    """On collision the next address is taken, never the range's first or last; one name too many is refused."""
+    """On collision the next address is taken, never the range's first or last; one name too many goes without."""
     found = allocate(NONE, names(*range(6)), [], small(), 0)
     assert sorted(found.vips.values()) == [IPv4Address(f"10.9.0.{n}") for n in range(1, 7)]
-    with pytest.raises(InputError, match=r"vip_range 10\.9\.0\.0/29 has 6 addresses for 7 names"):
-        allocate(NONE, names(*range(7)), [], small(), 0)
+    assert lacking(found, names(*range(6)), [], small()) == ""
+    more = allocate(found, names(*range(-1, 6)), [], small(), 0)
+    assert more.vips == found.vips, "who has an address keeps it"
+    assert lacking(more, names(*range(-1, 6)), [], small()) == (
+        "vip_range 10.9.0.0/29 has 6 addresses for 7 names, none is left for c-1.s: widen vip_range"
+    )
+
+
+def test_first_in_order_get_the_last_addresses():
+    """Whatever the order in which they are told, the same names go without."""
+    found = allocate(NONE, names(*range(9)), [], small(), 0)
+    assert found == allocate(NONE, reversed(names(*range(9))), [], small(), 0)
+    assert found.vips.keys() == set(names(*range(6)))
+
+
+def test_destination_whose_name_has_no_address_gets_no_port():
+    """It could not be dialled; the words are about the address only."""
+    wanted = [dest(f"c{n}.s:80") for n in range(8)]
+    found = allocate(NONE, names(*range(8)), wanted, small(ports=SETTINGS.proxy_ports), 0)
+    assert found.ports.keys() == set(wanted[:6])
+    assert lacking(found, names(*range(8)), wanted, small(ports=SETTINGS.proxy_ports)).endswith(
+        "none is left for c6.s, c7.s: widen vip_range"
+    )
 
 
 @pytest.mark.parametrize("prefix", [31, 32])
 def test_range_without_a_single_address(prefix):
     """A range too small for anything is named as such."""
-    with pytest.raises(InputError, match="has 0 addresses for 1 names"):
-        allocate(NONE, names(1), [], small(f"10.9.0.0/{prefix}"), 0)
+    found = allocate(NONE, names(*range(5)), [], small(f"10.9.0.0/{prefix}"), 0)
+    assert found == NONE
+    words = lacking(found, names(*range(5)), [], small(f"10.9.0.0/{prefix}"))
+    assert "has 0 addresses for 5 names, none is left for c0.s, c1.s, c2.s and 2 more" in words
 
 
 def test_freed_address_rests_for_a_week():
@@ -115,10 +148,35 @@ def test_unusable_ports_are_left():
 
 
 def test_ports_run_out():
-    """The error says how many are wanted, how many are taken, and what to configure."""
-    wanted = [dest(f"c.s:{n}") for n in range(1, 5)]
-    with pytest.raises(HostError, match=r"proxy_ports 20000-20003 has no free port for .*larger proxy_ports range"):
-        allocate(NONE, [], wanted, small(), 0, frozenset({20001}))
+    """Who has a port keeps it; the words say how many are wanted, how many are taken, and what to configure."""
+    wanted = [dest(f"c1.s:{n}") for n in range(1, 6)]
+    settings, held = small(), frozenset({20001})
+    first = allocate(NONE, names(1), wanted[2:5], settings, 0, held)
+    found = allocate(first, names(1), wanted, settings, 0, held)
+    assert found.ports == first.ports
+    assert lacking(found, names(1), wanted, settings, held) == (
+        "proxy_ports 20000-20003 has 4 ports (1 held by other programs) for 5 destinations, none is left for"
+        " c1.s:1/tcp, c1.s:2/tcp: widen proxy_ports"
+    )
+
+
+def test_smaller_range_keeps_what_is_inside():
+    """After a restart with a smaller range, some move in and the others go without; nothing is refused."""
+    wanted = [dest(f"c1.s:{n}") for n in range(1, 5)]
+    before = allocate(NONE, names(1), wanted, small(), 0)
+    after = allocate(before, names(1), wanted, small(ports=(20000, 20001)), 1)
+    kept = {d: p for d, p in before.ports.items() if p <= 20001}
+    assert len(after.ports) == 2
+    assert kept.items() <= after.ports.items()
+
+
+def test_deploy_that_does_not_fit():
+    """Counted with what has allocations already, and without what it replaces."""
+    kept = allocate(NONE, names(1), [dest(f"c1.s:{n}") for n in (1, 2, 3)], small(), 0)
+    two = spec("new", declared("new", ports=(1, 2)))
+    assert "none is left for new.new:2/tcp: widen proxy_ports" in misfit(kept, [two], small(), 0)
+    assert misfit(kept, [spec("new")], small(), 0) == ""
+    assert misfit(kept, [spec("s", declared("c1", ports=(1, 2, 3, 4)))], small(), 0) == ""
 
 
 def test_port_of_a_closing_listener_is_the_last_choice():
