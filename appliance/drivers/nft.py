@@ -280,6 +280,7 @@ def samples() -> tuple[tuple[str, str], ...]:
         proxy_ports=ports,
         dns_port=53,
         workloads=some,
+        published=frozenset({(a("192.0.2.2"), Protocol.TCP, 80)}),
         peers=some,
         dns_addresses=some,
         subnets=frozenset({n("192.0.2.0/24")}),

@@ -110,6 +110,8 @@ class HostRuleset:
     proxy_ports: tuple[int, int]
     dns_port: int
     workloads: frozenset[IPv4Address] = frozenset()
+    published: frozenset[tuple[IPv4Address, Protocol, int]] = frozenset()
+    """Workloads' own ports that Docker publishes: whether other containers reach them there is up to Docker."""
     peers: frozenset[IPv4Address] = frozenset()
     dns_addresses: frozenset[IPv4Address] = frozenset()
     subnets: frozenset[IPv4Network] = frozenset()

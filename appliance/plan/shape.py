@@ -143,6 +143,7 @@ class Shaper:
                 proxy_ports=s.settings.proxy_ports,
                 dns_port=s.settings.dns_port,
                 workloads=frozenset(a for g in inside for a in g.addresses) | s.settings.visitors.guests,
+                published=frozenset((a, *port) for g in inside for a in g.addresses for port in g.published),
                 peers=peers,
                 dns_addresses=dns_addresses,
                 subnets=subnets,

@@ -117,6 +117,7 @@ def _host_values(r: HostRuleset) -> dict[str, str]:
 def _host_sets(r: HostRuleset) -> _Sets:
     return {
         "workloads": _addresses(r.workloads),
+        "published": frozenset(f"{a} . {protocol.value} . {int(port)}" for a, protocol, port in r.published),
         "peers": _addresses(r.peers),
         "dns_addresses": _addresses(r.dns_addresses),
         "subnets": _networks(r.subnets),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from appliance.model.facts import DockerNetwork
-from appliance.model.names import Name
+from appliance.model.names import Name, Protocol
 from appliance.model.network import NetnsId, Route
 from appliance.plan.members import Members
 from appliance.plan.shape import Shaper, at_once
@@ -118,6 +118,15 @@ def test_dns_addresses():
     assert shape(networks=(BRIDGE, OWN)).dns_addresses == {IPv4Address("172.19.0.1")}
     both = shape(CLIENT, networks=(BRIDGE, OWN))
     assert both.dns_addresses == both.host_ruleset.dns_addresses == {GATEWAY, IPv4Address("172.19.0.1")}
+
+
+def test_host_knows_which_ports_are_published_and_listened_on():
+    """Ports in the proxy's range that are not its own are no business of the host's rules."""
+    web = container(4, "web.web", published=frozenset({(Protocol.TCP, 80)}))
+    found = shape(APPLE, CLIENT, web)
+    ports = found.allocations.ports
+    assert found.host_ruleset.listening == {(d.protocol, port) for d, port in ports.items()} != set()
+    assert found.host_ruleset.published == {(address(4), Protocol.TCP, 80)}
 
 
 def test_peers():

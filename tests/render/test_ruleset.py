@@ -66,6 +66,7 @@ HOST_FULL = HostRuleset(
     proxy_ports=(20000, 29999),
     dns_port=5353,
     workloads=frozenset({IPv4Address("172.18.0.2"), IPv4Address("172.18.0.3")}),
+    published=frozenset({(IPv4Address("172.18.0.3"), Protocol.TCP, 80)}),
     peers=frozenset({IPv4Address("192.0.2.11")}),
     dns_addresses=frozenset({IPv4Address("172.18.0.1")}),
     subnets=frozenset({IPv4Network("172.18.0.0/16")}),

@@ -70,6 +70,24 @@ def test_own_address_of_a_container_is_refused(village: Machine, who: str, proto
         refused(village, who, village.address_of("server"), port, protocol)
 
 
+def test_own_address_of_a_deployed_container_is_refused(village: Machine) -> None:
+    """On its isolated network, and from any other one, Docker drops it in silence; proxy and replies still pass."""
+    village.deploy(
+        f"""isolated = service("isolated", containers=[
+            container("server", image="{IMAGE}", ports=[7000, "7000/udp"], connect_to=["server.far"])])"""
+    )
+    (deployed,) = village.containers("label=meshbox.service=isolated")
+    village.run_container("beside", IMAGE, options=("--network=meshbox",))
+    try:
+        for who in ("beside", "outsider", "friend"):
+            for protocol in ("tcp", "udp"):
+                refused(village, who, village.address_of(deployed), 7000, protocol)
+        assert village.docker("exec", "beside", "wget", "-qO-", f"http://{village.switch.address}/")
+        assert answers(village.client(deployed, "tcp", "server.far", "7000", "3"))
+    finally:
+        village.docker("rm", "--force", "beside")
+
+
 @pytest.mark.parametrize("who", ["stranger", "outsider"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_proxy_port_is_refused_to_others(village: Machine, who: str, protocol: str) -> None:

@@ -24,7 +24,7 @@ from nsworld import (
 
 from appliance.model.names import Protocol
 from appliance.model.network import HostRuleset, NetnsId, Route, WorkloadRuleset
-from appliance.render.ruleset import render_host, render_workload
+from appliance.render.ruleset import REMOVE, render_host, render_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,6 +53,7 @@ GUARD = HostRuleset(
     proxy_ports=(20000, 29999),
     dns_port=53,
     workloads=frozenset({IPv4Address(WORKLOAD)}),
+    published=frozenset({(IPv4Address(WORKLOAD), Protocol.TCP, 8088), (IPv4Address(WORKLOAD), Protocol.UDP, 8088)}),
     dns_addresses=frozenset({IPv4Address(HOST)}),
     subnets=frozenset({IPv4Network("172.30.0.0/16")}),
     listening=frozenset({(Protocol.TCP, 20001), (Protocol.UDP, 20002), (Protocol.TCP, 20003)}),
@@ -228,6 +229,31 @@ def test_open_datagram_flow_ends_with_its_allowance(world):
                 sock.send(b"question")
         finally:
             world.nft("workload", render_workload(RULES))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "port", "gets"),
+    [
+        ("tcp", 80, REFUSED),
+        ("udp", 80, REFUSED),
+        ("tcp", 8088, "its published port"),
+        ("udp", 8088, "its published port, UDP"),
+    ],
+)
+def test_containers_of_other_networks_are_refused_on_the_way(world, protocol, port, gets):
+    """Before Docker drops it in silence; replies, the outside and what Docker publishes pass."""
+    networks = GUARD.subnets | {IPv4Network("198.51.100.0/24")}
+    world.nft("workload", REMOVE)
+    try:
+        assert world.probe("outside", "tcp", WORKLOAD, 80) == "the workload"
+        world.nft("host", render_host(replace(GUARD, subnets=networks)))
+        assert world.probe("outside", protocol, WORKLOAD, port) == gets
+        with world.socket("workload", "tcp") as sock:
+            sock.connect((OUTSIDE, 80))
+            world.server("the outside").accept()[0].close()
+    finally:
+        world.nft("host", render_host(GUARD))
+        world.nft("workload", render_workload(RULES))
 
 
 def test_workloads_reach_the_mesh_dns_also_from_a_network_that_is_not_dockers(world):
