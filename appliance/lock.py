@@ -1,10 +1,18 @@
-"""One appliance per host: the lock in run_dir, which also keeps `meshbox cleanup` and the appliance apart."""
+"""One appliance per host, which also keeps `meshbox cleanup` and the appliance apart.
+
+Two locks. The file in run_dir tells who holds it. But an image, a package and a checkout have run_dirs of their own: an
+abstract socket belongs to the host's network namespace, which they all share, as do the rules and ports that two
+appliances would fight over.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-from contextlib import contextmanager
+import socket
+import struct
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from appliance.errors import HostError
@@ -13,25 +21,49 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+SOCKET = "\0meshbox"
+"""The abstract socket's name."""
+
 
 @contextmanager
 def only_one(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of this host; it ends with the process, however that ends. Raises HostError when it is taken."""
+    """Hold both locks; they end with the process, however that ends. Raises HostError when one is taken."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
         handle = (run_dir / "lock").open("a+")
     except OSError as error:
         raise HostError(f"cannot write {run_dir}: {error.strerror}; run meshbox as root") from error
-    with handle:
+    with handle, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as name:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise HostError(
-                f"another meshbox (pid {holder}) runs on this host: stop it first; one appliance serves all containers"
-            ) from None
+            raise _taken(handle.read().strip()) from None
+        try:
+            name.bind(SOCKET)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise HostError(f"cannot take the lock of this host: {error.strerror}") from error
+            raise _taken(_holder()) from None
+        name.listen()
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def _taken(holder: str) -> HostError:
+    return HostError(
+        f"another meshbox (pid {holder or 'unknown'}) runs on this host: stop it first; one appliance serves all"
+        " containers"
+    )
+
+
+def _holder() -> str:
+    """Return the process id of who listens on the socket; empty where it is not to be seen from here."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker, suppress(OSError):
+        asker.setblocking(False)  # nobody accepts, so the queue may be full
+        asker.connect(SOCKET)
+        pid, _, _ = struct.unpack("iII", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return str(pid or "")  # 0: a process in another namespace of process ids
+    return ""

@@ -119,8 +119,11 @@ def test_damaged_state_is_put_aside(served: Machine) -> None:
 def test_second_appliance_is_refused(served: Machine) -> None:
     """One line, exit status 1, and the first one goes on."""
     begin = time.monotonic()
-    done = served.meshbox("run", check=False)
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "another meshbox" in done.stderr, begin
+    assert served.appliance is not None
+    for settings in ({}, {"run_dir": str(served.root / "another"), "state_dir": str(served.root / "another")}):
+        for command in ("run", "cleanup"):
+            done = served.meshbox(command, check=False, **settings)
+            assert done.returncode == 1
+            assert len(done.stderr.strip().splitlines()) == 1
+            assert f"another meshbox (pid {served.appliance.pid})" in done.stderr, begin
     assert_answers(served)
