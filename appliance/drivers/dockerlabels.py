@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from appliance.errors import InputError, did_you_mean
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Workload
-from appliance.model.names import MAX_LABEL, Allowance, Name, Port, parse_label
+from appliance.model.names import MAX_LABEL, Allowance, Name, Port, parse_label, parse_service_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +50,7 @@ def parse_labels(labels: Mapping[str, str]) -> Labels | None:
     raw = Name(service=_printable(labels[SERVICE]), container=_printable(labels.get(CONTAINER, "")))
     label = SERVICE
     try:
-        service = parse_label(labels[SERVICE], "service")
+        service = parse_service_name(labels[SERVICE])
         label = CONTAINER
         if CONTAINER not in labels:
             return Labels(name=raw, problem=f"label {CONTAINER} is missing: add it beside {SERVICE}={service}")

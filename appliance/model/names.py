@@ -12,6 +12,8 @@ MAX_LABEL = 63
 """Longest DNS label in octets (RFC 1035 §2.3.4)."""
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+"""What getaddrinfo and browsers read as a part of an IPv4 address: `10.0` is 10.0.0.0."""
 
 
 class Protocol(StrEnum):
@@ -37,7 +39,7 @@ class Name:
         container, dot, service = text.partition(".")
         if not dot:
             raise InputError(f'"{text}" is not <container>.<service>; write for example "redis.flask"')
-        return cls(container=parse_label(container, "container"), service=parse_label(service, "service"))
+        return cls(container=parse_label(container, "container"), service=parse_service_name(service))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -131,6 +133,13 @@ def parse_label(text: str, what: str) -> str:
         raise InputError(f'{what} name "{text}" has {len(text)} characters; {MAX_LABEL} is the most (RFC 1035)')
     if not _LABEL.fullmatch(text):
         raise InputError(f'{what} name "{text}" is no host label (RFC 1123): use a-z, 0-9 and "-", not at the ends')
+    return text
+
+
+def parse_service_name(text: str) -> str:
+    """Return `text` if it is a label that can be a top-level domain. Raises InputError."""
+    if _NUMBER.fullmatch(parse_label(text, "service")):
+        raise InputError(f'service name "{text}" is a number: programs take names that end so for IPv4 addresses')
     return text
 
 

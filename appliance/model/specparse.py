@@ -23,7 +23,7 @@ from appliance.model.fieldparse import (
     parse_volumes,
     shown,
 )
-from appliance.model.names import Name, parse_label
+from appliance.model.names import Name, parse_label, parse_service_name
 from appliance.model.spec import Container, Health, Service
 from appliance.model.tlds import is_top_level_domain
 
@@ -68,7 +68,7 @@ def parse_service(raw: Mapping[str, Any], where: str = "") -> Service:
         raise InputError(f"{at}a service is a mapping of fields, not {shown(raw)}")
     place = _Place(f"{at}service {shown(raw.get('name', '?'))}")
     place.known(raw, SERVICE_FIELDS)
-    name = place.take(raw, "name", lambda value: parse_label(value, "service"))
+    name = place.take(raw, "name", parse_service_name)
     if name is None:
         raise place.error("name is missing")
     listed = raw.get("containers")

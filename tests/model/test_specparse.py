@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import socket
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,6 +152,8 @@ def test_bad_container(fields, words):
         ({**raw_service(), "count": "2"}, 'count: "2" is not a whole number'),
         ({**raw_service(), "name": "-x"}, "is no host label (RFC 1123)"),
         ({**raw_service(), "name": "a\nb"}, "is no host label (RFC 1123)"),
+        ({**raw_service(), "name": "0"}, 'service name "0" is a number: programs take names that end so for IPv4'),
+        ({**raw_service(), "name": "0xff"}, 'service name "0xff" is a number'),
         ({**raw_service(), "constraint": 5}, "constraint: 5 is not text"),
         (
             {"name": "flask", "containers": [{"name": "web", "image": "a"}, {"name": "web", "image": "b"}]},
@@ -225,6 +230,15 @@ def test_warns_of_top_level_domains(name):
     assert "top-level domain" in check_services([parsed(name)])[0]
 
 
+@pytest.mark.parametrize(("name", "address"), [("10.0", True), ("8.0xff", True), ("10.a1", False), ("0.1a", False)])
+def test_no_name_is_read_as_an_address(name, address):
+    """What getaddrinfo takes for an IPv4 address never asks a DNS server."""
+    with pytest.raises(InputError, match="is a number") if address else nullcontext():
+        Name.parse(name)
+    with nullcontext() if address else pytest.raises(OSError, match="illegal IP"):
+        socket.inet_aton(name)
+
+
 def test_twins():
     """Two services of one name are refused."""
     with pytest.raises(InputError, match='service "alpha" is declared twice'):
@@ -254,7 +268,7 @@ containers = st.builds(
 )
 services = st.builds(
     Service,
-    name=labels,
+    name=labels.map(lambda label: f"s{label}"),
     count=st.integers(1, 1000),
     containers=st.lists(containers, min_size=1, max_size=3, unique_by=lambda c: c.name).map(tuple),
     constraint=st.none() | words,
