@@ -4,7 +4,8 @@
 #
 #   packaging/setup.sh            system packages, .venv
 #   packaging/setup.sh --tests    also what the tests of image and package need
-#   PYTHON=python3.11 …           the interpreter for a new .venv (3.11 or later)
+#   PYTHON=python3.11 …           the interpreter for a new .venv (3.11 or later); without it Debian's own, as in the
+#                                 package and the image: it is built with optimizations that others on PATH often lack
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -67,7 +68,11 @@ make_environment() {
     printf '%s\n' "$wanted" >.venv/meshbox-setup
 }
 
-python="${PYTHON:-python3}"
+python="${PYTHON:-}"
+if [ -z "$python" ]; then
+    python=/usr/bin/python3
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || python=python3
+fi
 find_missing "${1:-}"
 if [ "${#missing[@]}" -gt 0 ]; then
     install_packages
