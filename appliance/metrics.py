@@ -82,7 +82,7 @@ class _Collector(Collector):
         yield GaugeMetricFamily("meshbox_workloads_ready", "Those of them that are ready.", value=ready)
         yield GaugeMetricFamily("meshbox_rulesets", "Namespaces with our rules.", value=len(have.rulesets))
         yield GaugeMetricFamily("meshbox_listeners", "Open listeners.", value=len(have.listeners))
-        yield GaugeMetricFamily("meshbox_machines", "Machines that are known.", value=len(s.machines))
+        yield GaugeMetricFamily("meshbox_machines", "Healthy machines.", value=sum(m.healthy for m in s.machines))
         lasting = len(self._appliance.faults.current)
         yield GaugeMetricFamily("meshbox_faults_lasting", "Faults that are not over.", value=lasting)
         for name, value in sorted(self._counters.items()):

@@ -165,6 +165,7 @@ def peers(s: Snapshot, known: RegistryFacts, registry: str, own: Iterable[Destin
                 "address": str(m.address),
                 "meta": dict(m.meta),
                 "self": m.node == s.settings.node,
+                "healthy": m.healthy,
                 "destinations": sorted(
                     map(str, own)
                     if m.node == s.settings.node

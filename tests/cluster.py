@@ -133,8 +133,8 @@ class Member(Machine):
 
     @property
     def knows(self) -> set[str]:
-        """The nodes of all machines that it knows."""
-        return {one["node"] for one in self.peers["machines"]}
+        """The nodes of all machines that it takes for healthy."""
+        return {one["node"] for one in self.peers["machines"] if one["healthy"]}
 
 
 class Cluster:

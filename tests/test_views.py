@@ -63,15 +63,15 @@ def test_container_that_cannot_be_in_the_mesh():
 def test_peers():
     """Machines with what they serve, which one this is, and since when the facts are held."""
     s = snapshot(
-        machines=(machine("there", "10.0.0.9", zone="a"), machine("here", "10.0.0.1")),
+        machines=(replace(machine("there", "10.0.0.9", zone="a"), healthy=False), machine("here", "10.0.0.1")),
         endpoints=(endpoint("web.shop:80", "there"),),
     )
     own = [Destination.parse("pg.db:5432")]
     row = views.peers(s, RegistryFacts(held_since=5.0, held_why="no leader"), "consul", own)
     assert (row["registry"], row["held_since"], row["held_why"]) == ("consul", 5.0, "no leader")
-    assert [(m["node"], m["self"], m["destinations"], m["meta"]) for m in row["machines"]] == [
-        ("here", True, ["pg.db:5432/tcp"], {}),
-        ("there", False, ["web.shop:80/tcp"], {"zone": "a"}),
+    assert [(m["node"], m["self"], m["healthy"], m["destinations"], m["meta"]) for m in row["machines"]] == [
+        ("here", True, True, ["pg.db:5432/tcp"], {}),
+        ("there", False, False, ["web.shop:80/tcp"], {"zone": "a"}),
     ]
 
 

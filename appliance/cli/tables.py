@@ -119,7 +119,7 @@ def peers(row: dict[str, Any]) -> None:
             ("MACHINE", "ADDRESS", "DESTINATIONS", "META"),
             (
                 (
-                    m["node"] + (" (this one)" if m["self"] else ""),
+                    m["node"] + (" (this one)" if m["self"] else "" if m["healthy"] else " (unhealthy)"),
                     m["address"],
                     len(m["destinations"]),
                     " ".join(f"{key}={value}" for key, value in m["meta"].items()),

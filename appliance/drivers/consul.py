@@ -192,7 +192,7 @@ class ConsulRegistry:
                     log.debug("cannot look at a service", service=service, cause=str(error))
                     break
                 found += parse_endpoints(entries)[0]
-        return tuple(e for e in found if e.node in self._machines and e.node != self._node)
+        return tuple(e for e in found if self._serves(e.node))
 
     async def _took_names(self, names: frozenset[str]) -> None:
         self._every = (self._every or frozenset()) | (names - {MESHBOX, "consul"})
@@ -229,14 +229,12 @@ class ConsulRegistry:
         if not self._first["machines"].is_set():
             await self._evidence.look()
         seen, complaints = parse_machines(entries)
-        healthy, doubts = one_per_node(seen)
-        dead = {s.machine.node for s in seen} - healthy.keys()
-        known = {node: machine for node, machine in self._machines.items() if node not in dead}
-        missing = known.keys() - healthy.keys()
-        if missing and not any(s.machine.node == self._node for s in seen):
+        found, doubts = one_per_node(seen)
+        known = self._machines
+        if known.keys() - found.keys() and self._node not in found:
             self._announcer.again()
-        self._machines = {**known, **healthy}
-        self._machines = await self._evidence.merge(known, healthy)
+        self._machines = {**known, **found}
+        self._machines = await self._evidence.merge(known, found)
         self._complaints["machines"] = (*complaints, *doubts)
         self._first["machines"].set()
         self._publish()
@@ -291,6 +289,11 @@ class ConsulRegistry:
 
     # -- facts, in memory and on disk
 
+    def _serves(self, node: str) -> bool:
+        """Whether what a node announces is used: it is another machine, and healthy."""
+        machine = self._machines.get(node)
+        return machine is not None and machine.healthy and node != self._node
+
     def _publish(self) -> None:
         """Make facts of what is known; ring the bell if they differ in what plans depend on."""
         before = self._facts
@@ -305,7 +308,7 @@ class ConsulRegistry:
                 endpoint
                 for _, found in sorted(self._endpoints.items())
                 for endpoint in found.values()
-                if endpoint.node in self._machines and endpoint.node != self._node
+                if self._serves(endpoint.node)
             ),
             held_since=self._held.since,
             held_why=self._held.why,

@@ -113,7 +113,6 @@ class SeenMachine:
     """A machine as the catalogue has it. `host` is Consul's own name of where it is registered."""
 
     machine: Machine
-    healthy: bool
     host: str
 
 
@@ -132,32 +131,38 @@ def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMach
                 address=_address(entry),
                 meta=tuple(sorted((str(key), str(value)) for key, value in meta.items())),
                 gateway="gateway" in service["Meta"],
+                healthy=is_healthy(entry),
             )
         except (ValueError, AttributeError) as error:
             complaints.append(f'machine "{service["ID"]}" in Consul cannot be read: {error}')
         else:
-            found.append(SeenMachine(machine=machine, healthy=is_healthy(entry), host=entry["Node"]["Node"]))
+            found.append(SeenMachine(machine=machine, host=entry["Node"]["Node"]))
     return tuple(found), tuple(complaints)
 
 
 def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[str]]:
-    """Return the healthy machines by node, and complaints about those that claim the same node or address."""
-    healthy: dict[str, SeenMachine] = {}
+    """Return the machines by node, a healthy one before others, and complaints about those of one node or address.
+
+    What is not healthy may be what a machine left behind when it moved, and is nothing to complain about.
+    """
+    found: dict[str, SeenMachine] = {}
     by_address: dict[IPv4Address, str] = {}
     complaints = []
-    for s in sorted((s for s in seen if s.healthy), key=lambda s: (s.machine.node, s.host)):
+    for s in sorted(seen, key=lambda s: (not s.machine.healthy, s.machine.node, s.host)):
         node, address = s.machine.node, s.machine.address
-        if node in healthy:
-            complaints.append(
-                f'two machines call themselves "{node}": {healthy[node].machine.address} (Consul node '
-                f'{healthy[node].host}) and {address} ({s.host}); give one of them another "node" in its configuration'
-            )
+        if node in found:
+            if s.machine.healthy:
+                complaints.append(
+                    f'two machines call themselves "{node}": {found[node].machine.address} (Consul node '
+                    f'{found[node].host}) and {address} ({s.host}); give one of them another "node" in its '
+                    "configuration"
+                )
             continue
-        if address in by_address:
+        if s.machine.healthy and address in by_address:
             complaints.append(f"machines {by_address[address]} and {node} both claim the address {address}")
         by_address.setdefault(address, node)
-        healthy[node] = s
-    return {node: s.machine for node, s in healthy.items()}, complaints
+        found[node] = s
+    return {node: s.machine for node, s in found.items()}, complaints
 
 
 def is_healthy(entry: Mapping[str, Any]) -> bool:

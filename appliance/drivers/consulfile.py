@@ -40,7 +40,13 @@ def dump(known: Known) -> bytes:
             "epoch": known.epoch,
             "changed": dict(known.changed),
             "machines": [
-                {"node": m.node, "address": str(m.address), "meta": dict(m.meta), "gateway": m.gateway}
+                {
+                    "node": m.node,
+                    "address": str(m.address),
+                    "meta": dict(m.meta),
+                    "gateway": m.gateway,
+                    "healthy": m.healthy,
+                }
                 for m in known.machines
             ],
             "endpoints": [
@@ -74,6 +80,7 @@ def load(content: bytes) -> Known:
                     address=IPv4Address(m["address"]),
                     meta=tuple(sorted(m["meta"].items())),
                     gateway=bool(m.get("gateway", False)),
+                    healthy=bool(m.get("healthy", True)),
                 )
                 for m in raw["machines"]
             ),

@@ -107,6 +107,8 @@ class Machine:
     meta: tuple[tuple[str, str], ...] = ()
     gateway: bool = False
     """It runs no containers: nothing is placed there."""
+    healthy: bool = True
+    """False: nothing is placed there and nothing of it is used, but as long as it is registered it may call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

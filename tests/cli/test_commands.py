@@ -241,7 +241,9 @@ def test_services_by_machine_and_state(capsys):
 def test_peers_say_since_when_and_why(capsys):
     """While Consul cannot be heard, people see since when facts are held, and why."""
     row = {"registry": "consul", "held_since": 0.0, "held_why": "no [leader]", "open_queries": 3, "problems": []}
-    tables.peers({**row, "machines": []})
+    dead = {"node": "m2", "address": "10.0.0.2", "meta": {}, "self": False, "healthy": False, "destinations": []}
+    tables.peers({**row, "machines": [dead]})
     out = capsys.readouterr().out
     assert "held as last known since 19" in out
     assert "no [leader]; 3 open queries" in out
+    assert "m2 (unhealthy)" in out

@@ -75,8 +75,8 @@ def machines(tmp_path, consul_agent) -> Machines:
 
 
 def nodes(registry):
-    """The machines that a registry knows."""
-    return [m.node for m in registry.facts.machines]
+    """The machines that a registry takes for healthy."""
+    return [m.node for m in registry.facts.machines if m.healthy]
 
 
 def weights(registry):
@@ -161,7 +161,7 @@ def test_withdrawing_before_the_end(machines, consul_agent):
 
 
 def test_a_machine_that_dies(machines, consul_agent):
-    """A machine whose check is critical is no member, and what it serves is not used; later it is again."""
+    """Of a machine whose check is critical nothing is used, but it may call until it is deregistered."""
 
     async def main():
         async with machines.machine("m1") as one, machines.machine("m2") as two:
@@ -170,8 +170,13 @@ def test_a_machine_that_dies(machines, consul_agent):
             two._announcer._beat = trio.lowlevel.checkpoint
             consul_agent.request("PUT", "/v1/agent/check/fail/meshbox:m2")
             await until(lambda: nodes(one) == ["m1"] and weights(one) == [])
+            assert await one.look(ALL) == ()
+            assert [m.node for m in one.facts.machines] == ["m1", "m2"]
             consul_agent.request("PUT", "/v1/agent/check/pass/meshbox:m2")
             await until(lambda: weights(one) == [("m2", 1)])
+            two._announcer._compare = trio.lowlevel.checkpoint
+            consul_agent.request("PUT", "/v1/agent/service/deregister/meshbox:m2")
+            await until(lambda: [m.node for m in one.facts.machines] == ["m1"])
 
     trio.run(main)
 

@@ -46,7 +46,7 @@ def test_machine_back_and_forth():
     """A machine is read as it was registered."""
     seen, complaints = codec.parse_machines([entry(codec.machine_service(M1))])
     assert complaints == ()
-    assert seen == (codec.SeenMachine(machine=M1, healthy=True, host="consul-1"),)
+    assert seen == (codec.SeenMachine(machine=M1, host="consul-1"),)
 
 
 def test_gateway_back_and_forth():
@@ -83,7 +83,7 @@ def test_revisions_back_and_forth():
 def test_health(status, healthy):
     """Only a critical check makes a machine unhealthy."""
     seen, _ = codec.parse_machines([entry(codec.machine_service(M1), status=status)])
-    assert seen[0].healthy is healthy
+    assert seen[0].machine.healthy is healthy
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_two_machines_of_one_name_or_address():
     seen, _ = codec.parse_machines(
         [entry(codec.machine_service(m), host=h) for m, h in ((double, "c2"), (M1, "c1"), (same, "c3"))]
     )
-    healthy, complaints = codec.one_per_node(seen)
-    assert healthy == {"m1": M1, "m3": same}
+    found, complaints = codec.one_per_node(seen)
+    assert found == {"m1": M1, "m3": same}
     assert complaints == [
         (
             'two machines call themselves "m1": 10.0.0.1 (Consul node c1) and 10.0.0.2 (c2); '
@@ -139,6 +139,25 @@ def test_two_machines_of_one_name_or_address():
         ),
         "machines m1 and m3 both claim the address 10.0.0.1",
     ]
+
+
+def test_what_a_machine_left_behind():
+    """A machine that moved to another host or address counts as it is now, without complaints about what it was."""
+    former = codec.machine_service(replace(M1, address=IPv4Address("10.0.0.9")))
+    heir = codec.machine_service(Machine(node="m2", address=IPv4Address("10.0.0.9")))
+    seen, _ = codec.parse_machines(
+        [
+            entry(former, host="a", status="critical"),
+            entry(codec.machine_service(M1), host="b"),
+            entry(codec.machine_service(replace(M1, node="m0")), host="c", status="critical"),
+            entry(heir, host="d"),
+        ]
+    )
+    found, complaints = codec.one_per_node(seen)
+    assert complaints == []
+    assert found["m1"] == M1
+    assert found["m2"].healthy
+    assert not found["m0"].healthy
 
 
 def test_ids():

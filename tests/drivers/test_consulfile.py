@@ -16,7 +16,7 @@ FULL = Known(
     changed={"web": 5.5},
     machines=(
         Machine(node="m1", address=IPv4Address("10.0.0.1"), meta=(("disk", "ssd"),)),
-        Machine(node="m2", address=IPv4Address("10.0.0.2"), gateway=True),
+        Machine(node="m2", address=IPv4Address("10.0.0.2"), gateway=True, healthy=False),
     ),
     endpoints=(
         Endpoint(

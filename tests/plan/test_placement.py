@@ -104,6 +104,16 @@ def test_unknown_constraint():
         check_constraint(spec("web", constraint="zzz"), SETTINGS, known)
 
 
+def test_unhealthy_machines_run_nothing():
+    """What a machine ran that is not heard of runs elsewhere, and nothing can be pinned to it."""
+    dead, alive = replace(machine("m3", "10.0.0.3", disk="ssd"), healthy=False), machine("m1", "10.0.0.1")
+    web = spec("web", count=4)
+    assert set(place(web, [dead, alive])) == {"m1"}
+    assert placement(web, SETTINGS, [dead, alive]) == placement(web, SETTINGS, [alive])
+    with pytest.raises(InputError, match="no machine meets"):
+        check_constraint(spec("web", constraint="disk==ssd"), SETTINGS, [dead, alive])
+
+
 def test_gateways_run_nothing():
     """A machine without Docker gets no replica, seen from itself and from others; if all are so, a deploy says it."""
     gateway, full = replace(machine("gate", "10.0.0.9"), gateway=True), machine("m1", "10.0.0.1")

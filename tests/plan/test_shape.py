@@ -129,6 +129,14 @@ def test_host_knows_which_ports_are_published_and_listened_on():
     assert found.host_ruleset.published == {(address(4), Protocol.TCP, 80)}
 
 
+def test_unhealthy_machines_may_call():
+    """Whoever is registered may call: a machine may only have lost its Consul agent, and goes on as last known."""
+    dead = replace(machine("m2", "10.0.0.2"), healthy=False)
+    found = shape(APPLE, machines=(dead,))
+    assert found.host_ruleset.peers == {dead.address}
+    assert found.sockets[dest("apple.orange:80")].peers == {dead.address}
+
+
 def test_peers():
     """Other machines may call what is offered here; this machine's own addresses are never a peer's."""
     machines = (machine("here", "10.0.0.1"), machine("m2", "10.0.0.2"), machine("liar", "10.0.0.9"))

@@ -95,12 +95,28 @@ def test_machine_dies_and_returns(trio: Cluster) -> None:
         left = end + 30 - time.monotonic()
         wait_until(lambda: len(set(heard(one)) - {lost}) == 3, "its replica answers elsewhere", seconds=left)
         assert sum(spread(trio)) == 3
-        wait_until(lambda: three.address not in rules(one) and three.node not in shown(one), "it has left the rules")
+        wait_until(lambda: three.node not in shown(one), "nothing of it is used")
+        assert three.address in rules(one), "what is registered may call: it may only have lost its Consul agent"
         three.boot()
         wait_until(lambda: spread(trio) == [1, 1, 1], "it has its share again", seconds=40)
         wait_until_agreed(trio)
         wait_until(lambda: name_of(three) in heard(one), "it answers", seconds=20)
     assert load.unexcused((begin, end)) == []
+
+
+def test_machine_without_its_agent(trio: Cluster) -> None:
+    """A machine whose Consul agent is away goes on calling the others, though they use nothing of it any more."""
+    one, two, three = trio.machines
+    wait_until(trio.sound, "Consul can do without one server", seconds=40)
+    with Load(three, "client", *WHERE) as load:
+        three.consul.stop()
+        wait_until(lambda: three.node not in one.knows | two.knows, "it is not heard of", seconds=40)
+        wait_until(lambda: three.node not in shown(one), "nothing of it is used")
+        assert {name_of(one), name_of(two)} <= set(heard(three, 100)), "and it still calls"
+        trio.start_consul()
+        wait_until(lambda: spread(trio) == [1, 1, 1], "it has its share again", seconds=40)
+        wait_until_agreed(trio)
+    assert load.failures == []
 
 
 def rules(machine: Member) -> str:
