@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 import orjson
 import trio
 
-from appliance import surroundings
+from appliance import fitfiles, surroundings
 from appliance.drivers import netns
 from appliance.drivers.docker import Docker
+from appliance.drivers.dockerhttp import NotFoundError
 from appliance.drivers.hostnames import ROUTE_PROTOCOL, HostNames
 from appliance.drivers.hostresolv import RESOLV_CONF, HostResolvers
 from appliance.errors import MeshboxError
 from appliance.findings import Finding, Level, failed, ok, warning
+from appliance.model.facts import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,19 +52,24 @@ async def examine(config: Config, *, running: bool = False) -> tuple[Finding, ..
     findings = [privileges(), *programs()]
     if all(finding.level is not Level.FAILED for finding in findings):
         findings.append(await surroundings.rules())
+    findings += [fitfiles.state(config), fitfiles.run_dir(config)]
     networks: tuple[DockerNetwork, ...] = ()
     if config.is_gateway:
         findings += surroundings.gateway(config)
     else:
-        docker, networks = await _docker(config.docker_socket)
-        findings += [docker, *surroundings.mounts(config)]
+        docker, networks, sandbox = await _docker(config.docker_socket)
+        findings.append(docker)
         findings += surroundings.host_network(networks, await netns.addresses(netns.HOST) if networks else ())
+        findings += surroundings.mounts(config)
+        findings += fitfiles.namespaces(config, sandbox) or [await fitfiles.watch(config)]
     findings.append(vip_range(config.vip_range, networks, routes()))
     visitors = config.visitors(gateway=config.is_gateway)
     if not running:
         gateways = [g for n in networks for g in n.gateways if isinstance(g, IPv4Address)]
         findings.append(dns_port(config.dns_port, [*gateways, *sorted(visitors.dns_listen)]))
         findings.append(proxy_ports(*config.proxy_ports, taken=listening_ports()))
+    if visitors:
+        findings += dns_listen(visitors.dns_listen)
     if visitors.host is not None:
         findings.append(host_names(config))
     findings += [resolvers(HostResolvers(fixed=config.dns_upstreams)()), open_files(), clock()]
@@ -102,22 +109,23 @@ def privileges() -> Finding:
         if not effective >> number & 1
     ]
     if lacking:
-        return failed("privileges", f"{' and '.join(lacking)} missing", "run the container with --privileged")
+        return failed("privileges", f"{' and '.join(lacking)} missing", surroundings.more_rights())
     return ok("privileges", "root, with CAP_NET_ADMIN and CAP_SYS_ADMIN")
 
 
 def programs() -> list[Finding]:
-    """Look for nft in a version that works, and nsenter."""
+    """Look for nft in a version that works, and for what else is run."""
     findings = []
     if shutil.which("nft") is None:
         findings.append(failed("nft", "the program nft was not found", "apt-get install nftables"))
     else:
         answer = subprocess.run(["nft", "--version"], capture_output=True, text=True, check=False).stdout
         findings.append(nft_version(answer))
-    if shutil.which("nsenter") is None:
-        findings.append(failed("nsenter", "the program nsenter was not found", "apt-get install util-linux"))
-    else:
-        findings.append(ok("nsenter", "present"))
+    for program, package in (("nsenter", "util-linux"), ("ip", "iproute2")):
+        if shutil.which(program) is None:
+            findings.append(failed(program, f"the program {program} was not found", f"apt-get install {package}"))
+        else:
+            findings.append(ok(program, "present"))
     return findings
 
 
@@ -133,22 +141,39 @@ def nft_version(answer: str) -> Finding:
     return ok("nft", f"version {'.'.join(map(str, version))}")
 
 
-async def _docker(path: str) -> tuple[Finding, tuple[DockerNetwork, ...]]:
+async def _docker(path: str) -> tuple[Finding, tuple[DockerNetwork, ...], str]:
+    """Look at Docker; return its networks too, and where it keeps the namespace of some running container."""
     try:
         async with Docker(path) as docker:
             with trio.fail_after(10):
                 version = await docker.version()
-                return ok("Docker", f"version {version.engine} on {path}"), await docker.networks()
+                networks = await docker.networks()
+                return ok("Docker", f"version {version.engine} on {path}"), networks, await _sandbox(docker)
     except MeshboxError as error:
         words, _, remedy = str(error).partition(": ")
-        return failed("Docker", words, remedy or "start Docker, or name its socket with docker_socket"), ()
+        return failed("Docker", words, remedy or "start Docker, or name its socket with docker_socket"), (), ""
     except trio.TooSlowError:
-        return failed("Docker", f"no answer on {path} within 10 s", "look at the Docker daemon's log"), ()
+        return failed("Docker", f"no answer on {path} within 10 s", "look at the Docker daemon's log"), (), ""
+
+
+async def _sandbox(docker: Docker) -> str:
+    for listed in await docker.containers():
+        if listed.state is RunState.RUNNING:
+            try:
+                found = (await docker.inspect(listed.id)).sandbox_key
+            except NotFoundError:  # it has ended meanwhile
+                continue
+            if found:
+                return found
+    return ""
 
 
 def routes() -> tuple[IPv4Network, ...]:
     """Return the host's IPv4 routes except the default one, and our own."""
-    answer = subprocess.run(["ip", "-j", "-4", "route"], capture_output=True, check=False).stdout
+    try:
+        answer = subprocess.run(["ip", "-j", "-4", "route"], capture_output=True, check=False).stdout
+    except FileNotFoundError:  # said by `programs`
+        return ()
     found = []
     for route in orjson.loads(answer or b"[]"):
         destination = route.get("dst", "default")
@@ -199,6 +224,9 @@ def dns_port(port: int, gateways: Iterable[IPv4Address]) -> Finding:
                 except OSError as error:
                     if error.errno == errno.EADDRNOTAVAIL:
                         continue  # a network without an interface at this moment
+                    if error.errno == errno.EACCES:
+                        words = f"{address}:{port}/{name} cannot be bound: CAP_NET_BIND_SERVICE is missing"
+                        return failed("DNS port", words, surroundings.more_rights())
                     return failed(
                         "DNS port",
                         f"{address}:{port}/{name} cannot be bound ({os.strerror(error.errno or 0)})",
@@ -206,6 +234,23 @@ def dns_port(port: int, gateways: Iterable[IPv4Address]) -> Finding:
                         " or set dns_port to a free port, or dns_listen where it is one of that",
                     )
     return ok("DNS port", f"{port} is free where containers reach it")
+
+
+def dns_listen(addresses: Iterable[IPv4Address]) -> list[Finding]:
+    """Look for addresses that this host does not have: nobody is answered there until it gets them."""
+    strange = []
+    for address in sorted(addresses):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((str(address), 0))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                strange.append(str(address))
+    if not strange:
+        return []
+    words = f"{', '.join(strange)} of dns_listen {'is' if len(strange) == 1 else 'are'} no address of this host"
+    return [warning("dns_listen", words, "give it to an interface, or name one that ip -4 address shows")]
 
 
 def listening_ports() -> frozenset[int]:

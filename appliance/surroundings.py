@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 IMAGE_MARK = Path("/usr/lib/meshbox/healthcheck.py")
 """Only the image has this file."""
+CONTAINER_MARK = Path("/.dockerenv")
+"""Docker puts this into every container."""
 INIT_ROOT = "/proc/1/root"
 """With --pid=host the root directory of the host, and otherwise that of the container itself."""
 
@@ -39,15 +41,25 @@ async def rules() -> Finding:
     return ok("kernel", "nf_tables takes the rules of workloads and of the host")
 
 
+def more_rights() -> str:
+    """Return how to get capabilities that are missing."""
+    if IMAGE_MARK.exists() or CONTAINER_MARK.exists():
+        return "run the container with --privileged"
+    return "run it as root with all capabilities (of a systemd unit: CapabilityBoundingSet)"
+
+
 def gateway(config: Config) -> list[Finding]:
     """Say what a machine without Docker does, and what is missing for more."""
-    found = [
-        warning(
-            "Docker",
-            f"there is no {config.docker_socket}, so this is a gateway: DNS and proxy for this host and its guests",
-            f"for its containers too, add {WHOLE}",
-        )
-    ]
+    if config.gateway == "yes":
+        found = [ok("Docker", 'not asked, since gateway is "yes": DNS and proxy for this host and its guests')]
+    else:
+        found = [
+            warning(
+                "Docker",
+                f"there is no {config.docker_socket}, so this is a gateway: DNS and proxy for this host and its guests",
+                f"for its containers too, add {WHOLE}",
+            )
+        ]
     if config.registry == "local":
         found.append(
             warning(
@@ -64,14 +76,8 @@ def mounts(config: Config) -> list[Finding]:
     if not IMAGE_MARK.exists():
         return []
     found = []
-    if config.netns_dir.startswith(f"{INIT_ROOT}/") and _own_init():
-        found.append(
-            failed(
-                "namespaces",
-                "containers' network namespaces cannot be reached from here",
-                "run the container with --pid=host",
-            )
-        )
+    if config.netns_dir.startswith(f"{INIT_ROOT}/"):
+        found += _host_root()
     if not Path(config.state_dir).is_mount():
         found.append(
             warning(
@@ -83,12 +89,22 @@ def mounts(config: Config) -> list[Finding]:
     return found
 
 
-def _own_init() -> bool:
-    """Whether process 1 has the same root directory as we have, so that it is this container's."""
+def _host_root() -> list[Finding]:
+    """Look whether process 1 has the host's root directory, and not that of this container, and lets us in."""
+    words = "containers' network namespaces cannot be reached from here"
     try:
-        return Path(INIT_ROOT, ".").samefile("/")
-    except OSError:  # another's, which is closed to us
-        return False
+        if Path(INIT_ROOT, ".").samefile("/"):
+            return [failed("namespaces", words, "run the container with --pid=host")]
+    except OSError as error:
+        return [
+            failed(
+                "namespaces",
+                f"{words} ({INIT_ROOT}: {error.strerror})",
+                "run the container with --privileged, which has CAP_SYS_PTRACE; or mount them,"
+                " -v /run/docker/netns:/run/docker/netns:rslave -e MESHBOX_NETNS_DIR=/run/docker/netns",
+            )
+        ]
+    return []
 
 
 def host_network(networks: Iterable[DockerNetwork], here: Iterable[IPv4Address]) -> list[Finding]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import socket
+import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from appliance import fitness
+from appliance import fitness, surroundings
 from appliance.config import Config
 from appliance.findings import Level
 from appliance.model.facts import DockerNetwork
@@ -81,12 +84,63 @@ def test_resolvers() -> None:
 
 
 def test_missing_programs_are_named_with_their_package(monkeypatch) -> None:
-    """Without nft and nsenter it says what to install."""
+    """Without nft, nsenter and ip it says what to install, and looks at the rest all the same."""
     monkeypatch.setenv("PATH", "/nonexistent")
     assert [finding.remedy for finding in fitness.programs()] == [
         "apt-get install nftables",
         "apt-get install util-linux",
+        "apt-get install iproute2",
     ]
+    assert fitness.routes() == ()
+
+
+def test_rights_that_are_missing(monkeypatch, tmp_path) -> None:
+    """In a container the option is named, elsewhere what to give; a port that one may not bind is not taken."""
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(fitness, "CAP_SYS_ADMIN", 63)
+    mark = tmp_path / "mark"
+    monkeypatch.setattr(surroundings, "IMAGE_MARK", mark)
+    monkeypatch.setattr(surroundings, "CONTAINER_MARK", mark)
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    for look in (fitness.privileges, lambda: fitness.dns_port(53, [IPv4Address("127.0.0.1")])):
+        mark.unlink(missing_ok=True)
+        assert look().level is Level.FAILED
+        assert "CAP_" in look().words
+        assert "missing" in look().words
+        assert "CapabilityBoundingSet" in look().remedy
+        mark.touch()
+        assert look().remedy == "run the container with --privileged"
+
+
+def test_dns_listen() -> None:
+    """An address that this host does not have is a warning, since it may come later."""
+    assert fitness.dns_listen([IPv4Address("127.66.0.53")]) == []
+    (found,) = fitness.dns_listen([IPv4Address("192.0.2.1"), IPv4Address("127.66.0.53")])
+    assert found.level is Level.WARNING
+    assert "192.0.2.1 of dns_listen is no address of this host" in found.words
+    assert "ip -4 address" in found.remedy
+
+
+def test_open_files(monkeypatch) -> None:
+    """A low limit is a warning that says where to raise it; none is well."""
+    for hard, level in ((1024, Level.WARNING), (fitness.FEW_FILES, Level.OK), (resource.RLIM_INFINITY, Level.OK)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, hard=hard: (0, hard))
+        assert fitness.open_files().level is level
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (0, 1024))
+    assert fitness.open_files().words == "limit is 1024"
+    assert "LimitNOFILE" in fitness.open_files().remedy
+
+
+def test_clock(monkeypatch) -> None:
+    """A clock that was never set is a warning."""
+    assert fitness.clock().level is Level.OK
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert fitness.clock().level is Level.WARNING
+    assert "timedatectl set-ntp true" in fitness.clock().remedy
 
 
 def test_not_root(monkeypatch) -> None:

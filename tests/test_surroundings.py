@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 import trio
@@ -40,16 +42,39 @@ def test_gateway_says_what_adds_the_rest() -> None:
     assert len(surroundings.gateway(Config(registry="consul", consul=Consul()))) == 1
 
 
-def test_namespaces_out_of_reach(image, monkeypatch) -> None:
-    """Without --pid=host containers' namespaces cannot be entered; with it nothing is said of them."""
-    monkeypatch.setattr(surroundings, "_own_init", lambda: True)
-    assert [f.remedy for f in surroundings.mounts(image) if f.level is Level.FAILED] == [
+def test_namespaces_out_of_reach(image, monkeypatch, tmp_path) -> None:
+    """Without --pid=host containers' namespaces cannot be entered, nor where process 1 is closed to us."""
+    config = replace(image, netns_dir=f"{tmp_path}/1/root/run/docker/netns")
+    monkeypatch.setattr(surroundings, "INIT_ROOT", f"{tmp_path}/1/root")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/root").symlink_to("/")
+    assert [f.remedy for f in surroundings.mounts(config) if f.level is Level.FAILED] == [
         "run the container with --pid=host"
     ]
     assert surroundings.mounts(replace(image, netns_dir="/var/run/docker/netns"))[0].level is Level.WARNING
-    monkeypatch.setattr(surroundings, "_own_init", lambda: False)
-    (state,) = surroundings.mounts(image)
+    (tmp_path / "1/root").unlink()
+    (tmp_path / "1/root").symlink_to(tmp_path)
+    (state,) = surroundings.mounts(config)
     assert state.remedy == f"add -v /var/lib/meshbox:{image.state_dir}"
+    monkeypatch.setattr(Path, "samefile", closed)
+    (found, _) = surroundings.mounts(config)
+    assert found.level is Level.FAILED
+    assert f"{tmp_path}/1/root: Permission denied" in found.words
+    assert "CAP_SYS_PTRACE" in found.remedy
+
+
+def closed(*_):
+    """Process 1 of another's container."""
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_gateway_that_is_wanted(tmp_path) -> None:
+    """Where gateway = "yes" says so, Docker is not missed, whether or not it is there."""
+    (tmp_path / "docker.sock").touch()
+    for socket in ("docker.sock", "none.sock"):
+        docker, _ = surroundings.gateway(Config(gateway="yes", docker_socket=f"{tmp_path}/{socket}"))
+        assert docker.level is Level.OK
+        assert "there is no" not in docker.line
 
 
 def test_elsewhere_mounts_do_not_matter(tmp_path) -> None:

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from appliance import fitness
+from appliance import fitconsul, fitfiles, fitness
 from appliance.cli import tables
 from appliance.cli.client import Client
 from appliance.errors import HostError
 
 if TYPE_CHECKING:
     from appliance.config import Config
+    from appliance.findings import Finding
 
 
 def check(config: Config) -> list[dict[str, Any]]:
     """Return the findings as rows."""
     running = _running(config)
     with tables.console(stderr=True).status("looking at this host"):  # a Docker that hangs takes 10 s
-        found = trio.run(lambda: fitness.examine(config, running=running is not None))
+        found = trio.run(_look, config, running is not None)
     rows = [asdict(finding) for finding in found]
     if running is not None:
         since = f"running with pid {running['pid']} for {running['uptime']:.0f} s, version {running['version']}"
@@ -35,6 +36,11 @@ def check(config: Config) -> list[dict[str, Any]]:
             for key, fault in running["faults"].items()
         ]
     return rows
+
+
+async def _look(config: Config, running: bool) -> list[Finding]:  # noqa: FBT001 — trio.run passes no names
+    found = [*await fitness.examine(config, running=running), *await fitconsul.consul(config)]
+    return found if running else [*found, *fitfiles.lock(config)]
 
 
 def _running(config: Config) -> dict[str, Any] | None:

@@ -1,0 +1,96 @@
+"""What the appliance needs of files: its state, a folder for socket and lock, a watch on Docker's namespaces.
+
+Part of `fitness`. Nothing is written or made: a look must not leave a trace.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance.drivers import statefile
+from appliance.drivers.netnsdir import watch_directory
+from appliance.drivers.statefile import DamagedError
+from appliance.errors import HostError
+from appliance.findings import Finding, failed, ok, warning
+from appliance.lock import only_one
+
+if TYPE_CHECKING:
+    from appliance.config import Config
+
+
+def state(config: Config) -> Finding:
+    """Look whether the state can be read by this version, and written."""
+    folder = Path(config.state_dir)
+    path = folder / "state.json"
+    try:
+        statefile.load(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        pass  # nothing has been deployed yet
+    except DamagedError as error:
+        return warning("state_dir", str(error), "it will be moved aside; deploy again what is missing then")
+    except HostError as error:
+        words, _, remedy = str(error).partition(": ")
+        return failed("state_dir", words, remedy)
+    except OSError as error:
+        return failed("state_dir", f"cannot read {path}: {error.strerror}", "check its owner and the disk")
+    if not _writable(folder):
+        return warning(
+            "state_dir",
+            f"{folder} cannot be written",
+            "nothing can be deployed: let root write there, or set state_dir",
+        )
+    return ok("state_dir", f"{folder} can be written")
+
+
+def run_dir(config: Config) -> Finding:
+    """Look whether the folder of admin socket and lock can be written."""
+    folder = Path(config.run_dir)
+    if not _writable(folder):
+        return failed(
+            "run_dir", f"{folder} cannot be written", "let root write there, or set run_dir to another folder"
+        )
+    return ok("run_dir", f"{folder} can be written")
+
+
+def lock(config: Config) -> list[Finding]:
+    """Look, where no appliance answers, whether one holds the lock all the same."""
+    folder = Path(config.run_dir)
+    if not (folder / "lock").exists():
+        return []
+    try:
+        with only_one(folder):
+            return []
+    except HostError as error:
+        words, _, _ = str(error).partition(": ")
+        return [failed("appliance", f"{words} and does not answer", "look at its log; end it, and start it anew")]
+
+
+async def watch(config: Config) -> Finding:
+    """Look whether the kernel lets us watch Docker's folder of namespaces, which may not be there yet."""
+    try:
+        with watch_directory(config.netns_dir):
+            return ok("netns_dir", f"{config.netns_dir} can be watched")
+    except HostError as error:
+        words, _, remedy = str(error).partition("; ")
+        return failed("netns_dir", words, f"{remedy} (sysctl)")
+
+
+def namespaces(config: Config, sandbox: str) -> list[Finding]:
+    """Look whether a container's namespace, which Docker keeps at `sandbox`, is where it is watched for."""
+    if not sandbox or (Path(config.netns_dir) / Path(sandbox).name).exists():
+        return []
+    return [
+        warning(
+            "netns_dir",
+            f"Docker keeps its containers' namespaces in {Path(sandbox).parent}, and netns_dir is {config.netns_dir}",
+            f"set netns_dir to where {Path(sandbox).parent} is seen from here; else rules come late",
+        )
+    ]
+
+
+def _writable(folder: Path) -> bool:
+    """Whether one may write there, or make it. Of root it is asked too: a mount may be for reading only."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

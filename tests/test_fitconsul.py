@@ -1,0 +1,95 @@
+"""What `meshbox check` says of Consul: where it is, what is wrong there, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from appliance import fitconsul
+from appliance.config import Config, Consul
+from appliance.findings import Level
+from tests.faultyconsul import FaultyConsul
+from tests.realconsul import ConsulAgent, free_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory) -> Iterator[ConsulAgent]:
+    """A Consul server."""
+    agent = ConsulAgent(tmp_path_factory.mktemp("consul"), base_port=free_ports(3))
+    try:
+        yield agent.start()
+    finally:
+        agent.stop()
+
+
+def look(**settings):
+    """Return the one finding."""
+    (found,) = trio.run(fitconsul.consul, Config(registry="consul", consul=Consul(**settings)))
+    return found
+
+
+def test_without_consul() -> None:
+    """A machine alone asks nobody."""
+    assert trio.run(fitconsul.consul, Config()) == []
+
+
+def test_well(agent) -> None:
+    """It answers, and the finding says from where."""
+    found = look(address=agent.address)
+    assert found.level is Level.OK
+    assert agent.address in found.words
+
+
+def test_unreachable() -> None:
+    """The appliance would run all the same, so that it is a warning; address and remedy are named."""
+    address = f"http://127.0.0.1:{free_ports(1)}"
+    found = look(address=address)
+    assert found.level is Level.WARNING
+    assert f"Consul at {address} cannot be reached" in found.words
+    assert found.remedy == "check that its agent runs, or set consul.address"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "remedy"),
+    [
+        ({"status": 500}, "No cluster leader", "the other Consul servers"),
+        ({"no_leader": True}, "no leader", "check the other Consul servers"),
+        (
+            {"status": 403},
+            "refuses reading the agent",
+            'add to the token\'s policy: agent_prefix "" { policy = "read" }',
+        ),
+        ({"delay": 3600.0}, "did not answer within", "check its load"),
+    ],
+    ids=["failing", "no leader", "token", "silent"],
+)
+def test_trouble(agent, monkeypatch, fault, words, remedy) -> None:
+    """Each trouble has its words and its remedy."""
+    monkeypatch.setattr(fitconsul, "PATIENCE", 1.0 if "delay" in fault else 30.0)
+
+    async def main():
+        faulty = FaultyConsul(agent.address, **fault)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(faulty.run)
+            (found,) = await fitconsul.consul(Config(registry="consul", consul=Consul(address=faulty.address)))
+            nursery.cancel_scope.cancel()
+        assert found.level is Level.WARNING
+        assert words in found.words
+        assert remedy in found.remedy
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("key", ["token_file", "ca", "cert"])
+def test_files(tmp_path, key) -> None:
+    """A file of the settings that cannot be used keeps the appliance from running."""
+    found = look(address="https://127.0.0.1:1", **{key: str(tmp_path / "none")})
+    assert found.level is Level.FAILED
+    assert f"consul.{key} {tmp_path}/none" in found.words
+    assert "No such file" in found.remedy
+    assert "mend that file" in found.remedy
