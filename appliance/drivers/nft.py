@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -19,7 +19,7 @@ from appliance.drivers.nfthelper import LENGTH, frame
 from appliance.drivers.process import Finished, run
 from appliance.errors import HostError, RetryError
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, NetnsId, Route, WorkloadRuleset
+from appliance.model.network import HostRuleset, NetnsId, Route, VisitorRules, WorkloadRuleset
 from appliance.render.ruleset import TABLE, render_host, render_workload
 
 log = structlog.get_logger()
@@ -286,9 +286,17 @@ def samples() -> tuple[tuple[str, str], ...]:
         subnets=frozenset({n("192.0.2.0/24")}),
         listening=frozenset({(Protocol.TCP, 20001)}),
     )
+    route = Route(vip=a("240.0.0.1"), port=80, protocol=Protocol.TCP, proxy_port=20001)
+    visiting = replace(
+        host,
+        visitors=VisitorRules(
+            vip_range=vips, host_routes=frozenset({route}), guest_routes=frozenset({route}), guests=some
+        ),
+    )
     return (
         ("rules of workloads", render_workload(full)),
         ("rules of workloads without routes", render_workload(bare)),
         ("rules of the host", render_host(host)),
+        ("rules of the host with visitors", render_host(visiting)),
         ("rules of the host without workloads", render_host(HostRuleset(proxy_ports=ports, dns_port=53))),
     )

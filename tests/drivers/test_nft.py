@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import trio
 
 from appliance.drivers.netns import HOST
-from appliance.drivers.nft import HostNft, Nft
+from appliance.drivers.nft import HostNft, Nft, samples
 from appliance.errors import HostError, RetryError
 
 
@@ -63,3 +66,11 @@ def test_without_its_helper_the_hosts_nft_asks_to_be_tried_again():
     """Between two lives of the helper."""
     with pytest.raises(RetryError, match="started again"):
         trio.run(HostNft().command, "list ruleset\n")
+
+
+def test_samples_use_every_kind_of_rule():
+    """What check and probe let the kernel try has each chain of nft/, those of visitors too."""
+    chains = {chain for file in Path("nft").glob("*.nft") for chain in re.findall(r"chain (\w+) \{", file.read_text())}
+    assert len(chains) > 5
+    tried = "".join(text for _, text in samples())
+    assert [chain for chain in sorted(chains) if f"chain {chain} {{" not in tried] == []
