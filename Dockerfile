@@ -1,5 +1,5 @@
 # The appliance as an image:   make image
-#   docker run -d --name meshbox --net=host --privileged --pid=host --restart unless-stopped --stop-timeout 30 \
+#   docker run -d --name meshbox --net=host --privileged --pid=host --restart unless-stopped \
 #     -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/meshbox:/var/lib/meshbox meshbox
 # Without the second line, and without --pid=host, it is a gateway: `docker run --net=host --privileged meshbox`.
 #
@@ -35,6 +35,8 @@ RUN ln -s ../lib/meshbox/bin/meshbox /usr/bin/meshbox \
 ENV MESHBOX_NETNS_DIR=/proc/1/root/run/docker/netns
 # Without Docker's socket it is a gateway; the resolv.conf in here is a copy, which the host does not read.
 ENV MESHBOX_GATEWAY=auto MESHBOX_RESOLV_CONF=
+# `docker stop` kills after 10 seconds unless told otherwise; by then connections are drained and rules gone.
+ENV MESHBOX_DRAIN=5
 ARG VERSION=
 ARG REVISION=
 LABEL org.opencontainers.image.title="meshbox" \

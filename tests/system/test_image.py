@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
+HOLD = "import socket, threading; s = socket.create_connection(('apple.orange', 8080)); threading.Event().wait()"
+"""Opens a connection and leaves it open."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -118,7 +120,7 @@ def test_what_is_missing_is_named(machine: PrivilegedMachine, options: list[str]
 def test_whole_appliance(machine: PrivilegedMachine) -> None:
     """With Docker's socket and the host's processes it serves labelled containers, is healthy, and ends at SIGTERM."""
     machine.docker(
-        *("run", "--detach", "--name=meshbox", "--net=host", "--privileged", "--pid=host", "--stop-timeout=30"),
+        *("run", "--detach", "--name=meshbox", "--net=host", "--privileged", "--pid=host"),
         *(f"--volume={machine.socket}:/var/run/docker.sock", f"--volume={machine.root}/state:/var/lib/meshbox"),
         # The host's own root is closed on test computers; the engine has the same one.
         *("--env", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}", "--health-interval=1s"),
@@ -135,6 +137,8 @@ def test_whole_appliance(machine: PrivilegedMachine) -> None:
     assert all(result.get("answer") for result in results), results
     assert machine.client("other", "resolve", "apple.orange").get("addresses", []) == []
     assert "appliance" in machine.docker(*said, "check")
+    machine.docker("exec", "--detach", "client", "python3", "-c", HOLD)
+    wait_until(lambda: "apple.orange" in machine.docker(*said, "connections"), "a connection is open")
     machine.docker("stop", "meshbox")
     assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "meshbox") == "0"
     assert machine.docker(
@@ -149,7 +153,7 @@ def test_from_nothing_to_names_and_back(machine: PrivilegedMachine) -> None:
     before = world(machine)
     machine.docker(
         *("run", "-d", "--name", "meshbox", "--net=host", "--privileged", "--pid=host", "--restart", "unless-stopped"),
-        *("--stop-timeout", "30", "-v", f"{machine.socket}:/var/run/docker.sock"),
+        *("-v", f"{machine.socket}:/var/run/docker.sock"),
         *("-v", f"{machine.root}/state:/var/lib/meshbox"),
         *("-e", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}"),
         *("-e", f"MESHBOX_DNS_UPSTREAMS={machine.switch.address}", "meshbox"),
