@@ -96,7 +96,8 @@ async def _main(config: Config, loop: asyncio.AbstractEventLoop, stopping: trio.
 
 def _plane(config: Config, loop: asyncio.AbstractEventLoop) -> face.Plane:
     """Return the data plane, here or in workers; nothing runs yet."""
-    upstreams = HostResolvers(fixed=config.dns_upstreams)
+    own = [(str(address), config.dns_port) for address in config.dns_listen]
+    upstreams = HostResolvers(fixed=config.dns_upstreams, own=own)
     if not config.workers:
         return DataPlane(loop, dns_upstreams=upstreams, dns_port=config.dns_port)
     command = worker.command(level=config.log_level, form=config.log_format)
@@ -114,7 +115,7 @@ class Appliance:
         self._docker = docker
         self.gateway = config.is_gateway
         self._settings = config.settings(gateway=self.gateway)
-        self._host_access = HostAccess(config, self._settings.visitors, self.faults)
+        self._host_access = HostAccess(config, self._settings.visitors, self.faults, services=self._services)
         self._host_addresses: frozenset[IPv4Address] = frozenset()
         self._unneeded_network = trio.Event()
         self.plane = _plane(config, loop)
@@ -304,9 +305,13 @@ class Appliance:
     def _after_pass(self, facts: Snapshot) -> None:
         self.registry.watch(interests(facts))
         self.deployer.submit(rollout(facts, busy=self.deployer.busy))
+        self._host_access.changed()
         needed = facts.specs or any(w.revision is not None for w in facts.workloads)
         if not needed and any(n.name == self.config.docker_network for n in facts.networks):
             self._unneeded_network.set()
+
+    def _services(self) -> frozenset[str]:
+        return frozenset(destination.name.service for destination in self.have.listeners)
 
     async def _tidy(self) -> None:
         """Remove our Docker network each time after the last container that needed it."""

@@ -21,7 +21,7 @@ from appliance import fitfiles, surroundings
 from appliance.drivers import netns
 from appliance.drivers.docker import Docker
 from appliance.drivers.dockerhttp import NotFoundError
-from appliance.drivers.hostnames import ROUTE_PROTOCOL, HostNames
+from appliance.drivers.hostnames import ROUTE_PROTOCOL, HostNames, chosen
 from appliance.drivers.hostresolv import RESOLV_CONF, HostResolvers
 from appliance.errors import MeshboxError
 from appliance.findings import Finding, Level, failed, ok, warning
@@ -72,23 +72,25 @@ async def examine(config: Config, *, running: bool = False) -> tuple[Finding, ..
         findings += dns_listen(visitors.dns_listen)
     if visitors.host is not None:
         findings.append(host_names(config))
-    findings += [resolvers(HostResolvers(fixed=config.dns_upstreams)()), open_files(), clock()]
+    own = [(str(address), config.dns_port) for address in config.dns_listen]
+    upstreams = HostResolvers(fixed=config.dns_upstreams, own=own)
+    findings += [resolvers(upstreams()), open_files(), clock()]
     return tuple(findings)
 
 
 def host_names(config: Config) -> Finding:
     """Look how names of the mesh get to processes of this host."""
     names = HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
-    servers = " ".join(map(str, sorted(config.dns_listen)))
+    server = chosen(config.dns_listen)
     if not config.resolv_conf:
-        return warning("host names", "no resolver file is changed", f"name {servers} first in the host's resolv.conf")
+        return warning("host names", "no resolver file is changed", f"name {server} first in the host's resolv.conf")
     if config.dns_port != DNS_PORT and not names.is_resolved:
         return failed(
             "host names",
             f"{config.resolv_conf} can only name servers on port {DNS_PORT}, and dns_port is {config.dns_port}",
             f"set dns_port to {DNS_PORT}, or resolv_conf to nothing",
         )
-    return ok("host names", f"{servers} through {'systemd-resolved' if names.is_resolved else config.resolv_conf}")
+    return ok("host names", f"{server} through {'systemd-resolved' if names.is_resolved else config.resolv_conf}")
 
 
 def privileges() -> Finding:

@@ -7,29 +7,39 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.hostnames import HostNames
+from appliance.drivers.hostnames import HostNames, chosen
 from appliance.errors import MeshboxError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from appliance.config import Config
     from appliance.logs import Faults
-    from appliance.model.visitors import Visitors
+    from appliance.model.visitors import ConnectTo, Visitors
 
 log = structlog.get_logger()
 
 LOOK = 30.0
 """Seconds between looks whether somebody has rewritten the resolver's settings, as DHCP clients do."""
+SETTLE = 5.0
+"""Seconds from a new service to new settings: systemd refuses what is started more than five times in ten seconds."""
 
 
 class HostAccess:
     """Keeps resolver settings and route in place, or undoes what a former run has left."""
 
-    def __init__(self, config: Config, visitors: Visitors, faults: Faults) -> None:
-        """Touch nothing yet."""
+    def __init__(
+        self, config: Config, visitors: Visitors, faults: Faults, *, services: Callable[[], frozenset[str]]
+    ) -> None:
+        """Touch nothing yet. `services` are those of the mesh that exist now."""
         self._config = config
         self._visitors = visitors
         self._faults = faults
         self._names = HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
+        self._services = services
+        self._domains: frozenset[str] | None = None
+        """What was put last."""
+        self._moved = trio.Event()
         self._keeping = trio.CancelScope()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -41,12 +51,11 @@ class HostAccess:
             return
         with self._keeping:
             while True:
+                self._moved = trio.Event()
+                self._domains = self._wanted(connect_to)
                 try:
                     await self._names.put(
-                        sorted(self._visitors.dns_listen),
-                        port=self._config.dns_port,
-                        connect_to=connect_to,
-                        suffix=self._config.suffix,
+                        chosen(self._visitors.dns_listen), port=self._config.dns_port, domains=self._domains
                     )
                 except MeshboxError as error:
                     self._faults.report("host names", "names of the mesh do not reach this host; will try again", error)
@@ -54,7 +63,19 @@ class HostAccess:
                     self._faults.over("host names")
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
-                await trio.sleep(LOOK)
+                with trio.move_on_after(LOOK):
+                    await self._moved.wait()
+                    await trio.sleep(SETTLE)
+
+    def changed(self) -> None:
+        """Say that services may have come or gone."""
+        connect_to = self._visitors.host
+        if self._domains is not None and connect_to is not None and self._wanted(connect_to) != self._domains:
+            self._moved.set()
+
+    def _wanted(self, connect_to: ConnectTo) -> frozenset[str]:
+        names = self._services() if connect_to.everything else {str(a.name) for a in connect_to.allowances}
+        return frozenset({*names, self._config.suffix})
 
     async def stop(self) -> None:
         """Undo everything, whether or not the appliance is being cancelled; once more does nothing."""

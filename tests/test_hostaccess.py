@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -11,8 +12,9 @@ import trio.testing
 from appliance.config import Config
 from appliance.drivers.hostnames import HostNames
 from appliance.errors import HostError
-from appliance.hostaccess import LOOK, HostAccess
+from appliance.hostaccess import LOOK, SETTLE, HostAccess
 from appliance.logs import Faults
+from appliance.model.names import Allowance
 from appliance.model.visitors import ConnectTo, Visitors
 
 SERVED = Visitors(host=ConnectTo(everything=True), dns_listen=frozenset({IPv4Address("127.66.0.53")}))
@@ -21,13 +23,14 @@ SERVED = Visitors(host=ConnectTo(everything=True), dns_listen=frozenset({IPv4Add
 @pytest.fixture
 def done(monkeypatch):
     """What was done to the host, and an error that putting raises while there is one."""
-    found = {"deeds": [], "error": None}
+    found = {"deeds": [], "domains": [], "error": None}
 
-    async def put(_self, servers, **_):
+    async def put(_self, server, *, domains, **_):
         await trio.lowlevel.checkpoint()
         if found["error"]:
             raise found["error"]
-        found["deeds"].append(f"put {' '.join(map(str, servers))}")
+        found["deeds"].append(f"put {server}")
+        found["domains"].append(" ".join(sorted(domains)))
 
     async def undo(_self):
         await trio.lowlevel.checkpoint()
@@ -39,11 +42,11 @@ def done(monkeypatch):
     return found
 
 
-def run(visitors, between, faults=None):
+def run(visitors, between, faults=None, services=frozenset):
     """Run it on a virtual clock, with something in between start and stop."""
 
     async def main():
-        access = HostAccess(Config(), visitors, faults or Faults())
+        access = HostAccess(Config(), visitors, faults or Faults(), services=services)
         async with trio.open_nursery() as nursery:
             await nursery.start(access.run)
             await between(access)
@@ -86,4 +89,47 @@ def test_a_fault_is_reported_and_tried_again(done) -> None:
         assert faults.list() == {}
 
     run(SERVED, mend, faults)
+    assert done["deeds"] == ["put 127.66.0.53", "undo"]
+
+
+def test_domains_follow_the_services(done) -> None:
+    """With `*` the names that are routed to us are those of the services that exist: never all names."""
+    services = {"flask"}
+
+    async def change(access):
+        services.add("orange")
+        access.changed()
+        services.add("pear")
+        access.changed()
+        access.changed()
+        await trio.sleep(SETTLE * 1.5)
+        services.remove("flask")
+        access.changed()
+        await trio.sleep(SETTLE * 1.5)
+        access.changed()
+        await trio.sleep(SETTLE * 1.5)
+
+    run(SERVED, change, services=lambda: frozenset(services))
+    assert done["domains"] == ["flask mesh.internal", "flask mesh.internal orange pear", "mesh.internal orange pear"]
+
+
+def test_domains_are_what_is_declared(done) -> None:
+    """With a list they are its names, whatever else exists."""
+    some = ConnectTo(allowances=(Allowance.parse("redis.flask:8080"), Allowance.parse("apple.orange")))
+
+    async def change(access):
+        access.changed()
+        await trio.sleep(SETTLE * 1.5)
+
+    run(replace(SERVED, host=some), change, services=lambda: frozenset({"pear"}))
+    assert done["domains"] == ["apple.orange mesh.internal redis.flask"]
+
+
+def test_one_server_is_put(done) -> None:
+    """Several addresses for DNS do not crowd out the host's own resolvers."""
+
+    async def nothing(_):
+        await trio.lowlevel.checkpoint()
+
+    run(replace(SERVED, dns_listen=frozenset({IPv4Address("10.0.0.1"), IPv4Address("127.66.0.53")})), nothing)
     assert done["deeds"] == ["put 127.66.0.53", "undo"]

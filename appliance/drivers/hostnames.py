@@ -3,7 +3,8 @@
 Three places, each undone by looking at the place itself, so that also a later start or `meshbox cleanup` can do it
 after a crash:
 
-- where systemd-resolved is in charge, a drop-in under /run;
+- where systemd-resolved is in charge, a drop-in under /run, with the names that are ours as routing domains: with
+  all names it would send us everything, and after `kill -9` the host would resolve nothing;
 - else two lines at the top of resolv.conf: whoever finds nothing listening there goes on to the next nameserver at
   once, so the host resolves names also after `kill -9`;
 - a route for `vip_range` through the loopback interface, which lets connections begin that our rules then redirect.
@@ -11,6 +12,7 @@ after a crash:
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -24,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Address, IPv4Network
 
-    from appliance.model.visitors import ConnectTo
-
 RESOLVED = Path("/run/systemd/resolve")
 """systemd-resolved keeps the resolv.conf files here that /etc/resolv.conf is a link to."""
 DROP_IN = Path("/run/systemd/resolved.conf.d/meshbox.conf")
 REMARK = "# meshbox (host_access) is asked first; these two lines go when it stops, or with: meshbox cleanup\n"
 OURS = re.compile(rf"^{re.escape(REMARK)}nameserver \S+\n", re.MULTILINE)
+IN_PLACE = {errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS}
+"""Why a file cannot be replaced and may yet be written: it is a mount, or a sandbox allows it and not its folder."""
 TIMEOUT = 20.0
 """Seconds that ip(8) or systemctl(1) may take."""
 ROUTE_PROTOCOL = "77"
@@ -51,18 +53,19 @@ class HostNames:
         """Whether systemd-resolved is asked on this host."""
         return self._file is not None and RESOLVED in self._file.resolve().parents
 
-    async def put(self, servers: Iterable[IPv4Address], *, port: int, connect_to: ConnectTo, suffix: str) -> None:
-        """Put everything in place that is not there yet. Raises RetryError, HostError."""
+    async def put(self, server: IPv4Address | None, *, port: int, domains: Iterable[str]) -> None:
+        """Put everything in place that is not there yet. Raises RetryError, HostError.
+
+        `domains` are what systemd-resolved asks us for; without it we are asked for everything, and pass it on.
+        """
         await self._ip("replace", str(self._vip_range), "dev", "lo", "src", "127.0.0.1", "proto", ROUTE_PROTOCOL)
-        if self._file is None:
+        if self._file is None or server is None:
             return
         if self.is_resolved:
-            if _write(self._drop_in, _drop_in(servers, port, connect_to, suffix)):
+            if _write(self._drop_in, _drop_in(server, port, domains)):
                 await _restart_resolved()
         else:
-            text = "".join(f"{REMARK}nameserver {server}\n" for server in servers)
-            present = _read(self._file)
-            _write(self._file, text + OURS.sub("", present))
+            _write(self._file, f"{REMARK}nameserver {server}\n{OURS.sub('', _read(self._file))}")
 
     async def undo(self) -> list[str]:
         """Remove whatever is there of ours; return it in words. Raises RetryError, HostError."""
@@ -88,12 +91,15 @@ class HostNames:
         return done.output
 
 
-def _drop_in(servers: Iterable[IPv4Address], port: int, connect_to: ConnectTo, suffix: str) -> str:
-    """Send only names of the mesh to us where they are known; else everything, which we pass on."""
-    names = sorted({f"~{a.name}" for a in connect_to.allowances})
-    domains = ["~."] if connect_to.everything else [*names, f"~{suffix}"]
-    where = " ".join(str(server) if port == 53 else f"{server}:{port}" for server in servers)
-    return f"# meshbox (host_access); removed when it stops\n[Resolve]\nDNS={where}\nDomains={' '.join(domains)}\n"
+def chosen(addresses: Iterable[IPv4Address]) -> IPv4Address | None:
+    """Return which of our servers the host asks: one, since each takes the place of a resolver of its own."""
+    return min(addresses, key=lambda a: (not a.is_loopback, a), default=None)
+
+
+def _drop_in(server: IPv4Address, port: int, domains: Iterable[str]) -> str:
+    where = str(server) if port == 53 else f"{server}:{port}"
+    routing = " ".join(f"~{domain}" for domain in sorted(domains))
+    return f"# meshbox (host_access); removed when it stops\n[Resolve]\nDNS={where}\nDomains={routing}\n"
 
 
 async def _restart_resolved() -> None:
@@ -116,24 +122,42 @@ def _write(path: Path, text: str) -> bool:
     if path.exists() and _read(path) == text:
         return False
     path = path.resolve()
-    beside = path.with_name(f".{path.name}.meshbox")
+    content = text.encode(errors="surrogateescape")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            beside.write_text(text, encoding="utf-8", errors="surrogateescape")
-            if path.exists():
-                shutil.copystat(path, beside)
-                owner = path.stat()
-                os.chown(beside, owner.st_uid, owner.st_gid)
-            beside.replace(path)
-        except OSError:  # a mounted file cannot be replaced, a sandbox may allow the file and not its folder
-            beside.unlink(missing_ok=True)
-            path.write_text(text, encoding="utf-8", errors="surrogateescape")
+            _replace(path, content)
+        except OSError as error:
+            if error.errno not in IN_PLACE or not path.exists():
+                raise
+            _overwrite(path, content)
     except OSError as error:
         raise HostError(
-            f"cannot write {path}: {error.strerror}; allow it, or set resolv_conf to nothing and name the server there"
+            f"cannot write {path}: {error.strerror}; mend that, or set resolv_conf to nothing and name the server there"
         ) from error
     return True
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.meshbox")
+    try:
+        beside.write_bytes(content)
+        if path.exists():
+            shutil.copystat(path, beside)
+            owner = path.stat()
+            os.chown(beside, owner.st_uid, owner.st_gid)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _overwrite(path: Path, content: bytes) -> None:
+    """Write in place. Space is taken first, so that a full disk leaves the file as it is."""
+    with path.open("r+b", buffering=0) as file:
+        os.posix_fallocate(file.fileno(), 0, max(len(content), 1))
+        file.write(content)
+        file.truncate()
 
 
 def _remove_empty(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 RESOLV_CONF = "/etc/resolv.conf"
 RESOLVED_CONF = "/run/systemd/resolve/resolv.conf"
@@ -25,11 +25,13 @@ class HostResolvers:
         path: str = RESOLV_CONF,
         *,
         fixed: Sequence[tuple[str, int]] = (),
+        own: Collection[tuple[str, int]] = (),
         resolved: str = RESOLVED_CONF,
     ) -> None:
-        """Take `fixed` resolvers, when there are any, in place of the file's."""
+        """Take `fixed` resolvers, when there are any, in place of the file's. `own`, our servers, are left out."""
         self._path = Path(path)
         self._fixed = tuple(fixed)
+        self._own = frozenset(own)
         self._resolved = Path(resolved)
         self._stamp: tuple[int, int] | None = None
         self._found: tuple[tuple[str, int], ...] = ()
@@ -42,19 +44,19 @@ class HostResolvers:
             status = self._path.stat()
             stamp = (status.st_mtime_ns, status.st_ino)
             if stamp != self._stamp:
-                self._found = parse(self._path.read_text(encoding="utf-8", errors="replace"))
+                self._found = parse(self._path.read_text(encoding="utf-8", errors="replace"), self._own)
                 self._stamp = stamp
                 if self._found and RESOLVED_STUBS.issuperset(self._found) and self._resolved.exists():
                     # Through its stub our questions could come back to us, when it asks us (host_access).
-                    self._found = parse(self._resolved.read_text(encoding="utf-8", errors="replace"))
+                    self._found = parse(self._resolved.read_text(encoding="utf-8", errors="replace"), self._own)
                     self._stamp = None
         except OSError:
             return self._found
         return self._found
 
 
-def parse(text: str) -> tuple[tuple[str, int], ...]:
-    """Return the IPv4 nameservers of a resolv.conf, at most three."""
+def parse(text: str, own: Collection[tuple[str, int]] = ()) -> tuple[tuple[str, int], ...]:
+    """Return the IPv4 nameservers of a resolv.conf but our own, at most three."""
     found = []
     for line in text.splitlines():
         words = line.split()
@@ -63,4 +65,4 @@ def parse(text: str) -> tuple[tuple[str, int], ...]:
                 found.append((str(IPv4Address(words[1])), 53))
             except AddressValueError:
                 continue
-    return tuple(found[:MOST_NAMESERVERS])
+    return tuple([server for server in found if server not in own][:MOST_NAMESERVERS])

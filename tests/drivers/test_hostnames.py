@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,14 +14,9 @@ from appliance.drivers import hostnames
 from appliance.drivers.hostnames import HostNames
 from appliance.drivers.process import Finished
 from appliance.errors import HostError
-from appliance.model.names import Allowance
-from appliance.model.visitors import ConnectTo
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-SERVERS = [IPv4Address("127.66.0.53")]
-SOME = ConnectTo(allowances=(Allowance.parse("redis.flask:8080"), Allowance.parse("apple.orange")))
+SERVER = IPv4Address("127.66.0.53")
+SOME = frozenset({"redis.flask", "apple.orange", "mesh.internal"})
 
 
 @pytest.fixture
@@ -42,9 +39,9 @@ def names(tmp_path: Path, file: Path | str) -> HostNames:
     )
 
 
-def put(host: HostNames, connect_to: ConnectTo = SOME, port: int = 53) -> None:
+def put(host: HostNames, domains: frozenset[str] = SOME, port: int = 53) -> None:
     """Put everything in place."""
-    trio.run(lambda: host.put(SERVERS, port=port, connect_to=connect_to, suffix="mesh.internal"))
+    trio.run(lambda: host.put(SERVER, port=port, domains=domains))
 
 
 @pytest.mark.parametrize("text", ["", "nameserver 10.0.0.1\n", "search a.b\nnameserver 10.0.0.1\noptions ndots:2"])
@@ -92,10 +89,10 @@ def test_systemd_resolved(commands, tmp_path, monkeypatch) -> None:
     host, drop_in = names(tmp_path, stub), tmp_path / "resolved.conf.d/meshbox.conf"
     put(host, port=5353)
     put(host, port=5353)
-    assert "DNS=127.66.0.53:5353\nDomains=~apple.orange ~redis.flask ~mesh.internal\n" in drop_in.read_text()
+    assert "DNS=127.66.0.53:5353\nDomains=~apple.orange ~mesh.internal ~redis.flask\n" in drop_in.read_text()
     assert commands.count("systemctl try-restart systemd-resolved") == 1
-    put(host, ConnectTo(everything=True))
-    assert "Domains=~.\n" in drop_in.read_text()
+    put(host, frozenset({"flask"}))
+    assert "Domains=~flask\n" in drop_in.read_text()
     assert trio.run(host.undo) == [str(drop_in)]
     assert commands.count("systemctl try-restart systemd-resolved") == 3
     assert not drop_in.parent.exists()
@@ -107,6 +104,53 @@ def test_no_file(commands, tmp_path) -> None:
     put(names(tmp_path, ""))
     assert commands == ["ip -4 route replace 240.0.0.0/4 dev lo src 127.0.0.1 proto 77"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_server_is_chosen() -> None:
+    """One of ours, best the one that only this host has: each of them takes the place of a resolver of the host."""
+    addresses = [IPv4Address(text) for text in ("10.0.0.1", "127.66.0.54", "127.66.0.53")]
+    assert hostnames.chosen(addresses) == SERVER
+    assert hostnames.chosen(addresses[:1]) == addresses[0]
+    assert hostnames.chosen([]) is None
+
+
+def test_mounted_file_is_written_in_place(commands, tmp_path, monkeypatch) -> None:
+    """Where it cannot be replaced by another file, it stays the same one; nothing is left beside it."""
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 10.0.0.1\n")
+    inode = file.stat().st_ino
+    monkeypatch.setattr(Path, "replace", refusing(errno.EBUSY))
+    put(names(tmp_path, file))
+    assert file.read_text() == f"{hostnames.REMARK}nameserver 127.66.0.53\nnameserver 10.0.0.1\n"
+    trio.run(names(tmp_path, file).undo)
+    assert file.read_text() == "nameserver 10.0.0.1\n"
+    assert file.stat().st_ino == inode
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_full_disk_leaves_the_file_as_it_is(commands, tmp_path, monkeypatch, mounted) -> None:
+    """Without space for the new content, the former one stays, also where it would be written in place."""
+    file = tmp_path / "resolv.conf"
+    file.write_text("nameserver 10.0.0.1\n")
+    if mounted:
+        monkeypatch.setattr(Path, "replace", refusing(errno.EBUSY))
+        monkeypatch.setattr(os, "posix_fallocate", refusing(errno.ENOSPC))
+    else:
+        monkeypatch.setattr(Path, "write_bytes", refusing(errno.ENOSPC))
+    with pytest.raises(HostError, match="No space left on device"):
+        put(names(tmp_path, file))
+    assert file.read_text() == "nameserver 10.0.0.1\n"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def refusing(number: int):
+    """Return what fails with this error."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    return refuse
 
 
 def test_file_that_cannot_be_written(commands, tmp_path) -> None:

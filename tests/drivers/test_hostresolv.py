@@ -31,6 +31,14 @@ def test_fixed_resolvers_win(tmp_path) -> None:
     assert HostResolvers("/nonexistent", fixed=[("10.9.9.9", 5353)])() == (("10.9.9.9", 5353),)
 
 
+def test_own_servers_take_nobodys_place(tmp_path) -> None:
+    """Ours do not count among the three, or with three of them on top no resolver would be left."""
+    path = tmp_path / "resolv.conf"
+    path.write_text("".join(f"nameserver 10.0.0.{n}\n" for n in range(1, 7)))
+    own = [("10.0.0.1", 53), ("10.0.0.2", 53), ("10.0.0.3", 53), ("10.0.0.4", 5353)]
+    assert HostResolvers(str(path), own=own)() == (("10.0.0.4", 53), ("10.0.0.5", 53), ("10.0.0.6", 53))
+
+
 def test_systemd_resolved_is_passed_over(tmp_path) -> None:
     """Where resolv.conf names only its stub, the resolvers behind it are asked: through it we could ask ourselves."""
     stub, behind = tmp_path / "resolv.conf", tmp_path / "behind"
