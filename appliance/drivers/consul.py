@@ -77,13 +77,13 @@ class ConsulRegistry:
         """
         self._node = node
         self._bell = bell
-        self._file = state_dir / "consul.json"
+        self._file = state_dir / consulfile.NAME
         self._store = LocalStore(state_dir, clock=clock)
         self._api = ConsulApi(settings)
         self._held = Held(clock, self._publish)
         self._queries = Queries(self._held)
         self._announcer = Announcer(self._api, self._held, node=node, meta=meta, address=address, gateway=gateway)
-        self._evidence = Evidence(self._api, self._held, node, lost=self._lost, grace=grace)
+        self._evidence = Evidence(self._api, self._held, node, lost=self._lost, other=self._other, grace=grace)
         self._specs = Specs(self._api, clock, self._publish)
         self._interests = Interests(
             self._queries, fetch=self._api.health, fetch_catalogue=self._api.catalogue, took=self._took_service
@@ -267,6 +267,11 @@ class ConsulRegistry:
         self._specs.again()
         self._losses.set()
 
+    def _other(self) -> None:
+        self._specs.estrange()
+        self._machines.clear()
+        self._endpoints.clear()
+
     async def _get_over_losses(self) -> None:
         """When what was lost had its time to come back, drop what did not."""
         while True:
@@ -334,6 +339,7 @@ class ConsulRegistry:
             self._specs.known[name] = StoredSpec(service=service, changed=known.changed.get(name, 0.0))
         for name, when in self._store.tombstones.items():
             self._specs.known[name] = StoredSpec(service=None, changed=known.changed.get(name, when))
+        self._specs.strange = self._specs.known.keys() - known.changed.keys()
         self._held.failed(START, "nothing heard from Consul yet")
         self._publish()
 
@@ -348,7 +354,7 @@ class ConsulRegistry:
         """Write what is known to disk. A disk that refuses is reported and tried again at the next change."""
         known = consulfile.Known(
             epoch=self._evidence.epoch,
-            changed={name: stored.changed for name, stored in self._specs.known.items()},
+            changed={n: stored.changed for n, stored in self._specs.known.items() if n not in self._specs.strange},
             machines=self._facts.machines,
             endpoints=self._facts.endpoints,
         )

@@ -3,8 +3,11 @@
 A new leader, a restored backup or servers that lost their data answer with less than was there. All of that also loses
 or changes a random value of ours, the epoch. So when an answer has less than was known, the epoch is read once more:
 if it is the one we know, what is missing was removed; if not, everything known is held until its owners had the time
-to put it back. And an answer in which this very machine is missing says nothing at all: a token that may not read
-services makes Consul leave them out without a word.
+to put it back. Who makes a new epoch writes the former ones behind it, so that a start that meets another epoch can
+tell a Consul that lost its data from another Consul, to which nothing that is known applies.
+
+An answer in which this very machine is missing says nothing at all: a token that may not read services makes Consul
+leave them out without a word.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ log = structlog.get_logger()
 
 EPOCH = "epoch"
 """The key of the epoch."""
+FORMER = 8
+"""Former epochs that are written behind a new one."""
 GRACE = 60.0
 """Seconds after a loss of data for which nothing counts as removed: four times the heartbeat's TTL."""
 
@@ -43,13 +48,25 @@ class Evidence:
     """Tells removal from loss."""
 
     def __init__(
-        self, api: ConsulApi, held: Held, node: str, *, lost: Callable[[], None], grace: float = GRACE
+        self,
+        api: ConsulApi,
+        held: Held,
+        node: str,
+        *,
+        lost: Callable[[], None],
+        other: Callable[[], None],
+        grace: float = GRACE,
     ) -> None:
-        """`lost` is called whenever Consul turns out to have lost its data."""
+        """`lost` is called whenever Consul turns out to have lost its data.
+
+        `other` is called when a start turns out to have met another Consul than the one whose epoch was on disk.
+        """
         self._api = api
         self._held = held
         self._own = machine_id(node)
         self._lost = lost
+        self._other = other
+        self._met = False
         self._grace = grace
         self._until = 0.0
         self._former = ""
@@ -66,6 +83,12 @@ class Evidence:
         """Read the epoch, and make one where there is none. Raises RetryError."""
         found = await self._api.value(EPOCH)
         epoch = found[0].decode(errors="replace") if found else ""
+        met, self._met = self._met, True
+        if self.epoch and epoch and not met and not set(self.epoch.split()) & set(epoch.split()):
+            log.warning("this is another Consul than before; what was known from that one does not count here")
+            self._other()
+            self.epoch = epoch
+            return
         if self.suspended and epoch == self._former:
             self._until = 0.0  # a false alarm: everything is there again
             self.epoch = epoch
@@ -77,7 +100,7 @@ class Evidence:
             self._until = trio.current_time() + self._grace
             self._lost()
         if not epoch:
-            epoch = str(uuid.uuid4())
+            epoch = " ".join([str(uuid.uuid4()), *self.epoch.split()[:FORMER]])
             if not await self._api.put(EPOCH, epoch.encode(), cas=0):
                 return  # somebody else was faster, or it was there all the time: the next look will tell
         self.epoch = epoch

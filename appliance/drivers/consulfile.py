@@ -1,7 +1,8 @@
 """What was last known of the other machines, on disk: a boot without Consul starts from it.
 
 Specs and allocations are in the embedded store's file beside it. Losing this one costs nothing that Consul would not
-tell again, so a damaged one counts as none.
+tell again, so a damaged one counts as none. Specs whose time of change it does not have come from elsewhere: a machine
+that runs without Consul for a while removes this file, since what it knows then is no evidence about any Consul.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from appliance.model.names import Destination
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+NAME = "consul.json"
 SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What the file holds. `changed`: when each spec was deployed or removed."""
+    """What the file holds. `changed`: when each spec that Consul knows was deployed or removed."""
 
     epoch: str = ""
     changed: Mapping[str, float] = field(default_factory=dict)

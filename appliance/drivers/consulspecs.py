@@ -2,12 +2,17 @@
 
 The later change wins, by its own time stamp, which never goes backwards for one service whatever the clocks say. What
 is missing or older in Consul than here is put back: a spec ends by its tombstone only.
+
+That holds for what was heard from this Consul. What the embedded store kept before, or another Consul, is no evidence
+about this one: of that only services are put in that this Consul knows nothing of, and its own ones count.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from appliance.drivers.consulcodec import StoredSpec, dump_spec, parse_spec
@@ -20,9 +25,12 @@ if TYPE_CHECKING:
     from appliance.drivers.consulapi import ConsulApi
     from appliance.model.spec import Service
 
+log = structlog.get_logger()
+
 FOLDER = "specs/"
 LIFE = 30 * 24 * 3600.0
-"""Seconds after which a tombstone is removed itself: longer than a machine that runs the service should be away."""
+"""Seconds by which the newest change is later than a tombstone that is removed itself: longer than a machine that runs
+the service should be away. No clock is asked, so that all machines agree whatever theirs say."""
 STEP = 0.001
 """Seconds that a change is later than the one before it, at least."""
 TRIES = 5
@@ -43,12 +51,15 @@ class Specs:
         """Complaints about keys that are left alone, by service."""
         self.unsent: set[str] = set()
         """Services whose last change Consul does not have yet."""
+        self.strange: set[str] = set()
+        """Services of which what is known here does not come from this Consul."""
         self._resend = trio.Event()
 
     async def took(self, values: Mapping[str, tuple[bytes, int]]) -> None:
         """Take in all keys of the folder, and put back what they lack. Raises RetryError."""
-        found, foreign = _parsed(values)
+        found, foreign = _parsed(values, self._api.key(FOLDER))
         before = dict(self.known)
+        self._judge_strange(found, foreign)
         for name, stored in found.items():
             mine = self.known.get(name)
             if mine is None or stored.changed >= mine.changed:
@@ -57,15 +68,32 @@ class Specs:
         if self.known != before or foreign != self.foreign:
             self.foreign = foreign
             self._changed()
+        newest = max((stored.changed for stored in self.known.values()), default=0.0)
         for name in self.known.keys() - foreign.keys():
             mine, theirs = self.known[name], found.get(name)
-            if mine.service is None and self._clock() - mine.changed > LIFE:
+            if mine.service is None and newest - mine.changed > LIFE:
                 await self._forget(name, theirs)
             elif theirs is None or theirs.changed < mine.changed:
                 self._is_unsent(name)
                 if await self._api.put(FOLDER + name, dump_spec(mine), cas=theirs.index if theirs else 0):
                     self.unsent.discard(name)
                     self._changed()
+
+    def estrange(self) -> None:
+        """Take all that is known for strange, but for what was changed since the start."""
+        self.strange |= self.known.keys() - self.unsent
+
+    def _judge_strange(self, found: Mapping[str, StoredSpec], foreign: Mapping[str, str]) -> None:
+        for name in sorted(self.strange & self.known.keys()):
+            mine, theirs = self.known.pop(name), found.get(name)
+            if theirs is not None or name in foreign:
+                if theirs is None or theirs.service != mine.service:
+                    log.warning("Consul has its own state of a service; the one kept here is dropped", service=name)
+            elif mine.service is not None:
+                log.info("a service that only this machine knew is put into Consul", service=name)
+                # Whatever else anybody says of it is later.
+                self.known[name] = replace(mine, changed=0.0, index=0)
+        self.strange.clear()
 
     def again(self) -> None:
         """Compare with Consul soon: it may have lost something that the watch does not show yet."""
@@ -102,7 +130,8 @@ class Specs:
                 if await self._api.put(FOLDER + name, dump_spec(mine), cas=theirs.index if theirs else 0):
                     self.unsent.discard(name)
                     self._changed()
-                    self._keep(name, mine)
+                    if mine.changed >= self._time_of(name):  # else the watch has told of a successor meanwhile
+                        self._keep(name, mine)
                     return
             except InputError as error:
                 raise HostError(str(error)) from error
@@ -124,15 +153,19 @@ class Specs:
 
     def _keep(self, name: str, stored: StoredSpec) -> None:
         self.known[name] = stored
+        self.strange.discard(name)
         self._changed()
 
 
-def _parsed(values: Mapping[str, tuple[bytes, int]]) -> tuple[dict[str, StoredSpec], dict[str, str]]:
-    """Return specs and complaints by service."""
+def _parsed(values: Mapping[str, tuple[bytes, int]], folder: str) -> tuple[dict[str, StoredSpec], dict[str, str]]:
+    """Return specs and complaints by service; of keys in folders below, complaints by their names there."""
     found: dict[str, StoredSpec] = {}
     foreign: dict[str, str] = {}
     for key, (value, index) in values.items():
-        name = key.rpartition("/")[2]
+        name = key.removeprefix(folder)
+        if "/" in name:
+            foreign[name] = f'key "{key}" in Consul is no spec of ours; it is left alone'
+            continue
         try:
             found[name] = parse_spec(key, value, index)
         except InputError as error:

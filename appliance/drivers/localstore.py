@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-from appliance.drivers import statefile
+from appliance.drivers import consulfile, statefile
 from appliance.drivers.registryfacts import RegistryFacts
 from appliance.drivers.statefile import DamagedError, State
 from appliance.errors import HostError, RetryError
@@ -100,8 +101,15 @@ class LocalStore:
     # -- Registry
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Load, say so, and wait to be cancelled: a file does not change by itself."""
+        """Load, say so, and wait to be cancelled: a file does not change by itself.
+
+        What was known from a Consul is forgotten: from now on this file changes without it.
+        """
         await self.load()
+        try:
+            await trio.to_thread.run_sync(partial((self._path.parent / consulfile.NAME).unlink, missing_ok=True))
+        except OSError as error:
+            log.warning("cannot remove what was known from Consul", cause=str(error))
         task_status.started()
         await trio.sleep_forever()
 

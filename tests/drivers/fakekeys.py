@@ -21,6 +21,10 @@ class FakeKeys:
         if self.down or self.refuses:
             raise ConsulError("Consul is away", refused=self.refuses)
 
+    def key(self, name):
+        """Return the full name of a key."""
+        return f"meshbox/{name}"
+
     async def value(self, key):
         self._check()
         return self.keys.get(key)

@@ -14,6 +14,7 @@ import trio
 
 from appliance.config import Consul as ConsulSettings
 from appliance.drivers.consul import ConsulRegistry
+from appliance.drivers.localstore import LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
@@ -24,6 +25,7 @@ from tests.realconsul import ACL_RULES, ConsulAgent, free_ports, wait_until
 
 WEB = Destination.parse("web.web:80")
 SPEC = Service(name="web", containers=(Container(name="web", image="x"),))
+SPEC_GONE = replace(SPEC, name="gone")
 ALL = frozenset({"web"})
 QUIET = 0.5
 """Seconds in which something that must not happen would have happened: Consul answers within milliseconds."""
@@ -335,6 +337,62 @@ def test_what_does_not_come_back_after_a_loss(machines, consul_agent):
             await until(lambda: one.facts.held_since is None)
             assert weights(one) == [("m2", 1)]
             await until(lambda: nodes(one) == ["m1"] and weights(one) == [])
+
+    trio.run(main)
+
+
+def test_joining_a_mesh(machines, consul_agent):
+    """A machine that ran alone brings what the mesh does not know; what it removed or has otherwise changes nothing."""
+
+    async def alone():
+        store = LocalStore(machines.folder / "m2", clock=lambda: 9e9)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.run)
+            for name in ("web", "mine", "gone"):
+                await store.put_spec(replace(SPEC, name=name, count=9))
+            await store.remove_spec("gone")
+            await store.put_spec(replace(SPEC, name="removed"))
+            await store.remove_spec("web")
+            nursery.cancel_scope.cancel()
+
+    async def main():
+        async with machines.machine("m1") as one:
+            await one.put_spec(SPEC)
+            await one.put_spec(replace(SPEC, name="removed"))
+            await one.remove_spec("removed")
+            async with machines.machine("m2") as two:
+                await until(lambda: set(one.facts.specs) == set(two.facts.specs) == {"web", "mine"})
+                assert one.facts.specs["web"] == two.facts.specs["web"] == SPEC
+                assert set(one.facts.tombstones) == set(two.facts.tombstones) == {"removed"}
+            keys = {"epoch", "specs/web", "specs/mine", "specs/removed"}
+            assert set(consul_agent.get("/v1/kv/meshbox/?keys")) == {f"meshbox/{key}" for key in keys}
+
+    trio.run(alone)
+    trio.run(main)
+    trio.run(alone)
+    trio.run(main)
+
+
+def test_moving_to_another_consul(machines, consul_agent):
+    """What is known from one Consul is not written over another, and its machines are none of that one's."""
+
+    async def main():
+        async with machines.machine("m1") as one, machines.machine("m3") as three:
+            for name in ("web", "gone"):
+                await one.put_spec(replace(SPEC, name=name))
+            await one.remove_spec("gone")
+            await three.register(serving())
+            await until(lambda: nodes(one) == ["m1", "m3"] and weights(one))
+        await trio.to_thread.run_sync(lambda: consul_agent.stop(wipe=True))
+        await trio.to_thread.run_sync(consul_agent.start)
+        async with machines.machine("m4", clock=lambda: 5.0) as four:
+            await four.put_spec(replace(SPEC, count=4))
+            await four.put_spec(replace(SPEC, name="gone"))
+            async with machines.machine("m1") as one:
+                await until(lambda: nodes(one) == nodes(four) == ["m1", "m4"])
+                assert one.facts.specs == four.facts.specs == {"web": replace(SPEC, count=4), "gone": SPEC_GONE}
+                assert weights(one) == []
+                assert one.facts.held_since is None
 
     trio.run(main)
 

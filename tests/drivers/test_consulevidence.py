@@ -21,8 +21,13 @@ class World:
         self.keys = FakeKeys()
         self.keys.machines = OWN
         self.losses = 0
+        self.others = 0
         self.held = Held(trio.current_time, lambda: None)
-        self.evidence = Evidence(self.keys, self.held, "m1", lost=self._lost)
+        self.evidence = Evidence(self.keys, self.held, "m1", lost=self._lost, other=self.other)
+
+    def other(self):
+        """Another Consul was met."""
+        self.others += 1
 
     def _lost(self):
         self.losses += 1
@@ -60,7 +65,7 @@ def test_first_contact_and_the_others_epoch():
 
     async def script(world):
         await world.evidence.look()
-        other = Evidence(world.keys, world.held, "m2", lost=world._lost)
+        other = Evidence(world.keys, world.held, "m2", lost=world._lost, other=world.other)
         await other.look()
         assert other.epoch == world.evidence.epoch == world.keys.keys[EPOCH][0].decode() != ""
         assert world.losses == 0
@@ -86,6 +91,46 @@ def test_loss(epoch):
         assert world.held.since is None
         assert await world.evidence.merge({"a": 1, "b": 1}, {"b": 2}) == {"b": 2}
         assert world.losses == 1
+
+    run(script)
+
+
+def test_start_meets_another_consul():
+    """An epoch that has nothing to do with the one on disk: nothing is held and nobody has lost anything."""
+
+    async def script(world):
+        world.evidence.epoch = "mine"
+        world.keys.set(EPOCH, b"theirs")
+        assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"b": 2}
+        assert (world.others, world.losses, world.evidence.epoch) == (1, 0, "theirs")
+
+    run(script)
+
+
+def test_start_after_a_loss_that_others_mended():
+    """The same Consul with its data lost and an epoch made by another machine: that has the former one behind it."""
+
+    async def script(world):
+        other = Evidence(world.keys, world.held, "m2", lost=world._lost, other=world.other)
+        await other.look()
+        world.evidence.epoch = other.epoch
+        for _ in range(2):
+            world.keys.keys.clear()
+            await other.look()
+        world.losses = 0
+        assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
+        assert (world.others, world.losses, world.evidence.epoch) == (0, 1, other.epoch)
+
+    run(script)
+
+
+def test_start_without_an_epoch_there():
+    """A Consul that was emptied while this machine was off gets everything back."""
+
+    async def script(world):
+        world.evidence.epoch = "mine"
+        assert await world.evidence.merge({"a": 1}, {}) == {"a": 1}
+        assert (world.others, world.losses) == (0, 1)
 
     run(script)
 

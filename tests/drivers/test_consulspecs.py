@@ -95,15 +95,67 @@ def test_a_deleted_key_is_no_removal(world):
 
 
 def test_old_tombstones_go(world):
-    """A tombstone that has done its work is removed, here and there."""
-    world.now = LIFE + 1000
+    """A tombstone that has done its work is removed, here and there, once changes are that much later."""
     world.stores(None, 5.0)
+    world.keys.set("specs/later", dump_spec(StoredSpec(service=replace(SPEC, name="later"), changed=LIFE + 6.0)))
     world.take()
     assert world.stored is None
-    assert world.specs.known == {}
+    assert set(world.specs.known) == {"later"}
     world.knows(None, 5.0)
     world.take()
-    assert world.specs.known == {}
+    assert set(world.specs.known) == {"later"}
+
+
+@pytest.mark.parametrize("now", [0.0, 9e9])
+def test_no_clock_decides_that_a_tombstone_is_old(world, now):
+    """A machine whose clock is wrong does not remove what all others put back, again and again."""
+    world.now = now
+    world.stores(None, 1e9)
+    world.take()
+    assert world.stored is not None
+    assert world.specs.known["web"].service is None
+
+
+@pytest.mark.parametrize("there", [SPEC, None])
+@pytest.mark.parametrize("here", [replace(SPEC, count=9), None])
+def test_what_another_registry_kept_changes_nothing_in_consul(world, here, there):
+    """A tombstone or spec that the embedded store kept, however late, yields to what Consul has."""
+    world.stores(there, 5.0)
+    before = world.stored
+    world.knows(here, 900.0)
+    world.specs.estrange()
+    world.take()
+    assert world.stored == before
+    assert world.specs.known["web"].service == there
+
+
+def test_what_another_registry_kept_and_consul_does_not_know(world):
+    """Services that only a joining machine has are put into Consul, its tombstones are not; the first counts."""
+    world.knows(SPEC, 900.0)
+    world.specs.known["gone"] = StoredSpec(service=None, changed=900.0)
+    world.specs.estrange()
+    world.take()
+    assert set(world.keys.keys) == {KEY}
+    assert world.specs.known == {"web": StoredSpec(service=SPEC, changed=0.0)}
+    before = world.stored
+    world.knows(replace(SPEC, count=9), 950.0)
+    world.specs.estrange()
+    world.take()
+    assert world.stored == before
+
+
+def test_what_is_changed_before_the_first_contact(world):
+    """A deploy while Consul is away is meant for it, unlike what was there before."""
+    world.knows(SPEC, 900.0)
+    world.specs.estrange()
+    world.keys.down = True
+    trio.run(world.specs.put, "web", replace(SPEC, count=3))
+    world.keys.down = False
+    world.stores(SPEC, 5.0)
+    world.specs.estrange()
+    world.take()
+    assert world.specs.known["web"].service.count == 3
+    assert world.stored == dump_spec(world.specs.known["web"])
 
 
 def test_somebody_else_deploys_at_the_same_time(world):
@@ -151,6 +203,21 @@ def test_deploy_without_consul(world):
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def test_successor_that_comes_before_the_answer(world):
+    """What somebody writes right after us, and the watch tells before our own call returns, is not forgotten."""
+    put = world.keys.put
+
+    async def overtaken(key, value, *, cas):
+        done = await put(key, value, cas=cas)
+        world.stores(replace(SPEC, count=7), 2000.0)
+        await world.specs.took((await world.keys.values("specs/"))[1])
+        return done
+
+    world.keys.put = overtaken
+    trio.run(world.specs.put, "web", SPEC)
+    assert world.specs.known["web"].service.count == 7
+
+
 def test_refusal_is_not_absence(world):
     """A token that may not write is an error at once, and nothing is deployed."""
     world.keys.refuses = True
@@ -173,6 +240,16 @@ def test_foreign_keys(world):
     world.take()
     assert world.specs.foreign == {}
     assert world.specs.known["web"].service.count == 2
+
+
+def test_keys_in_a_folder_below(world):
+    """A key deeper down is nobody's spec, whatever its last part is called."""
+    world.knows(SPEC, 5.0)
+    world.keys.set("specs/x/web", dump_spec(StoredSpec(service=replace(SPEC, count=9), changed=9.0)))
+    world.take()
+    assert world.specs.known["web"].service == SPEC
+    assert "meshbox/specs/x/web" in world.specs.foreign["x/web"]
+    assert world.stored is not None
 
 
 def test_clocks(world):

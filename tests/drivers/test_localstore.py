@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 import trio
 
+from appliance.drivers import consulfile
 from appliance.drivers.localstore import TOMBSTONE_LIFE, LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
@@ -51,6 +52,19 @@ def test_survives_a_restart(tmp_path):
         assert again.damaged is None
 
     trio.run(main)
+
+
+def test_what_was_known_from_consul_is_forgotten(tmp_path):
+    """From now on the file changes without Consul, so what a Consul said when is no evidence later."""
+    (tmp_path / consulfile.NAME).write_bytes(b"{}")
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(LocalStore(tmp_path).run)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert not (tmp_path / consulfile.NAME).exists()
 
 
 def test_removal_and_deploying_again(tmp_path):
