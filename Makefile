@@ -44,10 +44,12 @@ lock: setup  ## Bring packaging/*.lock up to date with pyproject.toml.
 	$(LOCK) --only-build-deps --build-deps-for wheel --constraint packaging/requirements-dev.lock --output-file packaging/requirements-build.lock pyproject.toml
 
 image:  ## Build the Docker image `meshbox`; pip's settings and http_proxy come from the environment.
+	@command -v docker >/dev/null || { echo "make image: needs Docker; apt-get install docker.io, or: make setup" >&2; exit 1; }
 	@docker build --tag meshbox --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) \
 		$(foreach name,http_proxy https_proxy no_proxy PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST,$(if $($(name)),--build-arg $(name))) .
 
 deb:  ## Build the Debian package dist/meshbox_*.deb.
+	@packaging/setup.sh --deb
 	@packaging/deb/build.sh
 
 clean:  ## Remove what make made here: .venv, caches, built images.

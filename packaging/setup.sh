@@ -4,6 +4,7 @@
 #
 #   packaging/setup.sh            system packages, .venv
 #   packaging/setup.sh --tests    also what the tests of image and package need
+#   packaging/setup.sh --deb      only what building the package needs
 #   PYTHON=python3.11 …           the interpreter for a new .venv (3.11 or later); without it Debian's own, as in the
 #                                 package and the image: it is built with optimizations that others on PATH often lack
 set -euo pipefail
@@ -19,6 +20,10 @@ die() {
 find_missing() {
     missing=()
     local command package
+    if [ "$1" = --deb ]; then
+        find_missing_python
+        return
+    fi
     while read -r command package; do
         if ! PATH="$PATH:/usr/sbin:/sbin" command -v "$command" >/dev/null; then
             missing+=("$package")
@@ -36,6 +41,10 @@ find_missing() {
         PATH="$PATH:/usr/sbin" command -v debootstrap >/dev/null || missing+=(debootstrap)
         command -v lintian >/dev/null || missing+=(lintian)
     fi
+    find_missing_python
+}
+
+find_missing_python() {
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         missing+=(python3-venv)
     fi
@@ -78,4 +87,6 @@ if [ "${#missing[@]}" -gt 0 ]; then
     install_packages
 fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$("$python" --version) is too old; name Python 3.11 or later with PYTHON=…"
-make_environment
+if [ "${1:-}" != --deb ]; then
+    make_environment
+fi

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import inspect
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,10 +66,19 @@ def invoke(arguments: Sequence[str]) -> int:
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 — typer calls it so
     if wanted:
-        commit = Path(appliance.__file__).with_name("COMMIT")  # written when a package or an image is built
-        built_from = f" ({commit.read_text(encoding='ascii').strip()})" if commit.exists() else ""
-        sys.stdout.write(f"meshbox {appliance.__version__}{built_from}\n")
+        commit = _commit(Path(appliance.__file__).parent)
+        sys.stdout.write(f"meshbox {appliance.__version__}{f' ({commit})' if commit else ''}\n")
         raise typer.Exit
+
+
+def _commit(package: Path) -> str:
+    """Return the commit that this was built from, or that is checked out; empty where nobody knows."""
+    if (package / "COMMIT").exists():  # written when a package or an image is built
+        return (package / "COMMIT").read_text(encoding="ascii").strip()
+    if not (package.parent / ".git").exists() or shutil.which("git") is None:
+        return ""
+    command = ["git", "-C", str(package.parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 @app.callback()

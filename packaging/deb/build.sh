@@ -32,6 +32,7 @@ ln -s ../lib/meshbox/bin/meshbox "$tree/usr/bin/meshbox"
 install -D -m 644 packaging/deb/meshbox.service "$tree/lib/systemd/system/meshbox.service"
 install -D -m 644 packaging/deb/lintian-overrides "$tree/usr/share/lintian/overrides/meshbox"
 chmod -R u=rwX,go=rX "$tree"
+chmod 640 "$tree/etc/meshbox/meshbox.toml" # it may get Consul's token
 
 maintainer="$(sed -n 's/^MAINTAINER = "\(.*\)"/\1/p' packaging/deb/documents.py)"
 size="$(du -sk --apparent-size --exclude=DEBIAN "$tree" | cut -f1)"

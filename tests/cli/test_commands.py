@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from appliance import __version__
-from appliance.cli import main, tables
+from appliance.cli import commands, main, tables
 from appliance.model.names import Destination
 from appliance.model.stats import Connection
 
@@ -27,8 +28,24 @@ def shop(appliance, meshbox, spec):
 
 
 def test_version(meshbox):
-    """The version stands alone on a line."""
-    assert meshbox("--version") == (0, f"meshbox {__version__}\n", "")
+    """The version stands alone on a line, in a checkout with its commit."""
+    said = meshbox("--version")
+    assert (said.code, said.err) == (0, "")
+    assert re.fullmatch(rf"meshbox {re.escape(__version__)}( \([0-9a-f]{{7,}}\))?\n", said.out)
+
+
+def test_commit(tmp_path):
+    """What was built says from which commit, a checkout which one it is at, and anything else nothing."""
+    package = tmp_path / "appliance"
+    package.mkdir()
+    assert commands._commit(package) == ""
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@localhost")
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    assert commands._commit(package) == ""
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=x"], check=True)
+    assert re.fullmatch("[0-9a-f]{7,}", commands._commit(package))
+    (package / "COMMIT").write_text("0123456\n")
+    assert commands._commit(package) == "0123456"
 
 
 def test_help_teaches(meshbox):

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 from debian import Debian, PrivilegedMachine, client, example_answers, in_netns, wheels, world
 from machine import IMAGE, ROOT, Program, Switch, run, wait_until
+from typer.main import get_command
 
 from appliance import __version__, config
+from appliance.cli.commands import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +45,7 @@ exec unshare --mount --propagation private --pid --fork --kill-child --uts --ipc
 """
 """Boots the root `$0` in the cgroup `$1`, with the folder `$2` at /mnt."""
 
+COMMANDS: tuple[str, ...] = tuple(getattr(get_command(app), "commands"))  # noqa: B009 — typer has no type for it
 DROP_IN = "[Service]\nWatchdogSec=5\n# What the test's computer may not do:\nLimitNOFILE=20000\nOOMScoreAdjust=0\n"
 
 
@@ -72,6 +75,31 @@ def machine(switch: Switch) -> Iterator[PrivilegedMachine]:
         yield made
 
 
+def test_build_installs_what_it_lacks(tmp_path: Path) -> None:
+    """Where Python cannot make environments, `make deb` has apt-get bring that first, and names it to who may not."""
+    for program in ("bash", "dirname", "sed", "sort", "touch", "id", "sh"):
+        (tmp_path / program).symlink_to(shutil.which(program) or program)
+    fakes = {
+        "python3": f"#!/bin/sh\n[ \"$2\" != 'import ensurepip, venv' ] || [ -e {tmp_path}/installed ]\n",
+        "apt-get": f"#!/bin/sh\n[ $1 = update ] || {{ echo $@; touch {tmp_path}/installed; }} >&2\n",
+    }
+    for program, text in fakes.items():
+        (tmp_path / program).write_text(text)
+        (tmp_path / program).chmod(0o755)
+    command, env = (ROOT / "packaging/setup.sh", "--deb"), {"PATH": str(tmp_path), "PYTHON": "python3"}
+    said = run(*command, env=env)
+    assert said.stdout == "setup: installing python3-venv\n"
+    assert (tmp_path / "installed").exists()
+    assert run(*command, env=env).stdout == ""
+    (tmp_path / "installed").unlink()
+    (tmp_path / "id").unlink()
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    (tmp_path / "id").chmod(0o755)
+    refused = run(*command, env=env, check=False)
+    assert refused.returncode == 1
+    assert "needs root to install: python3-venv" in refused.stderr
+
+
 def test_lintian_finds_no_errors(package: Path) -> None:
     """Nor warnings; what is meant so is explained in packaging/deb/lintian-overrides."""
     done = run("lintian", "--allow-root", "--tag-display-limit=0", package, check=False)
@@ -79,7 +107,8 @@ def test_lintian_finds_no_errors(package: Path) -> None:
 
 
 def test_default_configuration_is_the_default(unpacked: Path, tmp_path: Path) -> None:
-    """As it is installed the file sets nothing; with every option uncommented it is valid, and sets every one."""
+    """As it is installed the file sets nothing, and is root's, as it may get a token; each of its options is valid."""
+    assert (unpacked / "etc/meshbox/meshbox.toml").stat().st_mode & 0o777 == 0o640
     text = (unpacked / "etc/meshbox/meshbox.toml").read_text()
     installed, whole = tmp_path / "installed.toml", tmp_path / "whole.toml"
     installed.write_text(text)
@@ -98,7 +127,7 @@ def test_manuals_name_everything(unpacked: Path) -> None:
     for page, words in (
         (
             "man1/meshbox.1.gz",
-            ["meshbox deploy FILE", "meshbox run", "meshbox cleanup", "meshbox why CLIENT DESTINATION"],
+            ["meshbox deploy FILE", "meshbox why CLIENT DESTINATION", *(f"meshbox {name}" for name in COMMANDS)],
         ),
         ("man5/meshbox.toml.5.gz", [option.key for option in config.options()]),
     ):
