@@ -21,7 +21,7 @@ import trio
 from appliance.drivers import consulfile, statefile
 from appliance.drivers.consulannounce import Announcer
 from appliance.drivers.consulapi import ConsulApi
-from appliance.drivers.consulcodec import MESHBOX, StoredSpec, one_per_node, parse_endpoints, parse_machines
+from appliance.drivers.consulcodec import MESHBOX, StoredSpec, check_meta, one_per_node, parse_endpoints, parse_machines
 from appliance.drivers.consulevidence import EPOCH, GRACE, LOOK, Evidence
 from appliance.drivers.consulrejoin import rejoin
 from appliance.drivers.consulspecs import FOLDER, Specs
@@ -71,10 +71,11 @@ class ConsulRegistry:
         clock: Callable[[], float] = time.time,
         grace: float = GRACE,
     ) -> None:
-        """Touch nothing yet. Raises HostError when a file of the settings cannot be used.
+        """Touch nothing yet. Raises HostError when a file of the settings cannot be used, or `meta` is too long.
 
         `address` is where other machines reach this one; without it, the address of the Consul agent.
         """
+        check_meta(meta)
         self._node = node
         self._bell = bell
         self._file = state_dir / consulfile.NAME
@@ -82,7 +83,9 @@ class ConsulRegistry:
         self._api = ConsulApi(settings)
         self._held = Held(clock, self._publish)
         self._queries = Queries(self._held)
-        self._announcer = Announcer(self._api, self._held, node=node, meta=meta, address=address, gateway=gateway)
+        self._announcer = Announcer(
+            self._api, self._held, node=node, meta=meta, address=address, changed=self._publish, gateway=gateway
+        )
         self._evidence = Evidence(self._api, self._held, node, lost=self._lost, other=self._other, grace=grace)
         self._specs = Specs(self._api, clock, self._publish)
         self._interests = Interests(
@@ -155,11 +158,11 @@ class ConsulRegistry:
         self._facts = replace(self._facts, allocations=allocations)
 
     async def register(self, registration: Registration) -> None:
-        """Announce a destination. Never fails: what Consul does not take now it is told later."""
+        """Announce a destination. Never fails or waits: Consul is told as soon as it takes it."""
         await self._announcer.register(registration)
 
     async def deregister(self, registration: Registration) -> None:
-        """Withdraw an announcement. Never fails, as `register`."""
+        """Withdraw an announcement. Never fails, as `register`, and waits for a sound Consul only."""
         await self._announcer.deregister(registration.destination)
 
     async def withdraw(self) -> None:
@@ -317,7 +320,12 @@ class ConsulRegistry:
             ),
             held_since=self._held.since,
             held_why=self._held.why,
-            problems=(*problems, *sorted(self._specs.foreign.values()), *_waiting(self._specs.unsent)),
+            problems=(
+                *problems,
+                *(text for _, text in sorted(self._announcer.problems.items())),
+                *sorted(self._specs.foreign.values()),
+                *_waiting(self._specs.unsent),
+            ),
         )
         for problem in set(self._facts.problems) - set(before.problems):
             log.warning("found in Consul", problem=problem)

@@ -1,15 +1,18 @@
 """Keeps this machine and what it serves registered with its Consul agent.
 
-What is wanted is remembered here and compared with what the agent has: at start (a crash leaves things behind), when
-the agent does not know our check any more (it was restarted without its data), after a call that failed, and now and
-then. Only ids that begin with `meshbox:<node>` are ever touched.
+The machine and its heartbeat come first and wait for nothing else: without them Consul takes all of it for dead. What
+is wanted besides is remembered here; each registration has its own task while it differs from what Consul has, so that
+one that is refused or slow holds up no other, and nobody has to wait for Consul. What the agent has is compared with
+what is wanted at start (a crash leaves things behind), after heartbeats that failed, and now and then. Only ids that
+begin with `meshbox:<node>` are ever touched.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, TypeVar
+from ipaddress import AddressValueError, IPv4Address
+from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from appliance.drivers.consulcodec import (
@@ -20,16 +23,18 @@ from appliance.drivers.consulcodec import (
     machine_service,
     same_service,
 )
-from appliance.errors import RetryError
+from appliance.errors import HostError, MeshboxError, RetryError
 from appliance.model.facts import Machine
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from appliance.drivers.consulapi import ConsulApi
     from appliance.drivers.consulwatch import Held
     from appliance.model.names import Destination
     from appliance.model.network import Registration
+
+log = structlog.get_logger()
 
 HEARTBEAT = TTL / 4
 """Seconds between heartbeats."""
@@ -38,12 +43,17 @@ COMPARE = 60.0
 SETTLE = 5.0
 """Seconds after the start for which leftovers of a former run stay: most of them are about to be wanted again."""
 PATIENCE = 2.0
-"""Seconds that a change of the wanted state waits for Consul; after that it is made up for later."""
+"""Seconds that withdrawals are waited for in all; after that they are made up for later."""
+REFILL = 0.2
+"""Seconds of that which each second gives back."""
 RETRY = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Seconds until Consul is tried again after the 1st, 2nd, … failure in a row; the last value repeats."""
+AT_ONCE = 8
+"""Registrations that are sent at the same time."""
+COMPLAIN = 2
+"""Failures of one registration in a row, while heartbeats succeed, after which it is a problem of its own."""
+BEAT = "heartbeat"
 QUERY = "registrations"
-
-_T = TypeVar("_T")
 
 
 class Announcer:
@@ -57,110 +67,234 @@ class Announcer:
         node: str,
         meta: tuple[tuple[str, str], ...],
         address: IPv4Address | None,
+        changed: Callable[[], None],
         gateway: bool = False,
     ) -> None:
-        """Without `address`, it is the one under which the Consul agent is known to the other machines."""
+        """Without `address`, it is the one under which the Consul agent is known to the other machines.
+
+        `changed` is called when a problem appears or is over.
+        """
         self._api = api
         self._held = held
         self._node = node
         self._meta = meta
         self._address = address
+        self._changed = changed
         self._gateway = gateway
         self.machine: Machine | None = None
         """This machine, once its address is known."""
         self.announced = trio.Event()
         """Set once this machine was registered for the first time."""
-        self._wanted: dict[Destination, Registration] = {}
-        self._dirty = trio.Event()
+        self.problems: dict[str, str] = {}
+        """Registrations that Consul does not take while it takes heartbeats, in words, by id."""
+        self._wanted: dict[str, Registration] = {}
+        self._due: dict[str, trio.Event] = {}
+        """Ids whose state Consul does not have yet; set once it was told, or could not be."""
+        self._busy: set[str] = set()
+        self._leaving = False
+        self._registered = False
         self._settled = False
         self._anew = False
-        self._failures = 0
-        self._lock = trio.Lock()
-
-    @property
-    def behind(self) -> bool:
-        """Whether Consul is known to lack something."""
-        return self._dirty.is_set()
+        self._alive = trio.Event()
+        """Set while heartbeats succeed."""
+        self._urgent = trio.Event()
+        self._unsure = trio.Event()
+        self._turns = trio.CapacityLimiter(AT_ONCE)
+        self._nursery: trio.Nursery | None = None
+        self._patience = PATIENCE
+        self._waited = 0.0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep everything registered until cancelled. Started once the machine is (or Consul failed to)."""
-        await self._keep(self._compare)
-        task_status.started()
-        began = compared = trio.current_time()
-        while True:
-            with trio.move_on_after(HEARTBEAT):
-                await self._dirty.wait()
-                await trio.sleep(RETRY[min(self._failures, len(RETRY) - 1)])
-            now = trio.current_time()
-            if not self._settled and now - began >= SETTLE:
-                self._settled = True
-                self._dirty.set()
-            if self._dirty.is_set() or now - compared >= COMPARE:
-                await self._keep(self._compare)
-                compared = now
-            await self._keep(self._beat)
+        """Keep everything registered until cancelled. Started once the machine is (or Consul failed to).
+
+        Raises HostError when this machine has no address under which others can reach it.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for service_id in self._due:
+                self._spawn(service_id)
+            try:
+                await self._beat()
+            except RetryError as error:
+                self._failed(error)
+            else:
+                self._succeeded()
+            task_status.started()
+            nursery.start_soon(self._compare_now_and_then)
+            await self._beat_on()
 
     def again(self) -> None:
         """Register everything anew soon: the catalogue has lost it, and the agent may not know."""
         self._anew = True
-        self._dirty.set()
+        self._registered = False
+        self._urgent.set()
+        self._unsure.set()
 
     async def register(self, registration: Registration) -> None:
-        """Announce a destination, now if Consul answers at once, else later."""
-        self._wanted[registration.destination] = registration
-        if self.machine is not None:
-            await self._try(self._api.register, destination_service(self.machine, registration))
+        """Announce a destination as soon as Consul takes it."""
+        if not self._leaving:
+            service_id = destination_id(self._node, registration.destination)
+            self._wanted[service_id] = registration
+            self._tell(service_id)
 
     async def deregister(self, destination: Destination) -> None:
-        """Withdraw a destination, now if Consul answers at once, else later."""
-        self._wanted.pop(destination, None)
-        await self._try(self._api.deregister, destination_id(self._node, destination))
+        """Withdraw a destination. Consul is waited for while it answers, and never long in all."""
+        service_id = destination_id(self._node, destination)
+        self._wanted.pop(service_id, None)
+        told = self._tell(service_id)
+        began = trio.current_time()
+        self._patience = min(PATIENCE, self._patience + (began - self._waited) * REFILL)
+        if self._alive.is_set():
+            with trio.move_on_after(self._patience):
+                await told.wait()
+        self._waited = trio.current_time()
+        self._patience -= self._waited - began
 
     async def withdraw(self) -> None:
         """Withdraw everything but the machine itself: it will be back, and its replicas stay its own until then."""
-        for destination in list(self._wanted):
-            await self.deregister(destination)
+        self._leaving = True
+        wanted, self._wanted = self._wanted, {}
+        told = [self._tell(service_id) for service_id in wanted]
+        if self._alive.is_set():
+            with trio.move_on_after(PATIENCE):
+                for one in told:
+                    await one.wait()
 
-    async def _try(self, call: Callable[[_T], Awaitable[None]], argument: _T) -> None:
-        with trio.move_on_after(PATIENCE) as patience:
-            async with self._lock:
-                try:
-                    await call(argument)
-                except RetryError as error:
-                    self._held.failed(QUERY, error)
-                    self._dirty.set()
-        if patience.cancelled_caught:
-            self._dirty.set()
+    # -- the machine
 
-    async def _keep(self, step: Callable[[], Awaitable[None]]) -> None:
-        try:
-            async with self._lock:
-                await step()
-        except RetryError as error:
-            self._held.failed(QUERY, error)
-            self._failures += 1
-            self._dirty.set()
+    async def _beat_on(self) -> None:
+        failures = 0
+        while True:
+            with trio.move_on_after(RETRY[min(failures, len(RETRY)) - 1] if failures else HEARTBEAT):
+                await self._urgent.wait()
+                self._urgent = trio.Event()
+                await trio.sleep(RETRY[0])
+            try:
+                await self._beat()
+            except MeshboxError as error:
+                failures += 1
+                self._failed(error)
+            else:
+                failures = 0
+                self._succeeded()
 
     async def _beat(self) -> None:
-        if not self._dirty.is_set():
-            await self._api.heartbeat(machine_id(self._node))
+        if self.machine is None:
+            address = self._address or _ipv4(await self._api.address())
+            self.machine = Machine(node=self._node, address=address, meta=self._meta, gateway=self._gateway)
+        if not self._registered:
+            self._registered = True
+            try:
+                await self._api.register(machine_service(self.machine))
+            except RetryError:
+                self._registered = False
+                raise
+        await self._api.heartbeat(machine_id(self._node))
+
+    def _failed(self, error: MeshboxError) -> None:
+        self._held.failed(BEAT, error)
+        self._registered = False
+        self._unsure.set()
+        if self._alive.is_set():
+            self._alive = trio.Event()
+
+    def _succeeded(self) -> None:
+        self._held.over(BEAT)
+        self._alive.set()
+        self.announced.set()
+
+    # -- what it serves
+
+    def _tell(self, service_id: str) -> trio.Event:
+        """Have Consul told what is wanted of an id; return what is set once that was tried."""
+        told = self._due.setdefault(service_id, trio.Event())
+        self._spawn(service_id)
+        return told
+
+    def _spawn(self, service_id: str) -> None:
+        if self._nursery is not None and service_id not in self._busy:
+            self._busy.add(service_id)
+            self._nursery.start_soon(self._keep_telling, service_id)
+
+    async def _keep_telling(self, service_id: str) -> None:
+        failures = 0
+        while service_id in self._due:
+            await self._alive.wait()
+            async with self._turns:
+                told = self._due.pop(service_id)
+                try:
+                    await self._send(service_id)
+                except RetryError as error:
+                    self._due.setdefault(service_id, trio.Event())
+                    failures += 1
+                    self._complain(service_id, error, failures)
+                else:
+                    failures = 0
+                    self._is_over(service_id)
+                told.set()
+            if failures:
+                await trio.sleep(RETRY[min(failures, len(RETRY)) - 1])
+        self._busy.remove(service_id)
+
+    async def _send(self, service_id: str) -> None:
+        registration = self._wanted.get(service_id)
+        if registration is None:
+            await self._api.deregister(service_id)
+        elif self.machine is not None:
+            await self._api.register(destination_service(self.machine, registration))
+
+    def _complain(self, service_id: str, error: RetryError, failures: int) -> None:
+        if failures >= COMPLAIN and self._alive.is_set():
+            self.problems[service_id] = f'"{service_id}" is not as it should be in Consul; trying on: {error}'
+            self._changed()
+
+    def _is_over(self, service_id: str) -> None:
+        if self.problems.pop(service_id, None) is not None:
+            log.info("Consul has taken it", id=service_id)
+            self._changed()
+
+    async def _compare_now_and_then(self) -> None:
+        failures = 0
+        began = trio.current_time()
+        while True:
+            self._unsure = trio.Event()
+            try:
+                await self._compare()
+            except RetryError as error:
+                self._held.failed(QUERY, error)
+                failures += 1
+                await trio.sleep(RETRY[min(failures, len(RETRY)) - 1])
+                continue
+            self._held.over(QUERY)
+            failures = 0
+            left = began + SETTLE - trio.current_time()
+            with trio.move_on_after(COMPARE if self._settled else max(left, 0.0)):
+                await self._unsure.wait()
+                await trio.sleep(RETRY[0])
+            self._settled = trio.current_time() - began >= SETTLE
 
     async def _compare(self) -> None:
-        self._dirty = trio.Event()
-        if self.machine is None:
-            address = self._address or IPv4Address(await self._api.address())
-            self.machine = Machine(node=self._node, address=address, meta=self._meta, gateway=self._gateway)
         found = await self._api.own_services(self._node)
-        wanted = {machine_id(self._node): machine_service(self.machine)}
-        for destination, registration in self._wanted.items():
-            wanted[destination_id(self._node, destination)] = destination_service(self.machine, registration)
-        for service_id, arguments in wanted.items():
-            if self._anew or service_id not in found or not same_service(found[service_id], arguments):
-                await self._api.register(arguments)
-        for service_id in found.keys() - wanted.keys():
-            if self._settled:
-                await self._api.deregister(service_id)
-        self._anew = False
-        self._failures = 0
-        self._held.over(QUERY)
-        self.announced.set()
+        anew, self._anew = self._anew, False
+        own = machine_id(self._node)
+        if self.machine is not None:
+            if self._registered and not (own in found and same_service(found[own], machine_service(self.machine))):
+                self._registered = False
+                self._urgent.set()
+            for service_id, registration in self._wanted.items():
+                arguments = destination_service(self.machine, registration)
+                if anew or service_id not in found or not same_service(found[service_id], arguments):
+                    self._tell(service_id)
+        if self._settled:
+            for service_id in found.keys() - self._wanted.keys() - {own}:
+                self._tell(service_id)
+
+
+def _ipv4(address: str) -> IPv4Address:
+    try:
+        return IPv4Address(address)
+    except AddressValueError:
+        raise HostError(
+            f"the Consul agent is known as {address}, but machines of the mesh reach each other over IPv4 only; give"
+            " the agent an IPv4 address (advertise_addr in its configuration)"
+        ) from None

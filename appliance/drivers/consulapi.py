@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.drivers.consulcodec import is_own
 from appliance.drivers.consultransport import Client, ConsulError, explained
+from appliance.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,5 +123,11 @@ class ConsulApi:
                 return await call
         except ConsulError as error:
             if error.refused:
-                self._client.http.reload_token()
+                self._reload_token(error)
             raise
+
+    def _reload_token(self, error: ConsulError) -> None:
+        try:
+            self._client.http.reload_token()
+        except HostError as cause:  # it is being replaced; the former one stays until then
+            raise ConsulError(f"{error}; and {cause}", refused=True) from error

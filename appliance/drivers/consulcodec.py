@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from appliance.errors import InputError, MeshboxError
+from appliance.errors import HostError, InputError, MeshboxError
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination, Name, Protocol, parse_port_number
 from appliance.model.specparse import parse_service, service_to_raw
@@ -34,6 +34,8 @@ FORGET = "72h"
 """After how long Consul itself forgets what stays dead."""
 MAX_WEIGHT = 65535
 """Consul's own limit."""
+MAX_META = 512
+"""Characters that a value of a service's meta may have, by Consul's own limit."""
 
 
 def machine_id(node: str) -> str:
@@ -57,7 +59,7 @@ def machine_service(machine: Machine) -> dict[str, Any]:
         "name": MESHBOX,
         "service_id": machine_id(machine.node),
         "address": str(machine.address),
-        "meta": {"node": machine.node, "constraints": orjson.dumps(dict(machine.meta)).decode()}
+        "meta": {"node": machine.node, "constraints": _constraints(machine.meta)}
         | ({"gateway": "yes"} if machine.gateway else {}),
         "check": {
             "CheckID": machine_id(machine.node),
@@ -67,6 +69,19 @@ def machine_service(machine: Machine) -> dict[str, Any]:
             "DeregisterCriticalServiceAfter": FORGET,
         },
     }
+
+
+def _constraints(meta: Iterable[tuple[str, str]]) -> str:
+    return orjson.dumps(dict(meta)).decode()
+
+
+def check_meta(meta: Iterable[tuple[str, str]]) -> None:
+    """Raise HostError when this is more than Consul stores of a machine."""
+    length = len(_constraints(meta))
+    if length > MAX_META:
+        raise HostError(
+            f"meta is too long: Consul stores {MAX_META} characters of it, as JSON, and it has {length}; shorten it"
+        )
 
 
 def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:

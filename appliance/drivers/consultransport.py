@@ -147,7 +147,8 @@ class Client(consul.base.Consul):  # type: ignore[misc]  # py-consul has no type
     def __init__(self, settings: ConsulSettings) -> None:
         """Open nothing yet. Raises HostError as `Transport` does."""
         self._settings = settings
-        super().__init__(dc=settings.datacenter or None)
+        # Neither is used, but without them py-consul would take both from the environment.
+        super().__init__(host="consul", port=8500, dc=settings.datacenter or None)
 
     def http_connect(self, *_: Any, **__: Any) -> Transport:
         """Return the transport; py-consul asks for it."""

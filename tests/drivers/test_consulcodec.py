@@ -10,7 +10,7 @@ import pytest
 
 from appliance.drivers import consulcodec as codec
 from appliance.drivers.consulcodec import StoredSpec
-from appliance.errors import InputError
+from appliance.errors import HostError, InputError
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination
 from appliance.model.network import Registration
@@ -47,6 +47,13 @@ def test_machine_back_and_forth():
     seen, complaints = codec.parse_machines([entry(codec.machine_service(M1))])
     assert complaints == ()
     assert seen == (codec.SeenMachine(machine=M1, host="consul-1"),)
+
+
+def test_meta_that_consul_would_refuse():
+    """Too much for one value of Consul's is refused before anything starts, with the limit."""
+    codec.check_meta((("a", "x" * 504),))
+    with pytest.raises(HostError, match="512 characters of it, as JSON, and it has 513; shorten it"):
+        codec.check_meta((("a", "x" * 505),))
 
 
 def test_gateway_back_and_forth():

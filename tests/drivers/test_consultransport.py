@@ -156,6 +156,13 @@ def test_files_that_are_missing(settings, complaint):
         ConsulApi(ConsulSettings(**settings))
 
 
+@pytest.mark.parametrize("value", ["localhost", "http://localhost", "nowhere:1"])
+def test_address_in_the_environment(consul_agent, monkeypatch, value):
+    """Only the settings say where Consul is, whatever a variable that is meant for its own tools has."""
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", value)
+    assert call(ConsulSettings(address=consul_agent.address), "address") == "127.0.0.1"
+
+
 def test_renewed_token(tmp_path, monkeypatch):
     """A token file is read again when Consul refuses the token; the environment does not get in between."""
     monkeypatch.setenv("CONSUL_HTTP_TOKEN", "environment")
@@ -171,6 +178,9 @@ def test_renewed_token(tmp_path, monkeypatch):
     async def main():
         api = ConsulApi(ConsulSettings(address=agent.address, token_file=str(file)))
         with pytest.raises(ConsulError, match="check consul"):
+            await api.address()
+        file.unlink()  # while it is being replaced
+        with pytest.raises(ConsulError, match=r"and cannot read consul\.token_file"):
             await api.address()
         file.write_text("root\n")
         with pytest.raises(ConsulError):
