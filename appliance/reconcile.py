@@ -187,6 +187,8 @@ class Reconciler:
                 tried = [
                     st.SetZone(zone=_zone_without(s.zone, unlocked, facts)) for s in tried if isinstance(s, st.SetZone)
                 ]
+            elif kind is st.Register:  # whoever is sent here must find a listener
+                tried = [s for s in tried if isinstance(s, st.Register) and self._listens(s.registration.destination)]
             done: list[st.Step] = []
             if kind in (st.PushRuleset, st.DropRuleset):
                 async with trio.open_nursery() as nursery:
@@ -207,6 +209,9 @@ class Reconciler:
                     self.ring(urgent=True)
                     break
         return complete
+
+    def _listens(self, destination: Destination) -> bool:
+        return destination in self.have.listeners
 
     async def _try(self, step: st.Step, done: list[st.Step]) -> None:
         key = _subject(step)

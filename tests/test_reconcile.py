@@ -174,6 +174,16 @@ def test_taken_proxy_port_is_replaced_by_another() -> None:
     assert first != second
 
 
+def test_nothing_is_registered_without_its_listener() -> None:
+    """Where a listener cannot be opened for whatever reason, others are not sent to it; they are once it is open."""
+    host = Host(SERVER)
+    host.effects.fail["open"] = OSError(errno.EMFILE, "too many open files")
+    assert not any(call.startswith("register") for call in host.run())
+    host.effects.fail.clear()
+    assert "register apple.orange:80/tcp" in host.run()
+    assert host.run() == []
+
+
 def test_edited_ruleset_is_pushed_anew() -> None:
     """What somebody else changed is unknown, so it is replaced as a whole."""
     host = Host(SERVER, CLIENT)
