@@ -6,6 +6,7 @@ Part of `fitness`. Nothing is written or made: a look must not leave a trace.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,23 +49,23 @@ def run_dir(config: Config) -> Finding:
     """Look whether the folder of admin socket and lock can be written."""
     folder = Path(config.run_dir)
     if not _writable(folder):
-        return failed(
-            "run_dir", f"{folder} cannot be written", "let root write there, or set run_dir to another folder"
-        )
+        return failed("run_dir", f"cannot write {folder}", "let root write there, or set run_dir to another folder")
     return ok("run_dir", f"{folder} can be written")
 
 
 def lock(config: Config) -> list[Finding]:
-    """Look, where no appliance answers, whether one holds the lock all the same."""
+    """Look, where no appliance answers, whether one holds the lock all the same: it hangs, or has another run_dir."""
     folder = Path(config.run_dir)
-    if not (folder / "lock").exists():
-        return []
     try:
-        with only_one(folder):
+        with (
+            tempfile.TemporaryDirectory() as nowhere,
+            only_one(folder if (folder / "lock").exists() else Path(nowhere)),
+        ):
             return []
     except HostError as error:
         words, _, _ = str(error).partition(": ")
-        return [failed("appliance", f"{words} and does not answer", "look at its log; end it, and start it anew")]
+        remedy = "look at its log; end it, or use its run_dir"
+        return [failed("appliance", f"{words} and does not answer on {config.admin_socket}", remedy)]
 
 
 async def watch(config: Config) -> Finding:

@@ -32,7 +32,8 @@ def only_one(run_dir: Path) -> Iterator[None]:
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
         handle = (run_dir / "lock").open("a+")
     except OSError as error:
-        raise HostError(f"cannot write {run_dir}: {error.strerror}; run meshbox as root") from error
+        remedy = "let root write there, or set run_dir" if os.geteuid() == 0 else "run meshbox with sudo"
+        raise HostError(f"cannot write {run_dir}: {error.strerror}; {remedy}") from error
     with handle, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as name:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,7 +8,7 @@ import os
 import pytest
 import trio
 
-from appliance import fitfiles
+from appliance import fitfiles, lock
 from appliance.config import Config
 from appliance.drivers import netnsdir
 from appliance.drivers.statefile import SCHEMA
@@ -54,22 +54,25 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch) -> None:
     assert fitfiles.state(config).level is Level.WARNING
     found = fitfiles.run_dir(config)
     assert found.level is Level.FAILED
-    assert f"{tmp_path}/c/d cannot be written" in found.words
+    assert f"cannot write {tmp_path}/c/d" in found.words
     assert asked == [tmp_path, tmp_path]
     (tmp_path / "c").touch()
     assert fitfiles.run_dir(config).level is Level.FAILED
 
 
-def test_lock(tmp_path) -> None:
+def test_lock(tmp_path, monkeypatch) -> None:
     """Who holds the lock and does not answer is named; without a lock there is nothing to say."""
+    monkeypatch.setattr(lock, "SOCKET", f"\0meshbox-test-{os.getpid()}")  # an appliance may run on this machine
     config = Config(run_dir=str(tmp_path / "run"))
     assert fitfiles.lock(config) == []
     assert not (tmp_path / "run").exists()
     with only_one(tmp_path / "run"):
         (found,) = fitfiles.lock(config)
     assert found.level is Level.FAILED
-    assert f"(pid {os.getpid()}) runs on this host and does not answer" in found.words
+    assert f"(pid {os.getpid()}) runs on this host and does not answer on {tmp_path}/run/admin.sock" in found.words
     assert "look at its log" in found.remedy
+    with only_one(tmp_path / "other"):
+        assert len(fitfiles.lock(config)) == 1
     assert fitfiles.lock(config) == []
 
 

@@ -56,9 +56,13 @@ def test_the_lock_ends_with_its_process(tmp_path):
             pass
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
-    """One line with the folder and what to do."""
+@pytest.mark.parametrize(
+    ("user", "remedy"), [(0, "let root write there, or set run_dir"), (1000, "run meshbox with sudo")]
+)
+def test_a_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch, user, remedy):
+    """One line with the folder and what to do, which root is not told to become."""
+    monkeypatch.setattr(os, "geteuid", lambda: user)
     (tmp_path / "file").touch()
-    words = r"cannot write .*/file/run: Not a directory; run meshbox as root"
+    words = rf"cannot write .*/file/run: Not a directory; {remedy}"
     with pytest.raises(HostError, match=words), only_one(tmp_path / "file" / "run"):
         pass

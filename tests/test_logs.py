@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import orjson
 import pytest
@@ -94,6 +95,32 @@ def test_a_fault_that_flaps_does_not_fill_the_log(lines) -> None:
         faults.over("docker")
     assert len(lines()) == 2 * logs.REPEATS
     assert faults.total == 50
+
+
+@pytest.mark.parametrize(
+    ("form", "terminal", "text"),
+    [
+        ("auto", True, True),
+        ("auto", False, False),
+        ("text", False, True),
+        ("json", True, False),
+    ],
+)
+def test_form(monkeypatch, form, terminal, text) -> None:
+    """Key and value on a terminal, JSON elsewhere, unless the configuration says otherwise."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.configure(form=form)
+    logs.log.warning("Docker is away", socket="/s")
+    structlog.reset_defaults()
+    line = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert line.count("\n") == 1
+    if text:
+        assert re.search(r"\[warning *\] Docker is away +socket=/s", line)
+    else:
+        assert orjson.loads(line).items() >= {"event": "Docker is away", "level": "warning", "socket": "/s"}.items()
+    assert ("\x1b" in stream.getvalue()) == (text and terminal)
 
 
 def test_level_is_kept(lines) -> None:

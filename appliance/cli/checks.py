@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from appliance.config import Config
     from appliance.findings import Finding
 
+PATIENCE = 5.0
+"""Seconds until an appliance that does not answer counts as one that hangs."""
+
 
 def check(config: Config) -> list[dict[str, Any]]:
     """Return the findings as rows."""
@@ -46,7 +49,7 @@ async def _look(config: Config, running: bool) -> list[Finding]:  # noqa: FBT001
 def _running(config: Config) -> dict[str, Any] | None:
     """Return the status of the appliance that runs here, if one does."""
     try:
-        with Client(config) as client:
+        with Client(config, timeout=PATIENCE) as client:
             status: dict[str, Any] = client.get("status")
             return status
     except HostError:

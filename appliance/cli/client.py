@@ -21,10 +21,10 @@ TIMEOUT = 30.0
 class Client:
     """Calls raise InputError for what the appliance refuses as wrong, HostError for all else."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, timeout: float = TIMEOUT) -> None:
         self._path = config.admin_socket
         self._http = httpx2.Client(
-            transport=httpx2.HTTPTransport(uds=self._path, verify=False), base_url="http://meshbox", timeout=TIMEOUT
+            transport=httpx2.HTTPTransport(uds=self._path, verify=False), base_url="http://meshbox", timeout=timeout
         )
 
     def __enter__(self) -> Self:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance import fitness
+from appliance import fitfiles, fitness
 from appliance.fitness import Finding, Level
 
 
@@ -11,12 +11,13 @@ def host(monkeypatch):
     """A host on which this is found."""
     asked = []
 
-    def host(*found):
+    def host(*found, held=()):
         async def examine(_, *, running=False):
             asked.append(running)
             return found
 
         monkeypatch.setattr(fitness, "examine", examine)
+        monkeypatch.setattr(fitfiles, "lock", lambda _: held)
         return asked
 
     return host
@@ -36,6 +37,15 @@ def test_exit_code(meshbox, host, level, code):
     assert said.out.splitlines()[-1].split(maxsplit=2) == ["thing", str(level), "it is [odd]  mend it"]
 
 
+def test_hanging_appliance(meshbox, host):
+    """Where none answers, whoever holds the lock keeps another one from running."""
+    asked = host(finding(Level.OK), held=[finding(Level.FAILED, "another meshbox")])
+    said = meshbox("check")
+    assert said.code == 1
+    assert asked == [False]
+    assert "another meshbox" in said.out
+
+
 def test_json(show, host):
     """Scripts get the same."""
     host(finding(Level.WARNING, "few", "more"))
@@ -44,7 +54,7 @@ def test_json(show, host):
 
 def test_running_appliance(appliance, meshbox, host):
     """A running appliance holds its own ports, and its faults are shown."""
-    asked = host(finding(Level.OK))
+    asked = host(finding(Level.OK), held=[finding(Level.FAILED, "another meshbox")])
     appliance.faults.report("nft", "push failed", "no such table")
     said = meshbox("check")
     assert said.code == 0
