@@ -101,6 +101,7 @@ class ConsulAgent:
         prefix: tuple[str, ...] = (),
         base_port: int = 18500,
         https_port: int = -1,
+        dns_port: int = -1,
         hcl: str = "",
         token: str = "",
     ) -> None:
@@ -116,7 +117,7 @@ class ConsulAgent:
             ports {{
               http = {base_port}
               https = {https_port}
-              dns = -1
+              dns = {dns_port}
               grpc = -1
               server = {base_port + 1}
               serf_lan = {base_port + 2}

@@ -48,7 +48,7 @@ REFILL = 0.2
 """Seconds of that which each second gives back."""
 RETRY = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Seconds until Consul is tried again after the 1st, 2nd, … failure in a row; the last value repeats."""
-AT_ONCE = 8
+AT_ONCE = 4
 """Registrations that are sent at the same time."""
 COMPLAIN = 2
 """Failures of one registration in a row, while heartbeats succeed, after which it is a problem of its own."""

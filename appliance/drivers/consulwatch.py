@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 START = "start"
 """Stands for the first answers, which are not there yet."""
 DIRECT = 48
-"""Services that have a blocking query of their own. With those for machines, specs and catalogue: 51 in all."""
+"""Services that have a blocking query of their own. With those for machines, specs and catalogue: 51 in all, 52
+where every service is of interest. One more reads services that are new; what only writes or looks comes on top."""
 BACKOFF = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Seconds after the 1st, 2nd, … failure in a row, half of it at random; the last value repeats."""
 BUSY = (0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0)
@@ -136,6 +137,9 @@ class Interests:
         self._following: set[str] = set()
         """Services with a query under way, also those whose last one is only waited for."""
         self._sweeping = False
+        self._fresh: set[str] = set()
+        """Services without a query of their own that were not read yet."""
+        self._reading = False
         self.wanted: frozenset[str] = frozenset()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -154,7 +158,10 @@ class Interests:
             self._fill()
             newcomers = self.wanted - before - self._following
             if sweeping and newcomers and self._nursery is not None:
-                self._nursery.start_soon(self._read_once, newcomers)
+                self._fresh |= newcomers
+                if not self._reading:
+                    self._reading = True
+                    self._nursery.start_soon(self._read_fresh)
 
     def _fill(self) -> None:
         if self._nursery is None:
@@ -200,18 +207,21 @@ class Interests:
             self._sweeping = False
         self._fill()
 
-    async def _read_once(self, services: frozenset[str]) -> None:
-        """Read services that are new among those without a query of their own."""
-        left = set(services)
+    async def _read_fresh(self) -> None:
+        """Read services that are new among those without a query of their own, one after the other."""
 
-        async def fetch(_: int) -> tuple[int, None]:
-            return 1, None
+        async def fetch(index: int) -> tuple[int, None]:
+            return index + 1, None
 
         async def took(_: None) -> None:
-            await self._read_all(left & self.wanted)
-            left.clear()
+            services = frozenset(self._fresh)
+            await self._read_all(services & self.wanted)
+            self._fresh -= services
 
-        await self._queries.follow("new services", fetch, took, wanted=lambda: bool(left & self.wanted))
+        try:
+            await self._queries.follow("new services", fetch, took, wanted=lambda: bool(self._fresh & self.wanted))
+        finally:
+            self._reading = False
 
     async def _read_all(self, services: Iterable[str]) -> None:
         for service in sorted(services):

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 import orjson
 import pytest
 import trio
+from dnslib import DNSRecord
 
 from appliance.config import Consul as ConsulSettings
 from appliance.drivers.consul import ConsulRegistry
@@ -126,6 +127,53 @@ def test_specs_and_tombstones_are_shared(machines, consul_agent):
             await two.put_spec(SPEC)
             await until(lambda: one.facts.specs and not one.facts.tombstones)
             assert set(consul_agent.get("/v1/kv/meshbox/?keys")) == {"meshbox/epoch", "meshbox/specs/web"}
+
+    trio.run(main)
+
+
+def test_consuls_own_dns_knows_the_mesh(tmp_path):
+    """`dig flask.flask.service.consul` answers with the addresses of the machines that serve it."""
+    port = free_ports(4)
+    agent = ConsulAgent(tmp_path / "consul", base_port=port, dns_port=port + 3)
+    machines = Machines(tmp_path, agent.address)
+
+    def asked() -> list[str]:
+        question = DNSRecord.question("flask.flask.service.consul")
+        reply = DNSRecord.parse(question.send("127.0.0.1", port + 3, timeout=5))
+        return sorted(str(record.rdata) for record in reply.rr)
+
+    async def main():
+        flask = serving(destination=Destination.parse("flask.flask:8080"))
+        async with machines.machine("m1") as one, machines.machine("m2") as two:
+            await one.register(flask)
+            await until(lambda: asked() == ["10.0.0.1"])
+            await two.register(flask)
+            await until(lambda: asked() == ["10.0.0.1", "10.0.0.2"])
+            await one.deregister(flask)
+            await until(lambda: asked() == ["10.0.0.2"])
+
+    try:
+        agent.start()
+        trio.run(main)
+    finally:
+        agent.stop()
+
+
+def test_removing_without_consul(machines, consul_agent):
+    """A removal takes effect here at once, and everywhere when Consul is back."""
+
+    async def main():
+        async with machines.machine("m1") as one, machines.machine("m2") as two:
+            await one.put_spec(SPEC)
+            await until(lambda: two.facts.specs)
+            await trio.to_thread.run_sync(consul_agent.stop)
+            assert await one.remove_spec("web")
+            assert one.facts.specs == {}
+            assert set(one.facts.tombstones) == {"web"}
+            assert two.facts.specs == {"web": SPEC}
+            await trio.to_thread.run_sync(consul_agent.start)
+            await until(lambda: two.facts.specs == {} and set(two.facts.tombstones) == {"web"})
+            await until(lambda: one.facts.problems == ())
 
     trio.run(main)
 

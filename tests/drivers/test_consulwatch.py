@@ -235,6 +235,36 @@ def test_the_rest_is_read_when_the_catalogue_changes():
     interested(script)
 
 
+def test_new_services_are_read_one_after_the_other():
+    """However often the services of interest change while Consul is slow, one query at a time reads the new ones."""
+
+    async def script(interests, fake, taken):
+        names = [f"s{n}" for n in range(8)]
+        interests.watch(names)
+        await trio.sleep(10)
+        reading, most = 0, 0
+        health = fake.health
+
+        async def slow(service, index):
+            nonlocal reading, most
+            reading += 1
+            most = max(most, reading)
+            await trio.sleep(1)
+            reading -= 1
+            return await health(service, index)
+
+        interests._fetch = slow
+        for number in range(8, 20):
+            names.append(f"s{number}")
+            interests.watch(names)
+            await trio.sleep(0.1)
+        await trio.sleep(14)
+        assert most == 1
+        assert {f"s{n}" for n in range(8, 20)} <= taken.keys()
+
+    interested(script)
+
+
 def test_queries_that_are_no_longer_wanted_are_waited_for():
     """A query keeps its place until its wait ends, so it is not given up, and its place not given away before."""
 
