@@ -15,6 +15,7 @@ from dnslib import DNSRecord
 
 from appliance.config import Consul as ConsulSettings
 from appliance.drivers.consul import ConsulRegistry
+from appliance.drivers.consulannounce import Announcer
 from appliance.drivers.localstore import LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
@@ -441,6 +442,23 @@ def test_moving_to_another_consul(machines, consul_agent):
                 assert one.facts.specs == four.facts.specs == {"web": replace(SPEC, count=4), "gone": SPEC_GONE}
                 assert weights(one) == []
                 assert one.facts.held_since is None
+
+    trio.run(main)
+
+
+def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeypatch):
+    """They are forgotten at once, also while the other Consul does not show this machine yet."""
+
+    async def main():
+        async with machines.machine("m1") as one, machines.machine("m3") as three:
+            await three.register(serving())
+            await until(lambda: nodes(one) == ["m1", "m3"] and weights(one))
+        await trio.to_thread.run_sync(lambda: consul_agent.stop(wipe=True))
+        await trio.to_thread.run_sync(consul_agent.start)
+        consul_agent.request("PUT", "/v1/kv/meshbox/epoch", "another")
+        monkeypatch.setattr(Announcer, "run", lambda _: trio.sleep_forever())
+        async with machines.machine("m1") as one:
+            await until(lambda: one.facts.machines == one.facts.endpoints == ())
 
     trio.run(main)
 
