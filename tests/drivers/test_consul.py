@@ -449,6 +449,9 @@ def test_moving_to_another_consul(machines, consul_agent):
 def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeypatch):
     """They are forgotten at once, also while the other Consul does not show this machine yet."""
 
+    async def idle(_announcer):
+        await trio.sleep_forever()
+
     async def main():
         async with machines.machine("m1") as one, machines.machine("m3") as three:
             await three.register(serving())
@@ -456,7 +459,7 @@ def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeyp
         await trio.to_thread.run_sync(lambda: consul_agent.stop(wipe=True))
         await trio.to_thread.run_sync(consul_agent.start)
         consul_agent.request("PUT", "/v1/kv/meshbox/epoch", "another")
-        monkeypatch.setattr(Announcer, "run", lambda _: trio.sleep_forever())
+        monkeypatch.setattr(Announcer, "run", idle)
         async with machines.machine("m1") as one:
             await until(lambda: one.facts.machines == one.facts.endpoints == ())
 
