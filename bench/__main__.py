@@ -37,7 +37,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}")
     parser.add_argument("--list", action="store_true", help="show the works and end")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for JSON and plots (bench/results)")
-    parser.add_argument("--report", type=Path, metavar="JSON", help="measure nothing: write RESULTS.md from this run")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", metavar="JSON", help="measure nothing: write RESULTS.md from these runs"
+    )
     options = parser.parse_args()
     if options.list:
         for work in WORKS:
@@ -68,7 +70,7 @@ def main() -> int:
     print(f"\n{path}")
     _plot(results, options.out)
     if len(results) == len(WORKS):
-        _report(path)
+        _report([path])
     for verdict in verdicts(results):
         bar = verdict.bar
         word = "met   " if verdict.met else "MISSED"
@@ -100,10 +102,10 @@ def _show(result: Result) -> None:
         print(f"  {name:13} {' | '.join(cells)}" + ("" if ratio is None else f"  x{ratio:.2f}"), flush=True)
 
 
-def _report(path: Path) -> int:
-    data = orjson.loads(path.read_bytes())
-    results = from_json(data, WORKS)
-    (HERE / "RESULTS.md").write_text(markdown(results, data["machine"], data["how"]))
+def _report(paths: list[Path]) -> int:
+    runs = [orjson.loads(path.read_bytes()) for path in paths]
+    results = from_json(runs, WORKS)
+    (HERE / "RESULTS.md").write_text(markdown(results, runs[-1]["machine"]))
     print(HERE / "RESULTS.md")
     return 0
 

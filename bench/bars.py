@@ -72,6 +72,15 @@ BARS = (
         for contender in ("workers=0", "workers=1")
         for figure, limit in (("backend ms", 100), ("backend stall ms", 5), ("service stall ms", 5))
     ),
+    *(
+        Bar(work=work, figure=figure, limit=limit, at_least=False, against=None)
+        for work, figure, limit in (
+            ("appliance", "95th percentile ms", 250),
+            ("appliance", "idle: resident MiB", 64),
+            ("appliance", "idle: % of a core", 0.5),
+            ("mesh", "95th percentile ms", 500),
+        )
+    ),
     Bar(work="churn", figure="p99 µs", limit=1.5, at_least=False, against="at rest", contender="changing"),
     Bar(work="churn-worker", figure="p99 µs", limit=1.5, at_least=False, against="at rest", contender="changing"),
 )

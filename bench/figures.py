@@ -51,6 +51,8 @@ class Result:
 
     work: Work
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    run: str = ""
+    """When it was measured, how often, and what."""
     error: str = ""
     """Why there are no figures."""
 

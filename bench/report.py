@@ -25,23 +25,35 @@ def to_json(results: Iterable[Result], facts: Mapping[str, str], **how: Any) -> 
     return {"machine": dict(facts), "how": how, "works": {result.work.name: result.samples for result in results}}
 
 
-def from_json(data: Mapping[str, Any], works: Iterable[Work]) -> list[Result]:
-    """Return the results of an earlier run; works that no longer exist are left out."""
-    return [Result(work=work, samples=data["works"][work.name]) for work in works if work.name in data["works"]]
+def from_json(runs: Sequence[Mapping[str, Any]], works: Iterable[Work]) -> list[Result]:
+    """Return the results of earlier runs, of each work those of the last; works that no longer exist are left out."""
+    last = {name: run for run in runs for name in run["works"]}
+    return [
+        Result(work=work, samples=last[work.name]["works"][work.name], run=_run(last[work.name]))
+        for work in works
+        if work.name in last
+    ]
 
 
-def markdown(results: Sequence[Result], facts: Mapping[str, str], how: Mapping[str, Any]) -> str:
+def _run(data: Mapping[str, Any]) -> str:
+    how = data["how"]
+    return f"{how['date']}, {how['rounds']} rounds of {how['seconds']} s, commit {data['machine'].get('commit', '?')}"
+
+
+def markdown(results: Sequence[Result], facts: Mapping[str, str]) -> str:
     """Return the report."""
+    known = {name: value for name, value in facts.items() if name != "commit"}
     parts = [
         "# Measured\n",
-        f"`make bench`, {how['date']}, {how['rounds']} rounds of {how['seconds']} s.\n",
-        "\n".join(f"- {name}: {value}" for name, value in facts.items()) + "\n",
+        "\n".join(f"- {name}: {value}" for name, value in known.items()) + "\n",
         HEAD,
     ]
     judged = list(verdicts(results))
     if judged:
         parts.append("## Bars\n\n" + _bars(judged))
-    parts += [f"## {result.work.title} (`{result.work.name}`)\n\n{_table(result)}" for result in results]
+    for result in results:
+        command = f"`make bench ARGS='--only {result.work.name}'`"
+        parts.append(f"## {result.work.title}\n\n{command}: {result.run}.\n\n{_table(result)}")
     return "\n".join(parts)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 from bench.bars import verdicts
 from bench.figures import BenchError, Figure, Result, Work
@@ -53,13 +54,24 @@ def test_every_bar_is_about_a_work_and_a_figure_that_exist() -> None:
 
 
 def test_a_report_shows_medians_ratios_and_bars_and_survives_json() -> None:
-    """What is written down can be reported again without measuring."""
-    data = to_json([RESULT], {"cpu": "2 x fast"}, **HOW)
-    text = markdown(from_json(data, [ECHO]), data["machine"], data["how"])
-    assert text == markdown([RESULT], {"cpu": "2 x fast"}, HOW)
+    """What is written down can be reported again without measuring, with when and how it was measured."""
+    data = to_json([RESULT], {"cpu": "2 x fast", "commit": "abc"}, **HOW)
+    text = markdown(from_json([data], [ECHO]), data["machine"])
+    assert "- cpu: 2 x fast\n" in text
+    assert "`make bench ARGS='--only echo'`: today, 3 rounds of 1.0 s, commit abc.\n" in text
     assert "| meshbox | 33.0 ±12 % (1.10) | 5 ±20 % (1.00) |" in text
     assert "| direct | 10.0 ±0 % (0.33) | - |" in text
     assert "| echo | p50 µs | meshbox / haproxy, each less direct | ≤ 1.15 | 1.15 | met |" in text
+
+
+def test_a_report_of_several_runs_takes_the_last_of_each_work() -> None:
+    """A work that was measured again replaces its former figures, and leaves the others."""
+    former = to_json([RESULT], {"commit": "old"}, **HOW)
+    other = Result(work=replace(ECHO, name="other"), samples=RESULT.samples)
+    later = to_json([other], {"commit": "new"}, **HOW)
+    runs = {result.work.name: result.run for result in from_json([former, later], [ECHO, other.work])}
+    assert runs == {"echo": "today, 3 rounds of 1.0 s, commit old", "other": "today, 3 rounds of 1.0 s, commit new"}
+    assert from_json([former, later | {"works": former["works"]}], [ECHO])[0].run.endswith("new")
 
 
 def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
