@@ -8,6 +8,7 @@ all that should be served, so that what runs never differs from what the parent 
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
 log = structlog.get_logger()
+
+PRIORITY = -10
+"""Nice value (setpriority(2)): where cores are few, traffic goes before planning and nft."""
 
 
 def run(descriptor: int) -> int:
@@ -47,6 +51,10 @@ class Worker:
         self._upstreams: tuple[tuple[str, int], ...] = ()
         self._channel = Channel(loop, sock, take=self._take, ended=self._end)
         self.code = 0
+        try:
+            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+        except PermissionError as error:  # without CAP_SYS_NICE it works too
+            log.debug("traffic gets no priority over planning", error=str(error))
 
     def _take(self, order: Any, sockets: list[int]) -> None:
         try:
