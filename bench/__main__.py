@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -52,6 +53,7 @@ def main() -> int:
         parser.error(f"no work matches {' '.join(options.only)}; --list shows their names")
     if os.geteuid():
         parser.error("namespaces need root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves no contender running
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     seconds = QUICK_SECONDS if options.quick else SECONDS
     date = datetime.now(UTC)
