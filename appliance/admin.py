@@ -1,7 +1,9 @@
 """The admin API: HTTP with JSON on a unix socket that only root may use. The command line is its client.
 
 Errors are `{"error": "one line"}`: 400 for bad input, 404 for something that is not there, 503 for what cannot be done
-now. Reading never changes anything; `POST /v1/deploy` and `DELETE /v1/services/…` do.
+now. Reading never changes anything; `POST /v1/deploy` and `DELETE /v1/services/…` do. `POST /v1/pull` gets the images
+that services need before they are deployed: its answer is lines of JSON that come while it works, `{"image": …,
+"state": …}` and at last perhaps `{"error": …}`. It ends what is under way when the caller goes away.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from appliance.config import Config
     from appliance.drivers.registryfacts import RegistryFacts
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from appliance.model.state import HostState
     from appliance.model.stats import Connection, ListenerStats
 
+TELL = 1.0
+"""Seconds until a line is sent again although nothing has changed."""
 LARGEST_BODY = 4 * 2**20
 """Bytes of a request; thousands of services fit."""
 
@@ -91,6 +96,9 @@ class Appliance(Protocol):
 
     async def counters(self) -> Mapping[str, float]:
         """Return further counters by name (`passes`, `steps`, `dns_queries`, …); they only grow."""
+
+    async def pull(self, services: Iterable[Service], tell: Callable[[str, str], None]) -> None:
+        """Pull the images that these need here; `tell` gets an image and how far it is. Raises RetryError."""
 
     async def deploy(self, services: Iterable[Service]) -> None:
         """Store specs. Raises RetryError or HostError."""
@@ -161,6 +169,7 @@ def application(appliance: Appliance) -> Starlette:
         routes=[
             *(Route(f"/v1/{name}", _json(view), methods=["GET"]) for name, view in gets.items()),
             Route("/v1/plan", _json(api.plan), methods=["POST"]),
+            Route("/v1/pull", _json(api.pull), methods=["POST"]),
             Route("/v1/deploy", _json(api.deploy), methods=["POST"]),
             Route("/v1/services/{name}", _json(api.remove), methods=["DELETE"]),
             Route("/metrics", api.metrics, methods=["GET"]),
@@ -177,10 +186,67 @@ def _json(view: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awai
             content = await view(request)
         except MeshboxError as error:
             status = 400 if isinstance(error, InputError) else 404 if isinstance(error, _NotFoundError) else 503
-            content = {"error": " ".join(str(error).split())}
+            content = _refusal(error)
+        if isinstance(content, Response):
+            return content
         return Response(orjson.dumps(content), status, media_type="application/json")
 
     return answer
+
+
+def _refusal(error: MeshboxError) -> views.Row:
+    return {"error": " ".join(str(error).split())}
+
+
+class _Lines(Response):
+    """An answer that tells how far some work is, at least every `TELL` seconds, and ends the work with the caller."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, work: Callable[[Callable[[str, str], None]], Awaitable[None]]) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self._work = work
+        self._last: views.Row = {}
+        self._untold: list[views.Row] = []
+        self._news = trio.Event()
+        self._done = False
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until_gone, receive, nursery.cancel_scope)
+            nursery.start_soon(self._carry_out)
+            done = False
+            while not done:
+                with trio.move_on_after(TELL):
+                    await self._news.wait()
+                self._news = trio.Event()
+                done = self._done
+                rows, self._untold = self._untold or [self._last], []
+                lines = b"".join(orjson.dumps(row) + b"\n" for row in rows if row)
+                await send({"type": "http.response.body", "body": lines, "more_body": not done})
+            nursery.cancel_scope.cancel()
+
+    def _tell(self, image: str, state: str) -> None:
+        row = {"image": image, "state": state}
+        if row != self._last:
+            self._last = row
+            self._untold.append(row)
+            self._news.set()
+
+    async def _carry_out(self) -> None:
+        try:
+            await self._work(self._tell)
+        except MeshboxError as error:
+            self._untold.append(_refusal(error))
+        self._done = True
+        self._news.set()
+
+    async def _until_gone(self, receive: Receive, scope: trio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
 
 
 class _Api:
@@ -252,6 +318,11 @@ class _Api:
 
     async def plan(self, request: Request) -> views.Row:
         return self._judged(await _services(request))
+
+    async def pull(self, request: Request) -> Response:
+        wanted = await _services(request)
+        self._judged(wanted)
+        return _Lines(lambda tell: self._appliance.pull(wanted, tell))
 
     async def deploy(self, request: Request) -> views.Row:
         wanted = await _services(request)

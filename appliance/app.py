@@ -41,13 +41,13 @@ from appliance.model.names import Protocol
 from appliance.notify import Notifier
 from appliance.plan.interests import interests
 from appliance.plan.policy import declaration
-from appliance.plan.rollout import rollout
+from appliance.plan.rollout import images, rollout
 from appliance.reconcile import FULL_PASS, Reconciler
 from appliance.render.ruleset import REMOVE, change_host
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from ipaddress import IPv4Address
 
     from appliance.config import Config
@@ -262,6 +262,10 @@ class Appliance:
         """Return the same, with what other machines serve of these services, whether it matters here or not."""
         endpoints = await self.registry.look(services)
         return replace(self.snapshot(), endpoints=endpoints)
+
+    async def pull(self, services: Iterable[Service], tell: Callable[[str, str], None]) -> None:
+        """Pull what these services need on this machine and is absent. Raises RetryError."""
+        await self.deployer.pull(images(self.snapshot(), services), tell)
 
     async def deploy(self, services: Iterable[Service]) -> None:
         """Store specs; the loop does the rest. Raises RetryError or HostError when they cannot be stored."""

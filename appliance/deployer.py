@@ -108,6 +108,15 @@ class Deployer:
                 self._busy.add(action.key)
                 self._nursery.start_soon(self._carry_out, action)
 
+    async def pull(self, images: Iterable[str], tell: Callable[[str, str], None]) -> None:
+        """Pull those that are absent; `tell` gets an image and how far it is. Raises DockerError at the first fault."""
+        for image in images:
+            if not await self._docker.image_present(image):
+                tell(image, "pulling")
+                await self._docker.pull(image, lambda progress, image=image: tell(image, str(progress)))  # type: ignore[misc]
+                self.counts["pulled"] += 1
+                tell(image, "pulled")
+
     async def tidy(self) -> bool:
         """Remove our network if nothing uses it and nothing is under way; return whether there is none now."""
         return not self._busy and await self._docker.remove_network(self._network)
@@ -159,13 +168,10 @@ class Deployer:
     async def _create(self, action: Create) -> None:
         key, container = action.key, action.container
         self._say(key, "creating")
+        await self.pull([container.image], lambda _, state: self._say(key, state))
+        self._say(key, "creating")
         network = await self._docker.ensure_network(self._network, subnet=self._subnet)
         body = create_body(key, container, action.revision, network=network.name, dns=labels.gateway4(network))
-        if not await self._docker.image_present(container.image):
-            self._say(key, "pulling")
-            await self._docker.pull(container.image, lambda progress: self._say(key, str(progress)))
-            self.counts["pulled"] += 1
-            self._say(key, "creating")
         name = docker_name(key, action.revision)
         try:
             container_id = await self._docker.create(name, body)

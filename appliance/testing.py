@@ -8,7 +8,11 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import count
 from typing import TYPE_CHECKING
 
+import trio
+import trio.lowlevel
+
 from appliance.drivers.registryfacts import RegistryFacts
+from appliance.errors import RetryError
 from appliance.logs import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Snapshot, Workload
 from appliance.model.names import Name
@@ -18,10 +22,10 @@ from appliance.model.specparse import parse_service, service_to_raw
 from appliance.model.state import HostState
 from appliance.model.stats import BackendStats, Connection, ListenerStats
 from appliance.plan.compile import compile_host
-from appliance.plan.rollout import rollout
+from appliance.plan.rollout import images, rollout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
     from appliance.config import Config
@@ -36,8 +40,8 @@ class FakeAppliance:
     """A running appliance without Docker, nft and sockets (`admin.Appliance`).
 
     It plans as the real one does. Whenever it is looked at, its containers take one step: a created one starts, a
-    started one accepts connections, a retired one goes. An image in `missing_images` cannot be pulled; a container in
-    `silent` never accepts.
+    started one accepts connections, a retired one goes. An image in `missing_images` cannot be pulled, one
+    in `absent_images` is pulled before a deploy; a container in `silent` never accepts.
     """
 
     def __init__(self, config: Config, *, workloads: Iterable[Workload] = ()) -> None:
@@ -47,6 +51,7 @@ class FakeAppliance:
         self.have = HostState()
         self.registry_facts = RegistryFacts()
         self.missing_images: AbstractSet[str] = frozenset()
+        self.absent_images: AbstractSet[str] = frozenset()
         self.silent: AbstractSet[str] = frozenset()
         self.open_connections: tuple[Connection, ...] = ()
         self.under_way: Mapping[ReplicaKey, Progress] = {}
@@ -90,6 +95,16 @@ class FakeAppliance:
     async def counters(self) -> Mapping[str, float]:
         """Return one counter."""
         return {"deploys": self.deploys}
+
+    async def pull(self, services: Iterable[Service], tell: Callable[[str, str], None]) -> None:
+        """Pull at once what no container has yet. Raises RetryError for what is in `missing_images`."""
+        for image in images(self._facts(), services):
+            if image in self.missing_images:
+                raise RetryError(f"image {image} cannot be pulled: no such image")
+            if image in self.absent_images:
+                for state in ("pulling", "pulling 40 %", "pulled"):
+                    tell(image, state)
+                    await trio.lowlevel.checkpoint()
 
     async def deploy(self, services: Iterable[Service]) -> None:
         """Store specs. Raises AssertionError for one that could not be stored as it is."""

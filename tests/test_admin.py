@@ -33,6 +33,7 @@ class Conversation:
     def __init__(self, appliance, http):
         self.appliance = appliance
         self._http = http
+        self.stream = http.stream
 
     async def __call__(self, method, path, status=200, **options):
         response = await self._http.request(method, path, **options)
@@ -101,6 +102,55 @@ def test_deploy_that_does_not_fit_the_ranges(converse):
         assert call.appliance.registry_facts.specs.keys() == {"orange"}
         await call("DELETE", "/v1/services/orange")
         await call.deploy(FLASK)
+
+    converse(test)
+
+
+def test_pull(converse, monkeypatch):
+    """The answer comes line by line while images are pulled; a wrong spec is refused; a fault is the last line."""
+    monkeypatch.setattr(admin, "TELL", 0.01)
+
+    async def test(call):
+        body = orjson.dumps({"services": [FLASK]})
+
+        async def lines():
+            async with call.stream("POST", "/v1/pull", content=body) as response:
+                assert response.status_code == 200
+                return [orjson.loads(line) async for line in response.aiter_lines() if line]
+
+        assert await lines() == []
+        call.appliance.absent_images = {"redis"}
+        told = await lines()
+        assert told[-1] == {"image": "redis", "state": "pulled"}
+        assert {"image": "redis", "state": "pulling"} in told
+        call.appliance.missing_images = {"hello"}
+        assert await lines() == [{"error": "image hello cannot be pulled: no such image"}]
+        wrong = orjson.dumps({"services": [{**FLASK, "count": 0}]})
+        assert "count" in (await call("POST", "/v1/pull", 400, content=wrong))["error"]
+        assert call.appliance.deploys == 0
+
+    converse(test)
+
+
+def test_pull_ends_with_its_caller(converse):
+    """Who goes away while an image is pulled ends that."""
+    ended = trio.Event()
+
+    async def for_ever(_services, tell):
+        try:
+            tell("redis", "pulling")
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async def test(call):
+        call.appliance.pull = for_ever
+        async with call.stream("POST", "/v1/pull", content=orjson.dumps({"services": [FLASK]})) as response:
+            async for line in response.aiter_lines():
+                assert orjson.loads(line) == {"image": "redis", "state": "pulling"}
+                break
+        with trio.fail_after(5):
+            await ended.wait()
 
     converse(test)
 

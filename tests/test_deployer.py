@@ -13,6 +13,7 @@ from fakedocker import FakeDocker, until
 
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.drivers.dockercreate import docker_name, labels
+from appliance.errors import RetryError
 from appliance.model.facts import RunState
 from appliance.model.names import Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start
@@ -120,7 +121,7 @@ def test_absent_image_is_pulled_with_progress():
         await world.idle()
 
     world = play(scene)
-    assert world.deeds == ["ensure_network", "pull", "create", "start"]
+    assert world.deeds == ["pull", "ensure_network", "create", "start"]
     assert (seen[0].state, seen[0].failed, seen[0].machine) == ("pulling 40 %", False, "here")
 
 
@@ -147,6 +148,22 @@ def test_failure_is_told_and_tried_again_more_and_more_seldom():
     assert pauses == pytest.approx([1, 2, 4], abs=0.1)
     assert world.deployer.counts["failed"] == 4
     assert not world.docker.there
+    assert "meshbox" not in world.docker.nets
+
+
+def test_images_are_pulled_before_a_deploy():
+    """Those that are here are not pulled; the rest tell how far they are; the first that cannot be had is the last."""
+    told = []
+
+    async def scene(world):
+        with pytest.raises(RetryError, match="manifest unknown"):
+            await world.deployer.pull(["web", "remote/a:1", "nonsense:1", "remote/b:1"], lambda *row: told.append(row))
+
+    world = play(scene)
+    assert world.deeds == ["pull", "pull"]
+    assert world.docker.images == {"web", "remote/a:1"}
+    states = ["pulling", "pulling 40 %", "pulled"]
+    assert told == [*(("remote/a:1", s) for s in states), *(("nonsense:1", s) for s in states[:2])]
 
 
 def test_mended_spec_is_tried_at_once():

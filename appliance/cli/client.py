@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,8 @@ import orjson
 from appliance.errors import HostError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from appliance.config import Config
 
 TIMEOUT = 30.0
@@ -42,19 +45,39 @@ class Client:
         """Send a value as JSON."""
         return self._call("POST", path, content=orjson.dumps(content))
 
+    def lines(self, path: str, content: Any) -> Iterator[Any]:
+        """Send a value as JSON and yield what comes line by line, as it comes. Raises HostError for a refusal in it."""
+        with self._faults(), self._http.stream("POST", f"/v1/{path}", content=orjson.dumps(content)) as response:
+            if not response.is_success:
+                response.read()
+                self._answer("POST", path, response)
+            for line in filter(None, response.iter_lines()):
+                value = orjson.loads(line)
+                if "error" in value:
+                    raise HostError(value["error"])
+                yield value
+
     def delete(self, path: str) -> Any:
         """Remove something."""
         return self._call("DELETE", path)
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
-        try:
+        with self._faults():
             response = self._http.request(method, f"/v1/{path}", **options)
+        return self._answer(method, path, response)
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
         except httpx2.ConnectError:
             raise self._unreachable() from None
         except httpx2.TimeoutException:
             raise HostError(f"meshbox does not answer on {self._path}; look at its log") from None
         except httpx2.HTTPError as error:
             raise HostError(f"meshbox broke off on {self._path} ({error}); look at its log") from None
+
+    def _answer(self, method: str, path: str, response: httpx2.Response) -> Any:
         try:
             answer = orjson.loads(response.content)
         except orjson.JSONDecodeError:

@@ -133,7 +133,8 @@ def deploy(context: typer.Context, file: SpecFile, detach: Detach = False, timeo
 
     The file is Python that runs here, with your rights; the appliance gets only its values. Services that the file
     does not declare are left alone. Deploying the same file again changes nothing; of a changed file only what
-    changed is replaced, one replica after another.
+    changed is replaced, one replica after another. Images that are not here are pulled first; if one cannot be had,
+    nothing is changed. With --detach that happens afterwards, again and again until it succeeds.
 
     \b
     Example, app.py:

@@ -1,5 +1,7 @@
 """`meshbox deploy`, `plan` and `remove`: send, show how far it is, and wait until it is done.
 
+A deploy first has the images pulled that this machine needs: one that cannot be had changes nothing. With `--detach`
+the spec is stored at once, and each machine pulls by itself, again and again until it succeeds.
 A deploy waits for the replicas on all machines; a removal for the containers of this one.
 """
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from appliance.cli.client import Client
+    from appliance.model.spec import Service
 
     Rows = list[dict[str, Any]]
     Show = Callable[[Rows], None]
@@ -41,17 +44,21 @@ _NEVER = threading.Event()
 
 def plan(client: Client, file: str) -> dict[str, Any]:
     """Return what deploying the file would change. Raises MeshboxError."""
-    answer: dict[str, Any] = _send(client, "plan", file)[1]
-    return answer
+    return _send(client, "plan", file, *dsl.load(file))
 
 
 def deploy(client: Client, file: str, *, detach: bool, timeout: float) -> None:
     """Deploy a file and wait until every replica is ready. `timeout` in seconds. Raises MeshboxError."""
-    names, answer = _send(client, "deploy", file)
+    services, local = dsl.load(file)
+    deadline = time.monotonic() + timeout
+    if not detach:
+        _pull(client, file, services, deadline)
+    answer = _send(client, "deploy", file, services, local)
+    names = [service.name for service in services]
     tables.changes(answer["changes"])
     if detach:
         return
-    _wait(lambda: client.get("progress", service=names), timeout, "ready")
+    _wait(lambda: client.get("progress", service=names), deadline, timeout, "ready")
     everything = client.get("progress", service=names)
     unchanged = all(change["kind"] == "same" for change in answer["changes"])
     ready = ", ".join(_counted(name, [row for row in everything if row["service"] == name]) for name in names)
@@ -67,7 +74,7 @@ def remove(client: Client, names: Sequence[str], *, detach: bool, timeout: float
     for name in dict.fromkeys(names):
         tables.changes(client.delete(f"services/{quote(name, safe='')}")["changes"])
     if not detach:
-        _wait(lambda: _leftovers(client, names), timeout, "gone")
+        _wait(lambda: _leftovers(client, names), time.monotonic() + timeout, timeout, "gone")
         sys.stdout.write(f"removed: {', '.join(dict.fromkeys(names))}\n")
 
 
@@ -80,17 +87,45 @@ def _counted(name: str, rows: Rows) -> str:
     return f"{name} ({sum(machines.values())}: {', '.join(f'{n} on {m}' for m, n in sorted(machines.items()))})"
 
 
-def _send(client: Client, verb: str, file: str) -> tuple[list[str], dict[str, Any]]:
-    """Evaluate the file and post its values; what is to be warned of goes to standard error."""
-    services, local = dsl.load(file)
-    try:
-        answer = client.post(verb, {"services": [service_to_raw(service) for service in services]})
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+def _body(services: Sequence[Service]) -> dict[str, Any]:
+    return {"services": [service_to_raw(service) for service in services]}
+
+
+def _send(client: Client, verb: str, file: str, services: Sequence[Service], local: Sequence[str]) -> dict[str, Any]:
+    """Post the values of a file; what is to be warned of goes to standard error."""
+    with _in_file(file):
+        answer: dict[str, Any] = client.post(verb, _body(services))
     left_out = [line for line in local if line.startswith(f"{file}:")]  # the rest the appliance knows better
     for line in (*left_out, *answer["warnings"]):
         sys.stderr.write(f"warning: {line}\n")
-    return [service.name for service in services], answer
+    return answer
+
+
+def _pull(client: Client, file: str, services: Sequence[Service], deadline: float) -> None:
+    """Have the images pulled that this machine lacks, and show how far that is. Raises MeshboxError."""
+    rows: dict[str, dict[str, Any]] = {}
+    with _in_file(file), _shown() as show:
+        try:
+            for row in client.lines("pull", _body(services)):
+                pulled = row["state"] == "pulled"
+                rows[row["image"]] = {**row, "machine": "", "ready": pulled, "failed": False}
+                show(list(rows.values()))
+                if not pulled and time.monotonic() > deadline:
+                    raise HostError(
+                        f"image {row['image']} is not here in time ({row['state']}); give it longer with --timeout, "
+                        "or deploy with --detach"
+                    )
+        except HostError as error:
+            raise HostError(f"nothing was changed: {error}") from None
+
+
+@contextmanager
+def _in_file(file: str) -> Iterator[None]:
+    """Put the file's name before what is wrong with its values."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def _leftovers(client: Client, names: Sequence[str]) -> Rows:
@@ -113,9 +148,8 @@ def _leftovers(client: Client, names: Sequence[str]) -> Rows:
     return rows
 
 
-def _wait(look: Callable[[], Rows], timeout: float, goal: str) -> None:
+def _wait(look: Callable[[], Rows], deadline: float, timeout: float, goal: str) -> None:
     """Show what `look` returns until all of it is ready. Raises HostError when that fails or takes too long."""
-    deadline = time.monotonic() + timeout
     failing: dict[str, float] = {}
     with _shown() as show:
         while True:
@@ -135,7 +169,7 @@ def _wait(look: Callable[[], Rows], timeout: float, goal: str) -> None:
 
 
 def _key(row: dict[str, Any]) -> str:
-    return f"{row['service']}/{row['replica']}/{row['container']}"
+    return f"image {row['image']}" if "image" in row else f"{row['service']}/{row['replica']}/{row['container']}"
 
 
 @contextmanager

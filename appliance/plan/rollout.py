@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,18 @@ def replicas(s: Snapshot) -> tuple[ReplicaKey, ...]:
             for c in service.containers
         )
     )
+
+
+def images(s: Snapshot, services: Iterable[Service]) -> tuple[str, ...]:
+    """Return the images of the containers that this machine would make if these services were deployed, sorted."""
+    wanted = {service.name: service for service in services}
+    managed = _managed(s.workloads)
+    found = set()
+    for key in replicas(replace(s, specs=wanted)):
+        container = wanted[key.service].container(key.container)
+        if container is not None and _current(managed.get(key.service, {}).get(key, []), revision(container)) is None:
+            found.add(container.image)
+    return tuple(sorted(found))
 
 
 def rollout(s: Snapshot, *, busy: frozenset[ReplicaKey] = frozenset()) -> tuple[Action, ...]:

@@ -71,10 +71,39 @@ def test_timeout(appliance, meshbox, shop):
     )
 
 
-def test_image_that_is_missing(appliance, meshbox, shop, monkeypatch):
-    """A failure that stays one ends the wait long before the timeout, with its cause."""
+def test_image_that_is_pulled(appliance, meshbox, shop):
+    """What is absent is pulled first, and shown while that lasts; a pull that takes too long changes nothing."""
+    appliance.absent_images = {"hello:1"}
+    said = meshbox("deploy", shop(), "--timeout", "0")
+    assert (said.code, said.out.splitlines()) == (1, ["image hello:1: pulling"])
+    assert said.err == (
+        "meshbox: nothing was changed: image hello:1 is not here in time (pulling); "
+        "give it longer with --timeout, or deploy with --detach\n"
+    )
+    assert appliance.deploys == 0
+    said = meshbox("deploy", shop())
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[lines.index("+ service my-shop: 2 replicas") - 1] == "image hello:1: pulled"
+
+
+def test_image_that_is_missing(appliance, meshbox, shop):
+    """It is one line, and nothing is changed: what was deployed stays as it was."""
+    meshbox("deploy", shop())
+    before = appliance.registry_facts
+    appliance.missing_images = {"hello:2"}
+    said = meshbox("deploy", shop("hello:2"))
+    assert said.code == 1
+    assert said.err.endswith("meshbox: nothing was changed: image hello:2 cannot be pulled: no such image\n")
+    assert appliance.registry_facts == before
+
+
+def test_image_that_is_missing_later(appliance, meshbox, shop, monkeypatch):
+    """Behind a detached deploy a failure that stays one ends the wait of the next long before its timeout."""
     monkeypatch.setattr("appliance.cli.rollouts.PATIENCE", 0.2)
+    monkeypatch.setattr("appliance.testing.images", lambda *_: ())  # it was there when the next deploy looked
     appliance.missing_images = {"hello:1"}
+    meshbox("deploy", shop(), "--detach")
     said = meshbox("deploy", shop())
     assert said.code == 1
     assert "my-shop/0/web: image hello:1 cannot be pulled: no such image; meshbox keeps trying" in said.err

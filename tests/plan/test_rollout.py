@@ -12,7 +12,7 @@ from appliance.model.names import Allowance, Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start
 from appliance.model.spec import Health
 from appliance.plan.placement import placement
-from appliance.plan.rollout import progress, replicas, retiring, revision, rollout
+from appliance.plan.rollout import images, progress, replicas, retiring, revision, rollout
 from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, snapshots, spec, stopped
 
 OLD = spec("web", declared("web", ports=(80,), image="old"), count=2)
@@ -64,6 +64,18 @@ def test_revision(change, same):
 def test_missing_are_created_all_at_once():
     """A first deploy does not wait for one replica after another."""
     assert does(snapshot(specs=[OLD])) == ["create web/0/web", "create web/1/web"]
+
+
+def test_images_of_a_deploy():
+    """Those of the containers that would be made here: not of those that are there, nor of another machine's."""
+    both = spec("web", declared("web", ports=(80,), image="new"), declared("log", image="extra"), count=2)
+    assert images(snapshot(), [both]) == ("extra", "new")
+    there = snapshot(managed(2, OLD, 0), stopped(managed(3, OLD, 1)), specs=[OLD])
+    assert images(there, [OLD]) == ()
+    assert images(there, [both]) == ("extra", "new")
+    machines = (machine("m2", "10.0.0.2"), machine("here", "10.0.0.1"))
+    assert images(snapshot(machines=machines), [replace(NEW, constraint="m2")]) == ()
+    assert images(snapshot(machines=machines), [NEW]) == ("new",)
 
 
 def test_settled_is_left_alone():
