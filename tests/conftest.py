@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,15 +30,31 @@ def machine(switch: Switch) -> Iterator[Machine]:
         yield made
 
 
-@pytest.fixture
-def mesh(machine: Machine) -> Iterator[Machine]:
-    """The machine with its appliance running and nothing in the mesh; cleared afterwards."""
+@contextmanager
+def at_work(machine: Machine) -> Iterator[Machine]:
+    """Provide the machine with its appliance running and nothing in the mesh; cleared afterwards."""
     machine.check_docker()
     if machine.appliance is None or not machine.appliance.running:
         machine.appliance = None
         machine.start()
-    yield machine
-    machine.clear()
+    try:
+        yield machine
+    finally:
+        machine.clear()
+
+
+@pytest.fixture
+def mesh(machine: Machine) -> Iterator[Machine]:
+    """The machine with its appliance running and nothing in the mesh; cleared after each test."""
+    with at_work(machine) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def lasting_mesh(machine: Machine) -> Iterator[Machine]:
+    """The same for all tests of a file together, which leave it as they find it and do not use `mesh` or `idle`."""
+    with at_work(machine) as one:
+        yield one
 
 
 @pytest.fixture

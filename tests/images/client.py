@@ -2,6 +2,7 @@
 
 tcp HOST PORT N        N connections, one after the other: [{answer | error, ms}, …]; answer: what the server says
 udp HOST PORT N [MS]   N datagrams, each from a socket of its own; waits MS (default 2000) for each answer
+dials PROTOCOL/HOST/PORT/N …   the two above for several targets: {target: [{answer | error, ms}, …], …}
 resolve NAME           {addresses | error}
 hold HOST PORT N       N connections at once, a word through each: {open, answered, error}
 sum HOST PORT BYTES    sends BYTES, shuts down its sending half, reads to the end: {answer, sent, sha}
@@ -73,6 +74,15 @@ def udp(host: str, port: str, count: str, wait: str = "2000") -> list[dict[str, 
                 result["error"] = word(error)
         result["ms"] = (time.monotonic() - begin) * 1000
         found.append(result)
+    return found
+
+
+def dials(*targets: str) -> dict[str, list[dict[str, Any]]]:
+    """Several targets, one after the other."""
+    found = {}
+    for target in targets:
+        protocol, host, port, count = target.split("/")
+        found[target] = {"tcp": tcp, "udp": udp}[protocol](host, port, count)
     return found
 
 
@@ -211,5 +221,5 @@ def reset(host: str, port: str) -> dict[str, Any]:
     return found
 
 
-VERBS = {v.__name__: v for v in (tcp, udp, resolve, hold, loop, until, sum, get, put, reset)}
+VERBS = {v.__name__: v for v in (tcp, udp, dials, resolve, hold, loop, until, sum, get, put, reset)}
 print(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 — its answer

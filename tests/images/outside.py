@@ -1,11 +1,12 @@
-"""The outside world of the tests: HTTP on port 80, and a resolver that knows `outside.example` and what is under it.
+"""The outside world of the tests: HTTP on port 80, an echo on UDP 9000, and a resolver.
 
-Run in the switch's namespace. `count.outside.example` TXT tells how many questions came before, `large.` fills more
-than a datagram and answers by TCP, `slow.` never answers.
+Run in the switch's namespace. The resolver knows `outside.example` and what is under it: `count.outside.example` TXT
+tells how many questions came before, `large.` fills more than a datagram and answers by TCP, `slow.` never answers.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -54,6 +55,16 @@ class Page(SimpleHTTPRequestHandler):
         self.wfile.write(body)
 
 
+def echo() -> None:
+    """Answer datagrams for ever, with the caller's address before what it said."""
+    with socket.socket(type=socket.SOCK_DGRAM) as udp:
+        udp.bind((ADDRESS, 9000))
+        while True:
+            data, caller = udp.recvfrom(65535)
+            udp.sendto(f"{caller[0]} ".encode() + data, caller)
+
+
+threading.Thread(target=echo, daemon=True).start()
 for tcp in (False, True):
     DNSServer(Resolver(), address=ADDRESS, port=53, tcp=tcp, logger=DNSLogger("-request,-reply")).start_thread()
 ThreadingHTTPServer((ADDRESS, 80), Page).serve_forever()

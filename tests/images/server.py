@@ -1,6 +1,6 @@
 """A container's server for the tests: every kind of conversation, each on a port of its own.
 
-7000 tcp, udp  the host name and a space, at once; then an echo
+7000 tcp, udp  the host name and a space, at once; then an echo; the same on 7001, which a test may publish
 7002 tcp       reads to the end, then answers with length and SHA-256, then ends
 7003 tcp       a line `reset` is answered with a reset; `seen` tells how the former connection ended
 7004 tcp       HTTP: GET /N gives N bytes of 0, 1, …, 250; POST tells length and SHA-256
@@ -112,8 +112,9 @@ async def main() -> None:
     """Serve all ports for ever."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, os._exit, 0)  # process 1 is spared what has no handler
-    await loop.create_datagram_endpoint(Datagrams, local_addr=("0.0.0.0", 7000))
-    for port, talk in ((7000, echo), (7002, digest), (7003, reset), (7004, http)):
+    for port in (7000, 7001):
+        await loop.create_datagram_endpoint(Datagrams, local_addr=("0.0.0.0", port))
+    for port, talk in ((7000, echo), (7001, echo), (7002, digest), (7003, reset), (7004, http)):
         await asyncio.start_server(closing(talk), "0.0.0.0", port, backlog=4096)  # type: ignore[arg-type]
     await asyncio.Event().wait()
 
