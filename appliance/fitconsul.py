@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from appliance.drivers.netns import host
 from appliance.errors import HostError, RetryError
 from appliance.findings import Finding, failed, ok, warning
 
@@ -33,7 +34,7 @@ async def consul(config: Config) -> list[Finding]:
         return [failed("Consul", words, f"{remedy}; mend that file, or name another one")]
     try:
         with trio.fail_after(PATIENCE):
-            return [await _answers(api, config.consul.address)]
+            return [await _answers(api, config)]
     except trio.TooSlowError:
         words = f"Consul at {config.consul.address} did not answer within {PATIENCE:g} s"
         return [warning("Consul", words, "check its load and the network, or set consul.address")]
@@ -42,18 +43,32 @@ async def consul(config: Config) -> list[Finding]:
             await api.aclose()
 
 
-async def _answers(api: ConsulApi, address: str) -> Finding:
-    from appliance.drivers.consulspecs import FOLDER  # noqa: PLC0415 — as above
+async def _answers(api: ConsulApi, config: Config) -> Finding:
+    from appliance.drivers import consulcodec as codec  # noqa: PLC0415 — as above
+    from appliance.drivers.consulspecs import FOLDER  # noqa: PLC0415
 
+    own = codec.machine_id(config.node)
     try:
         await api.address()
         await api.catalogue()
         await api.values(FOLDER)
+        found = (await api.own_services(config.node)).get(own)
+        if found is not None and codec.is_namesake(found, host()) and await api.is_passing(own):
+            return failed("Consul", *_parted(codec.namesake(config.node)))
+        machines, _ = codec.parse_machines((await api.health(codec.MESHBOX))[1])
+        for doubt in codec.one_per_node(machines)[1]:
+            return warning("Consul", *_parted(doubt))
     except HostError as error:  # the token's file, which is read again when the token is refused
         return failed("Consul", str(error), "mend that file, or name another one")
     except RetryError as error:
         return _explained(str(error))
-    return ok("Consul", f"{address} has a leader and takes our token")
+    return ok("Consul", f"{config.consul.address} has a leader and takes our token")
+
+
+def _parted(line: str) -> tuple[str, str]:
+    """Part what is wrong and what to do."""
+    words, _, remedy = line.partition("; ")
+    return words, remedy
 
 
 def _explained(error: str) -> Finding:

@@ -27,9 +27,9 @@ def agent(tmp_path_factory) -> Iterator[ConsulAgent]:
         agent.stop()
 
 
-def look(**settings):
+def look(node="", **settings):
     """Return the one finding."""
-    (found,) = trio.run(fitconsul.consul, Config(registry="consul", consul=Consul(**settings)))
+    (found,) = trio.run(fitconsul.consul, Config(registry="consul", node=node, consul=Consul(**settings)))
     return found
 
 
@@ -83,6 +83,27 @@ def test_trouble(agent, monkeypatch, fault, words, remedy) -> None:
         assert remedy in found.remedy
 
     trio.run(main)
+
+
+def test_namesakes(agent) -> None:
+    """Another host's appliance of this name, at this agent or at another, is named with what to do."""
+    check = {"CheckID": "meshbox:m1", "Name": "x", "TTL": "600s", "Status": "passing"}
+    entry = {"Name": "meshbox", "ID": "meshbox:m1", "Address": "10.0.0.1", "Check": check}
+    agent.request("PUT", "/v1/agent/service/register", {**entry, "Meta": {"node": "m1", "host": "another"}})
+    try:
+        found = look(node="m1", address=agent.address)
+        assert found.level is Level.FAILED
+        assert found.words.startswith('another appliance calls itself "m1" at this Consul agent')
+        assert found.remedy.startswith('give one of them another "node"')
+        double = {"ID": "meshbox:m1", "Service": "meshbox", "Address": "10.0.0.2", "Meta": {"node": "m1"}}
+        agent.request("PUT", "/v1/catalog/register", {"Node": "far", "Address": "10.0.0.2", "Service": double})
+        found = look(node="m3", address=agent.address)
+        assert found.level is Level.WARNING
+        assert found.words.startswith('two machines call themselves "m1": 10.0.0.1 ')
+        assert found.remedy == 'give one of them another "node" in its configuration'
+    finally:
+        agent.request("PUT", "/v1/agent/service/deregister/meshbox:m1")
+        agent.request("PUT", "/v1/catalog/deregister", {"Node": "far"})
 
 
 @pytest.mark.parametrize("key", ["token_file", "ca", "cert"])

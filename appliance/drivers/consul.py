@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from appliance.drivers import consulfile, statefile
+from appliance.drivers import netns as namespaces
 from appliance.drivers.consulannounce import Announcer
 from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.consulcodec import MESHBOX, StoredSpec, check_meta, one_per_node, parse_endpoints, parse_machines
@@ -66,6 +67,7 @@ class ConsulRegistry:
         meta: tuple[tuple[str, str], ...] = (),
         address: IPv4Address | None = None,
         gateway: bool = False,
+        host: str = "",
         state_dir: Path,
         bell: Callable[[], None],
         clock: Callable[[], float] = time.time,
@@ -73,7 +75,8 @@ class ConsulRegistry:
     ) -> None:
         """Touch nothing yet. Raises HostError when a file of the settings cannot be used, or `meta` is too long.
 
-        `address` is where other machines reach this one; without it, the address of the Consul agent.
+        `address` is where other machines reach this one; without it, the address of the Consul agent. `host` tells
+        this host from one whose appliance has the same node name, and is found out where it is not given.
         """
         check_meta(meta)
         self._node = node
@@ -84,7 +87,14 @@ class ConsulRegistry:
         self._held = Held(clock, self._publish)
         self._queries = Queries(self._held)
         self._announcer = Announcer(
-            self._api, self._held, node=node, meta=meta, address=address, changed=self._publish, gateway=gateway
+            self._api,
+            self._held,
+            node=node,
+            meta=meta,
+            address=address,
+            changed=self._publish,
+            host=host or namespaces.host(),
+            gateway=gateway,
         )
         self._evidence = Evidence(self._api, self._held, node, lost=self._lost, other=self._other, grace=grace)
         self._specs = Specs(self._api, clock, self._publish)

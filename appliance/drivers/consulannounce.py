@@ -4,7 +4,7 @@ The machine and its heartbeat come first and wait for nothing else: without them
 is wanted besides is remembered here; each registration has its own task while it differs from what Consul has, so that
 one that is refused or slow holds up no other, and nobody has to wait for Consul. What the agent has is compared with
 what is wanted at start (a crash leaves things behind), after heartbeats that failed, and now and then. Only ids that
-begin with `meshbox:<node>` are ever touched.
+begin with `meshbox:<node>` are ever touched, and none while another host's appliance keeps that name alive here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from appliance.drivers.consulcodec import (
     TTL,
     destination_id,
     destination_service,
+    is_namesake,
     machine_id,
     machine_service,
+    namesake,
     same_service,
 )
 from appliance.errors import HostError, MeshboxError, RetryError
@@ -68,9 +70,12 @@ class Announcer:
         meta: tuple[tuple[str, str], ...],
         address: IPv4Address | None,
         changed: Callable[[], None],
+        host: str,
         gateway: bool = False,
     ) -> None:
         """Without `address`, it is the one under which the Consul agent is known to the other machines.
+
+        `host` tells this host from another one whose appliance has the same node name.
 
         `changed` is called when a problem appears or is over.
         """
@@ -80,6 +85,7 @@ class Announcer:
         self._meta = meta
         self._address = address
         self._changed = changed
+        self._host = host
         self._gateway = gateway
         self.machine: Machine | None = None
         """This machine, once its address is known."""
@@ -183,13 +189,21 @@ class Announcer:
             address = self._address or _ipv4(await self._api.address())
             self.machine = Machine(node=self._node, address=address, meta=self._meta, gateway=self._gateway)
         if not self._registered:
+            await self._give_way()
             self._registered = True
             try:
-                await self._api.register(machine_service(self.machine))
+                await self._api.register(machine_service(self.machine, self._host))
             except RetryError:
                 self._registered = False
                 raise
         await self._api.heartbeat(machine_id(self._node))
+
+    async def _give_way(self) -> None:
+        """Raise RetryError while the name is another host's."""
+        own = machine_id(self._node)
+        found = (await self._api.own_services(self._node)).get(own)
+        if found is not None and is_namesake(found, self._host) and await self._api.is_passing(own):
+            raise RetryError(namesake(self._node))
 
     def _failed(self, error: MeshboxError) -> None:
         self._held.failed(BEAT, error)
@@ -200,7 +214,9 @@ class Announcer:
 
     def _succeeded(self) -> None:
         self._held.over(BEAT)
-        self._alive.set()
+        if not self._alive.is_set():
+            self._alive.set()
+            self._unsure.set()
         self.announced.set()
 
     # -- what it serves
@@ -277,10 +293,13 @@ class Announcer:
         found = await self._api.own_services(self._node)
         anew, self._anew = self._anew, False
         own = machine_id(self._node)
+        if own in found and is_namesake(found[own], self._host):
+            self._unsettle()  # which finds out whether that one is alive
+            return
         if self.machine is not None:
-            if self._registered and not (own in found and same_service(found[own], machine_service(self.machine))):
-                self._registered = False
-                self._urgent.set()
+            wanted = machine_service(self.machine, self._host)
+            if self._registered and not (own in found and same_service(found[own], wanted)):
+                self._unsettle()
             for service_id, registration in self._wanted.items():
                 arguments = destination_service(self.machine, registration)
                 if anew or service_id not in found or not same_service(found[service_id], arguments):
@@ -288,6 +307,10 @@ class Announcer:
         if self._settled:
             for service_id in found.keys() - self._wanted.keys() - {own}:
                 self._tell(service_id)
+
+    def _unsettle(self) -> None:
+        self._registered = False
+        self._urgent.set()
 
 
 def _ipv4(address: str) -> IPv4Address:

@@ -100,6 +100,12 @@ class ConsulApi:
         found = await self._call("reading registrations", self._client.agent.services(), needs)
         return {service_id: entry for service_id, entry in (found or {}).items() if is_own(service_id, node)}
 
+    async def is_passing(self, check_id: str) -> bool:
+        """Whether a check of the agent's passes."""
+        call = self._client.agent.checks(f'CheckID == "{check_id}"')
+        found = await self._call("reading checks", call, 'service_prefix "" { policy = "read" }')
+        return any(check["Status"] == "passing" for check in (found or {}).values())
+
     async def register(self, arguments: Mapping[str, Any]) -> None:
         """Register a service with the agent."""
         name = arguments["name"]

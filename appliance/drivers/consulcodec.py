@@ -53,13 +53,13 @@ def is_own(service_id: str, node: str) -> bool:
     return service_id == machine_id(node) or service_id.startswith(f"{machine_id(node)}:")
 
 
-def machine_service(machine: Machine) -> dict[str, Any]:
-    """Return the arguments that register a machine with its agent."""
+def machine_service(machine: Machine, host: str = "") -> dict[str, Any]:
+    """Return the arguments that register a machine with its agent. `host` tells it from others that bear its name."""
     return {
         "name": MESHBOX,
         "service_id": machine_id(machine.node),
         "address": str(machine.address),
-        "meta": {"node": machine.node, "constraints": _constraints(machine.meta)}
+        "meta": {"node": machine.node, "constraints": _constraints(machine.meta), "host": host}
         | ({"gateway": "yes"} if machine.gateway else {}),
         "check": {
             "CheckID": machine_id(machine.node),
@@ -109,6 +109,19 @@ def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
             "DeregisterCriticalServiceAfter": FORGET,
         },
     }
+
+
+def is_namesake(found: Mapping[str, Any], host: str) -> bool:
+    """Whether an agent's entry of a machine was made on another host. One that does not say so was not."""
+    return bool(((found.get("Meta") or {}).get("host") or host) != host)
+
+
+def namesake(node: str) -> str:
+    """Return what to tell of another appliance that is alive under this name at this agent."""
+    return (
+        f'another appliance calls itself "{node}" at this Consul agent, and what that one registered stays; give one'
+        ' of them another "node" in its configuration, and each a Consul agent of its own'
+    )
 
 
 def same_service(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -174,7 +187,10 @@ def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[
                 )
             continue
         if s.machine.healthy and address in by_address:
-            complaints.append(f"machines {by_address[address]} and {node} both claim the address {address}")
+            complaints.append(
+                f"machines {by_address[address]} and {node} both claim the address {address}; give each a Consul agent"
+                " of its own, whose address it has"
+            )
         by_address.setdefault(address, node)
         found[node] = s
     return {node: s.machine for node, s in found.items()}, complaints

@@ -31,6 +31,7 @@ __all__ = [
     "addresses",
     "appeared",
     "ensure_route",
+    "host",
     "identify",
     "pid_owner",
     "wait_addresses",
@@ -39,6 +40,8 @@ __all__ = [
 
 HOST = "/proc/self/ns/net"
 """The file of the namespace that the appliance itself runs in: the host's."""
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 _IP_TIMEOUT = 5.0
 """Seconds that ip(8) may take."""
@@ -75,6 +78,11 @@ def identify(path: str) -> NetnsId | None:
     if found.st_dev != _namespace_device():
         return None
     return NetnsId(device=found.st_dev, inode=found.st_ino)
+
+
+def host() -> str:
+    """Return what tells this host from all others. It stays the same until the host boots."""
+    return f"{_BOOT.read_text().strip()}/{Path(HOST).stat().st_ino}"
 
 
 async def appeared(path: str, *, timeout: float = 2.0) -> NetnsId | None:  # noqa: ASYNC109 — part of the answer

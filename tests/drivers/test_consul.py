@@ -15,7 +15,7 @@ from dnslib import DNSRecord
 
 from appliance.config import Consul as ConsulSettings
 from appliance.drivers.consul import ConsulRegistry
-from appliance.drivers.consulannounce import Announcer
+from appliance.drivers.consulannounce import SETTLE, Announcer
 from appliance.drivers.localstore import LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
@@ -562,16 +562,62 @@ def test_two_machines_of_one_name(machines, consul_agent, tmp_path):
         await trio.to_thread.run_sync(other.start)
         async with machines.machine("m1") as one:
             machines.folder = tmp_path / "elsewhere"
-            async with machines.machine("m1", address=other.address, at="10.0.0.9"):
+            async with machines.machine("m1", address=other.address, at="10.0.0.9", host="another"):
                 await until(lambda: one.facts.problems)
                 assert 'two machines call themselves "m1": 10.0.0.1' in one.facts.problems[0]
                 assert "10.0.0.9 (consul-2)" in one.facts.problems[0]
                 assert nodes(one) == ["m1"]
+                for agent, address in ((consul_agent, "10.0.0.1"), (other, "10.0.0.9")):
+                    assert agent.get("/v1/agent/services")["meshbox:m1"]["Address"] == address, (
+                        "neither harms the other"
+                    )
 
     try:
         trio.run(main)
     finally:
         other.stop()
+
+
+def test_two_machines_of_one_name_at_one_agent(machines, consul_agent, tmp_path):
+    """The one that came first stays as it is, the other is told and registers nothing, until the first has ended."""
+    apple = serving(destination=Destination.parse("apple.web:80"))
+
+    async def main():
+        async with machines.machine("m1") as one, machines.machine("m2") as two:
+            await one.register(serving(2))
+            await until(lambda: weights(two) == [("m1", 2)])
+            machines.folder = tmp_path / "elsewhere"
+            async with machines.machine("m1", at="10.0.0.9", host="another") as other:
+                assert 'another appliance calls itself "m1" at this Consul agent' in other.facts.held_why
+                await other.register(apple)
+                with trio.move_on_after(SETTLE + 2):  # in which it would remove what it takes for leftovers
+                    await until(lambda: weights(two) != [("m1", 2)])
+                assert weights(two) == [("m1", 2)]
+                assert two.facts.machines[0].address == IPv4Address("10.0.0.1")
+                await other.withdraw()
+            assert set(consul_agent.get("/v1/agent/services")) == {
+                "meshbox:m1",
+                "meshbox:m1:web.web:80/tcp",
+                "meshbox:m2",
+            }
+            assert one.facts.held_since is None
+
+    trio.run(main)
+
+
+def test_two_machines_of_one_address(machines):
+    """Where two share an agent, whose address is theirs, both are named and what to do is said."""
+
+    async def main():
+        async with machines.machine("m1", at="agent") as one, machines.machine("m2", at="agent"):
+            await until(lambda: one.facts.problems)
+            assert one.facts.problems == (
+                "machines m1 and m2 both claim the address 127.0.0.1; give each a Consul agent of its own, whose"
+                " address it has",
+            )
+            assert nodes(one) == ["m1", "m2"]
+
+    trio.run(main)
 
 
 def test_clock_that_jumps(machines):

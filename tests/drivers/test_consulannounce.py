@@ -11,10 +11,11 @@ import trio
 import trio.testing
 
 from appliance.drivers.consulannounce import COMPARE, HEARTBEAT, PATIENCE, SETTLE, Announcer
-from appliance.drivers.consulcodec import TTL, destination_id
+from appliance.drivers.consulcodec import TTL, destination_id, destination_service, machine_service
 from appliance.drivers.consultransport import ConsulError
 from appliance.drivers.consulwatch import Held
 from appliance.errors import HostError
+from appliance.model.facts import Machine
 from appliance.model.names import Destination
 from appliance.model.network import Registration
 
@@ -44,6 +45,7 @@ class FakeAgent:
         self.calls: Counter[str] = Counter()
         self.beats: list[float] = []
         self.advertises = "10.0.0.1"
+        self.passing = True
 
     async def _answer(self, call, service_id=""):
         self.calls[call] += 1
@@ -76,6 +78,10 @@ class FakeAgent:
         await self._answer("register", arguments["service_id"])
         self.services[arguments["service_id"]] = dict(arguments)
 
+    async def is_passing(self, _check_id):
+        await self._answer("checks")
+        return self.passing
+
     async def deregister(self, service_id):
         await self._answer("deregister", service_id)
         self.services.pop(service_id, None)
@@ -98,7 +104,7 @@ class World:
 
     def made(self, **fields):
         """Return an announcer."""
-        return Announcer(self.agent, self.held, node="m1", meta=(), changed=self._changed, **fields)
+        return Announcer(self.agent, self.held, node="m1", meta=(), changed=self._changed, host="here", **fields)
 
     def _changed(self):
         self.changes += 1
@@ -221,6 +227,30 @@ def test_withdrawing_is_bounded(trouble):
         setattr(world.agent, trouble, True)
         with trio.fail_after(PATIENCE + 0.1):
             await world.announcer.withdraw()
+
+    run(script)
+
+
+def test_namesake_is_left_alone():
+    """While another host's appliance of this name lives here, nothing of it is touched; when it dies, we follow."""
+
+    async def script(world):
+        await world.announcer.register(serving(1))
+        await trio.sleep(SETTLE + 1)
+        other = machine_service(Machine(node="m1", address=IPv4Address("10.0.0.1")), "there")
+        theirs = {OWN: other, id_of(2): destination_service(world.announcer.machine, serving(2))}
+        world.agent.services = dict(theirs)
+        await trio.sleep(COMPARE * 2)
+        assert world.agent.services == theirs
+        assert 'another appliance calls itself "m1"' in world.held.why
+        beats = len(world.agent.beats)
+        await trio.sleep(TTL)
+        assert len(world.agent.beats) == beats, "its check is not kept alive by us"
+        world.agent.passing = False
+        await trio.sleep(COMPARE)
+        assert world.held.since is None
+        assert world.agent.services.keys() == {OWN, id_of(1)}
+        assert world.agent.services[OWN]["meta"]["host"] == "here"
 
     run(script)
 

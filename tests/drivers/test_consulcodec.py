@@ -144,7 +144,7 @@ def test_two_machines_of_one_name_or_address():
             'two machines call themselves "m1": 10.0.0.1 (Consul node c1) and 10.0.0.2 (c2); '
             'give one of them another "node" in its configuration'
         ),
-        "machines m1 and m3 both claim the address 10.0.0.1",
+        "machines m1 and m3 both claim the address 10.0.0.1; give each a Consul agent of its own, whose address it has",
     ]
 
 
