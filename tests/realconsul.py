@@ -41,14 +41,19 @@ def consul_binary() -> Path:
     on_path = shutil.which("consul")
     if on_path is not None:
         return Path(on_path)
-    binary = CACHE / "consul" / "usr" / "bin" / "consul"
-    if not binary.exists():
+    return debian_package("consul", SUITE) / "usr" / "bin" / "consul"
+
+
+def debian_package(name: str, suite: str) -> Path:
+    """Return the folder with the files of a package that needs no others, fetching it the first time."""
+    there = CACHE / name
+    if not there.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE, prefix="fetch-") as folder:
-            unpacked = _fetch(Path(folder))
+            unpacked = _fetch(Path(folder), name, suite)
             with suppress(OSError):  # another test run was faster
-                unpacked.rename(CACHE / "consul")
-    return binary
+                unpacked.rename(there)
+    return there
 
 
 def _archive() -> str:
@@ -58,13 +63,13 @@ def _archive() -> str:
         for uri in re.findall(r"^(?:URIs:\s*|deb\s+(?:\[[^]]*\]\s*)?)(\S+)", text, re.MULTILINE):
             if uri.rstrip("/").endswith("/debian"):
                 return uri
-    raise RuntimeError("no Debian archive is configured on this machine: install consul by hand, anywhere on PATH")
+    raise RuntimeError("no Debian archive is configured on this machine: the tests fetch Consul and a registry there")
 
 
-def _fetch(folder: Path) -> Path:
+def _fetch(folder: Path, name: str, suite: str) -> Path:
     (folder / "lists" / "partial").mkdir(parents=True)
     (folder / "cache" / "archives" / "partial").mkdir(parents=True)
-    (folder / "sources.list").write_text(f"deb [signed-by={KEYRING}] {_archive()} {SUITE} main\n")
+    (folder / "sources.list").write_text(f"deb [signed-by={KEYRING}] {_archive()} {suite} main\n")
     (folder / "apt.conf").write_text(
         f'Dir::Etc::SourceList "{folder}/sources.list";\n'
         f'Dir::Etc::SourceParts "{folder}/none";\n'
@@ -74,9 +79,9 @@ def _fetch(folder: Path) -> Path:
         f'APT::Sandbox::User "root";\n'
     )
     environment = {**os.environ, "APT_CONFIG": str(folder / "apt.conf")}
-    for command in (["apt-get", "-q", "update"], ["apt-get", "-q", "download", "consul"]):
+    for command in (["apt-get", "-q", "update"], ["apt-get", "-q", "download", name]):
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=110)
-    (package,) = folder.glob("consul_*.deb")
+    (package,) = folder.glob(f"{name}_*.deb")
     unpacked = folder / "unpacked"
     subprocess.run(["dpkg-deb", "-x", package, unpacked], check=True, capture_output=True)
     return unpacked
