@@ -49,10 +49,10 @@ def _texts(value: Any, example: str) -> tuple[str, ...]:
 
 def parse_integer(value: Any, low: int, high: int, unit: str = "") -> int:
     """Accept a whole number within the bounds, which are in `unit`."""
+    kind = f" {unit}" if unit else ""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{shown(value)} is not a whole number")
+        raise InputError(f"{shown(value)} is not a whole number; write {low} or more{kind}")
     if not low <= value <= high:
-        kind = f" {unit}" if unit else ""
         bound = f"at least {low}{kind}" if value < low else f"at most {high}{kind}"
         raise InputError(f"{value} is out of range; write {bound}")
     return value

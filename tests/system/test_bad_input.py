@@ -6,11 +6,12 @@ point calls it, and once as a program of its own.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from machine import IMAGE, wait_until
+from machine import IMAGE, Program, wait_until
 
 from appliance.cli import main
 
@@ -31,7 +32,7 @@ class Said(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def town(lasting_mesh: Machine) -> Iterator[Machine]:
+def town(lasting_mesh: Machine) -> Machine:
     """The service `base` is deployed, and a container of others is in the mesh."""
     lasting_mesh.deploy(f'base = service("base", containers=[container("db", image="{IMAGE}", ports=[7000])])')
     lasting_mesh.run_container("client", IMAGE, service="near", container="client", connect_to="db.base,server.far")
@@ -65,14 +66,12 @@ def world(mesh: Machine) -> dict[str, object]:
     """Return all that a command could change."""
     state = Path(mesh.settings["MESHBOX_STATE_DIR"])
     return {
-        "services": mesh.show("services"),
         "state": {path.name: path.read_bytes() for path in state.iterdir()},
-        "containers": mesh.docker("ps", "--all", "--no-trunc", "--format={{.ID}} {{.Names}}"),
-        "networks": mesh.docker("network", "ls", "--format={{.ID}} {{.Name}}"),
-        "volumes": mesh.docker("volume", "ls", "--quiet"),
-        "images": mesh.docker("image", "ls", "--all", "--quiet"),
-        "host": mesh.exec("nft", "--stateless", "list", "table", "inet", "meshbox").stdout,
-        "client": mesh.exec_in("client", "nft", "--stateless", "list", "table", "inet", "meshbox").stdout,
+        "containers": sorted(mesh.docker("ps", "--all", "--quiet", "--no-trunc").split()),
+        "networks": sorted(mesh.docker("network", "ls", "--quiet").split()),
+        "volumes": sorted(mesh.docker("volume", "ls", "--quiet").split()),
+        "images": sorted(mesh.docker("image", "ls", "--all", "--quiet").split()),
+        "routes": sorted(mesh.exec_in("client", "nft", "list", "map", "inet", "meshbox", "routes").stdout.split()),
         "ports": mesh.proxy_ports(),
     }
 
@@ -157,9 +156,9 @@ WRONG = {
 """What is said in the one line, by what is wrong with a spec file."""
 
 
-def assert_line(said: Said, code: int, *words: str) -> None:
+def assert_line(said: Said, code: int, *words: str, out: str = "") -> None:
     """Check that a command failed with this exit status and one line that says this."""
-    assert (said.code, said.out) == (code, ""), said
+    assert (said.code, said.out) == (code, out), said
     (line,) = said.err.splitlines()
     assert line.startswith("meshbox: "), line
     assert [word for word in words if word not in line] == [], line
@@ -171,8 +170,8 @@ def test_wrong_specs(town: Machine, meshbox: Callable[..., Said]) -> None:
     path = town.root / "spec.py"
     for text, words in WRONG.values():
         path.write_text(text)
-        for verb in ("deploy", "plan"):
-            assert_line(meshbox(verb, path), 2, f"{path}:", *words)
+        assert_line(meshbox("deploy", path), 2, f"{path}:", *words)
+    assert_line(meshbox("plan", path), 2, f"{path}:", *words)
     done = town.meshbox("deploy", path, check=False)
     assert_line(Said(done.returncode, done.stdout, done.stderr), 2, f"{path}:", *words)
 
@@ -208,19 +207,51 @@ def test_wrong_usage(town: Machine, meshbox: Callable[..., Said]) -> None:
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_what_is_not_there(town: Machine, meshbox: Callable[..., Said]) -> None:
-    """A service, a container or an image of that name does not exist, or another appliance does: exit status 1."""
-    path = town.root / "spec.py"
-    path.write_text(spec(image='"nobody/has-this:1"'))
+def test_what_is_not_there(meshbox: Callable[..., Said]) -> None:
+    """A service or a container of that name does not exist, or another appliance does: exit status 1."""
     for words, expected in {
         ("remove", "bass"): ('no service "bass" is deployed', 'did you mean "base"?'),
         ("remove", "base", "nothing"): ('no service "nothing" is deployed',),
         ("why", "clint.near", "db.base:7000"): ('"clint.near"', 'did you mean "client.near"?'),
         ("rules", "clint.near"): ('"clint.near"', 'did you mean "client.near"?'),
         ("run",): ("another meshbox (pid", "runs on this host"),
-        ("deploy", path): ("nobody/has-this:1",),
     }.items():
         assert_line(meshbox(*words), 1, *expected)
+
+
+REGISTRY = """
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Empty(BaseHTTPRequestHandler):
+    def do_GET(self):
+        known = self.path == "/v2/"
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        error = b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}'
+        self.wfile.write(b"{}" if known else error)
+    do_HEAD = do_GET
+with HTTPServer(("127.0.0.1", 5000), Empty) as server:
+    print("serving", flush=True)
+    server.serve_forever()
+"""
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_image_that_is_not_there(town: Machine, meshbox: Callable[..., Said]) -> None:
+    """The registry does not have it, or does not answer: exit status 1, and what to do."""
+    path = town.root / "spec.py"
+    log = town.root / "registry.log"
+    registry = Program(town.netns, (sys.executable, "-c", REGISTRY), log)
+    try:
+        wait_until(lambda: "serving" in registry.tail(), "the registry serves")
+        for image, cause in {
+            "127.0.0.1:5000/nobody/has-this:1": "manifest unknown",
+            "127.0.0.1:5001/nobody/has-this:1": "connection refused",
+        }.items():
+            path.write_text(spec(image=f'"{image}"'))
+            words = ("nothing was changed", f'image "{image}"', cause, "pull or build it, or mend image=")
+            assert_line(meshbox("deploy", path), 1, *words, out=f"image {image}: pulling\n")
+    finally:
+        registry.stop()
 
 
 def test_destination_that_does_not_exist_yet(town: Machine, meshbox: Callable[..., Said]) -> None:
