@@ -238,8 +238,13 @@ class Machine:
 
     def clear(self) -> None:
         """Remove every service and every container, whatever state they are in."""
-        if self.appliance is not None and self.appliance.running:
-            for service in {name.split("-")[1] for name in self.containers("label=meshbox.revision")}:
+        state = Path(self.settings["MESHBOX_STATE_DIR"]) / "state.json"
+        if self.appliance is None or not self.appliance.running:
+            state.unlink(missing_ok=True)
+        else:
+            kept = orjson.loads(state.read_bytes())["specs"] if state.exists() else []
+            created = {name.split("-")[1] for name in self.containers("label=meshbox.revision")}
+            for service in created | {spec["name"] for spec in kept}:
                 self.meshbox("remove", service, "--detach", check=False)
         self._remove_containers()
 
