@@ -3,6 +3,7 @@
 tcp HOST PORT N        N connections, one after the other: [{answer | error, ms}, …]; answer: what the server says
 udp HOST PORT N [MS]   N datagrams, each from a socket of its own; waits MS (default 2000) for each answer
 dials PROTOCOL/HOST/PORT/N …   the two above for several targets: {target: [{answer | error, ms}, …], …}
+talk HOST PORT N LINE …   says the lines on each of N connections: [what was answered to the end | error, …]
 resolve NAME           {addresses | error}
 hold HOST PORT N       N connections at once, a word through each: {open, answered, error}
 sum HOST PORT BYTES    sends BYTES, shuts down its sending half, reads to the end: {answer, sent, sha}
@@ -10,6 +11,8 @@ get HOST PORT BYTES    HTTP download: {length, sha, wanted}
 put HOST PORT BYTES    HTTP upload: {answer, sent, sha}
 loop HOST PORT SECONDS [MS]   connections one after the other, MS (default 0) apart: {count, answers, failures:
                        [{error, begin, end}, …]}
+ask HOST PORT SECONDS [MS]    the same with datagrams from one socket, each waiting 1 s for its answer
+crowd loop|ask HOST PORT SECONDS N   N of these at once, 20 ms apart: what they met, together
 until HOST PORT SECONDS   tries again and again until it is answered: {at}, or null after SECONDS
 reset HOST PORT        asks for a reset: {error}; leaves another connection by a reset: {seen}
 """
@@ -86,6 +89,19 @@ def dials(*targets: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def talk(host: str, port: str, count: str, *lines: str) -> list[str]:
+    """Ask and be answered."""
+    found = []
+    for _ in range(int(count)):
+        try:
+            with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+                connection.sendall("".join(f"{line}\r\n" for line in lines).encode())
+                found.append(read_all(connection).decode())
+        except OSError as error:
+            found.append(word(error))
+    return found
+
+
 def resolve(name: str) -> dict[str, Any]:
     """Ask as programs do."""
     try:
@@ -136,6 +152,44 @@ def loop(host: str, port: str, seconds: str, pause: str = "0") -> dict[str, Any]
             failures.append({"error": f"{stage} {word(error)}", "begin": begin, "end": time.monotonic()})
         NEVER.wait(int(pause) / 1000)
     return {"count": count, "answers": answers, "failures": failures}
+
+
+def ask(host: str, port: str, seconds: str, pause: str = "0") -> dict[str, Any]:
+    """Ask from one socket, again and again, and count who answers."""
+    count, answers, failures = 0, Counter[str](), []
+    ending = time.monotonic() + float(seconds)
+    with socket.socket(type=socket.SOCK_DGRAM) as connection:
+        connection.settimeout(1)
+        connection.connect((host, int(port)))
+        while (begin := time.monotonic()) < ending:
+            count += 1
+            try:
+                connection.send(b"%d" % count)
+                answer, number = connection.recv(1000).decode().split(" ")
+                while int(number) < count:  # that of a former one, which took too long
+                    answer, number = connection.recv(1000).decode().split(" ")
+                answers[answer] += 1
+            except OSError as error:
+                failures.append({"error": word(error), "begin": begin, "end": time.monotonic()})
+            NEVER.wait(int(pause) / 1000)
+    return {"count": count, "answers": answers, "failures": failures}
+
+
+def crowd(verb: str, host: str, port: str, seconds: str, number: str) -> dict[str, Any]:
+    """Many clients at once."""
+    work = {"loop": loop, "ask": ask}[verb]
+    met: list[dict[str, Any]] = []
+    clients = [threading.Thread(target=lambda: met.append(work(host, port, seconds, "20"))) for _ in range(int(number))]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    answers = Counter[str]()
+    for one in met:
+        answers += one["answers"]
+    counts = [one["count"] for one in met]
+    failures = [failure for one in met for failure in one["failures"]]
+    return {"clients": len(met), "counts": counts, "answers": answers, "failures": failures}
 
 
 def until(host: str, port: str, seconds: str) -> dict[str, Any]:
@@ -221,5 +275,5 @@ def reset(host: str, port: str) -> dict[str, Any]:
     return found
 
 
-VERBS = {v.__name__: v for v in (tcp, udp, dials, resolve, hold, loop, until, sum, get, put, reset)}
+VERBS = {v.__name__: v for v in (tcp, udp, dials, talk, resolve, hold, loop, ask, crowd, until, sum, get, put, reset)}
 print(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 — its answer
