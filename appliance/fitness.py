@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import orjson
 import trio
 
-from appliance import fitfiles, surroundings
+from appliance import fitfiles, fitfirewall, surroundings
 from appliance.drivers import netns
 from appliance.drivers.docker import Docker
 from appliance.drivers.dockerhttp import NotFoundError
@@ -62,6 +62,7 @@ async def examine(config: Config, *, running: bool = False) -> tuple[Finding, ..
         findings += surroundings.host_network(networks, await netns.addresses(netns.HOST) if networks else ())
         findings += surroundings.mounts(config)
         findings += fitfiles.namespaces(config, sandbox) or [await fitfiles.watch(config)]
+    findings += fitfirewall.firewall(networks, config.dns_port, config.proxy_ports)
     findings.append(vip_range(config.vip_range, networks, routes()))
     visitors = config.visitors(gateway=config.is_gateway)
     if not running:

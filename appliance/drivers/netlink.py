@@ -7,10 +7,12 @@ import os
 import socket
 import threading
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+T = TypeVar("T")
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -46,14 +48,21 @@ class Message(NamedTuple):
 def socket_in(path: str, protocol: int) -> socket.socket:
     """Return a bound, non-blocking netlink socket of the namespace that the file `path` leads to.
 
-    A socket stays in the namespace that it was made in, and keeps that alive: close it when the workload ends. Only a
-    thread of its own enters the namespace, and it ends at once, so that no thread is left in the wrong one. About
+    A socket stays in the namespace that it was made in, and keeps that alive: close it when the workload ends. About
     0.2 ms. Raises OSError.
     """
-    made: list[socket.socket] = []
+    return entered(path, lambda: _bound(protocol))
+
+
+def entered(path: str, make: Callable[[], T]) -> T:
+    """Return what `make` makes in the network namespace that the file `path` leads to. Raises OSError.
+
+    Only a thread of its own enters the namespace, and it ends at once, so that no thread is left in the wrong one.
+    """
+    made: list[T] = []
     failed: list[OSError] = []
 
-    def make() -> None:
+    def enter() -> None:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -62,11 +71,11 @@ def socket_in(path: str, protocol: int) -> socket.socket:
                     raise OSError(number, os.strerror(number), path)
             finally:
                 os.close(descriptor)
-            made.append(_bound(protocol))
+            made.append(make())
         except OSError as error:
             failed.append(error)
 
-    thread = threading.Thread(target=make, name="netns")
+    thread = threading.Thread(target=enter, name="netns")
     thread.start()
     thread.join()
     if failed:
