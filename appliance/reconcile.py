@@ -106,6 +106,8 @@ class Reconciler:
         self._urgent = False
         self._tried: set[_Subject] = set()
         self._namespaces: dict[NetnsId, Netns] = {}
+        self._standing: set[NetnsId] = set()
+        """Namespaces where a change was refused, so that the rules before it are in force."""
         self._failures = 0
         self.have = st.HostState()
         self.want = st.HostState()
@@ -123,6 +125,7 @@ class Reconciler:
 
     def forget_ruleset(self, netns: NetnsId) -> None:
         """Somebody else changed the table in this namespace: push it anew."""
+        self._standing.discard(netns)
         if netns in self.have.rulesets:
             self._forget({netns})
             self.ring(urgent=True)
@@ -162,7 +165,9 @@ class Reconciler:
         self._urgent = False
         self.passes += 1
         facts = self.facts = replace(self._snapshot(), unusable_ports=self.unusable_ports)
-        self._namespaces.update({w.netns.id: w.netns for w in facts.workloads if w.netns is not None})
+        here = {w.netns.id: w.netns for w in facts.workloads if w.netns is not None}
+        self._namespaces.update(here)
+        self._standing &= here.keys()
         self.want = await _in_turns(self._compiler.compile(facts))
         if self.want.shortage:
             self._faults.report(
@@ -185,7 +190,9 @@ class Reconciler:
             tried = list(group)
             if kind is st.SetZone:
                 tried = [
-                    st.SetZone(zone=_zone_without(s.zone, unlocked, facts)) for s in tried if isinstance(s, st.SetZone)
+                    st.SetZone(zone=self._zone_without(s.zone, unlocked, facts))
+                    for s in tried
+                    if isinstance(s, st.SetZone)
                 ]
             elif kind is st.Register:  # whoever is sent here must find a listener
                 tried = [s for s in tried if isinstance(s, st.Register) and self._listens(s.registration.destination)]
@@ -200,15 +207,35 @@ class Reconciler:
                     if not number % TURN:
                         await trio.lowlevel.checkpoint()
             self.have = apply(done, self.have)
+            self._standing -= {s.after.netns for s in done if isinstance(s, st.PushRuleset)}
             self.steps += len(done)
             if len(done) < len(tried):
                 complete = False
-                unlocked |= {s.after.netns for s in tried if isinstance(s, st.PushRuleset) and s not in done}
+                refused = [s for s in tried if isinstance(s, st.PushRuleset) and s not in done]
+                self._standing |= {s.after.netns for s in refused if s.before is not None}
+                unlocked |= {s.after.netns for s in refused}
                 self._forget(unlocked)  # a refused change says that what is there is not what we think
                 if not self.unusable_ports <= facts.unusable_ports:
                     self.ring(urgent=True)
                     break
         return complete
+
+    def _zone_without(self, zone: Zone, unlocked: set[NetnsId], facts: Snapshot) -> Zone:
+        """Leave out the views of workloads whose rules are not in place: their names would not work yet.
+
+        Where the rules before a refused change are in force, names that it had and still may have stay.
+        """
+        if not unlocked:
+            return zone
+        former = {} if self.have.zone is None else self.have.zone.views
+        views = dict(zone.views)
+        for workload in facts.workloads:
+            if workload.netns is not None and workload.netns.id in unlocked:
+                for address in workload.addresses:
+                    view = views.pop(address, frozenset())
+                    if workload.netns.id in self._standing and address in former:
+                        views[address] = former[address] & view
+        return replace(zone, views=views)
 
     def _listens(self, destination: Destination) -> bool:
         return destination in self.have.listeners
@@ -270,19 +297,6 @@ async def _in_turns(work: Generator[None, None, T]) -> T:
             result: T = done.value
             return result
         await trio.lowlevel.checkpoint()
-
-
-def _zone_without(zone: Zone, unlocked: set[NetnsId], facts: Snapshot) -> Zone:
-    """Leave out the views of workloads whose rules are not in place: their names would not work yet."""
-    if not unlocked:
-        return zone
-    hidden = {
-        address
-        for workload in facts.workloads
-        if workload.netns is not None and workload.netns.id in unlocked
-        for address in workload.addresses
-    }
-    return replace(zone, views={asker: view for asker, view in zone.views.items() if asker not in hidden})
 
 
 class _Subject(NamedTuple):

@@ -163,6 +163,27 @@ def test_refused_change_is_followed_by_the_whole_ruleset() -> None:
     assert host.effects.rulesets[CLIENT.netns.id].routes == frozenset()
 
 
+def test_refused_change_takes_no_name_away() -> None:
+    """The rules before it are in force, and so are their names, except where somebody changed these rules meanwhile."""
+    asker = IPv4Address("172.18.0.3")
+    host = Host(SERVER, CLIENT)
+    host.run()
+    late = workload(4, "late.orange", ports=(Port.parse(80),))
+    wider = replace(CLIENT, connect_to=(*CLIENT.connect_to, Allowance.parse("late.orange:80")))
+    host.facts = replace(host.facts, workloads=(SERVER, wider, late))
+    host.effects.fail["push"] = RetryError("nft says no")
+    for _ in range(2):
+        host.run()
+        assert host.effects.zone.views[asker] == {SERVER.name, CLIENT.name}
+        assert IPv4Address("172.18.0.4") not in host.effects.zone.views
+    host.reconciler.forget_ruleset(CLIENT.netns.id)
+    host.run()
+    assert asker not in host.effects.zone.views
+    host.effects.fail.clear()
+    host.run()
+    assert host.effects.zone.views[asker] == {SERVER.name, CLIENT.name, late.name}
+
+
 def test_taken_proxy_port_is_replaced_by_another() -> None:
     """A port that something else holds is left alone, and the destination gets another one."""
     host = Host(SERVER, CLIENT)
