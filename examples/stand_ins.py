@@ -1,8 +1,8 @@
 """Images for a machine that reaches no image registry, built from Debian packages.
 
 One root file system is unpacked from packages that apt fetches (nothing is installed), imported once, and given the
-names and commands of the images that it stands for. It holds the real redis-server, a Python interpreter, busybox and
-bash. What is built is cached under build/images; `make clean` removes it.
+names and commands of the images that it stands for. It holds the real redis-server, a Python interpreter, busybox,
+bash and curl. What is built is cached under build/images; `make clean` removes it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import tarfile
 import tempfile
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 CACHE = HERE.parent / "build" / "images"
 BASE = "meshbox-stand-in"
-PACKAGES = ("bash", "busybox-static", "python3", "redis-server", "redis-tools")
+PACKAGES = ("bash", "busybox-static", "curl", "python3", "redis-server", "redis-tools")
 
 # They come along for the packages' installation scripts, which are not run.
 NOT_NEEDED = ("adduser", "debconf", "dpkg", "init-system-helpers", "lib*-perl", "libperl*", "lsb-base", "passwd")
@@ -82,7 +83,7 @@ class Docker:
 
 def root_file_system() -> Path:
     """Return the tar file of the base, made when it is not in the cache. Raises CalledProcessError."""
-    tar = CACHE / "base.tar"
+    tar = CACHE / f"base-{sha256(repr(PACKAGES).encode()).hexdigest()[:16]}.tar"
     if tar.exists():
         return tar
     CACHE.mkdir(parents=True, exist_ok=True)

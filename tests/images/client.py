@@ -8,7 +8,6 @@ resolve NAME           {addresses | error}
 hold HOST PORT N       N connections at once, a word through each: {open, answered, error}
 sum HOST PORT BYTES    sends BYTES, shuts down its sending half, reads to the end: {answer, sent, sha}
 get HOST PORT BYTES    HTTP download: {length, sha, wanted}
-put HOST PORT BYTES    HTTP upload: {answer, sent, sha}
 loop HOST PORT SECONDS [MS]   connections one after the other, MS (default 0) apart: {count, answers, failures:
                        [{error, begin, end}, …]}
 ask HOST PORT SECONDS [MS]    the same with datagrams from one socket, each waiting 1 s for its answer
@@ -242,18 +241,6 @@ def get(host: str, port: str, length: str) -> dict[str, Any]:
     return {"length": seen, "sha": sha.hexdigest(), "wanted": hashlib.sha256(pattern(int(length))).hexdigest()}
 
 
-def put(host: str, port: str, length: str) -> dict[str, Any]:
-    """HTTP upload."""
-    data = pattern(int(length))
-    with socket.create_connection((host, int(port)), TIMEOUT) as connection:
-        head = f"POST / HTTP/1.0\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-        sender = threading.Thread(target=connection.sendall, args=(head + data,))
-        sender.start()
-        answer = read_all(connection).decode().rpartition("\r\n\r\n")[2]
-        sender.join()
-    return {"answer": answer, "sent": len(data), "sha": hashlib.sha256(data).hexdigest()}
-
-
 def reset(host: str, port: str) -> dict[str, Any]:
     """Be reset, and reset."""
     found = {}
@@ -275,5 +262,5 @@ def reset(host: str, port: str) -> dict[str, Any]:
     return found
 
 
-VERBS = {v.__name__: v for v in (tcp, udp, dials, talk, resolve, hold, loop, ask, crowd, until, sum, get, put, reset)}
+VERBS = {v.__name__: v for v in (tcp, udp, dials, talk, resolve, hold, loop, ask, crowd, until, sum, get, reset)}
 print(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 — its answer
