@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from machine import IMAGE, wait_until
+from machine import IMAGE, ROOT, wait_until
 
 if TYPE_CHECKING:
     from machine import Machine
@@ -30,3 +31,52 @@ def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[st
     finally:
         mesh.docker("rm", "--force", "caller")
         mesh.docker("network", "rm", "own")
+
+
+class Composed(NamedTuple):
+    """A service of a compose file."""
+
+    name: str
+    image: str
+    labels: dict[str, str]
+
+
+def compose_file() -> list[Composed]:
+    """Read examples/compose.yaml, which has services with an image and labels only."""
+    text = re.sub(r"\s+#.*$", "", (ROOT / "examples/compose.yaml").read_text(), flags=re.MULTILINE)
+    found = []
+    for name, body in re.findall(r"^  (\w+):\n((?:    .*\n?|\n)+)", text, re.MULTILINE):
+        (image,) = re.findall(r"^    image: (.*)$", body, re.MULTILINE)
+        labels = {k: v.strip('"') for k, v in re.findall(r"^      (meshbox\.\w+): (.*)$", body, re.MULTILINE)}
+        found.append(Composed(name, image, labels))
+    return found
+
+
+def test_compose_file_joins_as_it_stands(idle: Machine) -> None:
+    """What examples/compose.yaml starts, before there is an appliance, joins without a restart once there is one.
+
+    It is started as compose does: on a network of the project's, where each service has its name as an alias.
+    """
+    services = compose_file()
+    assert [service.name for service in services] == ["apple", "flask", "redis"]
+    containers = [f"example-{service.name}-1" for service in services]
+    idle.docker("network", "create", "example_default")
+    try:
+        for service, container in zip(services, containers, strict=True):
+            labels = [f"--label={key}={value}" for key, value in service.labels.items()]
+            place = ("--network=example_default", f"--network-alias={service.name}")
+            idle.docker("run", "--detach", f"--name={container}", *place, *labels, service.image)
+        before = [idle.inspect(container)["State"] for container in containers]
+        idle.start()
+        wait_until(lambda: sum(row["ready"] for row in idle.show("workloads")) == len(services), "all are ready")
+        call = ("exec", "example-flask-1")
+        assert "Hello World" in idle.docker(*call, "wget", "-qO-", "http://apple.orange:8080")
+        assert idle.docker(*call, "redis-cli", "-h", "redis.flask", "ping") == "PONG"
+        own = idle.docker(*call, "python3", "-c", "import socket; print(socket.gethostbyname('redis'))")
+        assert own == idle.address_of("example-redis-1")  # Docker's own name, at the container's own address
+        refused = idle.docker(*call, "sh", "-c", "redis-cli -h redis ping 2>&1 || true")
+        assert "Connection refused" in refused
+        assert [idle.inspect(container)["State"] for container in containers] == before
+    finally:
+        idle.docker("rm", "--force", *containers)
+        idle.docker("network", "rm", "example_default")
