@@ -292,8 +292,9 @@ def resolvers(found: Sequence[tuple[str, int]]) -> Finding:
         return warning(
             "resolvers",
             f"{servers}: only loopback",
-            "containers that others put on user-defined networks may not see mesh names; name a resolver elsewhere in"
-            f" {RESOLV_CONF} or in Docker's daemon.json (dns)",
+            "containers that others put on user-defined networks do not see mesh names, since Docker asks for them; put"
+            ' "dns": ["172.17.0.1"] into /etc/docker/daemon.json: any address that is not loopback will do, as the'
+            " appliance answers for it",
         )
     return ok("resolvers", servers)
 

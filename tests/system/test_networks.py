@@ -16,7 +16,10 @@ pytestmark = pytest.mark.system
 
 @pytest.mark.parametrize("options", [(), ("--internal",)], ids=["user-defined", "internal"])
 def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[str, ...]) -> None:
-    """A labelled container on a network of its owner's reaches one on the default bridge, by name, TCP and UDP."""
+    """A labelled container on a network of its owner's reaches one on the default bridge, by name, TCP and UDP.
+
+    So does one whose `dns` is an address where nobody answers: the remedy for a host whose own resolver is on loopback.
+    """
     mesh.docker("network", "create", *options, "own")
     logged = len(mesh.log(100_000))
     try:
@@ -27,9 +30,15 @@ def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[st
         wait_until(lambda: "answer" in mesh.client("caller", "tcp", "server.far", "7000", "1")[0], "TCP answers")
         (result,) = mesh.client("caller", "udp", "server.far", "7000", "1")
         assert "answer" in result
+        away = ("--network=own", "--dns=203.0.113.1")
+        mesh.run_container("told", IMAGE, options=away, service="near", container="told", connect_to="server.far")
+        (result,) = mesh.client("told", "tcp", "server.far", "7000", "1")
+        assert "answer" in result
+        assert mesh.client("told", "resolve", "www.outside.example") == {"addresses": [mesh.switch.address]}
+        assert mesh.client("told", "resolve", "caller") == {"addresses": [mesh.address_of("caller")]}
         assert "failed" not in mesh.log(100_000)[logged:]
     finally:
-        mesh.docker("rm", "--force", "caller")
+        mesh.docker("rm", "--force", "caller", "told")
         mesh.docker("network", "rm", "own")
 
 
