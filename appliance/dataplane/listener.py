@@ -96,9 +96,10 @@ class TcpListener:
         self.starving = False
         """Whether the last attempt to get a file descriptor failed; so that it is logged once."""
         self._resume: asyncio.TimerHandle | None = None
-        self._callers: dict[str, Source] = {}
-        self._peers: dict[str, Source] = {}
-        self.swap(listener)
+        self._wanted = listener
+        self._callers = _callers(listener.callers)
+        self._peers = _peers(listener.peers)
+        self.balancer.update(listener.backends)
         self._socket = sock or listen(listener.port)
         self._watched_for = EXCLUSIVE if sock else IN
         self._turns = SHARED_ACCEPTS if sock else ACCEPTS
@@ -112,9 +113,13 @@ class TcpListener:
 
     def swap(self, listener: Listener) -> None:
         """Take new callers, peers and backends; reset the pairs that these do not allow."""
-        self._callers = {host: Source(host, local_only=False) for host in map(str, listener.callers)}
-        self._peers = _peers(listener.peers)
+        same_access = listener.same_access(self._wanted)
+        self._wanted = listener
         self.balancer.update(listener.backends)
+        if same_access:
+            return
+        self._callers = _callers(listener.callers)
+        self._peers = _peers(listener.peers)
         for pair in list(self.pairs):
             source = self._source(pair.source.host)
             if source is None or (source.local_only and not pair.state.backend.local):
@@ -269,6 +274,10 @@ class TcpListener:
 
 
 @lru_cache(maxsize=2)
+def _callers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:
+    return {host: Source(host, local_only=False) for host in map(str, addresses)}
+
+
 def _peers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:
     """Return the sources that peer machines are: one table for all listeners, as there may be a thousand of them."""
     return {host: Source(host, local_only=True) for host in map(str, addresses)}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from appliance.dataplane.face import Question
     from appliance.model.names import Destination
-    from appliance.model.network import Listener, Zone
+    from appliance.model.network import Backend, Listener, Zone
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,14 @@ class Serve:
 
     listener: Listener
     opened: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Take these backends, and nothing else, to a listener: its callers are many and seldom change."""
+
+    destination: Destination
+    backends: tuple[Backend, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,6 +25,9 @@ from appliance.model.names import Protocol
 if TYPE_CHECKING:
     import asyncio
     from ipaddress import IPv4Address
+
+    from appliance.model.names import Destination
+    from appliance.model.network import Listener
 
 log = structlog.get_logger()
 
@@ -49,6 +53,7 @@ class Worker:
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self._loop = loop
         self._upstreams: tuple[tuple[str, int], ...] = ()
+        self._listeners: dict[Destination, Listener] = {}
         self._channel = Channel(loop, sock, take=self._take, ended=self._end)
         self.code = 0
         try:
@@ -69,7 +74,10 @@ class Worker:
         match order:
             case orders.Serve():
                 self._serve(order, sockets)
+            case orders.Balance():
+                self._balance(order)
             case orders.Close():
+                self._listeners.pop(order.destination, None)
                 self.plane.close_listener(order.destination)
             case orders.EndPairs():
                 self.plane.end_pairs(order.destination)
@@ -98,10 +106,18 @@ class Worker:
         listener = order.listener
         if sockets:
             kind = socket.SOCK_STREAM if listener.destination.protocol is Protocol.TCP else socket.SOCK_DGRAM
+            self._listeners[listener.destination] = listener
             self.plane.open_listener(listener, _adopt(sockets[0], kind))
         elif order.opened:
             self._channel.send(orders.Missing(listener.destination))
         elif self.plane.serves(listener.destination):
+            self._listeners[listener.destination] = listener
+            self.plane.swap_listener(listener)
+
+    def _balance(self, order: orders.Balance) -> None:
+        if self.plane.serves(order.destination):
+            listener = replace(self._listeners[order.destination], backends=order.backends)
+            self._listeners[order.destination] = listener
             self.plane.swap_listener(listener)
 
     def _serve_dns(self, addresses: frozenset[IPv4Address], opened: IPv4Address | None, sockets: list[int]) -> None:

@@ -107,8 +107,12 @@ class Workers:
             self._open(listener)
             self._retire(destination, *former)
             return
+        only_backends = listener.same_access(self._listeners[destination])
         self._listeners[destination] = listener
-        self._tell(destination, orders.Serve(listener, opened=False))
+        self._tell(
+            destination,
+            orders.Balance(destination, listener.backends) if only_backends else orders.Serve(listener, opened=False),
+        )
 
     def close_listener(self, destination: Destination) -> None:
         """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""

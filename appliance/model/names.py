@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from appliance.errors import InputError
 
@@ -23,8 +23,7 @@ class Protocol(StrEnum):
     UDP = "udp"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Name:
+class Name(NamedTuple):
     """`<container>.<service>`: what clients resolve."""
 
     service: str
@@ -42,8 +41,7 @@ class Name:
         return cls(container=parse_label(container, "container"), service=parse_service_name(service))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Destination:
+class Destination(NamedTuple):
     """Something that can be dialled: `redis.flask:8080/tcp`."""
 
     name: Name
@@ -62,8 +60,7 @@ class Destination:
         return cls(name=allowance.name, port=allowance.port, protocol=allowance.protocol or Protocol.TCP)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Port:
+class Port(NamedTuple):
     """A port that others may reach: `mesh` is what they dial, `container` where the program listens."""
 
     mesh: int
@@ -88,8 +85,7 @@ class Port:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allowance:
+class Allowance(NamedTuple):
     """One entry of `connect_to`. Without a port: every port; without a protocol: every protocol on it."""
 
     name: Name

@@ -58,6 +58,12 @@ class Listener:
     peers: frozenset[IPv4Address] = frozenset()
     backends: tuple[Backend, ...] = ()
 
+    def same_access(self, other: Listener) -> bool:
+        """Whether the same may call; told at a glance where both have the same sets, as after a change of backends."""
+        return (self.callers is other.callers or self.callers == other.callers) and (
+            self.peers is other.peers or self.peers == other.peers
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Route:

@@ -79,10 +79,13 @@ def registrations(
     found = {}
     for d, backends in local.items():
         staying = _sorted([b for b in backends if not b.retiring])
-        created = Counter(revision for b in staying if (revision := revisions.get(b.label)) is not None)
+        made = [revision for b in staying if (revision := revisions.get(b.label)) is not None]
         if staying and d in ports:
             found[d] = Registration(
-                destination=d, proxy_port=ports[d], weight=len(staying), revisions=tuple(sorted(created.items()))
+                destination=d,
+                proxy_port=ports[d],
+                weight=len(staying),
+                revisions=tuple(sorted(Counter(made).items())) if made else (),
             )
     return found
 

@@ -90,7 +90,7 @@ def _shown(value: object) -> str:
     if value in (None, ()):
         return "none"
     if isinstance(value, tuple):
-        return ",".join(item[0] if isinstance(item, tuple) else str(item) for item in value)
+        return ",".join(item[0] if type(item) is tuple else str(item) for item in value)
     return str(value)
 
 
