@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ class ConsulRegistry:
         self._store = LocalStore(state_dir, clock=clock)
         self._api = ConsulApi(settings)
         self._held = Held(clock, self._publish)
-        self._queries = Queries(self._held)
+        self._queries = Queries(self._held, self._went_back)
         self._announcer = Announcer(
             self._api,
             self._held,
@@ -241,27 +242,38 @@ class ConsulRegistry:
     async def _took_machines(self, entries: list[dict[str, Any]]) -> None:
         if not self._first["machines"].is_set():
             await self._evidence.look()
-        seen, complaints = parse_machines(entries)
-        found, doubts = one_per_node(seen)
-        known = self._machines
+        known, found = self._machines, self._parsed_machines(entries)
         if known.keys() - found.keys() and self._node not in found:
             self._announcer.again()
         self._machines = {**known, **found}
-        self._machines = await self._evidence.merge(known, found)
-        self._complaints["machines"] = (*complaints, *doubts)
+        self._machines = await self._evidence.merge(known, found, self._read_machines)
         self._first["machines"].set()
         self._publish()
 
+    async def _read_machines(self) -> dict[str, Machine]:
+        return self._parsed_machines((await self._api.health(MESHBOX))[1])
+
+    def _parsed_machines(self, entries: list[dict[str, Any]]) -> dict[str, Machine]:
+        seen, complaints = parse_machines(entries)
+        found, doubts = one_per_node(seen)
+        self._complaints["machines"] = (*complaints, *doubts)
+        return found
+
     async def _took_service(self, service: str, entries: list[dict[str, Any]]) -> None:
-        endpoints, complaints = parse_endpoints(entries)
-        self._answered[service] = found = {
-            (e.node, e.destination): e for e in sorted(endpoints, key=lambda e: (e.destination, e.node))
-        }
-        known = self._endpoints.get(service, {})
+        known, found = self._endpoints.get(service, {}), self._parsed_service(service, entries)
         self._endpoints[service] = {**known, **found}
-        self._endpoints[service] = await self._evidence.merge(known, found)
-        self._complaints[f"service {service}"] = complaints
+        again = partial(self._read_service, service)
+        self._endpoints[service] = await self._evidence.merge(known, found, again)
         self._publish()
+
+    async def _read_service(self, service: str) -> dict[tuple[str, Destination], Endpoint]:
+        return self._parsed_service(service, (await self._api.health(service))[1])
+
+    def _parsed_service(self, service: str, entries: list[dict[str, Any]]) -> dict[tuple[str, Destination], Endpoint]:
+        endpoints, self._complaints[f"service {service}"] = parse_endpoints(entries)
+        ordered = sorted(endpoints, key=lambda e: (e.destination, e.node))
+        self._answered[service] = found = {(e.node, e.destination): e for e in ordered}
+        return found
 
     async def _fetch_specs(self, index: int) -> tuple[int, dict[str, tuple[bytes, int]]]:
         return await self._api.values("", index)
@@ -279,6 +291,9 @@ class ConsulRegistry:
         self._announcer.again()
         self._specs.again()
         self._losses.set()
+
+    def _went_back(self) -> None:
+        self._evidence.went_back()
 
     def _other(self) -> None:
         self._specs.estrange()

@@ -8,6 +8,9 @@ tell a Consul that lost its data from another Consul, to which nothing that is k
 
 An answer in which this very machine is missing says nothing at all: a token that may not read services makes Consul
 leave them out without a word.
+
+A backup that is restored has the same epoch if it is not older than that. But what changed since has an index that goes
+backwards, which is as good a sign that what is missing was lost.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from appliance.drivers.consulcodec import MESHBOX, machine_id
 from appliance.errors import RetryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from appliance.drivers.consulapi import ConsulApi
     from appliance.drivers.consulwatch import Held
@@ -89,11 +92,11 @@ class Evidence:
             self._other()
             self.epoch = epoch
             return
-        if self.suspended and epoch == self._former:
+        if self.suspended and self._former and epoch == self._former:
             self._until = 0.0  # a false alarm: everything is there again
             self.epoch = epoch
         elif self.epoch and epoch != self.epoch:
-            if not self.suspended:
+            if not (self.suspended and self._former):
                 log.warning("Consul has lost its data; what was known is held and put back", seconds=self._grace)
                 self._former = self.epoch
             self._held.failed(QUERY, "Consul has lost its data; it is being put back")
@@ -105,6 +108,15 @@ class Evidence:
                 return  # somebody else was faster, or it was there all the time: the next look will tell
         self.epoch = epoch
 
+    def went_back(self) -> None:
+        """Take it that Consul has data of an earlier time: what is missing there counts as lost, not as removed."""
+        if not self.suspended:
+            log.warning("Consul has older data than before; what is newer is held and put back", seconds=self._grace)
+        self._former = ""
+        self._held.failed(QUERY, "Consul has older data than before; what is newer is being put back")
+        self._until = trio.current_time() + self._grace
+        self._lost()
+
     async def get_over(self) -> None:
         """After a loss, return when everybody had the time to put back what was lost."""
         while self.suspended:
@@ -115,13 +127,23 @@ class Evidence:
                 continue
         self._held.over(QUERY)
 
-    async def merge(self, known: Mapping[_K, _V], found: Mapping[_K, _V]) -> dict[_K, _V]:
-        """Return what holds when `known` was known and `found` was answered. Raises RetryError."""
+    async def merge(
+        self,
+        known: Mapping[_K, _V],
+        found: Mapping[_K, _V],
+        again: Callable[[], Awaitable[Mapping[_K, _V]]] | None = None,
+    ) -> dict[_K, _V]:
+        """Return what holds when `known` was known and `found` was answered. Raises RetryError.
+
+        `again` asks once more: the first answer may be from the last moment of some trouble.
+        """
         if known.keys() - found.keys():
             await self.look()
             if self.suspended:
                 return {**known, **found}
             self.check_own((await self._api.health(MESHBOX))[1])
+            if again is not None:
+                found = await again()
         return dict(found)
 
     def check_own(self, machines: Iterable[Mapping[str, Any]]) -> None:

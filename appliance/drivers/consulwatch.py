@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from appliance.drivers.consulapi import WAIT
 from appliance.errors import RetryError
 
 if TYPE_CHECKING:
@@ -72,8 +73,10 @@ class Held:
 class Queries:
     """Follows values with blocking queries, and counts those that wait."""
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: Held, went_back: Callable[[], None] = lambda: None) -> None:
+        """`went_back` is called when an index is lower than before: Consul's data are of an earlier time."""
         self._held = held
+        self._went_back = went_back
         self.open = 0
 
     async def follow(
@@ -88,14 +91,15 @@ class Queries:
 
         `fetch` returns index and value once they differ from the index given, and at once for 0.
         """
-        index = failures = quick = 0
+        index = last = failures = quick = 0
         while wanted():
             began = trio.current_time()
             self.open += 1
             try:
                 found, value = await fetch(index)
-                if found < index:  # data were lost or restored: what is there now is not a successor of what was known
-                    index = 0
+                if found < last:  # data were lost or restored: what is there now is not a successor of what was known
+                    self._went_back()
+                    index = last = 0
                     continue
                 if index == 0 or found != index:
                     await took(value)
@@ -110,8 +114,11 @@ class Queries:
                 self.open -= 1
             self._held.over(query)
             failures = 0
-            index = max(found, 1)
-            quick = quick + 1 if trio.current_time() - began < AT_ONCE else 0
+            waited = trio.current_time() - began
+            last = max(found, 1)
+            # Consul breaks a query off, with nothing new, when a backup is restored: look what is there now.
+            index = 0 if found == index and waited < WAIT else last
+            quick = quick + 1 if waited < AT_ONCE else 0
             await trio.sleep(BUSY[min(quick, len(BUSY) - 1)])
         self._held.over(query)  # it may have failed last, and nobody asks any more
 

@@ -164,6 +164,50 @@ def test_an_answer_without_this_machine_says_nothing():
     run(script)
 
 
+def test_an_answer_with_less_is_asked_for_again():
+    """It may be from the last moment of some trouble: what counts is what Consul says once it is known to be well."""
+
+    async def script(world):
+        async def again():
+            return {"a": 2}
+
+        await world.evidence.look()
+        assert await world.evidence.merge({"a": 1, "b": 1}, {}, again) == {"a": 2}
+        assert await world.evidence.merge({"a": 1}, {"a": 3}, again) == {"a": 3}
+
+    run(script)
+
+
+def test_data_of_an_earlier_time():
+    """After a backup was restored, with the same epoch, what is missing is held for the grace and put back."""
+
+    async def script(world):
+        await world.evidence.look()
+        world.evidence.went_back()
+        assert world.losses == 1
+        assert "older data than before" in world.held.why
+        assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
+        await world.evidence.get_over()
+        assert world.held.since is None
+        assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"b": 2}
+
+    run(script)
+
+
+def test_older_data_without_an_epoch():
+    """A backup of before the first machine: that is a loss of everything."""
+
+    async def script(world):
+        await world.evidence.look()
+        world.evidence.went_back()
+        world.keys.keys.clear()
+        assert await world.evidence.merge({"a": 1}, {}) == {"a": 1}
+        assert world.losses == 2
+        assert "lost its data" in world.held.why
+
+    run(script)
+
+
 def test_no_evidence_without_consul():
     """When the epoch cannot be read, nothing is decided."""
 

@@ -7,12 +7,16 @@ import itertools
 import trio
 import trio.testing
 
+from appliance.drivers.consulapi import WAIT
 from appliance.drivers.consulwatch import BACKOFF, Held, Interests, Queries
 from appliance.errors import RetryError
 
 
-def scripted(*answers):
-    """A fetch that gives these answers in turn and then waits for ever; `asked` has the indices."""
+def scripted(*answers, wait=WAIT):
+    """A fetch that gives these answers in turn and then waits for ever; `asked` has the indices.
+
+    A query that has nothing new ends after `wait` seconds, others after one.
+    """
     asked = []
 
     async def fetch(index):
@@ -20,7 +24,7 @@ def scripted(*answers):
         if len(asked) > len(answers):
             await trio.sleep_forever()
         answer = answers[len(asked) - 1]
-        await trio.sleep(getattr(answer, "delay", 1))
+        await trio.sleep(wait if isinstance(answer, tuple) and answer[0] == index else 1)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -29,11 +33,11 @@ def scripted(*answers):
     return fetch
 
 
-def followed(fetch, seconds=100.0):
+def followed(fetch, seconds=100.0, went_back=lambda: None):
     """Follow a query for some virtual seconds; return the values taken, and the queries with what was held."""
     values = []
     held = Held(lambda: 1000.0 + trio.current_time(), lambda: None)
-    queries = Queries(held)
+    queries = Queries(held, went_back)
 
     async def took(value):
         values.append(value)
@@ -57,9 +61,28 @@ def test_index_is_handed_back():
 def test_index_that_goes_backwards():
     """Everything is read anew from index 0, as after a restore."""
     fetch = scripted((50, "a"), (3, "ignored"), (3, "b"))
-    values, _ = followed(fetch)
+    told = []
+    values, _ = followed(fetch, went_back=lambda: told.append("back"))
     assert values == ["a", "b"]
     assert fetch.asked == [0, 50, 0, 3]
+    assert told == ["back"]
+
+
+def test_index_that_went_backwards_behind_a_failure():
+    """Servers that are started anew with an older state are noticed too."""
+    told = []
+    followed(scripted((50, "a"), RetryError("gone"), (3, "b")), went_back=lambda: told.append("back"))
+    assert told == ["back"]
+
+
+def test_query_that_is_broken_off():
+    """A query that ends early with nothing new is no timeout: what is there is read at once, for it may be older."""
+    fetch = scripted((50, "a"), (50, "a"), (3, "ignored"), (3, "b"), wait=1)
+    told = []
+    values, _ = followed(fetch, went_back=lambda: told.append("back"))
+    assert values == ["a", "b"]
+    assert fetch.asked == [0, 50, 0, 0, 3]
+    assert told == ["back"]
 
 
 def test_index_zero():
