@@ -77,11 +77,14 @@ def _place(service: str, count: int, nodes: tuple[str, ...]) -> tuple[str, ...]:
         return nodes * count
     most = 1 if count <= len(nodes) else -(-5 * count // (4 * len(nodes)))
     load = dict.fromkeys(nodes, 0)
+    empty = len(nodes)
     placed: dict[int, str] = {}
     pairs = sorted((-_score(service, replica, node), replica, node) for replica in range(count) for node in nodes)
     for _, replica, node in pairs:
-        if replica not in placed and load[node] < most:
+        spare = load[node] < most if count - len(placed) > empty else not load[node]
+        if replica not in placed and spare:
             placed[replica] = node
+            empty -= not load[node]
             load[node] += 1
     return tuple(placed[replica] for replica in range(count))
 

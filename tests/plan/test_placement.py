@@ -28,6 +28,7 @@ def test_every_replica_on_exactly_one_machine_in_any_order(numbers, count, rando
     placed = place(spec("web", count=count), machines(*numbers))
     assert len(placed) == count
     assert set(placed) <= {f"m{n}" for n in numbers}
+    assert len(set(placed)) == min(count, len(numbers)), "none has two while others have none"
     assert max(Counter(placed).values()) <= (1 if count <= len(numbers) else ceil(1.25 * count / len(numbers)))
     shuffled = random.sample(numbers, len(numbers))
     assert place(spec("web", count=count), machines(*shuffled)) == placed
