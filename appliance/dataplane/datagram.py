@@ -4,6 +4,8 @@ Rules of this file:
 
 - Who may call, and which backend serves, is decided once per session; a datagram of an open session is forwarded.
 - Replies leave from the listener's own socket and from the address that the client asked (IP_PKTINFO).
+- A session whose backend goes is parted from its client at once, and stays open for a second for what that backend
+  still answers: the client's next datagram opens another.
 - Any error on a session's socket ends the session (uvloop stops watching a descriptor after EPOLLERR); the client's
   next datagram opens another. An ICMP error makes the backend sit out for a while, like a refused TCP connection.
 - A wake-up reads one datagram while traffic is sparse, because a second read that finds nothing costs a tenth of a
@@ -47,6 +49,8 @@ PROBE = 32
 """While traffic is sparse, every PROBE-th wake-up looks whether it has become dense."""
 TICKS = 4
 """The idle timeout is checked this often in its length: a session ends after 1 to 1 + 1/TICKS times the timeout."""
+PARTING = 1.0
+"""Seconds in which a backend that is to go may answer what it was asked before."""
 TRIES = 3
 """Most backends tried for one datagram."""
 SECOND_CHANCES = 16
@@ -152,6 +156,7 @@ class UdpListener:
         self._limit = limit
         self._timer: asyncio.TimerHandle | None = None
         self._sessions: dict[Client, Session] = {}
+        self._parting: set[Session] = set()
         self._access = _access(listener)
         self._wakes = 0
         self._dense = False
@@ -163,26 +168,27 @@ class UdpListener:
     @property
     def active(self) -> int:
         """Number of sessions."""
-        return len(self._sessions)
+        return len(self._sessions) + len(self._parting)
 
     def swap(self, listener: Listener) -> None:
         """Take new callers, peers and backends; end the sessions that these no longer allow."""
         self._access = access = _access(listener)
         gone = set(self.balancer.update(listener.backends))
-        for session in list(self._sessions.values()):
+        for session in self._all():
             local_only = access.get(session.client[0])
-            if local_only is None or session.state in gone or (local_only and not session.state.backend.local):
+            if local_only is None or (local_only and not session.state.backend.local):
                 self._end(session)
+            elif session.state in gone:
+                self._part(session)
 
     def stop(self) -> None:
         """Open no more sessions. Those that are open go on, and the port is held until the last one ends."""
         self.stopped = True
-        if not self._sessions:
-            self._close()
+        self._close_if_empty()
 
     def end_pairs(self) -> None:
         """End every session."""
-        for session in list(self._sessions.values()):
+        for session in self._all():
             self._end(session)
 
     def stats(self) -> ListenerStats:
@@ -194,7 +200,7 @@ class UdpListener:
             accepted=self.accepted,
             refused=self.refused,
             failed=self.failed,
-            active=len(self._sessions),
+            active=self.active,
             evicted=self.evicted,
             dropped=self.dropped,
             backends=tuple(
@@ -223,17 +229,20 @@ class UdpListener:
                 bytes_in=s.bytes_in,
                 bytes_out=s.bytes_out,
                 age=now - s.started,
-                draining=self.stopped,
+                draining=self.stopped or s in self._parting,
             )
-            for s in self._sessions.values()
+            for s in self._all()
         )
 
     def pairs_to(self, address: IPv4Address) -> int:
         """Return the number of sessions whose backend has this address."""
-        return sum(s.state.backend.address == address for s in self._sessions.values())
+        return sum(s.state.backend.address == address for s in self._all())
 
     def on_refused(self, session: Session, error: OSError) -> None:
         """Leave out the backend that refused this session's datagrams, and end the session."""
+        if session in self._parting:
+            self._end(session)
+            return
         if not session.state.failures:
             log.warning(
                 "udp backend refuses",
@@ -321,12 +330,34 @@ class UdpListener:
             self._short = True
             log.warning("out of file descriptors; no udp session", destination=str(self.destination), error=str(error))
 
-    def _end(self, session: Session) -> None:
+    def _all(self) -> tuple[Session, ...]:
+        return (*self._sessions.values(), *self._parting)
+
+    def _part(self, session: Session) -> None:
+        """Give its client a new session with its next datagram; this one is for answers only."""
+        if len(self._parting) >= self._limit:
+            self._end(session)
+            return
         del self._sessions[session.client]
+        self._parting.add(session)
+        self.loop.call_later(PARTING, self._end_parted, session)
+
+    def _end_parted(self, session: Session) -> None:
+        if session in self._parting:
+            self._end(session)
+
+    def _end(self, session: Session) -> None:
+        if session in self._parting:
+            self._parting.remove(session)
+        else:
+            del self._sessions[session.client]
         session.state.active -= 1
         self.loop.remove_reader(session.sock.fileno())
         session.sock.close()
-        if self.stopped and not self._sessions:
+        self._close_if_empty()
+
+    def _close_if_empty(self) -> None:
+        if self.stopped and not self.active:
             self._close()
 
     def _evict(self) -> None:

@@ -172,17 +172,54 @@ def test_a_removed_allowance_ends_its_sessions(world: World) -> None:
     assert other.queued() == []
 
 
-def test_the_sessions_of_a_vanished_backend_end_at_once(world: World) -> None:
-    """The client's next datagram goes to a backend that is there."""
+def test_a_session_whose_backend_goes_is_for_answers_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's next datagram goes to a backend that is there; the former one may answer what it was asked."""
+    monkeypatch.setattr(datagram, "PARTING", 0.2)
     former, later, client = world.socket(), world.socket(), world.socket()
     udp, port = world.open(backend(former))
     client.send(b"1", port)
-    former.receive()
+    _, session = former.receive()
     udp.swap(listener(udp.port, backend(later)))
-    assert udp.active == 0
     client.send(b"2", port)
     assert later.receive()[0] == b"2"
+    former.send(b"answer", session)
+    assert client.receive() == (b"answer", port)
     assert former.queued() == []
+    assert [c.draining for c in udp.connections()] == [False, True]
+    assert udp.pairs_to(IPv4Address(former.address[0])) >= 1
+    world.until(lambda: udp.active == 1)
+    assert [c.draining for c in udp.connections()] == [False]
+    assert sum(b.active for b in udp.stats().backends) == 1
+
+
+def test_parting_sessions_end_with_what_allowed_them(world: World) -> None:
+    """With the allowance, with an error of the former backend's, beyond the limit, and with the listener."""
+    former, later, client = world.socket(), world.socket(), world.socket()
+
+    def parted() -> UdpListener:
+        udp, port = world.open(backend(former), limit=1)
+        client.send(b"1", port)
+        former.receive()
+        udp.swap(listener(udp.port, backend(later)))
+        assert udp.active == 1
+        return udp
+
+    udp = parted()
+    udp.swap(listener(udp.port, backend(later), callers=()))
+    assert udp.active == 0
+    udp.stop()
+    udp = parted()
+    client.send(b"2", (client.address[0], udp.port))
+    later.receive()
+    udp.swap(listener(udp.port, backend(former)))
+    assert udp.active == 1, "of two that part, one is beyond the limit"
+    udp.stop()
+    udp.end_pairs()
+    udp = parted()
+    former.close()
+    (session,) = udp._parting
+    session.sock.send(b"nobody is there")
+    world.until(lambda: udp.active == 0)
 
 
 def test_a_caller_that_becomes_a_peer_keeps_local_backends_only(world: World) -> None:
