@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import re
 import shutil
+import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -20,13 +23,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from machine import IMAGE, ROOT, Machine, run
+from machine import IMAGE, ROOT, Machine, Program, run, wait_until
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
     from typing import Self
 
+    from machine import Switch
+
+README = (ROOT / "README.md").read_text()
 CACHE = ROOT / "build" / "images"
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 LEFT_OUT = (
@@ -38,6 +44,13 @@ LEFT_OUT = (
     "var/cache/apt",
 )
 LEFT_OUT += ("var/log/apt", "var/log/bootstrap.log", "var/log/dpkg.log", "usr/share/lintian", "usr/share/linda")
+
+
+def readme(begin: str) -> str:
+    """Return the command of the README's shell blocks that begins so, with the lines that continue it."""
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+    (found,) = [line for line in re.sub(r"\\\n\s*", "", blocks).splitlines() if line.startswith(begin)]
+    return found
 
 
 def slim_root() -> Path:
@@ -85,48 +98,73 @@ def wheels() -> Path:
     return folder
 
 
+def clean_clone(folder: Path) -> Path:
+    """Clone this checkout, as a newcomer gets it; with the changes of tracked files that are not committed yet."""
+    run("git", "clone", "--quiet", ROOT, folder)
+    for name in run("git", "-C", ROOT, "diff", "--name-only", "-z", "HEAD").stdout.split("\0")[:-1]:
+        (folder / name).unlink(missing_ok=True)
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Forwards what is asked of a proxy, and is a package index for pip otherwise."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, directory=str(wheels()))
+
+    def do_GET(self) -> None:
+        if self.path.startswith("http://"):
+            self._forward()
+        elif self.path.startswith("/simple/"):
+            self._list(self.path.split("/")[2])
+        else:
+            super().do_GET()
+
+    def _list(self, package: str) -> None:
+        names = [path.name for path in wheels().iterdir()]
+        of_it = [n for n in names if re.sub(r"[._]", "-", n.partition("-")[0]).lower() == package]
+        body = "".join(f'<a href="/{name}">{name}</a>' for name in of_it).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _forward(self) -> None:
+        wanted = {k: v for k, v in self.headers.items() if k.lower() in {"user-agent", "range", "accept"}}
+        try:
+            answer = urllib.request.urlopen(urllib.request.Request(self.path, headers=wanted), timeout=60)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            body = answer.read()
+        self.send_response(answer.status)
+        for name in ("Content-Type", "Last-Modified", "ETag", "Content-Range"):
+            if name in answer.headers:
+                self.send_header(name, answer.headers[name])
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
 class Outlet:
     """An HTTP proxy that listens in a namespace without a way out and asks in this computer's own.
 
-    Its own address also serves the wheels, as `pip --find-links` reads them.
+    Its own address also is a package index with the wheels.
     """
 
-    def __init__(self, netns: str) -> None:
-        folder = str(wheels())
-
-        class Handler(SimpleHTTPRequestHandler):
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args, directory=folder)
-
-            def do_GET(self) -> None:
-                if self.path.startswith("http://"):
-                    self._forward()
-                else:
-                    super().do_GET()
-
-            def _forward(self) -> None:
-                wanted = {k: v for k, v in self.headers.items() if k.lower() in {"user-agent", "range", "accept"}}
-                try:
-                    answer = urllib.request.urlopen(urllib.request.Request(self.path, headers=wanted), timeout=60)
-                except urllib.error.HTTPError as error:
-                    answer = error
-                with answer:
-                    body = answer.read()
-                self.send_response(answer.status)
-                for name in ("Content-Type", "Last-Modified", "ETag", "Content-Range"):
-                    if name in answer.headers:
-                        self.send_header(name, answer.headers[name])
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+    def __init__(self, netns: str, host: str) -> None:
+        self.host = host
+        self._server = ThreadingHTTPServer((host, 0), Handler, bind_and_activate=False)
         self._server.socket.close()
-        self._server.socket = in_netns(netns, lambda: socket.create_server(("127.0.0.1", 0), backlog=64))
-        self.address = f"http://127.0.0.1:{self._server.socket.getsockname()[1]}"
+        self._server.socket = in_netns(netns, lambda: socket.create_server((host, 0), backlog=64))
+        self.address = f"http://{host}:{self._server.socket.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
@@ -153,6 +191,12 @@ def in_netns(netns: str, make: Callable[[], Any]) -> Any:
     return made[0]
 
 
+OWN_WORK = re.compile(
+    r"/var/lib/dpkg/(status|status-old|triggers/.*|lock|lock-frontend)|/var/lib/apt/extended_states|/var/cache/apt(/.*)?"
+    r"|/var/lib/apt/lists(/.*)?|/var/log/(apt(/.*)?|dpkg\.log|alternatives\.log)|/var/cache/ldconfig/aux-cache"
+)
+"""What dpkg, apt and ldconfig themselves keep of their work, whatever package is installed or removed."""
+
 ENTER = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'
 
 
@@ -171,12 +215,33 @@ class Debian:
         return ["unshare", "--mount", "sh", "-c", ENTER, str(self.root), *map(str, command)]
 
     def __call__(
-        self, *command: str | Path, netns: str | None = None, check: bool = True, timeout: float = 200
+        self, *command: str | Path, netns: str | None = None, check: bool = True, timeout: float = 200, typed: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside, in a machine's network or, to fetch packages, in this computer's own."""
+        """Run a command inside, in a machine's network or, to fetch packages, in this computer's own.
+
+        `typed` is what somebody answers to its questions.
+        """
         network = ["nsenter", f"--net=/run/netns/{netns}"] if netns else []
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
-        return run(*network, *self.command(*command), check=check, env=env, timeout=timeout)
+        return run(*network, *self.command(*command), check=check, env=env, timeout=timeout, input=typed)
+
+    def contents(self) -> dict[str, tuple[object, ...]]:
+        """Return every path with its type, mode, owner and content, but for what dpkg and apt write of their work."""
+        found: dict[str, tuple[object, ...]] = {}
+        for folder, folders, files in os.walk(self.root):
+            for name in (*folders, *files):
+                path = Path(folder, name)
+                inside = f"/{path.relative_to(self.root)}"
+                if OWN_WORK.fullmatch(inside):
+                    continue
+                status = path.lstat()
+                content: object = None
+                if stat.S_ISLNK(status.st_mode):
+                    content = path.readlink()
+                elif stat.S_ISREG(status.st_mode):
+                    content = hashlib.sha256(path.read_bytes()).hexdigest()
+                found[inside] = (oct(status.st_mode), status.st_uid, status.st_gid, content)
+        return found
 
     def traces(self) -> set[str]:
         """Return everything that bears our name, but for what apt and dpkg write down of their own work."""
@@ -207,17 +272,82 @@ class PrivilegedMachine(Machine):
     """A machine whose engine runs `docker run --privileged` also where the test's computer lacks capabilities."""
 
     def _start(self, *command: str | Path) -> None:
-        if command[0] == "dockerd":
-            wrapper = self.root / "runtime"
-            wrapper.write_text(RUNTIME)
-            wrapper.chmod(0o755)
-            command = (*command, "--add-runtime", f"tests={wrapper}", "--default-runtime", "tests")
-        super()._start(*command)
+        super()._start(*(self._privileged(*command) if command[0] == "dockerd" else command))
+
+    def _privileged(self, *command: str | Path) -> tuple[str | Path, ...]:
+        wrapper = self.root / "runtime"
+        wrapper.write_text(RUNTIME)
+        wrapper.chmod(0o755)
+        return (*command, "--add-runtime", f"tests={wrapper}", "--default-runtime", "tests")
 
     @property
     def seen(self) -> str:
         """The root directory as processes see it that have another one."""
         return f"/proc/{self._engine[-1].pid}/root"
+
+
+INIT = """
+mount -t proc proc /proc
+mount -t tmpfs tmpfs /run
+mkdir /run/lock "$1/work"
+mount -t tmpfs tmpfs "$1/work"
+mkdir "$1/work/upper" "$1/work/work"
+mount -t overlay -o "lowerdir=/var/lib,upperdir=$1/work/upper,workdir=$1/work/work" overlay /var/lib
+echo "nameserver $2" >"$1/resolv.conf"
+mount --bind "$1/resolv.conf" /etc/resolv.conf
+touch "$1/up"
+sleep infinity & wait
+"""
+"""Runs as process 1 of a computer whose files are below `$1` and whose resolver is `$2`."""
+
+
+class WholeMachine(PrivilegedMachine):
+    """A machine with processes and mounts of its own: all is where it usually is, Docker and process 1 too."""
+
+    def __init__(self, switch: Switch, number: int) -> None:
+        super().__init__(switch, number)
+        self.netns_dir = Path("/run/docker/netns")
+
+    def start_docker(self) -> None:
+        """Start process 1, then the engine."""
+        # What unshare itself ignores is SIGTERM, also that for the end of the test run.
+        command = ("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private", "--pid", "--fork")
+        words = ("--kill-child", "sh", "-ec", INIT, "init", self.root, self.switch.address)
+        self._outer = Program(self.netns, (*command, *words), self.root / "init.log")
+        wait_until((self.root / "up").exists, "process 1 is up")
+        self._init = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text().split()[0]
+        super().start_docker()
+
+    def stop_docker(self) -> None:
+        """End the engine, and then all processes."""
+        super().stop_docker()
+        self._outer.stop(signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{self._init}").exists(), "its processes have ended")
+
+    def inside(self, *command: str | Path) -> list[str]:
+        """Return what runs a command among its processes and files."""
+        return ["nsenter", f"--target={self._init}", "--mount", "--pid", *map(str, command)]
+
+    def shell(self, line: str, folder: Path = ROOT, **options: Any) -> str:
+        """Run a line as somebody would type it there, in a folder; return what it prints."""
+        network = ("nsenter", f"--net=/run/netns/{self.netns}")
+        return run(*network, *self.inside("sh", "-c", f"cd {folder} && {line}"), **options).stdout
+
+    @property
+    def seen(self) -> str:
+        """Its root directory as other processes see it."""
+        return f"/proc/{self._init}/root"
+
+    def exec_in(self, container: str, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one of this host's programs in a container's network namespace."""
+        path = self.inspect(container)["NetworkSettings"]["SandboxKey"].replace("/var/run/", "/run/")
+        return run("nsenter", f"--net={self.seen}{path}", *command, check=check)
+
+    def _start(self, *command: str | Path) -> None:
+        if command[0] == "dockerd":
+            usual = ("--host", "unix:///run/docker.sock", "--exec-root", "/run/docker")
+            command = self._privileged(*command, *usual)
+        Machine._start(self, *self.inside(*command))
 
 
 def world(machine: Machine) -> dict[str, object]:

@@ -9,12 +9,13 @@ import shutil
 import signal
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from debian import Debian, PrivilegedMachine, client, example_answers, in_netns, wheels, world
+from debian import Debian, PrivilegedMachine, clean_clone, client, example_answers, in_netns, readme, wheels, world
 from machine import IMAGE, ROOT, Program, Switch, run, wait_until
 from typer.main import get_command
 
@@ -24,7 +25,7 @@ from appliance.cli.commands import app
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 BOOT = """
 echo $$ >"$1/cgroup.procs"
@@ -36,6 +37,8 @@ exec unshare --mount --propagation private --pid --fork --kill-child --uts --ipc
     mount -t cgroup2 none "$0/sys/fs/cgroup"
     mount --rbind /dev "$0/dev"
     mount -t tmpfs tmpfs "$0/run"
+    ln -s /mnt/docker.sock "$0/run/docker.sock"
+    ln -s /mnt/exec "$0/run/docker"
     mkdir "$0/former"
     cd "$0"
     pivot_root . former
@@ -43,20 +46,51 @@ exec unshare --mount --propagation private --pid --fork --kill-child --uts --ipc
     container=test exec /lib/systemd/systemd --unit=multi-user.target
 ' "$0" "$2"
 """
-"""Boots the root `$0` in the cgroup `$1`, with the folder `$2` at /mnt."""
+"""Boots the root `$0` in the cgroup `$1`, with the engine of the machine at `$2` where an engine is on Debian."""
 
 COMMANDS: tuple[str, ...] = tuple(getattr(get_command(app), "commands"))  # noqa: B009 — typer has no type for it
+ENABLED = "/var/lib/systemd/deb-systemd-helper-enabled"
+SYSTEMD_WORK = re.compile(
+    r"/(var/log/journal|var/lib/systemd/(catalog|timers|random-seed)|var/tmp/systemd-private|tmp/)"
+)
+"""What systemd itself writes while it runs."""
 DROP_IN = "[Service]\nWatchdogSec=5\n# What the test's computer may not do:\nLimitNOFILE=20000\nOOMScoreAdjust=0\n"
 
 
+WHEELS = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+"""With PIP_FIND_LINKS, what builds without any network."""
+
+
 @pytest.fixture(scope="module")
-def package() -> Path:
-    """The package, built without any network from wheels alone."""
-    env = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels()), "PIP_CONFIG_FILE": os.devnull}
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make deb` builds in a clean clone."""
+    source = clean_clone(tmp_path_factory.mktemp("deb") / "meshbox")
     before = sorted(Path("/usr/lib").iterdir()), sorted(Path("/mnt").iterdir())
-    run(ROOT / "packaging/deb/build.sh", env=env)
+    settings = {**WHEELS, "PIP_FIND_LINKS": str(wheels())}
+    run("make", "-C", source, "deb", env={**os.environ, **settings}, timeout=280)
     assert (sorted(Path("/usr/lib").iterdir()), sorted(Path("/mnt").iterdir())) == before
-    (built,) = (ROOT / "dist").glob(f"meshbox_{__version__}_*.deb")
+    assert run("git", "-C", source, "status", "--porcelain", "--untracked-files").stdout.splitlines() == [
+        f" M {name}" for name in run("git", "-C", ROOT, "diff", "--name-only", "HEAD").stdout.split()
+    ]
+    (built,) = (source / "dist").glob(f"meshbox_{__version__}_*.deb")
+    return built
+
+
+@pytest.fixture(scope="module")
+def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as its first commit built it. Versions were not counted then, so it gets a lower one."""
+    first = run(
+        "git", "-C", ROOT, "log", "--diff-filter=A", "--format=%H", "--", "packaging/deb/build.sh"
+    ).stdout.split()
+    assert first, "the history of this checkout does not reach back to the first package: git fetch --unshallow"
+    folder = tmp_path_factory.mktemp("former")
+    run("git", "-C", ROOT, "archive", f"--output={folder}/source.tar", first[-1])
+    run("tar", "--extract", f"--file={folder}/source.tar", f"--directory={folder}")
+    version = folder / "appliance/__init__.py"
+    version.write_text(re.sub(r'(?m)^__version__ = ".*"', '__version__ = "0.0.1"', version.read_text()))
+    settings = {**WHEELS, "PIP_FIND_LINKS": str(wheels())}
+    run(folder / "packaging/deb/build.sh", env={**os.environ, **settings}, timeout=280)
+    (built,) = (folder / "dist").glob("meshbox_0.0.1_*.deb")
     return built
 
 
@@ -68,11 +102,26 @@ def unpacked(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def machine(switch: Switch) -> Iterator[PrivilegedMachine]:
-    """A machine of its own."""
+@pytest.fixture(scope="module")
+def host(switch: Switch) -> Iterator[PrivilegedMachine]:
+    """A machine for all."""
     with PrivilegedMachine(switch, 9) as made:
         yield made
+
+
+@pytest.fixture
+def machine(host: PrivilegedMachine) -> Iterator[PrivilegedMachine]:
+    """The machine; its containers are removed afterwards."""
+    yield host
+    host.clear()
+    host.docker("network", "prune", "--force")
+
+
+@pytest.fixture(scope="module")
+def needed(unpacked: Path) -> list[str]:
+    """The packages that ours depends on."""
+    (line,) = re.findall(r"^Depends: (.*)$", (unpacked / "DEBIAN/control").read_text(), re.MULTILINE)
+    return sorted({part.split()[0] for part in line.split(",")})
 
 
 def test_build_installs_what_it_lacks(tmp_path: Path) -> None:
@@ -141,14 +190,47 @@ def test_manuals_name_everything(unpacked: Path) -> None:
         assert "_MESHBOX_COMPLETE" in (unpacked / "usr/share" / shell).read_text()
 
 
-def test_life_of_an_installation(package: Path, unpacked: Path, machine: PrivilegedMachine, tmp_path: Path) -> None:
-    """Install, configure, run, upgrade, remove, purge: containers go on all the time, and nothing is left then."""
+BASH = r"""
+source /usr/share/bash-completion/completions/meshbox
+COMP_WORDS=(meshbox "$@") COMP_CWORD=$#
+"$(complete -p meshbox | sed 's/.*-F \([^ ]*\).*/\1/')" meshbox "${!#}" ""
+printf '%s\n' "${COMPREPLY[@]}"
+"""
+ZSH = r"""
+zmodload zsh/zpty
+zpty shell "TERM=dumb zsh -f -i"
+zpty -w shell 'autoload -U compinit; compinit -u'
+zpty -n -w shell "meshbox $*"$'\t'
+zpty -r -m shell shown "*$EXPECTED*"
+print -r -- $shown
+"""
+"""Types the words into a terminal, then TAB, and reads until what is expected is shown."""
+
+
+def test_completion_in_shells(package: Path, tmp_path: Path) -> None:
+    """In bash, zsh and fish commands and options are completed."""
     debian = Debian(tmp_path)
-    former = older(package, unpacked, tmp_path / "root")
     shutil.copy(package, tmp_path / "root/meshbox.deb")
-    untouched = debian.traces()
-    debian("apt-get", "-qq", "install", "--no-install-recommends", f"/root/{former.name}")
-    assert debian("meshbox", "--version").stdout.startswith(f"meshbox {__version__}")
+    shells = ("bash", "zsh", "fish")
+    debian("apt-get", "-qq", "install", "--no-install-recommends", *shells, "/root/meshbox.deb")
+    for words, expected in (("dep", "deploy"), ("services --js", "--json"), ("services --", "--json")):
+        assert expected in debian("bash", "-c", BASH, "bash", *words.split()).stdout.splitlines()
+        assert expected in debian("env", f"EXPECTED={expected}", "zsh", "-c", ZSH, "zsh", *words.split()).stdout
+        shown = debian("fish", "-c", 'complete -C "meshbox $argv"', *words.split()).stdout
+        assert expected in [line.partition("\t")[0] for line in shown.splitlines()]
+
+
+def test_life_of_an_installation(
+    package: Path, former: Path, needed: list[str], unpacked: Path, machine: PrivilegedMachine, tmp_path: Path
+) -> None:
+    """Install, run, upgrade from the first version, remove, purge: containers go on, and every file is as before."""
+    debian = Debian(tmp_path)
+    shutil.copy(package, tmp_path / "root/meshbox.deb")
+    shutil.copy(former, tmp_path / "root/former.deb")
+    debian("apt-get", "-qq", "install", "--no-install-recommends", *needed)
+    untouched = debian.contents()
+    debian("apt-get", "-qq", "install", "--no-install-recommends", "/root/former.deb")
+    assert debian("meshbox", "--version").stdout.startswith("meshbox 0.0.1")
     missing = debian("meshbox", "run", netns=machine.netns, check=False)
     assert missing.returncode == 1
     assert "docker_socket" in missing.stderr or "systemctl start docker" in missing.stderr
@@ -158,19 +240,28 @@ def test_life_of_an_installation(package: Path, unpacked: Path, machine: Privile
         f'dns_upstreams = ["{machine.switch.address}"]\nnode = "{machine.node}"\n'
     )
     (tmp_path / "etc/meshbox/meshbox.toml").write_text(settings)
+    (tmp_path / "srv/app.py").write_text(
+        f"far = service('far', containers=[container('server', image='{IMAGE}', ports=[7000])])"
+    )
     appliance = start(debian, machine, unpacked)
-    machine.run_container("server", IMAGE, service="far", container="server", ports="7000")
+    debian("meshbox", "deploy", "/srv/app.py", netns=machine.netns)
     machine.run_container("client", IMAGE, service="near", container="client", connect_to="server.far")
     address = wait_until(lambda: answers(machine), "the client reaches the server")
-    started = {name: machine.inspect(name)["State"]["StartedAt"] for name in machine.containers()}
+    names = sorted(machine.containers())
+    started = {name: (machine.inspect(name)["Id"], machine.inspect(name)["State"]["StartedAt"]) for name in names}
+    assert len(started) == 2
 
-    said = debian("dpkg", "--install", "/root/meshbox.deb", netns=machine.netns).stdout
+    said = debian("dpkg", "--force-confold", "--install", "/root/meshbox.deb", netns=machine.netns).stdout
     assert f"former version still runs (pid {appliance.pid})" in said
+    assert debian("meshbox", "--version").stdout.startswith(f"meshbox {__version__}")
     assert (tmp_path / "etc/meshbox/meshbox.toml").read_text() == settings
     assert answers(machine) == address
     assert appliance.stop() == 0
     appliance = start(debian, machine, unpacked)
     assert wait_until(lambda: answers(machine), "the client reaches the server again") == address
+    assert "= service far: unchanged" in debian("meshbox", "deploy", "/srv/app.py", netns=machine.netns).stdout
+    assert sorted(machine.containers()) == names
+    (tmp_path / "srv/app.py").unlink()
 
     assert (
         "rules of this host\nremoved: rules in 2 containers"
@@ -182,12 +273,22 @@ def test_life_of_an_installation(package: Path, unpacked: Path, machine: Privile
         *(machine.exec_in(name, "nft", "list", "tables") for name in started),
     ]
     assert [table.stdout for table in tables if "meshbox" in table.stdout] == []
-    assert {name: machine.inspect(name)["State"]["StartedAt"] for name in machine.containers()} == started
-    assert (tmp_path / "var/lib/meshbox/state.json").exists()
-    assert not (tmp_path / "usr/lib/meshbox").exists()
+    after = {name: (machine.inspect(name)["Id"], machine.inspect(name)["State"]["StartedAt"]) for name in names}
+    assert after == started
+    kept = debian.contents()
+    assert {path: kept.get(path) for path in untouched} == untouched
+    assert {path for path in kept if path not in untouched and not path.startswith("/var/lib/dpkg/info/")} == {
+        # For the next installation. What is for systemd stays everywhere in Debian until it is purged.
+        *("/var/lib/meshbox", "/var/lib/meshbox/state.json"),
+        *("/etc/meshbox", "/etc/meshbox/meshbox.toml", "/etc/meshbox/meshbox.toml.dpkg-dist"),
+        *(f"{ENABLED}/multi-user.target.wants/meshbox.service", f"{ENABLED}/meshbox.service.dsh-also"),
+        "/etc/systemd/system/multi-user.target.wants/meshbox.service",
+    }
 
     debian("dpkg", "--purge", "meshbox", netns=machine.netns)
-    assert debian.traces() == untouched
+    left = debian.contents()
+    assert {path: what for path, what in left.items() if untouched.get(path) != what} == {}
+    assert [path for path in untouched if path not in left] == []
 
 
 def test_from_nothing_to_names_and_back(package: Path, machine: PrivilegedMachine, tmp_path: Path) -> None:
@@ -195,8 +296,9 @@ def test_from_nothing_to_names_and_back(package: Path, machine: PrivilegedMachin
     debian = Debian(tmp_path)
     client(machine)
     before, untouched = world(machine), debian.traces()
-    shutil.copy(package, tmp_path / "root")
-    debian("apt", "install", "-y", f"/root/{package.name}")
+    (tmp_path / "root/dist").mkdir()
+    shutil.copy(package, tmp_path / "root/dist")
+    debian("sh", "-c", f"cd /root && {readme('apt install')}", typed="y\n")
     shutil.copy(ROOT / "examples/app.py", tmp_path / "root/app.py")
     (tmp_path / "etc/meshbox/meshbox.toml").write_text(
         f'docker_socket = "{machine.seen}{machine.socket}"\nnetns_dir = "{machine.seen}{machine.netns_dir}"\n'
@@ -204,26 +306,22 @@ def test_from_nothing_to_names_and_back(package: Path, machine: PrivilegedMachin
     )
     appliance = Program(machine.netns, debian.command("meshbox", "run"), machine.root / "meshbox.log")
     wait_until(lambda: '"ready"' in appliance.tail(), "it is ready")
-    debian("meshbox", "check", netns=machine.netns)
+    debian("sh", "-c", readme("meshbox check"), netns=machine.netns)
     debian("meshbox", "deploy", "/root/app.py", netns=machine.netns)
     example_answers(machine)
     debian("meshbox", "remove", "flask", "orange", netns=machine.netns)
-    debian("apt", "purge", "-y", "meshbox", netns=machine.netns)
+    debian("sh", "-c", readme("apt purge"), netns=machine.netns, typed="y\n")
     assert appliance.stop() == 0
     assert world(machine) == before
     assert debian.traces() == untouched
 
 
 def test_from_source_and_back(machine: PrivilegedMachine, tmp_path: Path) -> None:
-    """So it is from source: `make setup`, `.venv/bin/meshbox`, `meshbox cleanup`, `make clean`."""
+    """So it is from source: `make setup`, `.venv/bin/meshbox`, and the README's line that removes it."""
     debian = Debian(tmp_path)
     client(machine)
     before, untouched = world(machine), debian.traces()
-    (tmp_path / "srv/source").mkdir()
-    tracked = run("git", "-C", ROOT, "ls-files", "-z").stdout.rstrip("\0").replace("\0", "\n")
-    archive = ("tar", "--create", f"--directory={ROOT}", "--files-from=-", f"--file={tmp_path}/srv/source.tar")
-    run(*archive, input=tracked)
-    run("tar", "--extract", f"--file={tmp_path}/srv/source.tar", f"--directory={tmp_path}/srv/source")
+    clean_clone(tmp_path / "srv/source")
     debian("apt-get", "-qq", "install", "--no-install-recommends", "make")
     # This computer's own authorities, which installing ca-certificates would otherwise replace.
     shutil.copy("/etc/ssl/certs/ca-certificates.crt", tmp_path / "srv/authorities.crt")
@@ -240,57 +338,81 @@ def test_from_source_and_back(machine: PrivilegedMachine, tmp_path: Path) -> Non
     debian(*meshbox, "deploy", "/srv/source/examples/app.py", netns=machine.netns)
     example_answers(machine)
     debian(*meshbox, "remove", "flask", "orange", netns=machine.netns)
-    assert appliance.stop() == 0
-    debian(*meshbox, "cleanup", "--state", netns=machine.netns)
+    line = readme("kill -TERM").replace("<pid>", str(appliance.pid))
+    with ThreadPoolExecutor(1) as worker:
+        done = worker.submit(debian, *meshbox[:-1], "sh", "-c", f"cd /srv/source && {line}", netns=machine.netns)
+        assert appliance.stop(0) == 0, "it has ended by the line's signal"
+        done.result()
     assert world(machine) == before
-    debian("make", "-C", "/srv/source", "clean")
     left = {path for path in debian.traces() if not path.startswith("/srv/source")}
     assert left == untouched
     assert not (tmp_path / "srv/source/.venv").exists()
 
 
-def test_service_under_systemd(package: Path, machine: PrivilegedMachine, tmp_path: Path) -> None:
-    """It starts at boot within the unit's sandbox, is started again when it hangs, and ends with the package."""
+def test_service_under_systemd(
+    package: Path, former: Path, needed: list[str], machine: PrivilegedMachine, tmp_path: Path
+) -> None:
+    """Installing starts it in the unit's sandbox, upgrading restarts it, systemd mends a hang, purging leaves nothing.
+
+    With `host_access` systemd-resolved leads to names of the mesh for as long as it runs.
+    """
     debian = Debian(tmp_path)
     shutil.copy(package, tmp_path / "root/meshbox.deb")
-    debian(
-        "apt-get",
-        "-qq",
-        "install",
-        "--no-install-recommends",
-        "systemd",
-        "dbus",
-        "systemd-resolved",
-        "/root/meshbox.deb",
-    )
-    (tmp_path / "etc/meshbox/meshbox.toml").write_text(
-        'docker_socket = "/mnt/docker.sock"\nnetns_dir = "/mnt/exec/netns"\n'
-        f'dns_upstreams = ["{machine.switch.address}"]\nhost_access = true\nhost_connect_to = ["server.far"]\n'
-    )
+    shutil.copy(former, tmp_path / "root/former.deb")
+    debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus", "systemd-resolved", *needed)
     (tmp_path / "etc/systemd/system/meshbox.service.d").mkdir()
     (tmp_path / "etc/systemd/system/meshbox.service.d/test.conf").write_text(DROP_IN)
     # Their namespaces must be there before: the test's computer does not pass mounts on.
     machine.run_container("server", IMAGE, service="far", container="server", ports="7000")
     machine.run_container("client", IMAGE, service="near", container="client", connect_to="server.far")
+    started = {name: machine.inspect(name)["State"]["StartedAt"] for name in ("server", "client")}
     with booted(tmp_path, machine) as inside:
 
         def shown(name: str) -> str:
             return inside("systemctl", "show", "meshbox", "--value", "--property", name).stdout.strip()
 
-        wait_until(lambda: shown("ActiveState") == "active", "the service runs", seconds=40)
-        wait_until(lambda: answers(machine), "the client reaches the server")
+        def names() -> tuple[list[str], str]:
+            domains = re.findall(r"~\S+", inside("resolvectl", "domain").stdout)
+            return domains, inside("find", "/run", "-iname", "*meshbox*").stdout
+
+        before, resolved = debian.contents(), names()
+        inside("dpkg", "--install", "/root/former.deb")
+        assert (shown("ActiveState"), shown("UnitFileState"), shown("Type")) == ("active", "enabled", "notify")
+        address = wait_until(lambda: answers(machine), "the client reaches the server")
+
+        configuration = tmp_path / "etc/meshbox/meshbox.toml"
+        configuration.write_text('host_access = true\nhost_connect_to = ["server.far"]\n')
+        main = shown("MainPID")
+        # Enter keeps the configuration.
+        inside("dpkg", "--install", "/root/meshbox.deb", input="\n")
+        assert configuration.read_text().startswith("host_access")
+        assert (shown("ActiveState"), shown("NRestarts")) == ("active", "0")
+        assert shown("MainPID") != main
+        assert f"version {__version__}" in inside("meshbox", "check").stdout
+        assert wait_until(lambda: answers(machine), "the client reaches the server again") == address
+
         call = "import socket; print(socket.create_connection(('server.far', 7000), 5).recv(100).decode())"
         assert inside("python3", "-c", call).stdout.split()[0] == machine.inspect("server")["Config"]["Hostname"]
-        assert "~server.far" in inside("resolvectl", "domain").stdout
+        assert "~server.far" in names()[0]
+        assert address in inside("resolvectl", "query", "server.far").stdout
+        inside("systemctl", "stop", "meshbox")
+        assert names() == resolved
+        assert inside("resolvectl", "query", "server.far", check=False).returncode != 0
+        inside("systemctl", "start", "meshbox")
+
         inside("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "meshbox")
         again = ("1", "active")
         wait_until(lambda: (shown("NRestarts"), shown("ActiveState")) == again, "it is started again", seconds=60)
         wait_until(lambda: answers(machine), "the client reaches the server again")
+
         assert "rules in 2 containers" in inside("dpkg", "--remove", "meshbox").stdout
         assert shown("ActiveState") == "inactive"
-        assert "~server.far" not in inside("resolvectl", "domain").stdout
-        assert inside("ip", "route", "show", "dev", "lo").stdout == ""
-    assert "meshbox" not in machine.exec_in("client", "nft", "list", "tables").stdout
+        inside("dpkg", "--purge", "meshbox")
+        assert (shown("LoadState"), names()) == ("not-found", resolved)
+        after = debian.contents()
+        changed = {path for path in {*before, *after} if before.get(path) != after.get(path)}
+        assert [path for path in changed if not SYSTEMD_WORK.match(path)] == []
+    assert {name: machine.inspect(name)["State"]["StartedAt"] for name in started} == started
 
 
 @contextmanager
@@ -308,7 +430,7 @@ def booted(root: Path, machine: PrivilegedMachine) -> Iterator[Callable[..., sub
         state = (*enter, "systemctl", "is-system-running")
         up = {"running", "degraded"}  # the latter, since the test's computer refuses some of systemd's own units
         wait_until(lambda: run(*state, check=False, env=env).stdout.strip() in up, "it is booted", seconds=60)
-        yield lambda *command: run(*enter, *command, env=env)
+        yield lambda *command, **options: run(*enter, *command, env=env, **options)
     finally:
         program.stop(signal.SIGKILL)
         for folder in sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True):
@@ -316,19 +438,6 @@ def booted(root: Path, machine: PrivilegedMachine) -> Iterator[Callable[..., sub
             folder.rmdir()
         wait_until(lambda: not (cgroup / "cgroup.procs").read_text(), "the cgroup is empty")
         cgroup.rmdir()
-
-
-def older(package: Path, unpacked: Path, folder: Path) -> Path:
-    """Make the same package with a lower version."""
-    control = unpacked / "DEBIAN/control"
-    text = control.read_text()
-    control.write_text(text.replace(f"Version: {__version__}\n", "Version: 0.0.1\n"))
-    try:
-        made = folder / package.name.replace(__version__, "0.0.1")
-        run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", unpacked, made)
-    finally:
-        control.write_text(text)
-    return made
 
 
 def start(debian: Debian, machine: PrivilegedMachine, unpacked: Path) -> Program:

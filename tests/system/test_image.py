@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING
 
 import orjson
 import pytest
-from debian import Debian, Outlet, PrivilegedMachine, client, example_answers, slim_root, world
+from cluster import Cluster, Server
+from debian import README, Debian, Outlet, WholeMachine, clean_clone, client, example_answers, readme, slim_root, world
 from machine import IMAGE, ROOT, Switch, run, wait_until
 
 from appliance import __version__
@@ -17,47 +19,63 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 HOLD = "import socket, threading; s = socket.create_connection(('apple.orange', 8080)); threading.Event().wait()"
 """Opens a connection and leaves it open."""
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CALL = (
+    "import socket, sys\n"
+    "print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).recv(100).decode().split()[0])"
+)
+"""Connects, and prints who answers."""
 
 
 @pytest.fixture(scope="module")
-def built(switch: Switch) -> Iterator[tuple[PrivilegedMachine, str]]:
-    """A machine with the image, and the address of the package index that it was built from."""
-    with PrivilegedMachine(switch, 8) as machine, Outlet(machine.netns) as outlet:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean clone."""
+    return clean_clone(tmp_path_factory.mktemp("image") / "meshbox")
+
+
+@pytest.fixture(scope="module")
+def built(switch: Switch, source: Path) -> Iterator[tuple[WholeMachine, str]]:
+    """A machine where `make image` has been run, and the address of the package index that it was built from."""
+    with WholeMachine(switch, 8) as machine, Outlet(machine.netns, "172.28.0.1") as outlet:
         machine.docker.import_tar(slim_root(), "debian:bookworm-slim")
-        settings = (
-            f"http_proxy={outlet.address}",
-            "no_proxy=127.0.0.1",
-            "PIP_NO_INDEX=1",
-            f"PIP_FIND_LINKS={outlet.address}/",
-            "PIP_TRUSTED_HOST=127.0.0.1",
-            f"VERSION={__version__}",
-            f"REVISION={COMMIT}",
-        )
-        arguments = [word for setting in settings for word in ("--build-arg", setting)]
-        run(
-            *("docker", "--host", f"unix://{machine.socket}", "build", "--network=host", "--tag=meshbox", *arguments),
-            ROOT,
-            env={**os.environ, "DOCKER_BUILDKIT": "0"},  # buildx is not in Debian; the file serves both builders
-            timeout=280,
-        )
+        settings = {
+            "http_proxy": outlet.address,
+            "no_proxy": outlet.host,
+            "PIP_INDEX_URL": f"{outlet.address}/simple/",
+            "PIP_TRUSTED_HOST": outlet.host,
+            "DOCKER_BUILDKIT": "0",  # buildx is not in Debian; the file serves both builders
+        }
+        machine.shell("make image", source, env={**os.environ, **settings}, timeout=500)
         yield machine, outlet.address
 
 
 @pytest.fixture
-def machine(built: tuple[PrivilegedMachine, str]) -> Iterator[PrivilegedMachine]:
+def machine(built: tuple[WholeMachine, str]) -> Iterator[WholeMachine]:
     """The machine with the image; its containers are removed afterwards."""
-    yield built[0]
-    built[0].clear()
+    machine = built[0]
+    yield machine
+    machine.clear()
+    machine.shell("rm -rf /var/lib/meshbox /run/meshbox")
 
 
-def test_image_is_small_and_holds_nothing_of_the_build(built: tuple[PrivilegedMachine, str]) -> None:
+@pytest.fixture
+def kept(machine: WholeMachine) -> Iterator[None]:
+    """The image gets another name, by which the test's end finds it again."""
+    machine.docker("tag", "meshbox", "kept")
+    yield
+    # With only one name Docker would refuse to remove an image that a container still uses.
+    assert machine.docker("ps", "--all", "--quiet", "--filter=ancestor=kept") == ""
+    machine.docker("tag", "kept", "meshbox")
+    machine.docker("rmi", "kept")
+
+
+def test_image_is_small_and_holds_nothing_of_the_build(built: tuple[WholeMachine, str], source: Path) -> None:
     """At most 150 MB, no compiler, no pip, nothing that names the build host's index; and it says what it is."""
     machine, index = built
+    commit = run("git", "-C", source, "rev-parse", "HEAD").stdout.strip()
     found = orjson.loads(machine.docker("image", "inspect", "meshbox"))[0]
     assert found["Size"] <= 150_000_000
     history = machine.docker("history", "--no-trunc", "meshbox")
@@ -68,19 +86,19 @@ def test_image_is_small_and_holds_nothing_of_the_build(built: tuple[PrivilegedMa
     labels = found["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == "meshbox"
     assert labels["org.opencontainers.image.version"] == __version__
-    assert labels["org.opencontainers.image.revision"] == COMMIT
+    assert labels["org.opencontainers.image.revision"] == commit
     assert labels["org.opencontainers.image.licenses"] == "MIT"
     assert found["Config"]["Entrypoint"] + found["Config"]["Cmd"] == ["meshbox", "run"]
-    assert machine.docker("run", "--rm", "meshbox", "--version") == f"meshbox {__version__} ({COMMIT[:7]})"
+    assert machine.docker("run", "--rm", "meshbox", "--version") == f"meshbox {__version__} ({commit[:7]})"
 
 
-def logged(machine: PrivilegedMachine, container: str) -> str:
+def logged(machine: WholeMachine, container: str) -> str:
     """Return what a container has printed."""
     done = run("docker", "--host", f"unix://{machine.socket}", "logs", container)
     return done.stdout + done.stderr
 
 
-def test_gateway(machine: PrivilegedMachine) -> None:
+def test_gateway(machine: WholeMachine) -> None:
     """`docker run --net=host --privileged meshbox` runs as a gateway, and one line says which options add the rest."""
     machine.docker("run", "--detach", "--name=bare", "--net=host", "--privileged", "meshbox")
     wait_until(lambda: '"ready"' in logged(machine, "bare"), "it is ready")
@@ -105,9 +123,9 @@ def test_gateway(machine: PrivilegedMachine) -> None:
     ],
     ids=["not privileged", "own processes", "own network"],
 )
-def test_what_is_missing_is_named(machine: PrivilegedMachine, options: list[str], words: str) -> None:
+def test_what_is_missing_is_named(machine: WholeMachine, options: list[str], words: str) -> None:
     """One line names the option to add, in the log and in `check`, which ends with 1."""
-    given = [f"--volume={machine.socket}:/var/run/docker.sock" if word == "SOCKET" else word for word in options]
+    given = ["--volume=/var/run/docker.sock:/var/run/docker.sock" if word == "SOCKET" else word for word in options]
     machine.docker("run", "--detach", "--name=weak", *given, "meshbox")
     wait_until(lambda: words in logged(machine, "weak"), words)
     assert len(logged(machine, "weak").strip().splitlines()) <= 2
@@ -117,15 +135,9 @@ def test_what_is_missing_is_named(machine: PrivilegedMachine, options: list[str]
     assert words in check.stdout
 
 
-def test_whole_appliance(machine: PrivilegedMachine) -> None:
+def test_whole_appliance(machine: WholeMachine) -> None:
     """With Docker's socket and the host's processes it serves labelled containers, is healthy, and ends at SIGTERM."""
-    machine.docker(
-        *("run", "--detach", "--name=meshbox", "--net=host", "--privileged", "--pid=host"),
-        *(f"--volume={machine.socket}:/var/run/docker.sock", f"--volume={machine.root}/state:/var/lib/meshbox"),
-        # The host's own root is closed on test computers; the engine has the same one.
-        *("--env", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}", "--health-interval=1s"),
-        *("--env", f"MESHBOX_DNS_UPSTREAMS={machine.switch.address}", "meshbox"),
-    )
+    machine.shell(readme("docker run -d").replace(" --net=host", " --health-interval=1s --net=host"))
     state = "{{.State.Status}} {{.State.Health.Status}}"
     wait_until(lambda: machine.docker("inspect", "--format", state, "meshbox") == "running healthy", "it is healthy")
     machine.run_container("apple", IMAGE, service="orange", container="apple", ports="8080:7000")
@@ -141,72 +153,109 @@ def test_whole_appliance(machine: PrivilegedMachine) -> None:
     wait_until(lambda: "apple.orange" in machine.docker(*said, "connections"), "a connection is open")
     machine.docker("stop", "meshbox")
     assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "meshbox") == "0"
-    assert machine.docker(
-        *("run", "--rm", "--net=host", "--privileged", "--pid=host", f"--volume={machine.socket}:/var/run/docker.sock"),
-        *("--env", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}", "meshbox", "cleanup"),
-    ).startswith("removed: rules of this host\nremoved: rules in 3 containers")
+    clean = readme("docker stop meshbox").partition(" && ")[2]
+    assert machine.shell(clean).startswith("removed: rules of this host\nremoved: rules in 3 containers")
 
 
-def test_from_nothing_to_names_and_back(machine: PrivilegedMachine) -> None:
+def files(machine: WholeMachine) -> str:
+    """Return the paths that bear our name, in the machine's own folders."""
+    return machine.shell("find /etc /run /var/lib /usr -iname '*meshbox*' | sort")
+
+
+@pytest.mark.usefixtures("kept")
+def test_from_nothing_to_names_and_back(machine: WholeMachine, source: Path) -> None:
     """By the README's commands the example answers by name, and then everything is as before, containers running."""
     client(machine)
-    before = world(machine)
-    machine.docker(
-        *("run", "-d", "--name", "meshbox", "--net=host", "--privileged", "--pid=host", "--restart", "unless-stopped"),
-        *("-v", f"{machine.socket}:/var/run/docker.sock"),
-        *("-v", f"{machine.root}/state:/var/lib/meshbox"),
-        *("-e", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}"),
-        *("-e", f"MESHBOX_DNS_UPSTREAMS={machine.switch.address}", "meshbox"),
-    )
-    said = ("exec", "-i", "meshbox", "meshbox")
+    before = world(machine), files(machine)
+    machine.shell(readme("docker run -d"))
     wait_until(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
-    assert '"failed"' not in machine.docker(*said, "check", "--json")
-    machine.docker(*said, "deploy", "/dev/stdin", stdin=(ROOT / "examples/app.py").read_bytes())
+    machine.shell(readme("docker exec meshbox meshbox check"))
+    machine.shell(readme("docker exec -i meshbox"), source)
     example_answers(machine)
-    machine.docker(*said, "remove", "flask", "orange")
+    machine.docker("exec", "meshbox", "meshbox", "remove", "flask", "orange")
+    machine.shell(readme("docker stop meshbox"))
+    machine.shell(readme("docker rm meshbox"))
+    assert (world(machine), files(machine)) == before
+    assert machine.docker("images", "--quiet", "meshbox") == ""
+
+
+def call(machine: WholeMachine, name: str, port: int) -> str:
+    """Connect from a process of the host, and return who answers; empty: nobody."""
+    found = machine.shell(f"python3 -c '{CALL}' {name} {port}", check=False)
+    return found.strip()
+
+
+def test_names_for_the_host(machine: WholeMachine) -> None:
+    """With the README's options for `host_access` the host's own resolver file leads to the mesh, until it stops."""
+    (options,) = re.findall(r"mount it and name it: `([^`]*)`", README)
+    looks = "cat /etc/resolv.conf; stat -c %a /etc/resolv.conf; ip -4 route show table all | sed 's/ linkdown//'"
+    before = machine.shell(looks)
+    machine.shell(readme("docker run -d").removesuffix(" meshbox") + f" {options} meshbox")
+    machine.run_container("server", IMAGE, service="far", container="server", ports="7000")
+    name = machine.inspect("server")["Config"]["Hostname"]
+    wait_until(lambda: call(machine, "server.far", 7000) == name, "the host reaches the server")
+    machine.docker("exec", "meshbox", "meshbox", "check")
+    machine.docker("rm", "--force", "server")
     machine.docker("stop", "meshbox")
-    machine.docker(
-        *("run", "--rm", "--net=host", "--privileged", "--pid=host", "-v", f"{machine.socket}:/var/run/docker.sock"),
-        *("-e", f"MESHBOX_NETNS_DIR={machine.seen}{machine.netns_dir}", "meshbox", "cleanup"),
-    )
-    machine.docker("rm", "meshbox")
-    assert world(machine) == before
+    assert machine.shell(looks) == before
 
 
-def test_compose(machine: PrivilegedMachine, tmp_path: Path) -> None:
-    """packaging/compose.yaml runs the appliance, and what examples/compose.yaml labels answers by name."""
+def test_gateway_serves_the_registry(machine: WholeMachine, switch: Switch) -> None:
+    """`docker run --net=host --privileged`, with a Consul: the host reaches by name what another machine serves."""
+    with Cluster(switch, first=31, count=1) as cluster:
+        (full,) = cluster
+        full.run_container("server", IMAGE, service="far", container="server", ports="7000,7000/udp")
+        name = full.inspect("server")["Config"]["Hostname"]
+        consul = Server(machine, (full.address,))
+        try:
+            consul.start()
+            machine.docker(
+                *("run", "--detach", "--name=gate", "--net=host", "--privileged"),
+                *("--env=MESHBOX_CONSUL=http://127.0.0.1:8500", "meshbox"),
+            )
+            wait_until(lambda: '"ready"' in logged(machine, "gate"), "it is ready")
+            resolver = (machine.root / "resolv.conf").read_text()
+            (machine.root / "resolv.conf").write_text("nameserver 127.66.0.53\n")
+            try:
+                wait_until(lambda: call(machine, "server.far", 7000) == name, "the host reaches the server")
+                assert " server.far" in machine.docker("exec", "gate", "meshbox", "hosts")
+                machine.docker("exec", "gate", "meshbox", "check")
+            finally:
+                (machine.root / "resolv.conf").write_text(resolver)
+            machine.docker("stop", "gate")
+            assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "gate") == "0"
+            wait_until(lambda: full.knows == {full.node}, "the other machine has forgotten it")
+        finally:
+            consul.stop()
+    assert "meshbox" not in machine.exec("nft", "list", "ruleset").stdout
+
+
+@pytest.mark.usefixtures("kept")
+def test_compose(machine: WholeMachine, tmp_path: Path) -> None:
+    """packaging/compose.yaml runs the appliance, what examples/compose.yaml labels answers, and all goes again."""
     debian = Debian(tmp_path)
     debian("apt-get", "-qq", "install", "--no-install-recommends", "docker-compose")
-    # The host's own places are not the test's: mounts to the same targets take theirs.
-    (tmp_path / "srv/places.yaml").write_text(
-        "services:\n  meshbox:\n    volumes:\n"
-        f"      - {machine.socket}:/var/run/docker.sock\n      - {machine.root}/state:/var/lib/meshbox\n"
-        f"      - {machine.root}/run:/run/meshbox\n"
-        f"    environment:\n      MESHBOX_NETNS_DIR: {machine.seen}{machine.netns_dir}\n"
-        f"      MESHBOX_DNS_UPSTREAMS: {machine.switch.address}\n"
-    )
     for source in ("packaging", "examples"):
         (tmp_path / "srv" / source).mkdir()
         shutil.copy(ROOT / source / "compose.yaml", tmp_path / "srv" / source)
+    before = world(machine), files(machine)
 
-    def compose(*words: str) -> str:
-        # Without the docker command beside it, it talks to the engine itself.
-        env = (f"DOCKER_HOST=unix://{machine.seen}{machine.socket}", "COMPOSE_INTERACTIVE_NO_CLI=1")
-        client = ("env", *env, "docker-compose")
-        return debian(*client, *words, netns=machine.netns).stdout.strip()
+    def compose(words: str) -> str:
+        # Debian 12 has no `docker compose`, only its former name. Without docker beside it, it asks the engine itself.
+        env = (f"DOCKER_HOST=unix://{machine.seen}/run/docker.sock", "COMPOSE_INTERACTIVE_NO_CLI=1")
+        return debian("env", "--chdir=/srv", *env, "docker-compose", *words.split(), netns=machine.netns).stdout.strip()
 
-    appliance = ("-f", "/srv/packaging/compose.yaml", "-f", "/srv/places.yaml")
-    services = ("-f", "/srv/examples/compose.yaml")
-    compose(*appliance, "up", "--detach", "--no-build")
-    said = (*appliance, "exec", "-T", "meshbox", "meshbox")
-    wait_until(lambda: '"ready"' in compose(*appliance, "logs", "--no-color"), "the appliance is ready")
-    compose(*services, "up", "--detach")
-    wait_until(lambda: compose(*said, "services", "--json").count('"ready": 1') == 3, "three are ready")
-    apple = compose(*services, "ps", "-q", "apple")[:12]
-    fetch = (*services, "exec", "-T", "flask", "wget", "-qO-", "http://apple.orange:8080/")
-    assert compose(*fetch) == f"Hello World from {apple}"
-    ping = (*services, "exec", "-T", "redis", "redis-cli", "-h", "redis.flask", "ping")
-    assert compose(*ping) == "PONG"
-    compose(*services, "down")
-    compose(*appliance, "down")
-    assert "meshbox" not in machine.exec("nft", "list", "ruleset").stdout
+    (up,) = re.findall(r"`docker compose (-f packaging/compose.yaml [^`]*)`", README)
+    compose(up)
+    wait_until(lambda: '"ready"' in logged(machine, "meshbox"), "the appliance is ready")
+    services = "-f examples/compose.yaml"
+    compose(f"{services} up -d")
+    said = ("exec", "meshbox", "meshbox", "services", "--json")
+    wait_until(lambda: machine.docker(*said).count('"ready": 1') == 3, "three are ready")
+    apple = compose(f"{services} ps -q apple")[:12]
+    assert compose(f"{services} exec -T flask wget -qO- http://apple.orange:8080/") == f"Hello World from {apple}"
+    assert compose(f"{services} exec -T redis redis-cli -h redis.flask ping") == "PONG"
+    compose(f"{services} down")
+    machine.shell(readme("docker stop meshbox"))
+    machine.shell(readme("docker rm meshbox"))
+    assert (world(machine), files(machine)) == before
