@@ -240,17 +240,18 @@ def test_open_datagram_flow_ends_with_its_allowance(world):
         ("udp", 8088, "its published port, UDP"),
     ],
 )
-def test_containers_of_other_networks_are_refused_on_the_way(world, protocol, port, gets):
+def test_containers_of_other_networks_and_other_computers_are_refused_on_the_way(world, protocol, port, gets):
     """Before Docker drops it in silence; replies, the outside and what Docker publishes pass."""
-    networks = GUARD.subnets | {IPv4Network("198.51.100.0/24")}
     world.nft("workload", REMOVE)
     try:
+        world.nft("host", render_host(replace(GUARD, workloads=frozenset())))
         assert world.probe("outside", "tcp", WORKLOAD, 80) == "the workload"
-        world.nft("host", render_host(replace(GUARD, subnets=networks)))
-        assert world.probe("outside", protocol, WORKLOAD, port) == gets
-        with world.socket("workload", "tcp") as sock:
-            sock.connect((OUTSIDE, 80))
-            world.server("the outside").accept()[0].close()
+        for networks in (GUARD.subnets, GUARD.subnets | {IPv4Network("198.51.100.0/24")}):
+            world.nft("host", render_host(replace(GUARD, subnets=networks)))
+            assert world.probe("outside", protocol, WORKLOAD, port) == gets
+            with world.socket("workload", "tcp") as sock:
+                sock.connect((OUTSIDE, 80))
+                world.server("the outside").accept()[0].close()
     finally:
         world.nft("host", render_host(GUARD))
         world.nft("workload", render_workload(RULES))
