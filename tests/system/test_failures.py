@@ -19,25 +19,36 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 PAIR = f"""
-pair = service("pair", count=2, containers=[container("server", image="{IMAGE}", ports=[7000])])
+pair = service("pair", count=2, containers=[container("server", image="{IMAGE}", ports=[7000, "7000/udp"])])
 """
+CLIENTS = 16
+"""As many connect at once, and as many ask by UDP, each from a socket that it keeps."""
 
 
-def under_load(mesh: Machine, act: Callable[[], None], seconds: int) -> dict[str, Any]:
-    """Let `client` connect to server.pair again and again while `act` happens; return what it met."""
-    found: dict[str, Any] = {}
-    load = threading.Thread(
-        target=lambda: found.update(mesh.client("client", "loop", "server.pair", "7000", str(seconds)))
-    )
-    load.start()
-    NEVER.wait(1)
+def under_load(mesh: Machine, act: Callable[[], None], seconds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Let `client` connect to server.pair, and ask it by UDP, while `act` happens; return what it met."""
+    met: dict[str, dict[str, Any]] = {}
+
+    def load(verb: str) -> None:
+        met[verb] = mesh.client("client", "crowd", verb, "server.pair", "7000", str(seconds), str(CLIENTS))
+
+    loads = [threading.Thread(target=load, args=(verb,)) for verb in ("loop", "ask")]
+    for one in loads:
+        one.start()
+    wait_until(lambda: opened(mesh) >= CLIENTS, "the load is there")
     act()
-    load.join()
-    assert found, "the client said nothing"
-    return found
+    for one in loads:
+        one.join()
+    for found in met.values():
+        assert found["clients"] == CLIENTS
+        assert min(found["counts"]) > 10, found
+    return met["loop"], met["ask"]
 
 
-NEVER = threading.Event()
+def opened(mesh: Machine) -> int:
+    """Return how many connections to server.pair's replicas were opened so far, of the protocol with fewer."""
+    routes = [row for row in mesh.show("routes") if row["destination"].startswith("server.pair:")]
+    return min((sum(backend["opened"] for backend in row["backends"]) for row in routes), default=0)
 
 
 @pytest.fixture
@@ -48,24 +59,33 @@ def replicas(mesh: Machine) -> Machine:
     return mesh
 
 
+def death(mesh: Machine, begin: float) -> float:
+    """Return when, on the monotonic clock, Docker saw the one container die that did since `begin`."""
+    words = (f"--since={begin}", f"--until={time.time()}", "--filter=event=die", "--format={{.TimeNano}}")
+    return int(mesh.docker("events", *words)) / 1e9 - time.time() + time.monotonic()
+
+
 @pytest.mark.parametrize("word", ["kill", "restart", "rm"])
 def test_losing_a_replica_fails_no_new_connection(replicas: Machine, word: str) -> None:
-    """What was in flight at that moment may be cut; everything that begins later works, and the replica comes back."""
+    """What was in flight at that moment may be cut; what begins later works, by TCP and UDP; the replica comes back."""
     victim = replicas.containers("label=meshbox.replica=0", "label=meshbox.service=pair")[0]
     arguments = {"kill": (), "restart": ("--time=0",), "rm": ("--force",)}[word]
-    times: list[float] = []
+    begin = time.time()
+    ended: list[float] = []
 
     def lose() -> None:
-        times.append(time.monotonic())
         replicas.docker(word, *arguments, victim)
-        times.append(time.monotonic())
+        ended.append(time.monotonic())
 
-    met = under_load(replicas, lose, 8)
-    assert met["count"] > 100
-    cut = [one for one in met["failures"] if one["begin"] <= times[1] and one["end"] >= times[0]]
-    assert met["failures"] == cut, met["failures"]
-    assert all(one["error"] == "read ECONNRESET" for one in cut)
-    assert len(cut) <= 1, cut
+    tcp, udp = under_load(replicas, lose, 6)
+    died = death(replicas, begin)
+    assert [one for one in tcp["failures"] if one["begin"] > died] == []
+    assert {one["error"] for one in tcp["failures"]} <= {"read ECONNRESET", "connect ECONNRESET"}, "cut in their midst"
+    assert [one for one in udp["failures"] if one["begin"] > ended[0]] == []
+    assert {one["error"] for one in udp["failures"]} <= {"timeout"}
+    for met in (tcp, udp):
+        assert len(met["failures"]) <= CLIENTS, met["failures"]
+        assert len(met["answers"]) >= 2
 
     def back() -> bool:
         names = replicas.containers("label=meshbox.replica=0", "label=meshbox.service=pair", "status=running")
@@ -82,8 +102,8 @@ def test_losing_a_replica_fails_no_new_connection(replicas: Machine, word: str) 
 
 def test_count_goes_down_without_a_failure(replicas: Machine) -> None:
     """A replica that is taken away drains first."""
-    met = under_load(replicas, lambda: replicas.deploy(PAIR.replace("count=2", "count=1")) and None, 8)
-    assert met["failures"] == []
+    for met in under_load(replicas, lambda: replicas.deploy(PAIR.replace("count=2", "count=1")) and None, 8):
+        assert met["failures"] == []
     wait_until(lambda: len(replicas.containers("label=meshbox.service=pair")) == 1, "one replica is left", seconds=40)
 
 
@@ -91,8 +111,8 @@ def test_new_version_rolls_out_without_a_failure(replicas: Machine) -> None:
     """Every container is replaced under load, and no connection fails."""
     before = set(replicas.containers("label=meshbox.service=pair"))
     changed = PAIR.replace("ports=", "env={'VERSION': '2'}, ports=")
-    met = under_load(replicas, lambda: replicas.deploy(changed) and None, 12)
-    assert met["failures"] == []
+    for met in under_load(replicas, lambda: replicas.deploy(changed) and None, 12):
+        assert met["failures"] == []
 
     def replaced() -> bool:
         now = set(replicas.containers("label=meshbox.service=pair"))
