@@ -36,7 +36,9 @@ def town(lasting_mesh: Machine) -> Machine:
     """The service `base` is deployed, and a container of others is in the mesh."""
     lasting_mesh.deploy(f'base = service("base", containers=[container("db", image="{IMAGE}", ports=[7000])])')
     lasting_mesh.run_container("client", IMAGE, service="near", container="client", connect_to="db.base,server.far")
-    wait_until(lambda: len(lasting_mesh.show("workloads")) == 2, "both are in the mesh")
+    wait_until(
+        lambda: "answer" in lasting_mesh.client("client", "tcp", "db.base", "7000", "1")[0], "both are in the mesh"
+    )
     return lasting_mesh
 
 
@@ -170,7 +172,7 @@ def test_wrong_specs(town: Machine, meshbox: Callable[..., Said]) -> None:
     path = town.root / "spec.py"
     for text, words in WRONG.values():
         path.write_text(text)
-        assert_line(meshbox("deploy", path), 2, f"{path}:", *words)
+        assert_line(meshbox("deploy", path, "--detach"), 2, f"{path}:", *words)
     assert_line(meshbox("plan", path), 2, f"{path}:", *words)
     done = town.meshbox("deploy", path, check=False)
     assert_line(Said(done.returncode, done.stdout, done.stderr), 2, f"{path}:", *words)
