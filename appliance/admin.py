@@ -32,6 +32,7 @@ from appliance.plan.elsewhere import elsewhere
 from appliance.plan.explain import find_client, why
 from appliance.plan.placement import check_constraint
 from appliance.plan.rollout import progress
+from appliance.plan.visitors import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -268,7 +269,7 @@ class _Api:
     async def services(self, _: Request) -> list[views.Row]:
         s = self._appliance.snapshot()
         names = frozenset({*s.specs, *(w.name.service for w in s.workloads)})
-        s = await self._appliance.look(names)
+        s = await self._appliance.look(names | {EVERYTHING})
         return views.services(s, self._appliance.have, self._progress(s, names))
 
     async def workloads(self, _: Request) -> list[views.Row]:

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def services(s: Snapshot, have: HostState, how_far: Iterable[Row] = ()) -> list[Row]:
-    """Every service that is deployed or that a container's labels name, with its containers.
+    """Every service that is deployed, that a container's labels name, or that another machine serves.
 
     `how_far` are rows of `progress`: what is known of each replica, on whichever machine it runs.
     """
@@ -35,6 +35,8 @@ def services(s: Snapshot, have: HostState, how_far: Iterable[Row] = ()) -> list[
     for w in s.workloads:
         labelled.setdefault(w.name.service, {}).setdefault(w.name.container, []).append(w)
     rows = []
+    for e in s.endpoints:
+        labelled.setdefault(e.destination.name.service, {}).setdefault(e.destination.name.container, [])
     for name in sorted({*s.specs, *labelled}):
         spec = s.specs.get(name)
         declared = [c.name for c in spec.containers] if spec is not None else []
@@ -69,18 +71,19 @@ def _container(name: Name, spec: Service | None, workloads: Sequence[Workload], 
         declared.connect_to if declared is not None else {a: None for w in workloads for a in w.connect_to}
     )
     elsewhere: dict[str, int] = {}
-    for e in s.endpoints:
-        if e.destination.name == name and e.node != s.settings.node:
-            elsewhere[e.node] = max(elsewhere.get(e.node, 0), e.weight)
+    served = [e for e in s.endpoints if e.destination.name == name and e.node != s.settings.node]
+    seen = sorted({f"{e.destination.port}/{e.destination.protocol}" for e in served})
+    for e in served:
+        elsewhere[e.node] = max(elsewhere.get(e.node, 0), e.weight)
     here = sum(missing(w, declaration(w, s.specs).ports) is None for w in workloads)
     return {
         "name": str(name),
         "image": declared.image if declared is not None else _shared(w.image for w in workloads),
         "vip": _vip(name, have),
-        "ports": [str(p) for p in ports],
+        "ports": [str(p) for p in ports] if declared is not None or workloads else seen,
         "connect_to": [str(a) for a in allowed],
         "ready": here + sum(elsewhere.values()),
-        "running": sum(w.state is RunState.RUNNING for w in workloads),
+        "running": sum(w.state is RunState.RUNNING for w in workloads) + sum(elsewhere.values()),
         "machines": {s.settings.node: here, **elsewhere} if here or not elsewhere else elsewhere,
     }
 

@@ -52,6 +52,18 @@ def test_replicas_elsewhere_count():
     assert row["containers"][0]["machines"] == {"here": 1, "there": 3}
 
 
+def test_services_of_other_machines_only():
+    """What only others serve is listed with all that they announce: its ports and how many there are."""
+    s = snapshot(
+        machines=(machine("here", "10.0.0.1"), machine("there", "10.0.0.9")),
+        endpoints=(endpoint("web.shop:80", "there", weight=3), endpoint("web.shop:53/udp", "there", weight=3)),
+    )
+    (row,) = views.services(s, compile_host(s))
+    (web,) = row["containers"]
+    assert (row["service"], row["deployed"], web["name"]) == ("shop", False, "web.shop")
+    assert (web["ports"], web["ready"], web["running"], web["machines"]) == (["53/udp", "80/tcp"], 3, 3, {"there": 3})
+
+
 def test_container_that_cannot_be_in_the_mesh():
     """Its problem is shown, and that it has no rules."""
     s = snapshot(container(2, "web.shop", (80,), problem="it uses the host's network", netns=None, attachments=()))

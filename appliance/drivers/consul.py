@@ -197,6 +197,8 @@ class ConsulRegistry:
 
     async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:
         """Return what other machines serve of these services; those that are not watched are asked for now."""
+        if EVERYTHING in services:
+            services = services - {EVERYTHING} | await self._names()
         found = [e for e in self._facts.endpoints if e.destination.name.service in services]
         if self._held.since is None:
             for service in sorted(services - self._answered.keys()):
@@ -207,6 +209,13 @@ class ConsulRegistry:
                     break
                 found += parse_endpoints(entries)[0]
         return tuple(e for e in found if self._serves(e.node))
+
+    async def _names(self) -> frozenset[str]:
+        try:
+            return (await self._api.services())[1] - {MESHBOX, "consul"} if self._held.since is None else frozenset()
+        except RetryError as error:
+            log.debug("cannot ask for the services that there are", cause=str(error))
+            return frozenset()
 
     async def _took_names(self, names: frozenset[str]) -> None:
         self._every = (self._every or frozenset()) | (names - {MESHBOX, "consul"})

@@ -55,6 +55,8 @@ class Registry(Protocol):
     async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:
         """Return what other machines serve of these services: as known where they are watched, else asked for now.
 
+        EVERYTHING stands for all that there are.
+
         Never fails: what cannot be asked for is left out.
         """
 

@@ -23,6 +23,7 @@ from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
 from appliance.model.network import Registration
 from appliance.model.spec import Container, Service
+from appliance.plan.visitors import EVERYTHING
 from tests.faultyconsul import FaultyConsul
 from tests.realconsul import ACL_RULES, ConsulAgent, consul_binary, free_ports, wait_until
 
@@ -544,6 +545,8 @@ def test_looking_at_what_is_not_watched(machines):
                 found = await two.look(frozenset({"web", "orange", "none"}))
                 assert {(e.destination, e.revisions) for e in found} == {(WEB, (("0a1b2c3d", 1),)), (apple, ())}
                 assert await one.look(frozenset({"orange"})) == ()
+                assert {e.destination for e in await two.look(frozenset({EVERYTHING}))} == {WEB, apple}
+                assert await one.look(frozenset({EVERYTHING})) == ()
                 faulty.status = 500
                 faulty.hang_up()
                 await until(lambda: two.facts.held_since)
