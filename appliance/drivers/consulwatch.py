@@ -32,6 +32,8 @@ BUSY = (0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0)
 """Seconds between queries that return at once, the 1st, 2nd, … in a row; the last value repeats."""
 AT_ONCE = 0.2
 """A query that returns within so many seconds did not wait."""
+CATCH_UP = 1.0
+"""Seconds after which an index that is lower than before is looked at again before it is believed."""
 SWEEP_PAUSE = 1.0
 """Seconds between two readings of the services without a query of their own."""
 
@@ -92,15 +94,21 @@ class Queries:
         `fetch` returns index and value once they differ from the index given, and at once for 0.
         """
         index = last = failures = quick = 0
+        behind = False
         while wanted():
             began = trio.current_time()
             self.open += 1
             try:
                 found, value = await fetch(index)
+                if found < last and not behind:  # a server that has just started is, for a moment
+                    behind, index = True, 0
+                    await trio.sleep(CATCH_UP)
+                    continue
                 if found < last:  # data were lost or restored: what is there now is not a successor of what was known
                     self._went_back()
                     index = last = 0
                     continue
+                behind = False
                 if index == 0 or found != index:
                     await took(value)
             except RetryError as error:

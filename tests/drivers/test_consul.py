@@ -530,6 +530,38 @@ def test_hundreds_of_services_few_queries(machines, consul_agent):
     trio.run(main)
 
 
+def test_few_queries_whatever_goes_wrong(machines, consul_agent):
+    """Errors, seconds of delay and a restart of Consul do not make them more than 64 either."""
+    services = frozenset(f"s{n}" for n in range(70))
+
+    async def main():
+        faulty = FaultyConsul(machines.settings.address)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(faulty.run)
+            async with (
+                machines.machine("m1", address=faulty.address, watch=services) as one,
+                machines.machine("m2", watch=frozenset()) as two,
+            ):
+                await until(lambda: one.facts.open_queries > 40)
+                for number, trouble in enumerate(({"status": 500}, {"delay": 1.0})):
+                    for name, value in trouble.items():
+                        setattr(faulty, name, value)
+                    await two.register(serving(destination=Destination.parse(f"x.s{number}:1")))  # wakes all queries
+                    await until(lambda: one.facts.held_since is not None or faulty.delay)
+                    await trio.sleep(3 * QUIET)
+                    for name in trouble:
+                        setattr(faulty, name, getattr(FaultyConsul(""), name))
+                    await until(lambda: one.facts.held_since is None)
+                await trio.to_thread.run_sync(consul_agent.stop)
+                await until(lambda: one.facts.held_since is not None)
+                await trio.to_thread.run_sync(consul_agent.start)
+                await until(lambda: one.facts.held_since is None and len(one.facts.endpoints) == 3)
+                assert 40 < faulty.most <= 64
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
 def test_looking_at_what_is_not_watched(machines):
     """What other machines serve can be looked at without watching it; without Consul, only what is known is shown."""
     apple = Destination.parse("apple.orange:80")
