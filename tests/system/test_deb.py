@@ -111,8 +111,9 @@ def host(switch: Switch) -> Iterator[PrivilegedMachine]:
 
 @pytest.fixture
 def machine(host: PrivilegedMachine) -> Iterator[PrivilegedMachine]:
-    """The machine; its containers are removed afterwards."""
+    """The machine; an appliance that still runs there is ended afterwards, and containers are removed."""
     yield host
+    host.stop(signal.SIGKILL)
     host.clear()
     host.docker("network", "prune", "--force")
 
@@ -304,7 +305,9 @@ def test_from_nothing_to_names_and_back(package: Path, machine: PrivilegedMachin
         f'docker_socket = "{machine.seen}{machine.socket}"\nnetns_dir = "{machine.seen}{machine.netns_dir}"\n'
         f'dns_upstreams = ["{machine.switch.address}"]\n'
     )
-    appliance = Program(machine.netns, debian.command("meshbox", "run"), machine.root / "meshbox.log")
+    machine.appliance = appliance = Program(
+        machine.netns, debian.command("meshbox", "run"), machine.root / "meshbox.log"
+    )
     wait_until(lambda: '"ready"' in appliance.tail(), "it is ready")
     debian("sh", "-c", readme("meshbox check"), netns=machine.netns)
     debian("meshbox", "deploy", "/root/app.py", netns=machine.netns)
@@ -332,7 +335,9 @@ def test_from_source_and_back(machine: PrivilegedMachine, tmp_path: Path) -> Non
         "MESHBOX_DNS_UPSTREAMS": machine.switch.address,
     }
     meshbox = ("env", *(f"{key}={value}" for key, value in settings.items()), "/srv/source/.venv/bin/meshbox")
-    appliance = Program(machine.netns, debian.command(*meshbox, "run"), machine.root / "meshbox.log")
+    machine.appliance = appliance = Program(
+        machine.netns, debian.command(*meshbox, "run"), machine.root / "meshbox.log"
+    )
     wait_until(lambda: '"ready"' in appliance.tail(), "it is ready")
     debian(*meshbox, "check", netns=machine.netns)
     debian(*meshbox, "deploy", "/srv/source/examples/app.py", netns=machine.netns)
@@ -450,7 +455,9 @@ def start(debian: Debian, machine: PrivilegedMachine, unpacked: Path) -> Program
         manager.settimeout(30)
         command = ("setpriv", f"--bounding-set=-all,{','.join(rights)}", "--no-new-privs", "meshbox", "run")
         env = {"NOTIFY_SOCKET": f"@{name}", "WATCHDOG_USEC": "30000000"}
-        appliance = Program(machine.netns, debian.command(*command), machine.root / "meshbox.log", env)
+        machine.appliance = appliance = Program(
+            machine.netns, debian.command(*command), machine.root / "meshbox.log", env
+        )
         try:
             assert {manager.recv(100).decode() for _ in range(2)} == {"READY=1", "WATCHDOG=1"}
         except TimeoutError:

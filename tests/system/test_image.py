@@ -230,6 +230,14 @@ def test_gateway_serves_the_registry(machine: WholeMachine, switch: Switch) -> N
     assert "meshbox" not in machine.exec("nft", "list", "ruleset").stdout
 
 
+def test_demo(machine: WholeMachine) -> None:
+    """`make demo` shows the example on the Docker that is there, and leaves nothing."""
+    before = world(machine), files(machine)
+    said = machine.shell("make demo", timeout=280)
+    assert said.rstrip().endswith("All of that was really so.")
+    assert (world(machine), files(machine)) == before
+
+
 @pytest.mark.usefixtures("kept")
 def test_compose(machine: WholeMachine, tmp_path: Path) -> None:
     """packaging/compose.yaml runs the appliance, what examples/compose.yaml labels answers, and all goes again."""
