@@ -12,7 +12,7 @@ import structlog
 
 from appliance.dataplane.balance import Balancer
 from appliance.dataplane.dial import KEEPALIVE, NO_DESCRIPTORS, NONBLOCKING, Dial, Dials
-from appliance.dataplane.epoll import EXCLUSIVE, IN, EpollSet
+from appliance.dataplane.epoll import IN, EpollSet
 from appliance.dataplane.pipes import PipePool
 from appliance.dataplane.relay import Pair, reset_on_close
 from appliance.model.stats import BackendStats, Connection, ListenerStats
@@ -101,10 +101,10 @@ class TcpListener:
         self._peers = _peers(listener.peers)
         self.balancer.update(listener.backends)
         self._socket = sock or listen(listener.port)
-        self._watched_for = EXCLUSIVE if sock else IN
+        self._shared = sock is not None
         self._turns = SHARED_ACCEPTS if sock else ACCEPTS
         self._accept = self._socket._accept  # type: ignore[attr-defined]  # noqa: SLF001 — socket.accept() costs 4 µs more
-        self.epoll.add(self._socket.fileno(), self, self._watched_for)
+        self._watch()
 
     @property
     def active(self) -> int:
@@ -149,7 +149,7 @@ class TcpListener:
                 break
         self.stopped = True
         self._cancel_pause()
-        self.epoll.remove(self._socket.fileno())  # closing does not, where other processes have the same socket
+        self._unwatch()
         self.epoll.close(self._socket)
         self.went()
 
@@ -180,7 +180,7 @@ class TcpListener:
                 "out of file descriptors; accepting pauses", destination=str(self.destination), error=str(error)
             )
         if self._resume is None and not self.stopped:
-            self.epoll.remove(self._socket.fileno())
+            self._unwatch()
             self._resume = self._loop.call_later(PAUSE, self._go_on)
 
     def stats(self) -> ListenerStats:
@@ -270,14 +270,28 @@ class TcpListener:
 
     def _go_on(self) -> None:
         self._resume = None
-        self.epoll.add(self._socket.fileno(), self, self._watched_for)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Wait for clients; where other workers do too, in uvloop's set: an idle one comes before a busy one then."""
+        if self._shared:
+            self._loop.add_reader(self._socket.fileno(), self.ready, IN)
+        else:
+            self.epoll.add(self._socket.fileno(), self, IN)
+
+    def _unwatch(self) -> None:
+        """Wait no more. Closing does not do that, where other processes have the same socket."""
+        if self._shared:
+            self._loop.remove_reader(self._socket.fileno())
+        else:
+            self.epoll.remove(self._socket.fileno())
 
 
-@lru_cache(maxsize=2)
 def _callers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:
     return {host: Source(host, local_only=False) for host in map(str, addresses)}
 
 
+@lru_cache(maxsize=2)
 def _peers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:
     """Return the sources that peer machines are: one table for all listeners, as there may be a thousand of them."""
     return {host: Source(host, local_only=True) for host in map(str, addresses)}
