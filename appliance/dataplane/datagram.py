@@ -6,14 +6,13 @@ Rules of this file:
 - Replies leave from the listener's own socket and from the address that the client asked (IP_PKTINFO).
 - A session whose backend goes is parted from its client at once, and stays open for a second for what that backend
   still answers: the client's next datagram opens another.
-- Any error on a session's socket ends the session (uvloop stops watching a descriptor after EPOLLERR); the client's
-  next datagram opens another. An ICMP error makes the backend sit out for a while, like a refused TCP connection.
+- Any error on a session's socket ends the session; the client's next datagram opens another. An ICMP error makes the
+  backend sit out for a while, like a refused TCP connection.
 - A wake-up reads one datagram while traffic is sparse, because a second read that finds nothing costs a tenth of a
   datagram's CPU time, and up to BATCH while it is dense: never more, so that no socket starves the others.
 - Only OSError can happen here, and none reaches the loop.
 
-A client's socket of its own (connected, SO_REUSEPORT) or uvloop's descriptors in an epoll set were tried: the first
-gained 2.5 % of a round trip, the second lost 8 %.
+A client's socket of its own (connected, SO_REUSEPORT) was tried: it gained 2.5 % of a round trip.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.dataplane.balance import Balancer
+from appliance.dataplane.epoll import IN
 from appliance.dataplane.udpsocket import BUFFER, BUFFERS, PASSING, PKTINFO_SPACE, connect, listen, reply_control
 from appliance.model.stats import BackendStats, Connection, ListenerStats
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from socket import SocketType
 
     from appliance.dataplane.balance import BackendState
+    from appliance.dataplane.epoll import EpollSet
     from appliance.dataplane.udpsocket import Client, Control
     from appliance.model.network import Listener
 
@@ -96,7 +97,7 @@ class Session:
         self.wakes = 0
         self.dense = False
 
-    def on_reply(self) -> None:
+    def ready(self, _events: int) -> None:
         """Pass the backend's datagrams to the client."""
         self.wakes += 1
         state = self.state
@@ -120,6 +121,10 @@ class Session:
                 self.listener.dropped += 1
         self.dense = count > 1
 
+    def fail(self) -> None:
+        """End the session after an error in its handler."""
+        self.listener.end(self)
+
 
 class UdpListener:
     """The socket of one UDP destination, and its sessions."""
@@ -127,6 +132,7 @@ class UdpListener:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        epoll: EpollSet,
         listener: Listener,
         *,
         idle: float = 60.0,
@@ -140,6 +146,8 @@ class UdpListener:
         once nothing is left after `stop`.
         """
         self.loop = loop
+        self._epoll = epoll
+        self._wanted = listener
         self.destination = listener.destination
         self.port = listener.port
         self._on_empty = on_empty
@@ -152,6 +160,7 @@ class UdpListener:
         self.dropped = 0
         """Datagrams that could not be passed on."""
         self.stopped = False
+        self._closed = False
         self._tick = idle / TICKS
         self._limit = limit
         self._timer: asyncio.TimerHandle | None = None
@@ -163,7 +172,7 @@ class UdpListener:
         self._short = False
         """Whether the last session failed for want of a socket."""
         self.sock = sock or listen(listener.port)
-        loop.add_reader(self.sock.fileno(), self._on_datagram)
+        epoll.add(self.sock.fileno(), self, IN)
 
     @property
     def active(self) -> int:
@@ -172,12 +181,15 @@ class UdpListener:
 
     def swap(self, listener: Listener) -> None:
         """Take new callers, peers and backends; end the sessions that these no longer allow."""
-        self._access = access = _access(listener)
         gone = set(self.balancer.update(listener.backends))
+        if not listener.same_access(self._wanted):
+            self._access = _access(listener)
+        self._wanted = listener
+        access = self._access
         for session in self._all():
             local_only = access.get(session.client[0])
             if local_only is None or (local_only and not session.state.backend.local):
-                self._end(session)
+                self.end(session)
             elif session.state in gone:
                 self._part(session)
 
@@ -189,7 +201,7 @@ class UdpListener:
     def end_pairs(self) -> None:
         """End every session."""
         for session in self._all():
-            self._end(session)
+            self.end(session)
 
     def stats(self) -> ListenerStats:
         """Return the counters so far."""
@@ -241,7 +253,7 @@ class UdpListener:
     def on_refused(self, session: Session, error: OSError) -> None:
         """Leave out the backend that refused this session's datagrams, and end the session."""
         if session in self._parting:
-            self._end(session)
+            self.end(session)
             return
         if not session.state.failures:
             log.warning(
@@ -251,9 +263,10 @@ class UdpListener:
                 error=error.strerror,
             )
         self.balancer.failed(session.state)
-        self._end(session)
+        self.end(session)
 
-    def _on_datagram(self) -> None:
+    def ready(self, _events: int) -> None:
+        """Pass the clients' datagrams to their backends."""
         self._wakes += 1
         receive = self.sock.recvmsg_into
         count = 0
@@ -276,6 +289,9 @@ class UdpListener:
             except OSError as error:
                 self._on_send_error(session, error, size)
         self._dense = count > 1
+
+    def fail(self) -> None:
+        """Nothing to give up: the datagram whose handling failed is gone."""
 
     def _on_send_error(self, session: Session, error: OSError, size: int) -> None:
         # What failed is an earlier datagram, as the ICMP error tells; this one has not been sent.
@@ -316,7 +332,7 @@ class UdpListener:
 
     def _add(self, session: Session) -> Session:
         self._short = False
-        self.loop.add_reader(session.sock.fileno(), session.on_reply)
+        self._epoll.add(session.sock.fileno(), session, IN)
         self._sessions[session.client] = session
         self.accepted += 1
         session.state.opened += 1
@@ -336,7 +352,7 @@ class UdpListener:
     def _part(self, session: Session) -> None:
         """Give its client a new session with its next datagram; this one is for answers only."""
         if len(self._parting) >= self._limit:
-            self._end(session)
+            self.end(session)
             return
         del self._sessions[session.client]
         self._parting.add(session)
@@ -344,16 +360,16 @@ class UdpListener:
 
     def _end_parted(self, session: Session) -> None:
         if session in self._parting:
-            self._end(session)
+            self.end(session)
 
-    def _end(self, session: Session) -> None:
+    def end(self, session: Session) -> None:
+        """End this session now."""
         if session in self._parting:
             self._parting.remove(session)
         else:
             del self._sessions[session.client]
         session.state.active -= 1
-        self.loop.remove_reader(session.sock.fileno())
-        session.sock.close()
+        self._epoll.close(session.sock)
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:
@@ -369,23 +385,24 @@ class UdpListener:
             session.quiet = 1
             self._sessions[session.client] = self._sessions.pop(session.client)
         self.evicted += 1
-        self._end(next(iter(self._sessions.values())))
+        self.end(next(iter(self._sessions.values())))
 
     def _on_tick(self) -> None:
         for session in list(self._sessions.values()):
             session.quiet += 1
             if session.quiet > TICKS:
-                self._end(session)
+                self.end(session)
         self._timer = self.loop.call_later(self._tick, self._on_tick) if self._sessions else None
 
     def _close(self) -> None:
-        if self.sock.fileno() < 0:
+        if self._closed:
             return
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.loop.remove_reader(self.sock.fileno())
-        self.sock.close()
+        self._epoll.remove(self.sock.fileno())  # closing does not, where the parent has the same socket
+        self._epoll.close(self.sock)
         self._on_empty(self)
 
 

@@ -149,7 +149,9 @@ class DataPlane:
         for former in list(self._draining):
             if isinstance(former, UdpListener) and former.port == listener.port:
                 former.end_pairs()  # its sessions need the socket, and so hold the port
-        return UdpListener(self._loop, listener, idle=self._idle_udp, on_empty=self._forget, sock=sock)
+        return UdpListener(
+            self._loop, self._shared.epoll, listener, idle=self._idle_udp, on_empty=self._forget, sock=sock
+        )
 
     def _retire(self, listener: TcpListener | UdpListener) -> None:
         self._draining.add(listener)

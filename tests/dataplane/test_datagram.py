@@ -9,6 +9,7 @@ import pytest
 
 from appliance.dataplane import datagram
 from appliance.dataplane.datagram import BATCH, UdpListener
+from appliance.dataplane.epoll import IN
 from tests.dataplane.udpworld import CALLER, PEER, STRANGER, World, backend, listener
 
 if TYPE_CHECKING:
@@ -262,11 +263,11 @@ def test_a_datagram_that_meets_an_earlier_error_goes_to_another_backend(world: W
         udp.swap(listener(udp.port, backend(dead)))
         client = world.socket()
         client.send(b"lost", port)
-        udp._on_datagram()
+        udp.ready(IN)
         udp.swap(listener(udp.port, backend(dead), backend(alive)))
         udp.balancer.failed(udp.balancer.states[alive.address])
         client.send(b"kept", port)
-        udp._on_datagram()
+        udp.ready(IN)
         assert alive.queued() == [b"kept"]
     assert udp.stats().dropped == 0
 
@@ -355,7 +356,7 @@ def test_stopped_it_opens_no_session_and_ends_with_its_last(world: World) -> Non
     udp.stop()
     assert told == [udp]
     assert udp.active == 0
-    world.udp = UdpListener(world.loop, listener(udp.port))
+    world.udp = UdpListener(world.loop, world.epoll, listener(udp.port))
 
 
 def test_stopped_without_sessions_it_is_gone_at_once(world: World) -> None:
@@ -364,14 +365,14 @@ def test_stopped_without_sessions_it_is_gone_at_once(world: World) -> None:
     udp, _ = world.open(on_empty=told.append)
     udp.stop()
     assert told == [udp]
-    world.udp = UdpListener(world.loop, listener(udp.port))
+    world.udp = UdpListener(world.loop, world.epoll, listener(udp.port))
 
 
 def test_a_port_in_use_is_an_error_of_opening(world: World) -> None:
     """The control plane learns EADDRINUSE, and no socket stays behind."""
     udp, _ = world.open()
     with pytest.raises(OSError, match="in use") as raised:
-        UdpListener(world.loop, listener(udp.port))
+        UdpListener(world.loop, world.epoll, listener(udp.port))
     assert raised.value.errno == errno.EADDRINUSE
 
 
@@ -447,13 +448,13 @@ def test_one_wake_up_does_a_bounded_amount_of_work(world: World) -> None:
     for _ in range(3 * BATCH):
         client.send(b"x", port)
     udp._dense = True
-    udp._on_datagram()
+    udp.ready(IN)
     assert len(server.queued()) == BATCH
     (session,) = udp._sessions.values()
     for _ in range(3 * BATCH):
         server.send(b"y", ("127.0.0.1", session.sock.getsockname()[1]))
     session.dense = True
-    session.on_reply()
+    session.ready(IN)
     assert len(client.queued()) == BATCH
 
 

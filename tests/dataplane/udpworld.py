@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from appliance.dataplane.datagram import UdpListener
+from appliance.dataplane.epoll import EpollSet
 from appliance.model.names import Destination
 from appliance.model.network import Backend, Listener
 
@@ -66,6 +67,7 @@ class World:
 
     def __init__(self) -> None:
         self.loop = uvloop.new_event_loop()
+        self.epoll = EpollSet(self.loop)
         self.errors: list[object] = []
         """What reached the loop's exception handler: nothing may."""
         self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
@@ -79,7 +81,7 @@ class World:
 
     def open(self, *backends: Backend, **options: object) -> tuple[UdpListener, tuple[str, int]]:
         """Open a listener on a free port; return it and where to send."""
-        self.udp = UdpListener(self.loop, listener(free_port(), *backends), **options)
+        self.udp = UdpListener(self.loop, self.epoll, listener(free_port(), *backends), **options)
         return self.udp, (CALLER, self.udp.port)
 
     def turn(self, times: int = 20) -> None:
@@ -104,6 +106,7 @@ class World:
         for each in self._sockets:
             each.close()
         self.turn(3)
+        self.epoll.shut()
         self.loop.close()
 
 
