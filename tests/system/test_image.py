@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING
 
 import orjson
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
+patiently = partial(wait_until, seconds=60.0)
+"""A container of the image takes seconds to start where others build images meanwhile."""
 HOLD = "import socket, threading; s = socket.create_connection(('apple.orange', 8080)); threading.Event().wait()"
 """Opens a connection and leaves it open."""
 CALL = (
@@ -101,7 +104,7 @@ def logged(machine: WholeMachine, container: str) -> str:
 def test_gateway(machine: WholeMachine) -> None:
     """`docker run --net=host --privileged meshbox` runs as a gateway, and one line says which options add the rest."""
     machine.docker("run", "--detach", "--name=bare", "--net=host", "--privileged", "meshbox")
-    wait_until(lambda: '"ready"' in logged(machine, "bare"), "it is ready")
+    patiently(lambda: '"ready"' in logged(machine, "bare"), "it is ready")
     rest = "--pid=host -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/meshbox:/var/lib/meshbox"
     assert len([line for line in logged(machine, "bare").splitlines() if rest in line]) == 1
     assert "there is nothing to serve" in logged(machine, "bare")
@@ -127,7 +130,7 @@ def test_what_is_missing_is_named(machine: WholeMachine, options: list[str], wor
     """One line names the option to add, in the log and in `check`, which ends with 1."""
     given = ["--volume=/var/run/docker.sock:/var/run/docker.sock" if word == "SOCKET" else word for word in options]
     machine.docker("run", "--detach", "--name=weak", *given, "meshbox")
-    wait_until(lambda: words in logged(machine, "weak"), words)
+    patiently(lambda: words in logged(machine, "weak"), words)
     assert len(logged(machine, "weak").strip().splitlines()) <= 2
     client = ("docker", "--host", f"unix://{machine.socket}", "run", "--rm")
     check = run(*client, *given, "--env=COLUMNS=300", "meshbox", "check", check=False)
@@ -139,18 +142,18 @@ def test_whole_appliance(machine: WholeMachine) -> None:
     """With Docker's socket and the host's processes it serves labelled containers, is healthy, and ends at SIGTERM."""
     machine.shell(readme("docker run -d").replace(" --net=host", " --health-interval=1s --net=host"))
     state = "{{.State.Status}} {{.State.Health.Status}}"
-    wait_until(lambda: machine.docker("inspect", "--format", state, "meshbox") == "running healthy", "it is healthy")
+    patiently(lambda: machine.docker("inspect", "--format", state, "meshbox") == "running healthy", "it is healthy")
     machine.run_container("apple", IMAGE, service="orange", container="apple", ports="8080:7000")
     machine.run_container("client", IMAGE, service="test", container="client", connect_to="apple.orange:8080")
     machine.run_container("other", IMAGE, service="test2", container="other")
     said = ("exec", "meshbox", "meshbox")
-    wait_until(lambda: machine.docker(*said, "services", "--json").count('"ready": 1') == 3, "three are ready")
+    patiently(lambda: machine.docker(*said, "services", "--json").count('"ready": 1') == 3, "three are ready")
     results = machine.client("client", "tcp", "apple.orange", "8080", "20")
     assert all(result.get("answer") for result in results), results
     assert machine.client("other", "resolve", "apple.orange").get("addresses", []) == []
     assert "appliance" in machine.docker(*said, "check")
     machine.docker("exec", "--detach", "client", "python3", "-c", HOLD)
-    wait_until(lambda: "apple.orange" in machine.docker(*said, "connections"), "a connection is open")
+    patiently(lambda: "apple.orange" in machine.docker(*said, "connections"), "a connection is open")
     machine.docker("stop", "meshbox")
     assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "meshbox") == "0"
     clean = readme("docker stop meshbox").partition(" && ")[2]
@@ -168,7 +171,7 @@ def test_from_nothing_to_names_and_back(machine: WholeMachine, source: Path) -> 
     client(machine)
     before = world(machine), files(machine)
     machine.shell(readme("docker run -d"))
-    wait_until(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
+    patiently(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
     machine.shell(readme("docker exec meshbox meshbox check"))
     machine.shell(readme("docker exec -i meshbox"), source)
     example_answers(machine)
@@ -193,7 +196,7 @@ def test_names_for_the_host(machine: WholeMachine) -> None:
     machine.shell(readme("docker run -d").removesuffix(" meshbox") + f" {options} meshbox")
     machine.run_container("server", IMAGE, service="far", container="server", ports="7000")
     name = machine.inspect("server")["Config"]["Hostname"]
-    wait_until(lambda: call(machine, "server.far", 7000) == name, "the host reaches the server")
+    patiently(lambda: call(machine, "server.far", 7000) == name, "the host reaches the server")
     machine.docker("exec", "meshbox", "meshbox", "check")
     machine.docker("rm", "--force", "server")
     machine.docker("stop", "meshbox")
@@ -213,18 +216,18 @@ def test_gateway_serves_the_registry(machine: WholeMachine, switch: Switch) -> N
                 *("run", "--detach", "--name=gate", "--net=host", "--privileged"),
                 *("--env=MESHBOX_CONSUL=http://127.0.0.1:8500", "meshbox"),
             )
-            wait_until(lambda: '"ready"' in logged(machine, "gate"), "it is ready")
+            patiently(lambda: '"ready"' in logged(machine, "gate"), "it is ready")
             resolver = (machine.root / "resolv.conf").read_text()
             (machine.root / "resolv.conf").write_text("nameserver 127.66.0.53\n")
             try:
-                wait_until(lambda: call(machine, "server.far", 7000) == name, "the host reaches the server")
+                patiently(lambda: call(machine, "server.far", 7000) == name, "the host reaches the server")
                 assert " server.far" in machine.docker("exec", "gate", "meshbox", "hosts")
                 machine.docker("exec", "gate", "meshbox", "check")
             finally:
                 (machine.root / "resolv.conf").write_text(resolver)
             machine.docker("stop", "gate")
             assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "gate") == "0"
-            wait_until(lambda: full.knows == {full.node}, "the other machine has forgotten it")
+            patiently(lambda: full.knows == {full.node}, "the other machine has forgotten it")
         finally:
             consul.stop()
     assert "meshbox" not in machine.exec("nft", "list", "ruleset").stdout
@@ -255,11 +258,11 @@ def test_compose(machine: WholeMachine, tmp_path: Path) -> None:
 
     (up,) = re.findall(r"`docker compose (-f packaging/compose.yaml [^`]*)`", README)
     compose(up)
-    wait_until(lambda: '"ready"' in logged(machine, "meshbox"), "the appliance is ready")
+    patiently(lambda: '"ready"' in logged(machine, "meshbox"), "the appliance is ready")
     services = "-f examples/compose.yaml"
     compose(f"{services} up -d")
     said = ("exec", "meshbox", "meshbox", "services", "--json")
-    wait_until(lambda: machine.docker(*said).count('"ready": 1') == 3, "three are ready")
+    patiently(lambda: machine.docker(*said).count('"ready": 1') == 3, "three are ready")
     apple = compose(f"{services} ps -q apple")[:12]
     assert compose(f"{services} exec -T flask wget -qO- http://apple.orange:8080/") == f"Hello World from {apple}"
     assert compose(f"{services} exec -T redis redis-cli -h redis.flask ping") == "PONG"
