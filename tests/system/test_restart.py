@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
+import orjson
 import pytest
 from machine import IMAGE, MESHBOX, wait_until
 
@@ -124,6 +125,7 @@ fresh = service("fresh", count=3, containers=[container("web", image="{IMAGE}", 
 """
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_appliance_ends_during_a_deploy(served: Machine, number: int) -> None:
     """The next start finishes it and knows the spec: it brings replicas back, takes another count, and removes it."""
@@ -203,15 +205,19 @@ def test_dockerd_restarts_while_the_appliance_is_away(served: Machine) -> None:
 
 
 def test_damaged_state_is_put_aside(served: Machine) -> None:
-    """A state file that is no JSON is kept under another name and reported; labels keep the containers in the mesh."""
+    """A state file that is no JSON is kept under another name and reported; labels keep containers and addresses."""
+    before = picture(served)
     served.stop()
-    state = served.root / "state"
-    for path in state.glob("*.json"):
-        path.write_text("{ this is no")
+    path = served.root / "state" / "state.json"
+    path.write_text("{ this is no")
     served.start()
-    assert "aside" in served.log(50) or "damaged" in served.log(50)
-    assert len(list(state.iterdir())) >= 2
+    (told,) = [line for line in served.log(20).splitlines() if ".damaged-" in line]
+    moved = served.root / "state" / orjson.loads(told)["moved_to"]
+    assert moved.read_text() == "{ this is no"
     assert_answers(served)
+    after = picture(served)
+    assert (after["address"], after["containers"]) == (before["address"], before["containers"])
+    moved.unlink()
 
 
 def test_second_appliance_is_refused(served: Machine) -> None:
