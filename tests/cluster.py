@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import orjson
+import trio
+from faultyconsul import FaultyConsul
 from machine import IMAGES, Machine, run, wait_until
 from realconsul import ConsulAgent, consul_binary
 
@@ -38,7 +42,7 @@ class Server(ConsulAgent):
 
     def __init__(self, machine: Machine, others: tuple[str, ...], secrets: Secrets | None = None) -> None:
         folder = machine.root / "consul"
-        self._socket = folder / "http.sock"
+        self.socket = folder / "http.sock"
         super().__init__(
             folder,
             node=machine.node,
@@ -48,18 +52,18 @@ class Server(ConsulAgent):
             prefix=("setpriv", "--pdeathsig=TERM", "nsenter", f"--net=/run/netns/{machine.netns}"),
             base_port=HTTP,
             https_port=HTTP + 3 if secrets else -1,
-            hcl=f'addresses {{ http = "127.0.0.1 unix://{self._socket}" }}\n{secrets.hcl if secrets else ""}',
+            hcl=f'addresses {{ http = "127.0.0.1 unix://{self.socket}" }}\n{secrets.hcl if secrets else ""}',
             token=secrets.token if secrets else "",
         )
 
     def launch(self) -> None:
         """Start it and do not wait."""
-        self._socket.unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)
         super().launch()
 
     def request(self, method: str, path: str, body: Any = None) -> httpx2.Response:
         """Make a call to its API."""
-        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self._socket)), timeout=20.0) as client:
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self.socket)), timeout=20.0) as client:
             content = None if body is None else orjson.dumps(body)
             headers = {"X-Consul-Token": self.token} if self.token else {}
             return client.request(method, f"http://consul{path}", content=content, headers=headers)
@@ -128,8 +132,13 @@ class Member(Machine):
     @property
     def peers(self) -> dict[str, Any]:
         """What `meshbox peers` shows."""
-        found: dict[str, Any] = self.show("peers")
+        found: dict[str, Any] = self.ask("peers")
         return found
+
+    def ask(self, noun: str) -> Any:
+        """Return what `show` would, without the half second that a command line takes to begin."""
+        with _client(self.root / "run/admin.sock") as client:
+            return client.get(f"/v1/{noun}").json()
 
     @property
     def knows(self) -> set[str]:
@@ -211,15 +220,19 @@ class Cluster:
 
 
 class Load:
-    """Connections from a container, one after the other for as long as the block lasts."""
+    """Connections from a container, or questions over UDP, one after the other for as long as the block lasts."""
 
-    def __init__(self, machine: Machine, container: str, host: str, port: int, *, pause_ms: int = 20) -> None:
+    def __init__(
+        self, machine: Machine, container: str, host: str, port: str, *, pause_ms: int = 50, udp: bool = False
+    ) -> None:
         self._machine = machine
-        self._words = (container, "loop", host, str(port), "2", str(pause_ms))
+        self._words = (container, "requests" if udp else "loop", host, port, "2", str(pause_ms))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.count = 0
         self.answers: Counter[str] = Counter()
+        self.addresses: Counter[str] = Counter()
+        """What the name led to, by TCP."""
         self.failures: list[dict[str, Any]] = []
         self.error: Exception | None = None
 
@@ -239,6 +252,7 @@ class Load:
                 found = self._machine.client(*self._words)
                 self.count += found["count"]
                 self.answers.update(found["answers"])
+                self.addresses.update(found["addresses"])
                 self.failures += found["failures"]
         except Exception as error:  # noqa: BLE001 — raised again where the block ends
             self.error = error
@@ -246,3 +260,148 @@ class Load:
     def unexcused(self, *spans: tuple[float, float]) -> list[dict[str, Any]]:
         """Return the failures but those under way in one of these spans of the monotonic clock."""
         return [f for f in self.failures if not any(f["begin"] <= end and f["end"] >= begin for begin, end in spans)]
+
+
+class Kept:
+    """Connections and UDP sockets of a container that stay open and are talked through while the block lasts."""
+
+    def __init__(self, machine: Machine, container: str, host: str, port: str, *, tcp: int = 0, udp: int = 0) -> None:
+        words = (host, port, str(tcp), str(udp))
+        self._command = ("docker", "--host", f"unix://{machine.socket}", "exec", "--interactive", container)
+        self._command += ("python3", "/srv/client.py", "keep", *words)
+        self.opened: list[str] = []
+        """Who answered each."""
+        self.found: list[dict[str, Any]] = []
+        """What became of each, once the block has ended: {answer, words, last, error}."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        self.opened = orjson.loads(self._process.stdout.readline())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        said, _ = self._process.communicate(timeout=60)
+        self.found = orjson.loads(said)
+
+    def broken(self, *excused: str) -> list[dict[str, Any]]:
+        """Return those that failed or never spoke, but for those to the excused servers."""
+        return [f for f in self.found if f["answer"] not in excused and (f["error"] is not None or not f["words"])]
+
+
+class Census:
+    """Looks all the time, while the block lasts, which machine runs which replica and how many queries wait."""
+
+    def __init__(self, cluster: Cluster, service: str) -> None:
+        self._cluster = cluster
+        self._filters = orjson.dumps({"label": [f"meshbox.service={service}", "meshbox.replica"]}).decode()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._together: dict[str, float] = {}
+        self._error: Exception | None = None
+        self.replicas: Counter[str] = Counter()
+        """How often each replica was seen on some machine."""
+        self.overlaps: list[tuple[str, float, float]] = []
+        """Replica, and from when to when (monotonic) two machines ran it."""
+        self.queries: Counter[str] = Counter()
+        """The most queries that waited at once, by machine."""
+        self._known: dict[str, list[tuple[float, set[str]]]] = {machine.node: [] for machine in cluster}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def longest(self, cut: tuple[float, float] | None = None) -> float:
+        """Return for how many seconds two machines ran one replica; of what began in a cut, only what came after."""
+        lasted = [0.0]
+        for _, begin, end in self.overlaps:
+            lasted.append(end - (cut[1] if cut and cut[0] <= begin <= cut[1] else begin))
+        return max(lasted)
+
+    def left(self, node: str, other: str, since: float) -> float:
+        """Return how many seconds after a moment a machine was seen to take another one for dead."""
+        return min(when for when, healthy in self._known[node] if when > since and other not in healthy) - since
+
+    def _run(self) -> None:
+        try:
+            with ExitStack() as stack:
+                sockets = [(m, m.socket, m.root / "run/admin.sock") for m in self._cluster]
+                asked = [(m, *(stack.enter_context(_client(path)) for path in paths)) for m, *paths in sockets]
+                while not self._over.is_set():
+                    self._look(asked)
+                    self._over.wait(0.4)
+            self._note(Counter(), time.monotonic())
+        except Exception as error:  # noqa: BLE001 — raised again where the block ends
+            self._error = error
+
+    def _look(self, asked: list[tuple[Member, httpx2.Client, httpx2.Client]]) -> None:
+        seen: Counter[str] = Counter()
+        for machine, engine, appliance in asked:
+            with suppress(httpx2.HTTPError):  # it has no power
+                running = engine.get("/containers/json", params={"filters": self._filters}).json()
+                seen.update({one["Labels"]["meshbox.replica"] for one in running})
+            with suppress(httpx2.HTTPError):
+                found = appliance.get("/v1/peers").json()
+                self.queries[machine.node] = max(self.queries[machine.node], found["open_queries"])
+                healthy = {one["node"] for one in found["machines"] if one["healthy"]}
+                self._known[machine.node].append((time.monotonic(), healthy))
+        self.replicas.update(seen.keys())
+        self._note(seen, time.monotonic())
+
+    def _note(self, seen: Counter[str], now: float) -> None:
+        for replica in [one for one in self._together if seen[one] < 2]:
+            self.overlaps.append((replica, self._together.pop(replica), now))
+        for replica in [one for one, count in seen.items() if count > 1]:
+            self._together.setdefault(replica, now)
+
+
+class Between:
+    """A FaultyConsul between a machine's appliance and its Consul, for as long as the block lasts."""
+
+    def __init__(self, machine: Member) -> None:
+        self.consul = FaultyConsul(f"unix://{machine.consul.socket}", path=str(machine.root / "between.sock"))
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._run,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._started.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tell(self._over.set)
+        self._thread.join()
+        Path(self.consul.path).unlink()
+
+    @property
+    def address(self) -> str:
+        """What the appliance takes for Consul's address."""
+        return self.consul.address
+
+    @property
+    def requests(self) -> list[str]:
+        """Methods and paths, as asked."""
+        return self.consul.requests
+
+    def tell(self, deed: Callable[[], None]) -> None:
+        """Do something in its thread."""
+        trio.from_thread.run_sync(deed, trio_token=self._token)
+
+    async def _run(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._over = trio.Event()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.consul.run)
+            self._started.set()
+            await self._over.wait()
+            nursery.cancel_scope.cancel()
+
+
+def _client(path: Path) -> httpx2.Client:
+    return httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path)), base_url="http://it", timeout=20.0)

@@ -8,10 +8,13 @@ resolve NAME           {addresses | error}
 hold HOST PORT N       N connections at once, a word through each: {open, answered, error}
 sum HOST PORT BYTES    sends BYTES, shuts down its sending half, reads to the end: {answer, sent, sha}
 get HOST PORT BYTES    HTTP download: {length, sha, wanted}
-loop HOST PORT SECONDS [MS]   connections one after the other, MS (default 0) apart: {count, answers, failures:
-                       [{error, begin, end}, …]}
+loop HOST PORT SECONDS [MS]   connections one after the other, MS (default 0) apart: {count, answers, addresses,
+                       failures: [{error, begin, end}, …]}
 ask HOST PORT SECONDS [MS]    the same with datagrams from one socket, each waiting 1 s for its answer
+requests HOST PORT SECONDS [MS]   the same, each from a new socket, which asks three times before it is a failure
 crowd loop|ask HOST PORT SECONDS N   N of these at once, 20 ms apart: what they met, together
+keep HOST PORT TCP UDP   holds so many connections and UDP sockets open, prints who answered each, and sends a word
+                       through each every 100 ms until the end of its input: [{answer, words, last, error}, …]
 until HOST PORT SECONDS   tries again and again until it is answered: {at}, or null after SECONDS
 reset HOST PORT        asks for a reset: {error}; leaves another connection by a reset: {seen}
 """
@@ -137,13 +140,15 @@ def hold(host: str, port: str, count: str) -> dict[str, Any]:
 
 def loop(host: str, port: str, seconds: str, pause: str = "0") -> dict[str, Any]:
     """Connect and hear a name, again and again. Times are of the monotonic clock, which host and container share."""
-    count, answers, failures = 0, Counter[str](), []
+    count, answers, addresses, failures = 0, Counter[str](), Counter[str](), []
     ending = time.monotonic() + float(seconds)
     while (begin := time.monotonic()) < ending:
         count += 1
         stage = "connect"
         try:
-            with socket.create_connection((host, int(port)), TIMEOUT) as connection:
+            address = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)[0][4]
+            addresses[str(address[0])] += 1
+            with socket.create_connection((str(address[0]), int(port)), TIMEOUT) as connection:
                 stage = "read"
                 answer = connection.recv(1000).decode().split(" ")[0]
                 if not answer:
@@ -152,7 +157,79 @@ def loop(host: str, port: str, seconds: str, pause: str = "0") -> dict[str, Any]
         except OSError as error:
             failures.append({"error": f"{stage} {word(error)}", "begin": begin, "end": time.monotonic()})
         NEVER.wait(int(pause) / 1000)
-    return {"count": count, "answers": answers, "failures": failures}
+    return {"count": count, "answers": answers, "addresses": addresses, "failures": failures}
+
+
+def requests(host: str, port: str, seconds: str, pause: str = "0") -> dict[str, Any]:
+    """Ask over UDP again and again, as programs do: what is not answered within a second is asked once more."""
+    count, answers, addresses, failures = 0, Counter[str](), Counter[str](), []
+    ending = time.monotonic() + float(seconds)
+    while (begin := time.monotonic()) < ending:
+        count += 1
+        (found,) = udp(host, port, "1", "1000")
+        for _ in range(2):
+            if "error" in found:
+                (found,) = udp(host, port, "1", "1000")
+        if "error" in found:
+            failures.append({"error": found["error"], "begin": begin, "end": time.monotonic()})
+        else:
+            answers[found["answer"].split(" ")[0]] += 1
+        NEVER.wait(int(pause) / 1000)
+    return {"count": count, "answers": answers, "addresses": addresses, "failures": failures}
+
+
+class Kept:
+    """A connection, or a UDP socket, that stays open."""
+
+    def __init__(self, host: str, port: int, kind: socket.SocketKind) -> None:
+        self._tcp = kind is socket.SOCK_STREAM
+        self._socket = socket.socket(type=kind)
+        self._socket.settimeout(TIMEOUT)
+        self._socket.connect((host, port))
+        if not self._tcp:
+            self._socket.send(b"")
+        self.found: dict[str, Any] = {
+            "answer": self._until(b" ").decode().strip(),
+            "words": 0,
+            "last": 0.0,
+            "error": None,
+        }
+
+    def talk(self, over: threading.Event) -> None:
+        """Send a word and await it, until this is over or fails."""
+        try:
+            while not over.wait(0.1):
+                sent = b"%06d\n" % self.found["words"]
+                self._socket.sendall(sent)
+                self._until(sent)
+                self.found.update(words=self.found["words"] + 1, last=time.monotonic())
+        except OSError as error:
+            self.found["error"] = word(error)
+
+    def _until(self, end: bytes) -> bytes:
+        got = b""
+        while not got.endswith(end):
+            part = self._socket.recv(1000)
+            if not part and self._tcp:
+                raise ConnectionResetError(errno.ECONNRESET, "ended")
+            got = got + part if self._tcp else part
+        return got
+
+
+def keep(host: str, port: str, tcp_count: str, udp_count: str) -> list[dict[str, Any]]:
+    """Talk through what stays open."""
+    kinds = [socket.SOCK_STREAM] * int(tcp_count) + [socket.SOCK_DGRAM] * int(udp_count)
+    kept = [Kept(host, int(port), kind) for kind in kinds]
+    print(json.dumps([one.found["answer"] for one in kept]), flush=True)  # noqa: T201 — the first of two answers
+    over = threading.Event()
+    threads = [threading.Thread(target=one.talk, args=(over,)) for one in kept]
+    for thread in threads:
+        thread.start()
+    sys.stdin.read()
+    over.set()
+    for thread in threads:
+        thread.join()
+    return [one.found for one in kept]
 
 
 def ask(host: str, port: str, seconds: str, pause: str = "0") -> dict[str, Any]:
@@ -264,5 +341,8 @@ def reset(host: str, port: str) -> dict[str, Any]:
     return found
 
 
-VERBS = {v.__name__: v for v in (tcp, udp, dials, talk, resolve, hold, loop, ask, crowd, until, sum, get, reset)}
+VERBS = {
+    v.__name__: v
+    for v in (tcp, udp, dials, talk, resolve, hold, loop, ask, requests, crowd, keep, until, sum, get, reset)
+}
 print(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 — its answer

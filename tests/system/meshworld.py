@@ -14,17 +14,24 @@ TRIO = f"""
 trio = service("trio", count=3, containers=[container("server", image="{IMAGE}", ports=[7000, "7000/udp"])])
 """
 WHERE = ("server.trio", "7000")
+MANY = tuple(f"server.zone{number:02}" for number in range(70))
+"""Names that nothing serves: with them a machine has more services of interest than it may have queries."""
+STAYS = "--restart=unless-stopped"
+REACH = "server.trio,server.late,server.uneven"
 
 
 def populate(cluster: Cluster) -> None:
-    """Put a replica of `trio` on each machine, and on the first a client that may reach it and `late`."""
+    """Put a replica of `trio` on each machine, a client that may reach it and more, and one that may reach nothing."""
     one = cluster.machines[0]
     one.deploy(TRIO)
-    if not one.containers("name=^client$"):
-        one.run_container("client", IMAGE, service="near", container="client", connect_to="server.trio,server.late")
     for machine in cluster:
+        reach = ",".join((REACH, *MANY)) if machine is one else REACH
+        if not machine.containers("name=^client$"):
+            machine.run_container(
+                "client", IMAGE, options=(STAYS,), service="near", container="client", connect_to=reach
+            )
         if not machine.containers("name=^stranger$"):
-            machine.run_container("stranger", IMAGE, service="far", container="stranger")
+            machine.run_container("stranger", IMAGE, options=(STAYS,), service="far", container="stranger")
     wait_until(lambda: spread(cluster) == [1] * len(cluster.machines), "one replica on each machine", seconds=40)
     wait_until(lambda: len(heard(one)) == len(cluster.machines), "all answer", seconds=40)
 
@@ -38,9 +45,9 @@ def spread(cluster: Cluster) -> list[int]:
     ]
 
 
-def heard(machine: Member, count: int = 30, client: str = "client") -> Counter[str]:
+def heard(machine: Member, count: int = 30, client: str = "client", host: str = "server.trio") -> Counter[str]:
     """Return who answers how many of so many connections; failures count by their names."""
-    return Counter(one.get("answer") or one["error"] for one in machine.client(client, "tcp", *WHERE, str(count)))
+    return Counter(one.get("answer") or one["error"] for one in machine.client(client, "tcp", host, "7000", str(count)))
 
 
 def name_of(machine: Member) -> str:
