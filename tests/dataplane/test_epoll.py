@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -135,4 +137,60 @@ def test_outside_a_batch_sockets_close_at_once(loop: asyncio.AbstractEventLoop) 
     assert one.fileno() == -1
     assert not polls.handlers
     two.close()
+    polls.shut()
+
+
+def test_traffic_without_end_keeps_nobody_else_waiting(
+    loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While each event brings the next one, the loop's timers, callbacks, readers and other threads have their turn."""
+    monkeypatch.setattr(epoll, "STAY", 100)
+    polls = EpollSet(loop)
+    one, two = pair()
+    three, four = pair()
+
+    def echo() -> None:
+        with suppress(BlockingIOError):
+            two.send(one.recv(9, socket.MSG_DONTWAIT))
+
+    seen = Recorder(echo)
+    polls.add(one.fileno(), seen)
+    two.send(b"x")
+
+    async def others() -> int:
+        told = asyncio.Event()
+        await asyncio.sleep(0.01)
+        loop.call_soon(told.set)
+        await told.wait()
+        told.clear()
+        loop.add_reader(three.fileno(), lambda: three.recv(9) and told.set())
+        thread = threading.Thread(target=four.send, args=(b"y",))
+        thread.start()
+        await told.wait()
+        await loop.run_in_executor(None, thread.join)
+        return len(seen.events)
+
+    events = loop.run_until_complete(asyncio.wait_for(others(), 5))
+    assert events > 10
+    loop.remove_reader(three.fileno())
+    for sock in (one, two):
+        polls.close(sock)
+    for sock in (three, four):
+        sock.close()
+    turn(loop)
+    polls.shut()
+
+
+def test_after_a_pause_events_are_noticed_as_before(loop: asyncio.AbstractEventLoop) -> None:
+    """The set is left to the loop's own waiting once nothing comes, and comes back from there, again and again."""
+    polls = EpollSet(loop)
+    one, two = pair()
+    seen = Recorder(lambda: one.recv(9))
+    polls.add(one.fileno(), seen)
+    for number in range(5):
+        two.send(b"x")
+        turn(loop)
+        assert len(seen.events) == number + 1
+    polls.close(one)
+    polls.close(two)
     polls.shut()
