@@ -34,8 +34,9 @@ AT_ONCE = 0.2
 """A query that returns within so many seconds did not wait."""
 CATCH_UP = 1.0
 """Seconds after which an index that is lower than before is looked at again before it is believed."""
-SWEEP_PAUSE = 1.0
-"""Seconds between two readings of the services without a query of their own."""
+REST = 4
+"""How many times longer than it took is the pause after a reading of the services without a query of their own: where
+all that many keep changing, reading them takes a fifth of the time, and a single change is read at once."""
 
 _T = TypeVar("_T")
 
@@ -213,8 +214,9 @@ class Interests:
             return await self._fetch_catalogue(index), None
 
         async def took(_: None) -> None:
+            began = trio.current_time()
             await self._read_all(self.wanted - self._following)
-            await trio.sleep(SWEEP_PAUSE)
+            await trio.sleep(REST * (trio.current_time() - began))
 
         try:
             await self._queries.follow("catalogue", fetch, took, wanted=lambda: bool(self.wanted - self._following))
