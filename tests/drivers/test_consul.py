@@ -555,7 +555,7 @@ def test_few_queries_whatever_goes_wrong(machines, consul_agent):
                 await trio.to_thread.run_sync(consul_agent.stop)
                 await until(lambda: one.facts.held_since is not None)
                 await trio.to_thread.run_sync(consul_agent.start)
-                await until(lambda: one.facts.held_since is None and len(one.facts.endpoints) == 3)
+                await until(lambda: one.facts.held_since is None and len(one.facts.endpoints) == 2)
                 assert 40 < faulty.most <= 64
             nursery.cancel_scope.cancel()
 
