@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from machine import Machine, Switch
 
@@ -14,6 +16,15 @@ if TYPE_CHECKING:
 
 settings.register_profile("meshbox", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("meshbox")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what commands that ran in this process configured: their standard error is closed by then."""
+    handlers = logging.root.handlers[:]
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

@@ -132,6 +132,8 @@ class TcpListener:
 
     def ready(self, _events: int) -> None:
         """Accept some of those who wait; the socket is level-triggered, so the rest are reported again."""
+        if self._shared:
+            self.epoll.stand_aside()
         for _ in range(self._turns):
             if not self._accept_one():
                 return

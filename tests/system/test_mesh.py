@@ -207,6 +207,7 @@ def test_stopping_takes_leave_first(trio: Cluster) -> None:
             wait_until_agreed(trio)
             with Kept(one, "client", *WHERE, tcp=24) as kept:
                 assert two.stop() == 0
+                NEVER.wait(1.0)  # in which each connection is talked over again, or found to have ended
             assert kept.broken(name_of(two)) == []
             assert all(found["error"] for found in kept.found if found["answer"] == name_of(two))
         assert load.failures == []
