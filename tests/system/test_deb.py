@@ -335,9 +335,7 @@ def test_from_source_and_back(machine: PrivilegedMachine, tmp_path: Path) -> Non
         "MESHBOX_DNS_UPSTREAMS": machine.switch.address,
     }
     meshbox = ("env", *(f"{key}={value}" for key, value in settings.items()), "/srv/source/.venv/bin/meshbox")
-    machine.appliance = appliance = Program(
-        machine.netns, debian.command(*meshbox, "run"), machine.root / "meshbox.log"
-    )
+    machine.appliance = appliance = Program(machine.netns, debian.command(*meshbox, "run"), machine.root / "source.log")
     wait_until(lambda: '"ready"' in appliance.tail(), "it is ready")
     debian(*meshbox, "check", netns=machine.netns)
     debian(*meshbox, "deploy", "/srv/source/examples/app.py", netns=machine.netns)
