@@ -396,9 +396,10 @@ def test_backup_is_restored(machines, consul_agent, tmp_path):
             await until(lambda: set(one.facts.specs) == {"web", "new"} and weights(one) == [("m2", 1), ("m2", 3)])
             known, here = one.facts, two.facts
             machines.rings.clear()
-            await trio.to_thread.run_sync(snapshot, "restore")
-            await until(lambda: one.facts.held_since is not None)
-            assert "older data than before" in one.facts.held_why
+            async with trio.open_nursery() as nursery:  # it is noticed before the command has ended
+                nursery.start_soon(trio.to_thread.run_sync, snapshot, "restore")
+                await until(lambda: one.facts.held_since is not None)
+                assert "older data than before" in one.facts.held_why
             await until(
                 lambda: (
                     set(consul_agent.get("/v1/kv/meshbox/specs/?keys"))

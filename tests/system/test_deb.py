@@ -306,7 +306,7 @@ def test_from_nothing_to_names_and_back(package: Path, machine: PrivilegedMachin
         f'dns_upstreams = ["{machine.switch.address}"]\n'
     )
     machine.appliance = appliance = Program(
-        machine.netns, debian.command("meshbox", "run"), machine.root / "meshbox.log"
+        machine.netns, debian.command("meshbox", "run"), machine.root / "package.log"
     )
     wait_until(lambda: '"ready"' in appliance.tail(), "it is ready")
     debian("sh", "-c", readme("meshbox check"), netns=machine.netns)
