@@ -301,8 +301,9 @@ class ConsulRegistry:
         self._specs.again()
         self._losses.set()
 
-    def _went_back(self) -> None:
-        self._evidence.went_back()
+    def _went_back(self, sure: bool) -> None:  # noqa: FBT001 — a callback
+        self._evidence.went_back(sure=sure)
+        self._losses.set()
 
     def _other(self) -> None:
         self._specs.estrange()

@@ -39,6 +39,8 @@ FORMER = 8
 GRACE = 60.0
 """Seconds after a loss of data for which nothing counts as removed: four times the heartbeat's TTL."""
 
+DOUBT = 5.0
+"""The same while it may only be that a server is behind."""
 LOOK = 1.0
 """Seconds between looks during that time: it may have been a false alarm."""
 QUERY = "data"
@@ -72,6 +74,8 @@ class Evidence:
         self._met = False
         self._grace = grace
         self._until = 0.0
+        self._older = False
+        """Whether it is known to have data of an earlier time."""
         self._former = ""
         """The epoch before the last loss."""
         self.epoch = ""
@@ -108,12 +112,20 @@ class Evidence:
                 return  # somebody else was faster, or it was there all the time: the next look will tell
         self.epoch = epoch
 
-    def went_back(self) -> None:
-        """Take it that Consul has data of an earlier time: what is missing there counts as lost, not as removed."""
-        if not self.suspended:
-            log.warning("Consul has older data than before; what is newer is held and put back", seconds=self._grace)
-        self._former = ""
+    def went_back(self, *, sure: bool) -> None:
+        """Take it that Consul has data of an earlier time: what is missing there counts as lost, not as removed.
+
+        Not `sure`: a server that has just started is behind for a moment, too. But where it is a backup, another
+        machine may have put back its part before this one looks again, and the index is no longer lower then.
+        """
         self._held.failed(QUERY, "Consul has older data than before; what is newer is being put back")
+        if not sure:
+            self._until = max(self._until, trio.current_time() + min(DOUBT, self._grace))
+            return
+        if not self._older:
+            log.warning("Consul has older data than before; what is newer is held and put back", seconds=self._grace)
+        self._older = True
+        self._former = ""
         self._until = trio.current_time() + self._grace
         self._lost()
 
@@ -125,6 +137,7 @@ class Evidence:
                 await self.look()
             except RetryError:
                 continue
+        self._older = False
         self._held.over(QUERY)
 
     async def merge(

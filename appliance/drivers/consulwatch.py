@@ -76,8 +76,11 @@ class Held:
 class Queries:
     """Follows values with blocking queries, and counts those that wait."""
 
-    def __init__(self, held: Held, went_back: Callable[[], None] = lambda: None) -> None:
-        """`went_back` is called when an index is lower than before: Consul's data are of an earlier time."""
+    def __init__(self, held: Held, went_back: Callable[[bool], None] = lambda _: None) -> None:
+        """`went_back` is called when an index is lower than before, and with True once it stays so.
+
+        Consul's data are of an earlier time then.
+        """
         self._held = held
         self._went_back = went_back
         self.open = 0
@@ -103,10 +106,11 @@ class Queries:
                 found, value = await fetch(index)
                 if found < last and not behind:  # a server that has just started is, for a moment
                     behind, index = True, 0
+                    self._went_back(False)
                     await trio.sleep(CATCH_UP)
                     continue
                 if found < last:  # data were lost or restored: what is there now is not a successor of what was known
-                    self._went_back()
+                    self._went_back(True)
                     index = last = 0
                     continue
                 behind = False

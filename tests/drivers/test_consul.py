@@ -394,6 +394,7 @@ def test_backup_is_restored(machines, consul_agent, tmp_path):
             await two.put_spec(replace(SPEC, name="new"))
             await two.register(serving(3))
             await until(lambda: set(one.facts.specs) == {"web", "new"} and weights(one) == [("m2", 1), ("m2", 3)])
+            await until(lambda: one.facts.open_queries == two.facts.open_queries == 3)  # each waits for what comes
             known, here = one.facts, two.facts
             machines.rings.clear()
             async with trio.open_nursery() as nursery:  # it is noticed before the command has ended

@@ -183,9 +183,24 @@ def test_data_of_an_earlier_time():
 
     async def script(world):
         await world.evidence.look()
-        world.evidence.went_back()
+        world.evidence.went_back(sure=True)
         assert world.losses == 1
         assert "older data than before" in world.held.why
+        assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
+        await world.evidence.get_over()
+        assert world.held.since is None
+        assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"b": 2}
+
+    run(script)
+
+
+def test_data_that_may_be_of_an_earlier_time():
+    """Until that is known nothing is missed; nothing is put back either, for a server may only be behind."""
+
+    async def script(world):
+        await world.evidence.look()
+        world.evidence.went_back(sure=False)
+        assert world.losses == 0
         assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
         await world.evidence.get_over()
         assert world.held.since is None
@@ -199,7 +214,7 @@ def test_older_data_without_an_epoch():
 
     async def script(world):
         await world.evidence.look()
-        world.evidence.went_back()
+        world.evidence.went_back(sure=True)
         world.keys.keys.clear()
         assert await world.evidence.merge({"a": 1}, {}) == {"a": 1}
         assert world.losses == 2
