@@ -8,7 +8,6 @@ all that should be served, so that what runs never differs from what the parent 
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import socket
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvloop
 
-from appliance.dataplane import orders
+from appliance.dataplane import orders, precedence
 from appliance.dataplane.channel import Channel
 from appliance.dataplane.plane import DataPlane
 from appliance.model.names import Protocol
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from appliance.model.network import Listener
 
 log = structlog.get_logger()
-
-PRIORITY = -10
-"""Nice value (setpriority(2)): where cores are few, traffic goes before planning and nft."""
 
 
 def run(descriptor: int) -> int:
@@ -56,10 +52,7 @@ class Worker:
         self._listeners: dict[Destination, Listener] = {}
         self._channel = Channel(loop, sock, take=self._take, ended=self._end)
         self.code = 0
-        try:
-            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-        except PermissionError as error:  # without CAP_SYS_NICE it works too
-            log.debug("traffic gets no priority over planning", error=str(error))
+        precedence.take()
 
     def _take(self, order: Any, sockets: list[int]) -> None:
         try:

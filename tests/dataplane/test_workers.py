@@ -31,7 +31,7 @@ from tcpworld import (
 
 from appliance import worker
 from appliance.dataplane import face
-from appliance.dataplane.worker import PRIORITY
+from appliance.dataplane.precedence import NICE
 from appliance.dataplane.workers import Workers
 from appliance.model.names import Destination, Name
 from appliance.model.network import Backend, Listener, Zone
@@ -146,7 +146,7 @@ def world() -> Iterator[WorkersWorld]:
 def test_traffic_goes_before_planning(world: WorkersWorld) -> None:
     """Workers take the CPU from their parent, where the kernel lets them (root)."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    wanted = PRIORITY if os.geteuid() == 0 else own
+    wanted = NICE if os.geteuid() == 0 else own
     eventually(lambda: all(pid and os.getpriority(os.PRIO_PROCESS, pid) == wanted for pid in world.workers.pids))
 
 
