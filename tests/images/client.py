@@ -15,7 +15,7 @@ requests HOST PORT SECONDS [MS]   the same, each from a new socket, which asks t
 crowd loop|ask HOST PORT SECONDS N   N of these at once, 20 ms apart: what they met, together
 keep HOST PORT TCP UDP   holds so many connections and UDP sockets open, prints who answered each, and sends a word
                        through each every 100 ms until the end of its input: [{answer, words, last, error}, …]
-until HOST PORT SECONDS   tries again and again until it is answered: {at}, or null after SECONDS
+until HOST PORT SECONDS   from the end of its input, tries again and again until answered: {at}, or null after SECONDS
 reset HOST PORT        asks for a reset: {error}; leaves another connection by a reset: {seen}
 """
 
@@ -272,6 +272,7 @@ def crowd(verb: str, host: str, port: str, seconds: str, number: str) -> dict[st
 
 def until(host: str, port: str, seconds: str) -> dict[str, Any]:
     """Connect until that works. The time is of the monotonic clock, which host and container share."""
+    sys.stdin.read()
     ending = time.monotonic() + float(seconds)
     while time.monotonic() < ending:
         try:
