@@ -45,8 +45,6 @@ FEW = 4
 """After a batch of fewer the next one is probably empty: waiting instead saves a system call."""
 STAY = 0.002
 """Most seconds of waiting here before uvloop gets its turn again, were it only for its timers."""
-ASIDE = 0.02
-"""Seconds without a stay after a connection that other processes could have had as well."""
 PAUSE = 0.001
 """Seconds without events after which it is left to uvloop to wait: the shortest time that epoll_wait(2) takes."""
 
@@ -64,8 +62,10 @@ class Handler(Protocol):
 class EpollSet:
     """Sockets and their handlers."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, stays: bool = True) -> None:
+        """Without `stays` it is always uvloop that waits."""
         self._loop = loop
+        self._stays = stays
         self._epoll = select.epoll()
         self._uv = UvPoll(loop)
         self._uv_epoll = select.epoll.fromfd(os.dup(self._uv.fd))
@@ -74,7 +74,6 @@ class EpollSet:
         self._closing: list[SocketType] = []
         self._running = False
         self._leaving = False
-        self._aside_until = 0.0
         self.handlers: dict[int, Handler] = {}
         """By file descriptor. Replace a value to hand a registered socket to another handler."""
         loop.add_reader(self._epoll.fileno(), self._run)
@@ -106,10 +105,6 @@ class EpollSet:
         self._epoll.close()
         self._uv_epoll.close()
 
-    def stand_aside(self) -> None:
-        """Wait in uvloop for a moment: who stays here would be sooner at each new connection than those who do not."""
-        self._aside_until = monotonic() + ASIDE
-
     def leave(self) -> None:
         """Let uvloop have its turn after this batch."""
         self._leaving = True
@@ -123,7 +118,7 @@ class EpollSet:
                 self._handle(batch)
                 if len(batch) < FEW:
                     break
-            if wait and monotonic() > self._aside_until:
+            if wait and self._stays:
                 self._stay(STAY if wait < 0 else min(STAY, wait / 1000))
         finally:
             self._running = False

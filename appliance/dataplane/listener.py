@@ -50,9 +50,11 @@ class Source:
 class Shared:
     """What all TCP listeners of one process have in common."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, alone: bool = True) -> None:
+        """Unless it is `alone`, other processes accept from the same sockets; this one takes no advantage of them."""
         self.loop = loop
-        self.epoll = EpollSet(loop)
+        self.alone = alone
+        self.epoll = EpollSet(loop, stays=alone)
         self.pipes = PipePool()
         self.dials = Dials(loop)
 
@@ -74,7 +76,7 @@ class TcpListener:
         on_empty: Callable[[TcpListener], None],
         sock: SocketType | None = None,
     ) -> None:
-        """Open the port, or take over `sock`, which other processes share, and accept. Raises OSError.
+        """Open the port, or take over `sock`, which other processes may share, and accept. Raises OSError.
 
         `on_empty` is called once nothing is left after `stop`.
         """
@@ -101,8 +103,8 @@ class TcpListener:
         self._peers = _peers(listener.peers)
         self.balancer.update(listener.backends)
         self._socket = sock or listen(listener.port)
-        self._shared = sock is not None
-        self._turns = SHARED_ACCEPTS if sock else ACCEPTS
+        self._alone = shared.alone
+        self._turns = ACCEPTS if shared.alone else SHARED_ACCEPTS
         self._accept = self._socket._accept  # type: ignore[attr-defined]  # noqa: SLF001 — socket.accept() costs 4 µs more
         self._watch()
 
@@ -132,8 +134,6 @@ class TcpListener:
 
     def ready(self, _events: int) -> None:
         """Accept some of those who wait; the socket is level-triggered, so the rest are reported again."""
-        if self._shared:
-            self.epoll.stand_aside()
         for _ in range(self._turns):
             if not self._accept_one():
                 return
@@ -275,18 +275,18 @@ class TcpListener:
         self._watch()
 
     def _watch(self) -> None:
-        """Wait for clients; where other workers do too, in uvloop's set: an idle one comes before a busy one then."""
-        if self._shared:
-            self._loop.add_reader(self._socket.fileno(), self.ready, IN)
-        else:
+        """Wait for clients; where other workers do too, uvloop itself does, with one epoll set less to wake."""
+        if self._alone:
             self.epoll.add(self._socket.fileno(), self, IN)
+        else:
+            self._loop.add_reader(self._socket.fileno(), self.ready, IN)
 
     def _unwatch(self) -> None:
         """Wait no more. Closing does not do that, where other processes have the same socket."""
-        if self._shared:
-            self._loop.remove_reader(self._socket.fileno())
-        else:
+        if self._alone:
             self.epoll.remove(self._socket.fileno())
+        else:
+            self._loop.remove_reader(self._socket.fileno())
 
 
 def _callers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:

@@ -23,6 +23,7 @@ class Start:
 
     dns_port: int
     idle_udp: float
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,15 @@ class DataPlane:
         dns_upstreams: Callable[[], Sequence[tuple[str, int]]],
         dns_port: int,
         idle_udp: float = 60.0,
+        alone: bool = True,
     ) -> None:
-        """`idle_udp` is the seconds after which a silent UDP session ends."""
+        """`idle_udp` is the seconds after which a silent UDP session ends.
+
+        Unless it is `alone`, the sockets that it is given are shared with other processes.
+        """
         self._loop = loop
         self._idle_udp = idle_udp
-        self._shared = Shared(loop)
+        self._shared = Shared(loop, alone=alone)
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
         self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams)

@@ -52,7 +52,6 @@ class Worker:
         self._listeners: dict[Destination, Listener] = {}
         self._channel = Channel(loop, sock, take=self._take, ended=self._end)
         self.code = 0
-        precedence.take()
 
     def _take(self, order: Any, sockets: list[int]) -> None:
         try:
@@ -85,11 +84,14 @@ class Worker:
             case orders.Stop():
                 self.plane.stop()
             case orders.Start():
+                if order.alone:  # several may fill all cores, where those whom they serve need one too
+                    precedence.take()
                 self.plane = DataPlane(
                     self._loop,
                     dns_upstreams=lambda: self._upstreams,
                     dns_port=order.dns_port,
                     idle_udp=order.idle_udp,
+                    alone=order.alone,
                 )
             case orders.Ready():
                 gc.collect()

@@ -230,7 +230,7 @@ class Workers:
 
     def _tell_all(self, member: Member) -> None:
         """Tell a new process the whole of it."""
-        member.send(orders.Start(dns_port=self._dns_port, idle_udp=self._idle_udp))
+        member.send(orders.Start(dns_port=self._dns_port, idle_udp=self._idle_udp, alone=len(self._members) == 1))
         for destination, listener in self._listeners.items():
             if member in self._serving(destination.protocol, listener.port):
                 member.send(orders.Serve(listener, opened=True), (self._sockets[destination],))

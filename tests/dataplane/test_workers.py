@@ -143,11 +143,17 @@ def world() -> Iterator[WorkersWorld]:
     assert not [pid for pid in pids if pid and Path(f"/proc/{pid}").exists()]
 
 
-def test_traffic_goes_before_planning(world: WorkersWorld) -> None:
-    """Workers take the CPU from their parent, where the kernel lets them (root)."""
+@pytest.mark.parametrize("number", [1, 2])
+def test_traffic_goes_before_planning(number: int) -> None:
+    """A single worker takes the CPU from its parent, where the kernel lets it (root); several might take them all."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    wanted = NICE if os.geteuid() == 0 else own
-    eventually(lambda: all(pid and os.getpriority(os.PRIO_PROCESS, pid) == wanted for pid in world.workers.pids))
+    wanted = NICE if os.geteuid() == 0 and number == 1 else own
+    made = WorkersWorld(number)
+    try:
+        made.ask(face.LEFT)
+        assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in made.workers.pids if pid} == {wanted}
+    finally:
+        made.close()
 
 
 def test_connections_are_spread_over_the_workers(world: WorkersWorld) -> None:
