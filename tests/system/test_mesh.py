@@ -75,6 +75,7 @@ def test_deploy_waits_for_every_machine(trio: Cluster) -> None:
                 TRIO.replace("count=3", "count=5").replace("ports=", 'env={"WORD": "new"}, ports=')
             ).stdout
             assert all(spread(trio)), "each machine has its share"
+            wait_until(lambda: sum(spread(trio)) == 5, "what was replaced has been stopped")
             shares = [f"{count} on {m.node}" for m, count in zip(trio, spread(trio), strict=True)]
             assert said.splitlines()[-1] == f"ready: trio (5: {', '.join(shares)})"
             for machine in trio:
