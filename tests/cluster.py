@@ -389,6 +389,11 @@ class Between:
         """Methods and paths, as asked."""
         return self.consul.requests
 
+    @property
+    def withdrawals(self) -> list[str]:
+        """Those of them that take a service out of Consul."""
+        return [word for word in self.requests if "deregister" in word]
+
     def tell(self, deed: Callable[[], None]) -> None:
         """Do something in its thread."""
         trio.from_thread.run_sync(deed, trio_token=self._token)
