@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,9 @@ class Config:
         0, values.integer(0, 64), "processes that carry the traffic; 0: the one that also plans and watches"
     )
     registry: str = _option(
-        "local", values.choice("local", "consul"), "local: this machine alone, kept in state_dir; consul: many machines"
+        "local",
+        values.choice("local", "consul"),
+        "local: this machine alone, kept in state_dir; consul: many machines, and the default of a gateway",
     )
     host_access: bool = _option(
         "false", values.boolean, "true: names of the mesh for processes of this host too; undone when it stops"
@@ -199,7 +201,10 @@ def _options(table: Any, before: str) -> Iterator[Option]:
 def load(
     file: str | None = None, *, environment: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
 ) -> Config:
-    """Read file, variables and flags (by dotted key). The default file may be absent. Raises InputError."""
+    """Read file, variables and flags (by dotted key). The default file may be absent. Raises InputError.
+
+    A gateway for which nobody chose a registry takes Consul: without Docker nothing gets into the local one.
+    """
     environment = os.environ if environment is None else environment
     known = {option.key: option for option in options()}
     chosen = file or environment.get(FILE_VARIABLE)
@@ -212,7 +217,8 @@ def load(
         nested[table][name] = value
     if nested["consul"].get("token") and nested["consul"].get("token_file"):
         raise InputError("consul.token and consul.token_file are both set; keep one of them")
-    return Config(**nested[""], balance=Balance(**nested["balance"]), consul=Consul(**nested["consul"]))
+    made = Config(**nested[""], balance=Balance(**nested["balance"]), consul=Consul(**nested["consul"]))
+    return replace(made, registry="consul") if made.is_gateway and "registry" not in found else made
 
 
 def _from_file(path: Path, known: Mapping[str, Option], *, needed: bool) -> Iterator[tuple[str, Any]]:

@@ -49,15 +49,20 @@ def more_rights() -> str:
 
 
 def gateway(config: Config) -> list[Finding]:
-    """Say what a machine without Docker does, and what is missing for more."""
+    """Say what a machine without Docker does, with which Consul, and what is missing for more."""
+    serves = "DNS and proxy for this host and its guests"
+    another = ""
+    if config.registry == "consul":
+        serves += f", for every name in Consul at {config.consul.address}"
+        another = "; for another Consul, -e MESHBOX_CONSUL=http://ADDRESS:8500"
     if config.gateway == "yes":
-        found = [ok("Docker", 'not asked, since gateway is "yes": DNS and proxy for this host and its guests')]
+        found = [ok("Docker", f'not asked, since gateway is "yes": {serves}')]
     else:
         found = [
             warning(
                 "Docker",
-                f"there is no {config.docker_socket}, so this is a gateway: DNS and proxy for this host and its guests",
-                f"for its containers too, add {WHOLE}",
+                f"there is no {config.docker_socket}, so this is a gateway: {serves}",
+                f"for its containers too, add {WHOLE}{another}",
             )
         ]
     if config.registry == "local":

@@ -227,6 +227,21 @@ def test_visitors(tmp_path) -> None:
     assert not alone.is_gateway
 
 
+def test_a_gateway_takes_consul_unless_told(write, tmp_path) -> None:
+    """Without Docker nothing comes into the local registry, so that only who asks for that one gets it."""
+
+    def chosen(text="", **settings):
+        found = config.load(write(text), environment={f"MESHBOX_{key.upper()}": v for key, v in settings.items()})
+        return found.registry, found.consul.address
+
+    usual = "http://127.0.0.1:8500"
+    here, none = str(tmp_path), str(tmp_path / "none.sock")
+    assert chosen(gateway="yes") == chosen(gateway="auto", docker_socket=none) == ("consul", usual)
+    assert chosen(gateway="auto", docker_socket=here) == chosen(docker_socket=none) == ("local", usual)
+    assert chosen(gateway="yes", registry="local") == chosen('registry = "local"', gateway="yes") == ("local", usual)
+    assert chosen(gateway="yes", consul_address="http://c:8500") == ("consul", "http://c:8500")
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [

@@ -33,13 +33,18 @@ def image(monkeypatch, tmp_path):
 
 
 def test_gateway_says_what_adds_the_rest() -> None:
-    """One line names the options; with the local registry another one says that there is nothing to serve."""
+    """One line names the options, the Consul and how to name another; with the local registry there is nothing."""
     docker, registry = surroundings.gateway(Config(docker_socket="/nowhere"))
     assert docker.level is registry.level is Level.WARNING
     assert WHOLE in docker.line
     assert "/nowhere" in docker.line
+    assert "Consul" not in docker.line
     assert "MESHBOX_CONSUL" in registry.line
-    assert len(surroundings.gateway(Config(registry="consul", consul=Consul()))) == 1
+    consul = Consul(address="http://10.0.0.9:8500")
+    (docker,) = surroundings.gateway(Config(docker_socket="/nowhere", registry="consul", consul=consul))
+    assert WHOLE in docker.remedy
+    assert "every name in Consul at http://10.0.0.9:8500" in docker.words
+    assert "for another Consul, -e MESHBOX_CONSUL=" in docker.remedy
 
 
 def test_namespaces_out_of_reach(image, monkeypatch, tmp_path) -> None:
