@@ -8,6 +8,7 @@ that services need before they are deployed: its answer is lines of JSON that co
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -122,7 +123,7 @@ async def serve(
     settings = HypercornConfig()
     settings.bind = [f"fd://{_listening(path).detach()}"]
     settings.accesslog = None
-    settings.loglevel = "WARNING"
+    settings.errorlog = logging.getLogger("hypercorn")  # see logs.configure
     settings.graceful_timeout = 1.0
     try:
         async with trio.open_nursery() as nursery:

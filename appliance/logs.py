@@ -27,15 +27,18 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def configure(*, level: str = "info", form: str = "auto") -> None:
-    """Send logs to standard error. `form` is `text`, `json`, or `auto`: text on a terminal, JSON elsewhere."""
+    """Send logs to standard error. `form` is `text`, `json`, or `auto`: text on a terminal, JSON elsewhere.
+
+    What libraries say through Python's own logging comes in the same form, from level `warning` on.
+    """
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     number = logging.getLevelName(level.upper())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
         Repeats(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
     ]
     structlog.configure(
         processors=[
@@ -50,7 +53,14 @@ def configure(*, level: str = "info", form: str = "auto") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(stream=sys.stderr, level=max(number, logging.WARNING), format="%(message)s", force=True)
+    logging.basicConfig(handlers=[_Libraries()], level=max(number, logging.WARNING), force=True)
+
+
+class _Libraries(logging.Handler):
+    """Says what libraries log as this program says its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
 
 @dataclass(slots=True)

@@ -8,8 +8,9 @@ import httpx2
 import orjson
 import pytest
 import trio
+import trio.testing
 
-from appliance import admin
+from appliance import admin, logs
 from appliance.config import Config
 from appliance.errors import HostError
 from appliance.model.names import Destination
@@ -32,11 +33,11 @@ class Conversation:
 
     def __init__(self, appliance, http):
         self.appliance = appliance
-        self._http = http
+        self.http = http
         self.stream = http.stream
 
     async def __call__(self, method, path, status=200, **options):
-        response = await self._http.request(method, path, **options)
+        response = await self.http.request(method, path, **options)
         assert response.status_code == status, response.text
         return orjson.loads(response.content)
 
@@ -83,6 +84,23 @@ def test_socket_is_roots_own(converse, tmp_path):
 
     converse(test)
     assert not path.exists()
+
+
+def test_fault_of_ours_is_in_the_log(converse, capsys, monkeypatch):
+    """A request that meets a fault in the program is answered by 500, and the traceback is one line of the log."""
+
+    async def test(call):
+        monkeypatch.setattr(call.appliance, "stats", None)
+        assert (await call.http.get("/v1/routes")).status_code == 500
+        while not said:  # it is answered first
+            await trio.testing.wait_all_tasks_blocked()
+            said.extend(capsys.readouterr().err.splitlines())
+
+    said = []
+    logs.configure(form="json")
+    converse(test)
+    (line,) = said
+    assert "TypeError" in orjson.loads(line)["exception"]
 
 
 def test_socket_that_cannot_be_made(tmp_path):
@@ -346,7 +364,7 @@ def test_status_connections_and_metrics(converse):
         assert status["faults"] == {"nft": {"what": "push failed", "cause": "no such table", "count": 1}}
         (connection,) = await call("GET", "/v1/connections")
         assert (connection["client_name"], connection["age"]) == (backend.docker_name, 1.235)
-        text = (await call._http.get("/metrics")).text
+        text = (await call.http.get("/metrics")).text
         assert "meshbox_workloads_ready 1.0" in text
         assert 'meshbox_accepted_total{destination="apple.orange:8080/tcp"} 0.0' in text
         assert "meshbox_deploys_total 1.0" in text

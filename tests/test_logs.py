@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 
 import orjson
 import pytest
 import structlog
+import uvloop
 
 from appliance import logs
 
@@ -121,6 +123,37 @@ def test_form(monkeypatch, form, terminal, text) -> None:
     else:
         assert orjson.loads(line).items() >= {"event": "Docker is away", "level": "warning", "socket": "/s"}.items()
     assert ("\x1b" in stream.getvalue()) == (text and terminal)
+
+
+def fail() -> None:
+    """Fail."""
+    raise ValueError("broken")
+
+
+def test_libraries_speak_as_the_appliance_does(lines) -> None:
+    """What Python's own logging is told is one line of JSON each, with its traceback, and limited like any other."""
+    for _ in range(5):
+        try:
+            fail()
+        except ValueError:
+            logging.getLogger("library").exception("cannot go on with %s", "this\nthat")
+    logging.getLogger("library").info("well")
+    said = lines()
+    assert len(said) == logs.REPEATS
+    assert said[0].items() >= {"event": "cannot go on with this\nthat", "level": "error", "logger": "library"}.items()
+    assert said[0]["exception"].endswith("ValueError: broken")
+
+
+def test_faults_of_callbacks_are_in_the_log(lines) -> None:
+    """An exception in a callback of the data plane is a line like any other."""
+    loop = uvloop.new_event_loop()
+    loop.call_soon(fail)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    (line,) = lines()
+    assert line["event"].startswith("Exception in callback <function fail")
+    assert line["exception"].endswith("ValueError: broken")
 
 
 def test_level_is_kept(lines) -> None:
