@@ -22,6 +22,7 @@ from appliance.dataplane import face
 from appliance.dataplane.plane import DataPlane
 from appliance.dataplane.workers import Workers
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
+from appliance.drain import drained
 from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import Docker
 from appliance.drivers.hostresolv import HostResolvers
@@ -61,9 +62,6 @@ if TYPE_CHECKING:
     from appliance.model.stats import Connection, ListenerStats
 
 log = structlog.get_logger()
-
-DRAIN_POLL = 0.05
-"""Seconds between looks at how many connections are left."""
 
 
 def run(config: Config) -> int:
@@ -281,11 +279,7 @@ class Appliance:
 
     async def _drain(self) -> None:
         self.plane.stop()
-        if left := await bridge.answer(self.plane, face.LEFT):
-            log.info("draining", connections=left, seconds=self.config.drain)
-        with trio.move_on_after(self.config.drain):
-            while await bridge.answer(self.plane, face.LEFT):  # noqa: ASYNC110 — it has no events of Trio, and this is once in a life
-                await trio.sleep(DRAIN_POLL)
+        await drained(partial(bridge.answer, self.plane, face.LEFT), self.config.drain)
 
     async def _leave(self) -> None:
         """With no container left in the mesh, leave the host as it was; otherwise the rules about them stay."""
