@@ -68,6 +68,19 @@ class Server(ConsulAgent):
             headers = {"X-Consul-Token": self.token} if self.token else {}
             return client.request(method, f"http://consul{path}", content=content, headers=headers)
 
+    def registered(self, service: str, seconds: float = 30.0) -> float:
+        """Wait for a service and return when, by the monotonic clock, it was in the catalogue.
+
+        Raises AssertionError when it is not after `seconds` (and at most 15 s more).
+        """
+        index, deadline = "0", time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            answer = self.request("GET", f"/v1/health/service/{service}?wait=15s&index={index}")
+            if answer.json():
+                return time.monotonic()
+            index = answer.headers["X-Consul-Index"]
+        raise AssertionError(f"{service} is not in Consul after {seconds} s")
+
     @property
     def leads(self) -> bool:
         """Whether it is the leader."""
@@ -219,43 +232,53 @@ class Cluster:
         run("nsenter", f"--net=/run/netns/{self._switch.netns}", "nft", "delete table bridge cut", check=False)
 
 
-class Load:
+class Beside:
+    """What a thread of its own does while the block lasts; what it raises is raised where the block ends."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Self:
+        self._work = self._thread.submit(self._run)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self._thread.shutdown()
+        self._work.result()
+
+    def _run(self) -> None:
+        """Work until it is over."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """Say that it is over."""
+        self._over.set()
+
+
+class Load(Beside):
     """Connections from a container, or questions over UDP, one after the other for as long as the block lasts."""
 
     def __init__(
         self, machine: Machine, container: str, host: str, port: str, *, pause_ms: int = 50, udp: bool = False
     ) -> None:
+        super().__init__()
         self._machine = machine
         self._words = (container, "requests" if udp else "loop", host, port, "2", str(pause_ms))
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
         self.count = 0
         self.answers: Counter[str] = Counter()
         self.addresses: Counter[str] = Counter()
         """What the name led to, by TCP."""
         self.failures: list[dict[str, Any]] = []
-        self.error: Exception | None = None
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        if self.error is not None:
-            raise self.error
 
     def _run(self) -> None:
-        try:
-            while not self._over.is_set():
-                found = self._machine.client(*self._words)
-                self.count += found["count"]
-                self.answers.update(found["answers"])
-                self.addresses.update(found["addresses"])
-                self.failures += found["failures"]
-        except Exception as error:  # noqa: BLE001 — raised again where the block ends
-            self.error = error
+        while not self._over.is_set():
+            found = self._machine.client(*self._words)
+            self.count += found["count"]
+            self.answers.update(found["answers"])
+            self.addresses.update(found["addresses"])
+            self.failures += found["failures"]
 
     def unexcused(self, *spans: tuple[float, float]) -> list[dict[str, Any]]:
         """Return the failures but those under way in one of these spans of the monotonic clock."""
@@ -289,16 +312,14 @@ class Kept:
         return [f for f in self.found if f["answer"] not in excused and (f["error"] is not None or not f["words"])]
 
 
-class Census:
+class Census(Beside):
     """Looks all the time, while the block lasts, which machine runs which replica and how many queries wait."""
 
     def __init__(self, cluster: Cluster, service: str) -> None:
+        super().__init__()
         self._cluster = cluster
         self._filters = orjson.dumps({"label": [f"meshbox.service={service}", "meshbox.replica"]}).decode()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
         self._together: dict[str, float] = {}
-        self._error: Exception | None = None
         self.replicas: Counter[str] = Counter()
         """How often each replica was seen on some machine."""
         self.overlaps: list[tuple[str, float, float]] = []
@@ -306,16 +327,6 @@ class Census:
         self.queries: Counter[str] = Counter()
         """The most queries that waited at once, by machine."""
         self._known: dict[str, list[tuple[float, set[str]]]] = {machine.node: [] for machine in cluster}
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
 
     def longest(self, cut: tuple[float, float] | None = None) -> float:
         """Return for how many seconds two machines ran one replica; of what began in a cut, only what came after."""
@@ -329,16 +340,13 @@ class Census:
         return min(when for when, healthy in self._known[node] if when > since and other not in healthy) - since
 
     def _run(self) -> None:
-        try:
-            with ExitStack() as stack:
-                sockets = [(m, m.socket, m.root / "run/admin.sock") for m in self._cluster]
-                asked = [(m, *(stack.enter_context(_client(path)) for path in paths)) for m, *paths in sockets]
-                while not self._over.is_set():
-                    self._look(asked)
-                    self._over.wait(0.4)
-            self._note(Counter(), time.monotonic())
-        except Exception as error:  # noqa: BLE001 — raised again where the block ends
-            self._error = error
+        with ExitStack() as stack:
+            sockets = [(m, m.socket, m.root / "run/admin.sock") for m in self._cluster]
+            asked = [(m, *(stack.enter_context(_client(path)) for path in paths)) for m, *paths in sockets]
+            while not self._over.is_set():
+                self._look(asked)
+                self._over.wait(0.4)
+        self._note(Counter(), time.monotonic())
 
     def _look(self, asked: list[tuple[Member, httpx2.Client, httpx2.Client]]) -> None:
         seen: Counter[str] = Counter()
@@ -361,22 +369,21 @@ class Census:
             self._together.setdefault(replica, now)
 
 
-class Between:
+class Between(Beside):
     """A FaultyConsul between a machine's appliance and its Consul, for as long as the block lasts."""
 
     def __init__(self, machine: Member) -> None:
+        super().__init__()
         self.consul = FaultyConsul(f"unix://{machine.consul.socket}", path=str(machine.root / "between.sock"))
         self._started = threading.Event()
-        self._thread = threading.Thread(target=trio.run, args=(self._run,))
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        super().__enter__()
         assert self._started.wait(10)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.tell(self._over.set)
-        self._thread.join()
+        super().__exit__()
         Path(self.consul.path).unlink()
 
     @property
@@ -398,14 +405,18 @@ class Between:
         """Do something in its thread."""
         trio.from_thread.run_sync(deed, trio_token=self._token)
 
-    async def _run(self) -> None:
+    def _run(self) -> None:
+        trio.run(self._serve)
+
+    def _end(self) -> None:
+        self.tell(self._scope.cancel)
+
+    async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        self._over = trio.Event()
         async with trio.open_nursery() as nursery:
+            self._scope = nursery.cancel_scope
             await nursery.start(self.consul.run)
             self._started.set()
-            await self._over.wait()
-            nursery.cancel_scope.cancel()
 
 
 def _client(path: Path) -> httpx2.Client:

@@ -78,26 +78,16 @@ def _measure_registration(one: Any, two: Any, starts: int) -> Sample:
 def _first_connection(one: Any, two: Any) -> float:
     """Start `late` on the second machine; return the seconds from its registration to an answer on the first."""
     with ThreadPoolExecutor(2) as workers:
-        registered = workers.submit(_registered, two.consul)
+        registered = workers.submit(two.consul.registered, "late")
         answered = workers.submit(one.client, "client", "until", "server.late", "7000", "30")
         two.docker("start", "late")
-        first = answered.result()
+        first = answered.result()["at"]
         if first is None:
             raise BenchError("what another machine registered was not reached within 30 s")
-        took = float(first["at"]) - registered.result()
+        took = float(first) - registered.result()
     two.docker("stop", "--time=0", "late")
     _wait(lambda: "error" in one.client("client", "tcp", "server.late", "7000", "1")[0], "the stopped one is refused")
     return took
-
-
-def _registered(consul: Any) -> float:
-    """Return when, by the monotonic clock, `late` was in the catalogue."""
-    index = "0"
-    while True:
-        answer = consul.request("GET", f"/v1/health/service/late?wait=15s&index={index}")
-        if answer.json():
-            return time.monotonic()
-        index = answer.headers["X-Consul-Index"]
 
 
 # -- a big mesh
