@@ -1,7 +1,8 @@
 """`make demo`: the example on this machine's Docker, from nothing to answers by name and back to nothing.
 
 Uses the Docker Engine that runs here; where none does, it starts one and stops it again. The appliance gets state
-and run directories of its own. Ends with 0 only if all that it shows was really so.
+and run directories of its own, and the defaults for everything else. Ends with 0 only if all that it shows was
+really so.
 """
 
 from __future__ import annotations
@@ -137,8 +138,10 @@ class Appliance:
 
     def __init__(self, directory: Path, settings: dict[str, str]) -> None:
         self._log = directory / "meshbox.log"
+        # What this machine's own appliance is told, by file or variables, is not meant for this one.
+        others = {name: value for name, value in os.environ.items() if not name.startswith("MESHBOX_")}
         own = {"MESHBOX_RUN_DIR": str(directory / "run"), "MESHBOX_STATE_DIR": str(directory / "state")}
-        self._env = {"COLUMNS": "120", **os.environ, **own, **settings}
+        self._env = {"COLUMNS": "120", **others, "MESHBOX_CONFIG": os.devnull, **own, **settings}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [str(MESHBOX), "run"], stdout=log, stderr=log, env=self._env, start_new_session=True

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MESHBOX = ROOT / ".venv/bin/meshbox"
 DATA = Path("/var/tmp")  # docker's layers want a real file system; its sockets want short paths
 NEVER = threading.Event()
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MESHBOX_")}
+"""That of the test run, without what is meant for an appliance of this computer's own."""
 LASTING = ThreadPoolExecutor(max_workers=1)
 """The death signal comes when the *thread* that started a process ends, so one that lasts starts them all."""
 
@@ -99,7 +101,7 @@ class Program:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env=None if env is None else {**os.environ, **env},
+                env={**ENVIRONMENT, **(env or {})},
             )
 
     @property
@@ -172,6 +174,7 @@ class Machine:
         self.docker = Docker(self.socket)
         self.images: Mapping[str, StandIn] = IMAGES
         self.settings: dict[str, str] = {
+            "MESHBOX_CONFIG": os.devnull,
             "MESHBOX_NODE": self.node,
             "MESHBOX_RUN_DIR": str(self.root / "run"),
             "MESHBOX_STATE_DIR": str(self.root / "state"),
@@ -218,7 +221,7 @@ class Machine:
     def meshbox(self, *args: str | Path, check: bool = True, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
         extra = {f"MESHBOX_{key.upper()}": value for key, value in settings.items()}
-        env = {**os.environ, **self.settings, "COLUMNS": "200", "NO_COLOR": "1", **extra}
+        env = {**ENVIRONMENT, **self.settings, "COLUMNS": "200", "NO_COLOR": "1", **extra}
         return run("nsenter", f"--net=/run/netns/{self.netns}", MESHBOX, *args, check=check, env=env)
 
     def show(self, *args: str) -> Any:

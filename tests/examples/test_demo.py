@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples"))
 
 import demo  # examples/ is no package
+
+from appliance import config
 
 
 class FakeDocker:
@@ -88,3 +91,22 @@ def test_what_stays_in_docker_fails(monkeypatch):
     monkeypatch.setattr(demo, "wait_until", lambda condition, what, _: condition() or pytest.fail(what))
     with pytest.raises(pytest.fail.Exception, match="no container and no network is left"):
         demo.remove_services(FakeDocker("meshbox-flask-0"), FakeAppliance(0))
+
+
+def test_settings_of_this_machine_do_not_count(monkeypatch, tmp_path):
+    """Where the host has a configuration, a Consul for example, the demo's appliance does not join that mesh."""
+    (tmp_path / "meshbox.toml").write_text('registry = "consul"')
+    monkeypatch.setattr(config, "DEFAULT_FILE", str(tmp_path / "meshbox.toml"))
+    monkeypatch.setenv("MESHBOX_HOST_ACCESS", "true")
+    program = tmp_path / "meshbox"
+    program.write_text(f"#!/bin/sh\nenv >{tmp_path}/environment\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(demo, "MESHBOX", program)
+    meshbox = demo.Appliance(tmp_path, {"MESHBOX_DOCKER_SOCKET": "/its/docker.sock"})
+    meshbox._process.wait(10)
+    for _ in ("run", "the command line"):
+        environment = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines())
+        found = config.load(environment=environment)
+        places = {"run_dir": f"{tmp_path}/run", "state_dir": f"{tmp_path}/state", "docker_socket": "/its/docker.sock"}
+        assert found == replace(config.Config(), **places)
+        meshbox.command("services")
