@@ -205,16 +205,16 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> None
 
 def provide_images(docker: Docker, undo: ExitStack) -> None:
     """Pull what is not there; build stand-ins of what cannot be pulled, for as long as the demo lasts."""
-    missing = [name for name in STAND_INS if not docker.has_image(name)]
     wanted = {}
-    for name in missing:
+    for name, stand_in in STAND_INS.items():
+        if docker.has_image(name):
+            continue
         say(f"pulling {name}")
         try:
             docker("pull", "--quiet", name)
         except DockerError as error:
             say(f"it cannot be pulled ({str(error).splitlines()[-1]})")
-            wanted = {rest: STAND_INS[rest] for rest in missing if not docker.has_image(rest)}
-            break
+            wanted[name] = stand_in
     if wanted:
         say(f"building stand-ins of the same names from Debian packages: {', '.join(wanted)}")
         undo.callback(lambda: docker("rmi", "--force", *wanted, BASE))

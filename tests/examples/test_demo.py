@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,55 @@ def test_demo_ends_with_1_before_it_starts_anything(monkeypatch, capsys):
 def test_free_docker():
     """Where there is nothing of a mesh, the demo may begin."""
     demo.check_free(FakeDocker())
+
+
+class Registry:
+    """An engine that holds one image, and pulls all others but these; it notes what it pulls and removes."""
+
+    def __init__(self, held: str, *refused: str) -> None:
+        self.held, self.refused = held, refused
+        self.pulled: list[str] = []
+        self.removed: list[str] = []
+
+    def has_image(self, name: str) -> bool:
+        return name == self.held
+
+    def __call__(self, verb: str, option: str, *names: str) -> str:
+        assert (verb, option) in {("pull", "--quiet"), ("rmi", "--force")}
+        if verb == "rmi":
+            self.removed += names
+        else:
+            self.pulled += names
+            if set(names) & set(self.refused):
+                raise demo.DockerError(f"docker pull {names[0]}:\nno such image")
+        return ""
+
+
+def test_only_what_cannot_be_pulled_has_a_stand_in(monkeypatch, capsys):
+    """One image that cannot be had says nothing of the next one; the stand-in is named, and goes again."""
+    held, refused, other = demo.STAND_INS
+    built: list[dict[str, object]] = []
+    monkeypatch.setattr(demo, "load", lambda _, wanted: built.append(dict(wanted)))
+    docker = Registry(held, refused)
+    with ExitStack() as undo:
+        demo.provide_images(docker, undo)
+        assert docker.pulled == [refused, other]
+        assert built == [{refused: demo.STAND_INS[refused]}]
+        said = capsys.readouterr().out
+        assert "cannot be pulled (no such image)" in said
+        assert f"from Debian packages: {refused}\n" in said
+        assert docker.removed == []
+    assert docker.removed == [refused, demo.BASE]
+
+
+def test_nothing_stands_in_where_all_can_be_pulled(monkeypatch):
+    """The real images are used, and stay: who pulled them once need not again."""
+    monkeypatch.setattr(demo, "load", lambda *_: pytest.fail("built stand-ins"))
+    held, *others = demo.STAND_INS
+    docker = Registry(held)
+    with ExitStack() as undo:
+        demo.provide_images(docker, undo)
+    assert (docker.pulled, docker.removed) == (others, [])
 
 
 def test_failed_removal_fails():
