@@ -5,6 +5,8 @@ Part of `fitness`; each finding names what is missing and the option that adds i
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,11 @@ IMAGE_MARK = Path("/usr/lib/meshbox/healthcheck.py")
 """Only the image has this file."""
 CONTAINER_MARK = Path("/.dockerenv")
 """Docker puts this into every container."""
+MOUNTS = Path("/proc/self/mountinfo")
+"""Where a container finds its own id: Docker mounts files of its own folder."""
+NO_HOST_NETWORK = failed(
+    "network", "this container has a network of its own", "run the container with --net=host --privileged"
+)
 INIT_ROOT = "/proc/1/root"
 """With --pid=host the root directory of the host, and otherwise that of the container itself."""
 
@@ -73,6 +80,8 @@ def gateway(config: Config) -> list[Finding]:
                 "name a Consul, -e MESHBOX_CONSUL=http://127.0.0.1:8500",
             )
         )
+    if not config.guests and _has_network_of_its_own():
+        found.append(NO_HOST_NETWORK)
     return found
 
 
@@ -117,6 +126,12 @@ def host_network(networks: Iterable[DockerNetwork], here: Iterable[IPv4Address])
     bridge = next((n for n in networks if n.name == "bridge" and n.driver == "bridge"), None)
     if not IMAGE_MARK.exists() or bridge is None or not bridge.gateways or set(here).intersection(bridge.gateways):
         return []
-    return [
-        failed("network", "this container has a network of its own", "run the container with --net=host --privileged")
-    ]
+    return [NO_HOST_NETWORK]
+
+
+def _has_network_of_its_own() -> bool:
+    """Whether this is a container that Docker named by its id, as it does except with --net=host or --hostname."""
+    if not IMAGE_MARK.exists():
+        return False
+    found = re.search(r"/containers/([0-9a-f]{64})/hostname ", MOUNTS.read_text(encoding="utf-8"))
+    return found is not None and socket.gethostname() == found[1][:12]

@@ -95,6 +95,28 @@ def test_network_of_its_own(image) -> None:
     assert surroundings.host_network([BRIDGE], [IPv4Address("172.17.0.1")]) == []
 
 
+@pytest.mark.parametrize(
+    ("host", "guests", "levels"),
+    [
+        ("0123456789ab", (), [Level.WARNING, Level.FAILED]),
+        ("0123456789ab", ("10.0.0.7",), [Level.WARNING]),
+        ("host", (), [Level.WARNING]),
+    ],
+    ids=["nobody is served", "a gateway for guests", "the host's network"],
+)
+def test_gateway_with_a_network_of_its_own(image, monkeypatch, tmp_path, host, guests, levels) -> None:
+    """Where Docker named the container by its id nobody is served by a gateway, unless it has guests."""
+    mounts = tmp_path / "mountinfo"
+    folder = f"/docker/containers/0123456789ab{'0' * 52}"
+    mounts.write_text(f"9 8 254:0 / / rw - overlay\n10 9 254:0 {folder}/hostname /etc/hostname rw - ext4 /dev/vda rw\n")
+    monkeypatch.setattr(surroundings, "MOUNTS", mounts)
+    monkeypatch.setattr(surroundings.socket, "gethostname", lambda: host)
+    some = frozenset(map(IPv4Address, guests))
+    found = surroundings.gateway(replace(image, registry="consul", docker_socket="/nowhere", guests=some))
+    assert [one.level for one in found] == levels
+    assert ("--net=host" in found[-1].remedy) == (Level.FAILED in levels)
+
+
 def test_kernel_that_refuses_rules(monkeypatch) -> None:
     """What nft says is passed on, with what the kernel needs."""
 

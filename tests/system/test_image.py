@@ -124,8 +124,9 @@ def test_gateway(machine: WholeMachine) -> None:
         (["--net=host"], "run the container with --privileged"),
         (["--net=host", "--privileged", "SOCKET"], "run the container with --pid=host"),
         (["--privileged", "--pid=host", "SOCKET"], "run the container with --net=host"),
+        (["--privileged"], "run the container with --net=host"),
     ],
-    ids=["not privileged", "own processes", "own network"],
+    ids=["not privileged", "own processes", "own network", "a gateway with a network of its own"],
 )
 def test_what_is_missing_is_named(machine: WholeMachine, options: list[str], words: str) -> None:
     """One line names the option to add, in the log and in `check`, which ends with 1."""
