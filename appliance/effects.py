@@ -73,7 +73,7 @@ class HostEffects:
         if before is None:
             self._watch.add(netns)
         if after.internal:
-            await namespaces.wait_addresses(netns.path)  # a starting container's interface has none for some 100 ms
+            await namespaces.wait_neighbour(netns.path, after.proxy)  # a starting container's interface is up in 100 ms
             await namespaces.ensure_route(netns.path, after.vip_range, after.proxy)
 
     async def drop_ruleset(self, netns: Netns) -> None:

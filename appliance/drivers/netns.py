@@ -35,6 +35,7 @@ __all__ = [
     "identify",
     "pid_owner",
     "wait_addresses",
+    "wait_neighbour",
     "watch_directory",
 ]
 
@@ -54,6 +55,7 @@ _RTM_NEWADDR, _RTM_GETADDR, _RTM_GETROUTE = 20, 22, 26
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST = 1
 _RTNLGRP_IPV4_IFADDR = 5
+_RTNLGRP_IPV4_ROUTE = 7
 _ifaddrmsg = Struct("=BBBBI")
 """Family, prefix length, flags, scope, interface."""
 _rtmsg = Struct("=BBBBBBBBI")
@@ -139,6 +141,43 @@ def _addresses(sock: socket.socket) -> tuple[IPv4Address, ...]:
     return tuple(found)
 
 
+async def wait_neighbour(path: str, neighbour: IPv4Address, *, timeout: float = 1.0) -> bool:  # noqa: ASYNC109 — as above
+    """Return True as soon as an interface leads to an address of its own subnet, False after `timeout` seconds.
+
+    It has the address before it is set up, and only then does that bring a route. Raises RetryError.
+    """
+    try:
+        with (
+            netlink.socket_in(path, netlink.NETLINK_ROUTE) as told,
+            netlink.socket_in(path, netlink.NETLINK_ROUTE) as asked,
+            trio.move_on_after(timeout),
+        ):
+            netlink.join(told, _RTNLGRP_IPV4_ROUTE)
+            while not _leads_to(asked, neighbour):
+                await trio.lowlevel.wait_readable(told)
+                told.recv(1 << 16)
+            return True
+    except OSError as error:
+        raise _no_routes(path, error) from error
+    return False
+
+
+def _leads_to(sock: socket.socket, address: IPv4Address) -> bool:
+    """Return whether some route of the namespace takes packets to the address."""
+    target = netlink.attribute(_RTA_DST, address.packed)
+    try:
+        netlink.ask(sock, netlink.request(_RTM_GETROUTE, 0, _rtmsg.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + target))
+    except OSError as error:
+        if error.errno in {errno.ENETUNREACH, errno.EHOSTUNREACH}:
+            return False
+        raise
+    return True
+
+
+def _no_routes(path: str, error: OSError) -> RetryError:
+    return RetryError(f"cannot look up routes in network namespace {path}: {error.strerror}")
+
+
 async def ensure_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) -> bool:
     """Make sure that packets to virtual IPs leave the namespace, so that its rules can redirect them.
 
@@ -148,15 +187,10 @@ async def ensure_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) 
     await trio.lowlevel.checkpoint()
     try:
         with netlink.socket_in(path, netlink.NETLINK_ROUTE) as sock:
-            target = netlink.attribute(_RTA_DST, vip_range[1 if vip_range.num_addresses > 1 else 0].packed)
-            netlink.ask(
-                sock, netlink.request(_RTM_GETROUTE, 0, _rtmsg.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + target)
-            )
+            if _leads_to(sock, vip_range[1 if vip_range.num_addresses > 1 else 0]):
+                return False
     except OSError as error:
-        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-            raise RetryError(f"cannot look up routes in network namespace {path}: {error.strerror}") from error
-    else:
-        return False
+        raise _no_routes(path, error) from error
     command = ["nsenter", f"--net={path}", "ip", "route", "replace", str(vip_range), "via", str(gateway)]
     done = await run(command, timeout=_IP_TIMEOUT)
     if done.code != 0:

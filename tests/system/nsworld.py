@@ -142,6 +142,10 @@ class World:
         self.ip("-n", self._name(name), "addr", "add", v4, "dev", device)
         self.ip("-n", self._name(name), "addr", "add", v6, "dev", device, "nodad")
 
+    def link(self, name: str, state: str) -> None:
+        """Set a namespace's eth0 `up` or `down`."""
+        self.ip("-n", self._name(name), "link", "set", "eth0", state)
+
     def route(self, name: str, v4: str, v6: str) -> None:
         """Set the default routes."""
         self.ip("-n", self._name(name), "route", "add", "default", "via", v4)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import threading
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.testing
-from nsworld import NEIGHBOUR, WORKLOAD, World
+from nsworld import HOST, NEIGHBOUR, WORKLOAD, World
 
 from appliance.drivers import netns
 from appliance.errors import RetryError
@@ -69,6 +69,30 @@ def test_addresses_are_told_as_soon_as_there_are_any(world):
             await trio.testing.wait_all_tasks_blocked()
             await trio.to_thread.run_sync(world.address, "workload", "eth0", "172.30.7.7/16", "fd30::7/64")
         assert found == [(IPv4Address("172.30.7.7"),)]
+
+    trio.run(main)
+
+
+def test_a_neighbour_is_told_as_soon_as_an_interface_leads_there(world):
+    """Docker gives an interface its address first and sets it up afterwards; before that no route can go through it."""
+    world.unroute("workload")
+    world.link("workload", "down")
+    path = world.path("workload")
+
+    async def main() -> None:
+        assert await netns.addresses(path) == (IPv4Address(WORKLOAD),)
+        assert not await netns.wait_neighbour(path, IPv4Address(HOST), timeout=0.05)
+        found: list[bool] = []
+
+        async def wait() -> None:
+            found.append(await netns.wait_neighbour(path, IPv4Address(HOST), timeout=10))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.to_thread.run_sync(world.link, "workload", "up")
+        assert found == [True]
+        assert await netns.ensure_route(path, IPv4Network("240.0.0.0/4"), IPv4Address(HOST))
 
     trio.run(main)
 

@@ -36,9 +36,9 @@ def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[st
         assert "answer" in result
         assert mesh.client("told", "resolve", "www.outside.example") == {"addresses": [mesh.switch.address]}
         assert mesh.client("told", "resolve", "caller") == {"addresses": [mesh.address_of("caller")]}
-        # Where the route is pushed before Docker has set the interface up, the second attempt comes in 0.2 s.
-        said = mesh.log(100_000)[logged:]
-        assert said.count("will try again") == said.count("works again"), said
+        assert "will try again" not in mesh.log(100_000)[logged:], (
+            "the route waits until Docker has set the interface up"
+        )
     finally:
         mesh.docker("rm", "--force", "caller", "told")
         mesh.docker("network", "rm", "own")
