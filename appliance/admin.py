@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import time
 from dataclasses import asdict
@@ -262,6 +263,7 @@ class _Api:
             "version": __version__,
             "node": self._appliance.config.node,
             "pid": os.getpid(),
+            "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             "uptime": round(time.time() - self._appliance.started_at, 1),
             "faults": {key: asdict(fault) for key, fault in self._appliance.faults.list().items()},
             "counters": dict(await self._appliance.counters()),

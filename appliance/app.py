@@ -7,6 +7,7 @@ ready when the admin socket accepts.
 from __future__ import annotations
 
 import gc
+import resource
 import sys
 import time
 from dataclasses import replace
@@ -67,6 +68,9 @@ log = structlog.get_logger()
 def run(config: Config) -> int:
     """Run the appliance until SIGTERM or SIGINT; return the exit code. Faults at start are one line and exit 1."""
     logs.configure(level=config.log_level, form=config.log_format)
+    # Shells and container engines give few of the open files that are allowed: 1024 are 500 connections.
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     try:
         with only_one(Path(config.run_dir)):
             return bridge.run(partial(_main, config))

@@ -47,8 +47,11 @@ CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 """linux/capability.h"""
 
 
-async def examine(config: Config, *, running: bool = False) -> tuple[Finding, ...]:
-    """Look at everything. `running`: an appliance runs here, so that its own ports and lock are as they should be."""
+async def examine(config: Config, *, running: bool = False, files: int | None = None) -> tuple[Finding, ...]:
+    """Look at everything. `running`: an appliance runs here, so that its own ports and lock are as they should be.
+
+    `files` is its limit of open files, where it is not this process.
+    """
     findings = [privileges(), *programs()]
     if all(finding.level is not Level.FAILED for finding in findings):
         findings.append(await surroundings.rules())
@@ -63,7 +66,10 @@ async def examine(config: Config, *, running: bool = False) -> tuple[Finding, ..
         findings += surroundings.mounts(config)
         findings += fitfiles.namespaces(config, sandbox) or [await fitfiles.watch(config)]
     findings += fitfirewall.firewall(networks, config.dns_port, config.proxy_ports)
-    findings.append(vip_range(config.vip_range, networks, routes()))
+    on_host = routes()
+    findings.append(vip_range(config.vip_range, networks, on_host))
+    if not config.is_gateway:
+        findings += docker_subnet(config, networks, on_host)
     visitors = config.visitors(gateway=config.is_gateway)
     if not running:
         gateways = [g for n in networks for g in n.gateways if isinstance(g, IPv4Address)]
@@ -75,7 +81,7 @@ async def examine(config: Config, *, running: bool = False) -> tuple[Finding, ..
         findings.append(host_names(config))
     own = [(str(address), config.dns_port) for address in config.dns_listen]
     upstreams = HostResolvers(fixed=config.dns_upstreams, own=own)
-    findings += [resolvers(upstreams()), open_files(), clock()]
+    findings += [resolvers(upstreams()), open_files(files), clock()]
     return tuple(findings)
 
 
@@ -212,6 +218,26 @@ def vip_range(chosen: IPv4Network, networks: Sequence[DockerNetwork], on_host: I
     return ok(subject, f"{chosen} is free")
 
 
+def docker_subnet(config: Config, networks: Sequence[DockerNetwork], on_host: Iterable[IPv4Network]) -> list[Finding]:
+    """Look whether the subnet that was chosen for our Docker network is free, until that network exists."""
+    chosen = config.docker_subnet
+    if chosen is None or any(network.name == config.docker_network for network in networks):
+        return []
+    others = [(f"vip_range {config.vip_range}", config.vip_range)]
+    others += [
+        (f'{subnet} of the Docker network "{network.name}"', subnet)
+        for network in networks
+        for subnet in network.subnets
+        if isinstance(subnet, IPv4Network)
+    ]
+    others += [(f"this host's route to {route}", route) for route in on_host]
+    for words, taken in others:
+        if taken.overlaps(chosen):
+            remedy = "choose one that nothing else uses, or none: Docker finds a free one"
+            return [warning("docker_subnet", f"docker_subnet {chosen} overlaps {words}", remedy)]
+    return [ok("docker_subnet", f"{chosen} is free")]
+
+
 def dns_port(port: int, gateways: Iterable[IPv4Address]) -> Finding:
     """Look whether the DNS port is free on the addresses where containers reach this host.
 
@@ -299,14 +325,15 @@ def resolvers(found: Sequence[tuple[str, int]]) -> Finding:
     return ok("resolvers", servers)
 
 
-def open_files() -> Finding:
-    """Look at the limit of open files."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
+def open_files(limit: int | None = None) -> Finding:
+    """Look at the limit of open files; None: that of this process."""
+    if limit is None:
+        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < FEW_FILES:
         return warning(
-            "open files", f"limit is {hard}", "raise it (ulimit -n, LimitNOFILE=): two are used a connection"
+            "open files", f"limit is {limit}", "raise it (ulimit -n, LimitNOFILE=): two are used a connection"
         )
-    return ok("open files", f"limit is {'none' if hard == resource.RLIM_INFINITY else hard}")
+    return ok("open files", f"limit is {'none' if limit == resource.RLIM_INFINITY else limit}")
 
 
 def clock() -> Finding:

@@ -210,7 +210,8 @@ class Machine:
     def start(self, **settings: str) -> None:
         """Start the appliance and wait until it is ready. `settings` are more of MESHBOX_…, in lower case."""
         extra = {f"MESHBOX_{key.upper()}": value for key, value in settings.items()}
-        self.appliance = Program(self.netns, (MESHBOX, "run"), self.root / "meshbox.log", {**self.settings, **extra})
+        command = ("prlimit", "--nofile=1024:", MESHBOX, "run")  # as few open files as a login shell gives
+        self.appliance = Program(self.netns, command, self.root / "meshbox.log", {**self.settings, **extra})
         wait_until(self._ready, "the appliance answers", pause=0.02)
 
     def stop(self, number: int = signal.SIGTERM) -> int:

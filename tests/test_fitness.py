@@ -133,6 +133,27 @@ def test_open_files(monkeypatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (0, 1024))
     assert fitness.open_files().words == "limit is 1024"
     assert "LimitNOFILE" in fitness.open_files().remedy
+    assert fitness.open_files(20000).words == "limit is 20000", "that of the appliance that runs"
+
+
+def test_docker_subnet() -> None:
+    """One that is somebody else's is a warning, since deploys will fail; a network of ours that is there is not."""
+    config = Config(docker_subnet=IPv4Network("10.9.0.0/24"))
+    lan = DockerNetwork(name="lan", driver="bridge", subnets=(IPv4Network("10.9.0.0/16"),))
+    own = replace(lan, name="meshbox")
+    for networks, on_host, words in (
+        ((lan,), (), '10.9.0.0/16 of the Docker network "lan"'),
+        ((), (IPv4Network("10.0.0.0/8"),), "this host's route to 10.0.0.0/8"),
+    ):
+        (found,) = fitness.docker_subnet(config, networks, on_host)
+        assert found.level is Level.WARNING
+        assert words in found.words
+    (found,) = fitness.docker_subnet(replace(config, vip_range=IPv4Network("10.0.0.0/8")), (), ())
+    assert "vip_range 10.0.0.0/8" in found.words
+    (found,) = fitness.docker_subnet(config, (), (IPv4Network("192.168.0.0/16"),))
+    assert found.level is Level.OK
+    assert fitness.docker_subnet(config, (own,), (IPv4Network("10.9.0.0/16"),)) == []
+    assert fitness.docker_subnet(Config(), (lan,), ()) == []
 
 
 def test_clock(monkeypatch) -> None:

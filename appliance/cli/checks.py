@@ -24,7 +24,7 @@ def check(config: Config) -> list[dict[str, Any]]:
     """Return the findings as rows."""
     running = _running(config)
     with tables.console(stderr=True).status("looking at this host"):  # a Docker that hangs takes 10 s
-        found = trio.run(_look, config, running is not None)
+        found = trio.run(_look, config, running)
     rows = [asdict(finding) for finding in found]
     if running is not None:
         since = f"running with pid {running['pid']} for {running['uptime']:.0f} s, version {running['version']}"
@@ -41,8 +41,12 @@ def check(config: Config) -> list[dict[str, Any]]:
     return rows
 
 
-async def _look(config: Config, running: bool) -> list[Finding]:  # noqa: FBT001 — trio.run passes no names
-    found = [*await fitness.examine(config, running=running), *await fitconsul.consul(config)]
+async def _look(config: Config, running: dict[str, Any] | None) -> list[Finding]:
+    files = running["open_files"] if running else None
+    found = [
+        *await fitness.examine(config, running=running is not None, files=files),
+        *await fitconsul.consul(config),
+    ]
     return found if running else [*found, *fitfiles.lock(config)]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+
 import pytest
 
 from appliance import fitfiles, fitness
@@ -12,8 +14,8 @@ def host(monkeypatch):
     asked = []
 
     def host(*found, held=()):
-        async def examine(_, *, running=False):
-            asked.append(running)
+        async def examine(_, *, running=False, files=None):
+            asked.append((running, files))
             return found
 
         monkeypatch.setattr(fitness, "examine", examine)
@@ -42,7 +44,7 @@ def test_hanging_appliance(meshbox, host):
     asked = host(finding(Level.OK), held=[finding(Level.FAILED, "another meshbox")])
     said = meshbox("check")
     assert said.code == 1
-    assert asked == [False]
+    assert asked == [(False, None)]
     assert "another meshbox" in said.out
 
 
@@ -58,6 +60,6 @@ def test_running_appliance(appliance, meshbox, host):
     appliance.faults.report("nft", "push failed", "no such table")
     said = meshbox("check")
     assert said.code == 0
-    assert asked == [True]
+    assert asked == [(True, resource.getrlimit(resource.RLIMIT_NOFILE)[0])]
     assert "running with pid" in said.out
     assert "push failed (nft, 1 times): no such table" in said.out
