@@ -19,7 +19,9 @@ def main() -> str | None:
             answer = admin.makefile("rb").readline(200)
     except OSError as error:
         return f"{path}: {error}"
-    return None if answer.split()[1:2] == [b"200"] else f"{path}: {answer.decode(errors='replace').strip()}"
+    if answer.split()[1:2] == [b"200"]:
+        return None
+    return f"{path}: {answer.decode(errors='replace').strip() or 'no answer'}"
 
 
 sys.exit(main())
