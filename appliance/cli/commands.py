@@ -240,9 +240,13 @@ def hosts(context: typer.Context, as_json: Json = False) -> None:
 
     Example: meshbox hosts | ssh laptop 'sudo tee -a /etc/hosts'
     """
-    suffix = _config(context).suffix
+    settings = _config(context)
     found = sorted({(row["destination"].partition(":")[0], row["vip"]) for row in _ask(context, "routes")})
-    _print([{"address": vip, "names": [name, f"{name}.{suffix}"]} for name, vip in found], "hosts", as_json=as_json)
+    lines = [{"address": vip, "names": [name, f"{name}.{settings.suffix}"]} for name, vip in found]
+    _print(lines, "hosts", as_json=as_json)
+    if not settings.visitors(gateway=settings.is_gateway):
+        words = "only containers reach these addresses yet: set host_access for this host, guests for other computers"
+        sys.stderr.write(f"warning: {words}\n")
 
 
 @_command(SHOW)

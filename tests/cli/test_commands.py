@@ -137,13 +137,20 @@ def test_services(shop, meshbox, show):
     assert web.split() == ["web.my-shop", vip, "80/tcp", "1/1", "pg.base:5432", "hello", "h1:1"]
 
 
-def test_hosts(shop, meshbox, show):
-    """Lines for /etc/hosts: each name once, with its virtual IP, short and with the suffix."""
+def test_hosts(shop, meshbox, show, monkeypatch):
+    """Lines for /etc/hosts: each name once, with its virtual IP, short and with the suffix; and whether they work."""
     wanted = {c["name"]: c["vip"] for row in show("services") for c in row["containers"] if c["ports"]}
     assert wanted
-    lines = meshbox("hosts").out.splitlines()
+    said = meshbox("hosts")
+    lines = said.out.splitlines()
+    assert said.err.count("\n") == 1
+    assert "only containers reach these addresses yet: set host_access" in said.err
     assert {line.split()[1]: line.split()[0] for line in lines} == wanted
     assert all(line.split()[2] == f"{line.split()[1]}.mesh.internal" for line in lines)
+    for key, value in (("HOST_ACCESS", "true"), ("GUESTS", "10.0.0.7"), ("GATEWAY", "yes")):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"MESHBOX_{key}", value)
+            assert meshbox("hosts") == (0, said.out, "")
 
 
 def test_nothing_yet(appliance, meshbox):
