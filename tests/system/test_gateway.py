@@ -64,16 +64,21 @@ def gateway(cluster: Cluster, switch: Switch, tmp_path: Path) -> Iterator[Member
     full.clear()
 
 
-def call(netns: str, resolver: str, folder: Path, *words: str) -> str:
-    """Connect from a process in a namespace that asks this resolver, and return the answer or the error."""
+def call(netns: str, resolver: str, folder: Path, *words: str, hosts: str = "") -> str:
+    """Connect from a process in a namespace that has this resolver and /etc/hosts; return the answer or the error."""
     (folder / "asked").write_text(f"nameserver {resolver}\n")
-    enter = f'mount --bind "{folder}/asked" /etc/resolv.conf && exec "$@"'
+    (folder / "hosts").write_text(hosts)
+    files = (("asked", "/etc/resolv.conf"), ("hosts", "/etc/hosts"))
+    enter = " && ".join([*(f'mount --bind "{folder}/{name}" {path}' for name, path in files), 'exec "$@"'])
     command = ("unshare", "--mount", "sh", "-c", enter, "sh", sys.executable, "-c", CALL, *words)
     return run("nsenter", f"--net=/run/netns/{netns}", *command).stdout.strip()
 
 
 def test_gateway(cluster: Cluster, gateway: Member, switch: Switch, tmp_path: Path) -> None:
-    """The host reaches every name of the registry; a guest what it may; a deploy there runs where Docker is."""
+    """The host reaches every name of the registry; a guest what it may, by DNS or the lines of `meshbox hosts`.
+
+    A deploy there runs where Docker is.
+    """
     full = cluster.machines[0]
     name = full.inspect("server")["Config"]["Hostname"]
     for words in (("server.far", "7000"), ("server.far", "7000", "udp")):
@@ -84,8 +89,13 @@ def test_gateway(cluster: Cluster, gateway: Member, switch: Switch, tmp_path: Pa
     other = full.inspect("other")["Config"]["Hostname"]
     assert wait_until(lambda: call(gateway.netns, "127.66.0.53", tmp_path, "other.far", "7000") == other, "all names")
     assert call(switch.netns, gateway.address, tmp_path, "other.far", "7000") == "gaierror"
-    hosts = dict(reversed(line.split()[:2]) for line in gateway.meshbox("hosts").stdout.splitlines())
+    lines = gateway.meshbox("hosts").stdout
+    hosts = dict(reversed(line.split()[:2]) for line in lines.splitlines())
     assert set(hosts) == {"server.far", "other.far"}
+    nobody = "127.0.0.1"  # there is no DNS server
+    assert call(switch.netns, nobody, tmp_path, "server.far", "7000", hosts=lines) == name
+    assert call(switch.netns, nobody, tmp_path, "server.far.mesh.internal", "7000", hosts=lines) == name
+    assert call(switch.netns, nobody, tmp_path, "other.far", "7000", hosts=lines) == "ConnectionRefusedError"
     assert call(switch.netns, gateway.address, tmp_path, hosts["other.far"], "7000") == "ConnectionRefusedError"
     gateway.deploy(f"two = service('two', count=2, containers=[container('server', image='{IMAGE}', ports=[7000])])")
     assert len(full.containers("label=meshbox.service=two")) == 2

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 import pytest
-from cluster import Cluster, Server
+from cluster import Cluster, Kept, Server
 from debian import README, Debian, Outlet, WholeMachine, clean_clone, client, example_answers, readme, slim_root, world
-from machine import IMAGE, ROOT, Switch, run, wait_until
+from machine import IMAGE, ROOT, Program, Switch, run, wait_until
+from test_bad_host import occupied
+from test_tour import follow
 
 from appliance import __version__
 
@@ -140,6 +142,57 @@ def test_what_is_missing_is_named(machine: WholeMachine, options: list[str], wor
     assert words in check.stdout
 
 
+def test_host_that_is_not_fit(machine: WholeMachine) -> None:
+    """Where another program has port 53, what README has somebody type first names the remedy; so does the log."""
+    remedy = "or set dns_port to a free port"
+    with occupied(machine, "0.0.0.0", 53, "DGRAM"):
+        check = machine.shell(f"{readme('docker run --rm')} || echo it ended with $?")
+        assert remedy in check
+        assert "it ended with 1" in check
+        machine.shell(readme("docker run -d"))
+        (look,) = re.findall(r"does not stay up, `([^`]*)` says why", README)
+        patiently(lambda: remedy in machine.shell(f"{look} 2>&1"), "the log names the remedy")
+    patiently(lambda: '"ready"' in logged(machine, "meshbox"), "with the port free again it runs")
+
+
+def test_five_minutes(machine: WholeMachine, tmp_path: Path) -> None:
+    """By the image the README's tour goes with the alias and the words for files that it gives."""
+    machine.shell(readme("docker run -d"))
+    patiently(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
+    (alias,) = re.findall(r"`(alias meshbox=[^`]*)`", README)
+    (file,) = re.findall(r"write `([^`]*)` for `app.py`", README)
+
+    def shell(line: str) -> str:
+        return machine.shell(f"{alias}\nexec 2>&1; {line.replace('app.py', file)}", tmp_path, check=False)
+
+    follow(shell, tmp_path)
+
+
+def test_stop_drains(machine: WholeMachine) -> None:
+    """What is open when `docker stop` begins goes on until it is done, with the README's options for longer ones."""
+    setting, patience = re.findall(r"`(-e MESHBOX_DRAIN=\d+)`\) adds `(--stop-timeout \d+)`", README)[0]
+    machine.shell(readme("docker run -d").removesuffix(" meshbox") + f" {setting} {patience} meshbox")
+    patiently(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
+    machine.run_container("apple", IMAGE, service="orange", container="apple", ports="8080:7000")
+    machine.run_container("client", IMAGE, service="test", container="client", connect_to="apple.orange:8080")
+
+    def passed() -> int:
+        rows = orjson.loads(machine.docker("exec", "meshbox", "meshbox", "connections", "--json"))
+        return sum(row["bytes_out"] for row in rows)
+
+    with Kept(machine, "client", "apple.orange", "8080", tcp=1) as kept:
+        stopping = Program(machine.netns, machine.inside("docker", "stop", "meshbox"), machine.root / "stop.log")
+        patiently(lambda: '"draining"' in logged(machine, "meshbox"), "it drains")
+        before = passed()
+        patiently(lambda: passed() > before, "what is open goes on")
+        assert stopping.running
+    assert kept.broken() == []
+    assert stopping.stop(0, seconds=60) == 0
+    assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "meshbox") == "0"
+    timeout, drain = (int(words.split()[-1].rpartition("=")[2]) for words in (patience, setting))
+    assert machine.inspect("meshbox")["Config"]["StopTimeout"] == timeout > drain
+
+
 def test_whole_appliance(machine: WholeMachine) -> None:
     """With Docker's socket and the host's processes it serves labelled containers, is healthy, and ends at SIGTERM."""
     machine.shell(readme("docker run -d").replace(" --net=host", " --health-interval=1s --net=host"))
@@ -157,6 +210,8 @@ def test_whole_appliance(machine: WholeMachine) -> None:
     machine.docker("exec", "--detach", "client", "python3", "-c", HOLD)
     patiently(lambda: "apple.orange" in machine.docker(*said, "connections"), "a connection is open")
     machine.docker("stop", "meshbox")
+    draining, *_ = [line for line in logged(machine, "meshbox").splitlines() if '"draining"' in line]
+    assert orjson.loads(draining)["seconds"] == 5
     assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "meshbox") == "0"
     clean = readme("docker stop meshbox").partition(" && ")[2]
     assert machine.shell(clean).startswith("removed: rules of this host\nremoved: rules in 3 containers")
@@ -172,9 +227,9 @@ def test_from_nothing_to_names_and_back(machine: WholeMachine, source: Path) -> 
     """By the README's commands the example answers by name, and then everything is as before, containers running."""
     client(machine)
     before = world(machine), files(machine)
+    machine.shell(readme("docker run --rm"))
     machine.shell(readme("docker run -d"))
     patiently(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
-    machine.shell(readme("docker exec meshbox meshbox check"))
     machine.shell(readme("docker exec -i meshbox"), source)
     example_answers(machine)
     machine.docker("exec", "meshbox", "meshbox", "remove", "flask", "orange")

@@ -11,6 +11,7 @@ import pytest
 from machine import MESHBOX, ROOT, run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from machine import Machine
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 README = (ROOT / "README.md").read_text()
+SPEC = re.compile(r"^```py\n# app.py\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TOUR = README.partition("\n## Five minutes\n")[2].partition("\n## ")[0]
 
 
@@ -52,23 +54,28 @@ def pattern(lines: list[str]) -> str:
     return found
 
 
-def test_every_command_prints_what_the_readme_says(mesh: Machine, tmp_path: Path) -> None:
-    """From top to bottom, in a folder with the README's app.py and nothing else."""
-    (spec,) = re.findall(r"^```py\n# app.py\n(.*?)^```", TOUR, re.MULTILINE | re.DOTALL)
-    (tmp_path / "app.py").write_text(spec)
-    env = {**os.environ, **mesh.settings, "COLUMNS": "150", "NO_COLOR": "1", "DOCKER_HOST": f"unix://{mesh.socket}"}
-    env["PATH"] = f"{MESHBOX.parent}:{env['PATH']}"
+def follow(shell: Callable[[str], str], folder: Path) -> None:
+    """Type every command with `shell`, from top to bottom, in a folder with the README's app.py and nothing else."""
+    (spec,) = SPEC.findall(TOUR)
+    (folder / "app.py").write_text(spec)
     commands = told(TOUR)
     assert len(commands) > 10
     for each in commands:
-        inside = ("nsenter", f"--net=/run/netns/{mesh.netns}", "sh", "-c", f"exec 2>&1; {each.command}")
-
-        def printed(inside: tuple[str, ...] = inside) -> list[str]:
-            return run(*inside, check=False, env=env, cwd=tmp_path).stdout.splitlines()
-
-        said = printed()
+        said = shell(each.command).splitlines()
         if os.environ.get("RECORD_TOUR"):
             print("\n".join([f"$ {each.command}", *said]))  # noqa: T201 — for whoever writes the README
             continue
         text = "".join(" ".join(line.split()) + "\n" for line in said)
         assert re.fullmatch(pattern(each.lines), text), f"{each.command}\n{text}"
+
+
+def test_every_command_prints_what_the_readme_says(mesh: Machine, tmp_path: Path) -> None:
+    """The command `meshbox` is that of the package, or from source. Of the image: test_image.py."""
+    env = {**os.environ, **mesh.settings, "COLUMNS": "150", "NO_COLOR": "1", "DOCKER_HOST": f"unix://{mesh.socket}"}
+    env["PATH"] = f"{MESHBOX.parent}:{env['PATH']}"
+
+    def shell(line: str) -> str:
+        inside = ("nsenter", f"--net=/run/netns/{mesh.netns}", "sh", "-c", f"exec 2>&1; {line}")
+        return run(*inside, check=False, env=env, cwd=tmp_path).stdout
+
+    follow(shell, tmp_path)
