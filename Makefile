@@ -3,7 +3,7 @@
 .PHONY: help demo demo-cluster test test-more unit check bench lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
-SEPARATE := test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py
+SEPARATE := test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py test_bench.py
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' appliance/__init__.py)
 LOCK := $(PYTHON_BIN)/pip-compile --quiet --no-header --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
@@ -57,6 +57,8 @@ deb:  ## Build the Debian package dist/meshbox_*.deb.
 	@packaging/setup.sh --deb
 	@packaging/deb/build.sh
 
-clean:  ## Remove what make made here: .venv, caches, built images.
+clean:  ## Remove what make made here: .venv, caches, built images; and say which Debian packages it had installed.
+	@[ ! -e build/installed-packages ] || \
+		echo "make clean: Debian packages that make had installed stay; without them: apt-get purge --autoremove" $$(sort -u build/installed-packages)
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

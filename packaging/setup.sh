@@ -59,10 +59,13 @@ install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    mkdir -p build
+    printf '%s\n' "${missing[@]}" >>build/installed-packages # `make clean` names them
 }
 
 make_environment() {
     local wanted
+    export PIP_NO_CACHE_DIR=1 # its cache would stay after `make clean`
     wanted="$(cat packaging/requirements-dev.lock pyproject.toml | sha256sum | cut -d' ' -f1) $PWD"
     if [ -x .venv/bin/python ] && [ "$(cat .venv/meshbox-setup 2>/dev/null)" = "$wanted" ]; then
         return

@@ -13,6 +13,7 @@ import pytest
 from cluster import Cluster, Kept, Server
 from debian import README, Debian, Outlet, WholeMachine, clean_clone, client, example_answers, readme, slim_root, world
 from machine import IMAGE, ROOT, Program, Switch, run, wait_until
+from stand_ins import BASE
 from test_bad_host import occupied
 from test_tour import follow
 
@@ -324,3 +325,12 @@ def test_compose(machine: WholeMachine, tmp_path: Path) -> None:
     machine.shell(readme("docker stop meshbox"))
     machine.shell(readme("docker rm meshbox"))
     assert (world(machine), files(machine)) == before
+
+
+def test_nothing_is_left_of_the_build(machine: WholeMachine) -> None:
+    """By the README's lines the image goes, and with it its base and all that the stages of the build left."""
+    others = {f"{name}:latest" for name in (BASE, *machine.images)}
+    machine.docker("create", "--name=meshbox", "meshbox")
+    machine.shell(readme("docker rm meshbox"))
+    machine.shell(readme("docker image prune"))
+    assert set(machine.docker("images", "--all", "--format={{.Repository}}:{{.Tag}}").splitlines()) == others
