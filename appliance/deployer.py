@@ -21,6 +21,7 @@ from appliance.errors import MeshboxError
 from appliance.logs import Faults
 from appliance.model.facts import RunState
 from appliance.model.rollout import Action, Create, Progress, ReplicaKey, Retire, Start
+from appliance.surroundings import own_network
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from appliance.drivers.docker import Docker
     from appliance.drivers.dockertypes import Inspected
     from appliance.inventory import Bell
+    from appliance.model.facts import DockerNetwork
 
 log = structlog.get_logger()
 
@@ -69,6 +71,7 @@ class Deployer:
         self._node = node
         self._faults = faults or Faults()
         self._backoff = Backoff()
+        self._network_judged = False
         self._nursery: trio.Nursery | None = None
         self._busy: set[ReplicaKey] = set()
         self._progress: dict[ReplicaKey, Progress] = {}
@@ -171,6 +174,7 @@ class Deployer:
         await self.pull([container.image], lambda _, state: self._say(key, state))
         self._say(key, "creating")
         network = await self._docker.ensure_network(self._network, subnet=self._subnet)
+        self._judge(network)
         body = create_body(key, container, action.revision, network=network.name, dns=labels.gateway4(network))
         name = docker_name(key, action.revision)
         try:
@@ -181,6 +185,13 @@ class Deployer:
         log.info("container created", container=name, image=container.image)
         self._say(key, "starting")
         await self._start_or_clear(container_id)
+
+    def _judge(self, network: DockerNetwork) -> None:
+        """Say once if somebody else made the network in another way; it is used all the same."""
+        if not self._network_judged:
+            self._network_judged = True
+            for finding in own_network([network], network.name):
+                log.warning(finding.words, remedy=finding.remedy)
 
     async def _adopt(self, name: str, body: Mapping[str, object], conflict: ConflictError) -> str:
         """Go on from a create whose outcome was never seen: the name is taken, by ourselves as it should be."""

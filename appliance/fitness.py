@@ -63,6 +63,7 @@ async def examine(config: Config, *, running: bool = False, files: int | None = 
         docker, networks, sandbox = await _docker(config.docker_socket)
         findings.append(docker)
         findings += surroundings.host_network(networks, await netns.addresses(netns.HOST) if networks else ())
+        findings += surroundings.own_network(networks, config.docker_network)
         findings += surroundings.mounts(config)
         findings += fitfiles.namespaces(config, sandbox) or [await fitfiles.watch(config)]
     findings += fitfirewall.firewall(networks, config.dns_port, config.proxy_ports)

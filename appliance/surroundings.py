@@ -121,6 +121,22 @@ def _host_root() -> list[Finding]:
     return []
 
 
+def own_network(networks: Iterable[DockerNetwork], name: str) -> list[Finding]:
+    """Look whether the network for what is deployed is as meshbox makes it."""
+    network = next((n for n in networks if n.name == name), None)
+    if network is None or (network.ours and network.apart):
+        return []
+    faults = [] if network.ours else ["was not made by meshbox, which will leave it behind"]
+    faults += [] if network.apart else ["lets containers reach each other wherever no rules of theirs refuse it"]
+    return [
+        warning(
+            "network",
+            f'the Docker network "{name}" for deployed containers {", and ".join(faults)}',
+            f"docker network rm {name}, and the next deploy makes it anew; or name another one with docker_network",
+        )
+    ]
+
+
 def host_network(networks: Iterable[DockerNetwork], here: Iterable[IPv4Address]) -> list[Finding]:
     """Look whether Docker's own bridge is in our network namespace."""
     bridge = next((n for n in networks if n.name == "bridge" and n.driver == "bridge"), None)

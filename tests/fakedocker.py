@@ -163,7 +163,9 @@ class FakeDocker:
         self._call("ensure_network", name)
         if name not in self.nets:
             subnet = subnet or IPv4Network("172.30.0.0/16")
-            self.nets[name] = DockerNetwork(name=name, driver="bridge", subnets=(subnet,), gateways=(subnet[1],))
+            self.nets[name] = DockerNetwork(
+                name=name, driver="bridge", subnets=(subnet,), gateways=(subnet[1],), ours=True, apart=True
+            )
         return self.nets[name]
 
     async def remove_network(self, name):

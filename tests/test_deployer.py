@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 import trio
 import trio.testing
-from fakedocker import FakeDocker, until
+from fakedocker import BRIDGE, FakeDocker, until
+from structlog.testing import capture_logs
 
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.drivers.dockercreate import docker_name, labels
@@ -86,13 +87,32 @@ def test_create_makes_network_container_and_starts_it():
         assert world.deployer.busy == {KEY}
         await world.idle()
 
-    world = play(scene)
+    with capture_logs() as lines:
+        world = play(scene)
+    assert not [line for line in lines if line["log_level"] == "warning"]
     assert world.deeds == ["ensure_network", "create", "start"]
     (one,) = world.docker.there.values()
     assert (one.listed.docker_name, one.listed.state) == (NAME, RunState.RUNNING)
     assert one.listed.labels["meshbox.revision"] == "0badcafe"
     assert not world.deployer.progress
     assert world.rings
+
+
+def test_network_of_others_is_told_of_once():
+    """It is used as it is; the log has one line with the remedy, whatever is created there."""
+    other = replace(CREATE, key=replace(KEY, replica=1))
+
+    async def scene(world):
+        world.docker.nets["meshbox"] = replace(BRIDGE, name="meshbox")
+        world.deployer.submit([CREATE, other])
+        await world.idle()
+
+    with capture_logs() as lines:
+        world = play(scene)
+    assert len(world.docker.there) == 2
+    (line,) = (line for line in lines if line["log_level"] == "warning")
+    assert '"meshbox"' in line["event"]
+    assert "docker network rm meshbox" in line["remedy"]
 
 
 def test_one_action_at_a_time_for_each_key():

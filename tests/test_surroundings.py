@@ -47,6 +47,22 @@ def test_gateway_says_what_adds_the_rest() -> None:
     assert "for another Consul, -e MESHBOX_CONSUL=" in docker.remedy
 
 
+def test_network_of_others_for_what_is_deployed() -> None:
+    """One that meshbox did not make, or that keeps no containers apart, is a warning with its remedy."""
+    own = DockerNetwork(name="meshbox", driver="bridge", ours=True, apart=True)
+    assert surroundings.own_network([BRIDGE, own], "meshbox") == surroundings.own_network([BRIDGE], "meshbox") == []
+    for network, words in (
+        (replace(own, ours=False), ["not made by meshbox"]),
+        (replace(own, apart=False), ["reach each other"]),
+        (replace(own, ours=False, apart=False), ["not made by meshbox", "reach each other"]),
+    ):
+        (finding,) = surroundings.own_network([BRIDGE, network], "meshbox")
+        assert finding.level is Level.WARNING
+        assert all(word in finding.words for word in words)
+        assert finding.remedy.startswith("docker network rm meshbox")
+    assert "not made" not in surroundings.own_network([replace(own, apart=False)], "meshbox")[0].words
+
+
 def test_namespaces_out_of_reach(image, monkeypatch, tmp_path) -> None:
     """Without --pid=host containers' namespaces cannot be entered, nor where process 1 is closed to us."""
     config = replace(image, netns_dir=f"{tmp_path}/1/root/run/docker/netns")

@@ -203,7 +203,7 @@ class Docker:
             "Name": name,
             "CheckDuplicate": True,
             "Driver": "bridge",
-            "Options": {"com.docker.network.bridge.enable_icc": "false"},
+            "Options": {parse.ICC: "false"},
             "Labels": {parse.MANAGED: "true"},
         }
         if subnet is not None:
@@ -223,7 +223,7 @@ class Docker:
     async def remove_network(self, name: str) -> bool:
         """Remove a network that meshbox made unless containers use it; return whether there is none now."""
         try:
-            if not parse.made_by_meshbox(await self._http.call("GET", f"/networks/{quote(name)}")):
+            if not parse.parse_network(await self._http.call("GET", f"/networks/{quote(name)}")).ours:
                 return False
             await self._http.call("DELETE", f"/networks/{quote(name)}")
         except NotFoundError:

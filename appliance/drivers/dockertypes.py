@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MANAGED = "meshbox.managed"
+ICC = "com.docker.network.bridge.enable_icc"
 """Label of networks that meshbox made."""
 
 
@@ -178,6 +179,7 @@ class _Network(msgspec.Struct, rename="pascal"):
     driver: str = ""
     internal: bool = False
     labels: dict[str, str] | None = None
+    options: dict[str, str] | None = None
     containers: dict[str, _Member] | None = None
     ipam: _Ipam | None = msgspec.field(default=None, name="IPAM")
 
@@ -268,11 +270,6 @@ def parse_members(text: bytes) -> Members:
     )
 
 
-def made_by_meshbox(text: bytes) -> bool:
-    """Whether `GET /networks/{id}` describes a network that meshbox made. Raises RetryError."""
-    return MANAGED in (decode(text, _Network, "description of a network").labels or {})
-
-
 def parse_event(text: bytes) -> Event:
     """Parse one line of `GET /events`. Raises RetryError."""
     event = decode(text, _Event, "event")
@@ -294,6 +291,8 @@ def _network(network: _Network) -> DockerNetwork:
         subnets=tuple(ip_network(c.subnet, strict=False) for c in configs if c.subnet),
         # Docker writes some gateways with the prefix length of the network behind them
         gateways=tuple(ip_address(c.gateway.partition("/")[0]) for c in configs if c.gateway),
+        ours=MANAGED in (network.labels or {}),
+        apart=(network.options or {}).get(ICC, "").lower() in {"false", "f", "0"},
     )
 
 

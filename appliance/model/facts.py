@@ -96,6 +96,10 @@ class DockerNetwork:
     internal: bool = False
     subnets: tuple[IPv4Network | IPv6Network, ...] = ()
     gateways: tuple[IPv4Address | IPv6Address, ...] = ()
+    ours: bool = False
+    """meshbox made it."""
+    apart: bool = False
+    """Docker lets no traffic pass between its containers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +112,7 @@ class Machine:
     gateway: bool = False
     """It runs no containers: nothing is placed there."""
     healthy: bool = True
-    """False: nothing is placed there and nothing of it is used, but as long as it is registered it may call."""
+    """False: nothing is placed there and nothing of it is used, but it may call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

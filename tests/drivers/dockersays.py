@@ -91,6 +91,7 @@ NETWORK = {
         ID: {"Name": "t5", "IPv4Address": "172.17.0.2/16", "IPv6Address": ""},
         "e" * 64: {"Name": "t6", "IPv4Address": "", "IPv6Address": ""},
     },
+    "Options": {"com.docker.network.bridge.enable_icc": "false"},
     "Labels": {"meshbox.managed": "true"},
 }
 HOST_NETWORK = {"Name": "host", "Id": "b7", "Driver": "host", "IPAM": {"Driver": "default", "Config": []}}

@@ -84,10 +84,13 @@ def test_members():
     assert members.network.name == "meshbox"
 
 
-def test_made_by_meshbox():
-    """Only a network with our label is ours."""
-    assert parse.made_by_meshbox(orjson.dumps(dockersays.NETWORK))
-    assert not parse.made_by_meshbox(orjson.dumps(dockersays.HOST_NETWORK))
+def test_whose_network_it_is():
+    """One with our label is ours; Docker keeps containers apart only where its option says so."""
+    found = parse.parse_network(orjson.dumps(dockersays.NETWORK))
+    assert (found.ours, found.apart) == (True, True)
+    for options in (None, {}, {parse.ICC: "true"}):
+        other = parse.parse_network(orjson.dumps(dockersays.NETWORK | {"Labels": None, "Options": options}))
+        assert (other.ours, other.apart) == (False, False)
 
 
 def test_event():

@@ -21,6 +21,8 @@ def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[st
     So does one whose `dns` is an address where nobody answers: the remedy for a host whose own resolver is on loopback.
     """
     mesh.docker("network", "create", *options, "own")
+    unlike = mesh.meshbox("check", docker_network="own", check=False).stdout
+    assert re.search(r'warning.*"own".* was not made by meshbox.* reach each other', unlike), unlike
     logged = len(mesh.log(100_000))
     try:
         mesh.run_container("server", IMAGE, service="far", container="server", ports="7000,7000/udp")
