@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from appliance.plan.policy import Declaration
 
 
+_ENDED = frozenset({RunState.EXITED, RunState.DEAD, RunState.RESTARTING, RunState.REMOVING})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """A container of the mesh, with what it declares and the namespace it is in (None while it has none)."""
@@ -30,10 +33,15 @@ class Member:
     netns: NetnsId | None
 
     @property
+    def asleep(self) -> bool:
+        """Whether it has ended and is not ours to start again: nothing on this host need be there for it."""
+        return self.workload.revision is None and self.workload.state in _ENDED
+
+    @property
     def shape(self) -> tuple[object, ...]:
         """All of it that matters to rules, names and listeners; health and readiness do not."""
         w = self.workload
-        return (w.id, self.declared, self.netns, w.attachments, w.published)
+        return (w.id, self.declared, self.netns, w.attachments, w.published, self.asleep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,8 @@ class Shape:
     """The wanted state without backends. Maps have one entry per destination, namespace or container id."""
 
     allocations: Allocations
+    closed: frozenset[Destination]
+    """Those that only containers that have ended offer or reach: they keep their ports, and nobody listens there."""
     sockets: Mapping[Destination, Listener]
     rulesets: Mapping[NetnsId, WorkloadRuleset]
     host_ruleset: HostRuleset
@@ -82,17 +84,22 @@ class Shaper:
         names: set[Name] = set(self._known.destinations)
         wanted: set[Destination] = set()
         offered: set[Destination] = set()
+        kept: set[Destination] = set()
         for number, member in enumerate(members):
             if not number % TURN:
                 yield
+            offers = [destination for destination, _ in member.offers]
             names |= reaches[member.workload.id].names
-            wanted |= reaches[member.workload.id].destinations
-            offered.update(destination for destination, _ in member.offers)
+            offered.update(offers)
+            concerned = kept if member.asleep else wanted
+            concerned |= reaches[member.workload.id].destinations
+            concerned.update(offers)
         visiting = parties(s, self._known)
         for party in visiting:
             names |= party.reach.names
             wanted |= party.reach.destinations
-        wanted |= offered
+        closed = frozenset(kept - wanted)
+        wanted |= kept
         yield
         allocations = allocate(s.allocations, names, wanted, s.settings, s.now, s.unusable_ports)
         lacking = shortage(allocations, names, wanted, s.settings, s.unusable_ports)
@@ -130,6 +137,7 @@ class Shaper:
                 peers=peers if d in offered else frozenset(),
             )
             for d, port in allocations.ports.items()
+            if d not in closed
         }
         sockets = _reused(last.sockets if last else {}, sockets)
         yield
@@ -137,6 +145,7 @@ class Shaper:
         yield
         return Shape(
             allocations=allocations,
+            closed=closed,
             sockets=sockets,
             rulesets=rulesets,
             host_ruleset=HostRuleset(
@@ -147,7 +156,7 @@ class Shaper:
                 peers=peers,
                 dns_addresses=dns_addresses,
                 subnets=subnets,
-                listening=self._listening(allocations),
+                listening=self._listening(allocations, closed),
                 visitors=self._visitor_rules(s, visiting),
             ),
             dns_addresses=dns_addresses,
@@ -210,10 +219,10 @@ class Shaper:
         self._routes = after = _reused(before, after)
         return frozenset(d for d in before.keys() | after.keys() if before.get(d) is not after.get(d))
 
-    def _listening(self, allocations: Allocations) -> frozenset[tuple[Protocol, int]]:
-        if self._shape is not None and allocations is self._shape.allocations:
+    def _listening(self, allocations: Allocations, closed: frozenset[Destination]) -> frozenset[tuple[Protocol, int]]:
+        if self._shape is not None and allocations is self._shape.allocations and closed == self._shape.closed:
             return self._shape.host_ruleset.listening
-        return frozenset((d.protocol, port) for d, port in allocations.ports.items())
+        return frozenset((d.protocol, port) for d, port in allocations.ports.items() if d not in closed)
 
     def _visitor_rules(self, s: Snapshot, visiting: Iterable[Party]) -> VisitorRules | None:
         routes = {p.option: _known(self._routes, p.reach.destinations) for p in visiting}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from appliance.model.facts import DockerNetwork
+from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Name, Protocol
 from appliance.model.network import NetnsId, Route
 from appliance.plan.members import Members
@@ -20,6 +20,7 @@ from tests.plan.cases import (
     declared,
     dest,
     machine,
+    managed,
     snapshot,
     spec,
     stopped,
@@ -65,6 +66,30 @@ def test_stopped_server_keeps_socket_and_address():
     for found in (shape(stopped(APPLE), CLIENT), shape(CLIENT, specs=[spec("orange", declared("apple", ports=(80,)))])):
         assert dest("apple.orange:80") in found.sockets
         assert any(r.port == 80 for r in ruleset(found, 3).routes)
+
+
+def test_containers_that_have_ended_need_no_socket():
+    """What only such containers of others offer or reach keeps its port and is not listened on; ours start again."""
+    state = RunState.RESTARTING
+    for workloads in ((stopped(APPLE),), (stopped(APPLE, state), stopped(CLIENT, state)), (stopped(CLIENT),)):
+        found = shape(*workloads, remote=["apple.orange:80"])
+        assert dest("apple.orange:80") in found.allocations.ports
+        assert found.sockets.keys() == found.host_ruleset.listening == set()
+    orange = spec("orange", declared("apple", ports=(80,)))
+    assert dest("apple.orange:80") in shape(stopped(managed(2, orange)), specs=[orange]).sockets
+    assert dest("apple.orange:80") in shape(stopped(APPLE, RunState.CREATED)).sockets
+
+
+def test_socket_opens_again_on_its_port():
+    """A container that is started again finds its listener where it was, and so do the host's rules."""
+    shaper = Shaper()
+    before = shape(APPLE, shaper=shaper)
+    ended = shape(stopped(APPLE), shaper=shaper, allocations=before.allocations)
+    assert ended.allocations is before.allocations
+    assert ended.sockets.keys() == ended.host_ruleset.listening == set()
+    after = shape(APPLE, shaper=shaper, allocations=ended.allocations)
+    assert after.sockets == before.sockets
+    assert after.host_ruleset == before.host_ruleset
 
 
 def test_routes():
