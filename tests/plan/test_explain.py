@@ -100,6 +100,20 @@ def test_rule_that_is_not_in_place() -> None:
     assert last.station == "rule"
 
 
+def test_listener_that_is_not_in_place() -> None:
+    """A listener that could not be opened, or does not know the client yet, is where the way ends."""
+    s = facts(SERVER, CLIENT)
+    have = compile_host(s)
+    (port,) = (listener.port for d, listener in have.listeners.items() if d.port == 80)
+    last = ask(CLIENT, "apple.orange:80", SERVER, CLIENT, have=replace(have, listeners={}))[-1]
+    assert (last.station, last.passed) == ("listener", False)
+    assert last.words == "no listener is open for apple.orange:80/tcp"
+    strangers = {d: replace(listener, callers=frozenset()) for d, listener in have.listeners.items()}
+    last = ask(CLIENT, "apple.orange:80", SERVER, CLIENT, have=replace(have, listeners=strangers))[-1]
+    assert (last.station, last.passed) == ("listener", False)
+    assert last.words == f"the listener on port {port} does not know this caller yet"
+
+
 def test_client_that_is_no_member() -> None:
     """A stopped or impossible client is told at once."""
     assert ask(stopped(CLIENT), "apple.orange:80", SERVER)[-1].remedy == "start it"
