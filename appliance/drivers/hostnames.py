@@ -103,9 +103,12 @@ def _drop_in(server: IPv4Address, port: int, domains: Iterable[str]) -> str:
 
 
 async def _restart_resolved() -> None:
-    done = await run(["systemctl", "try-restart", "systemd-resolved"], timeout=TIMEOUT)
-    if done.code != 0:
-        raise RetryError(f"systemctl try-restart systemd-resolved: {done.error or done.code}")
+    """Let it read its settings again. Raises RetryError."""
+    # The first forgets earlier starts: at the sixth within ten seconds systemd would leave it stopped.
+    for verb in ("reset-failed", "try-restart"):
+        done = await run(["systemctl", verb, "systemd-resolved"], timeout=TIMEOUT)
+        if done.code != 0:
+            raise RetryError(f"systemctl {verb} systemd-resolved: {done.error or done.code}")
 
 
 def _read(path: Path) -> str:
