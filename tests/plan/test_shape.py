@@ -87,6 +87,8 @@ def test_socket_opens_again_on_its_port():
     ended = shape(stopped(APPLE), shaper=shaper, allocations=before.allocations)
     assert ended.allocations is before.allocations
     assert ended.sockets.keys() == ended.host_ruleset.listening == set()
+    created = shape(stopped(APPLE, RunState.CREATED), shaper=shaper, allocations=before.allocations)
+    assert created.sockets.keys() == before.sockets.keys()
     after = shape(APPLE, shaper=shaper, allocations=ended.allocations)
     assert after.sockets == before.sockets
     assert after.host_ruleset == before.host_ruleset
