@@ -51,6 +51,13 @@ def opened(mesh: Machine) -> int:
     return min((sum(backend["opened"] for backend in row["backends"]) for row in routes), default=0)
 
 
+def in_vain(mesh: Machine) -> int:
+    """Return how many connections to server.pair no replica accepted so far."""
+    routes = mesh.show("routes")
+    (failed,) = [row["failed"] for row in routes if row["destination"] == "server.pair:7000/tcp"]
+    return int(failed)
+
+
 @pytest.fixture
 def replicas(mesh: Machine) -> Machine:
     """Two replicas and a client that may reach them."""
@@ -74,9 +81,10 @@ def test_losing_a_replica_fails_no_new_connection(replicas: Machine, word: str) 
     (name,) = replicas.containers("label=meshbox.replica=0", "label=meshbox.service=pair")
     victim = replicas.inspect(name)["Id"]
     arguments = {"kill": (), "restart": ("--time=0",), "rm": ("--force",)}[word]
-    begin = time.time()
+    begin, before = time.time(), in_vain(replicas)
     tcp, udp = under_load(replicas, lambda: replicas.docker(word, *arguments, victim) and None, 6)
     died = death(replicas, victim, begin)
+    assert in_vain(replicas) == before, "what dialled the dead one in that moment went on to the other one"
     assert [one for one in tcp["failures"] if one["begin"] > died] == []
     assert {one["error"] for one in tcp["failures"]} <= {"read ECONNRESET", "connect ECONNRESET"}, "cut in their midst"
     assert {one["error"] for one in udp["failures"]} <= {"timeout"}, "the one datagram that found out"
@@ -132,7 +140,7 @@ def test_broken_version_leaves_the_former_one_serving(replicas: Machine) -> None
 STARTS = 5
 """Of each kind of container: the first one, and four restarts."""
 MOST = 250
-"""Milliseconds from the start event to the first connection, 95th percentile (issue)."""
+"""Milliseconds from the start event until the first dial has come to its end, 95th percentile (issue)."""
 
 
 @pytest.fixture
@@ -203,8 +211,8 @@ def test_first_act_of_a_container(quarters: Machine, record_property: Callable[[
         assert len({met[0][0] for met in said}) == len(expected), "each was the first once"
         for met, start in zip(said, started, strict=True):
             assert {host: result for host, result, _, _ in met} == expected, (networks, met)
-            delays.append(next(end for host, _, _, end in met if host == "open.far") - start)
+            delays.append(met[0][3] - start)
     delays.sort()
     figures = {"median_ms": round(delays[10] * 1000), "p95_ms": round(delays[18] * 1000)}
     record_property("start event to first connection", figures)
-    print("start event to first connection:", figures)  # noqa: T201 — a figure for bench/RESULTS.md
+    assert figures["p95_ms"] <= MOST, figures
