@@ -1,5 +1,6 @@
 #!/bin/bash
 # Builds dist/meshbox_VERSION_ARCH.deb on Debian 12; run it as root, or as a user who may make namespaces.
+# DEBFULLNAME and DEBEMAIL: whom the package names as its maintainer.
 #
 # The environment is made at the path where it will be used, in a mount namespace of its own, so that nothing of it
 # gets onto the build host.
@@ -34,9 +35,9 @@ install -D -m 644 packaging/deb/lintian-overrides "$tree/usr/share/lintian/overr
 chmod -R u=rwX,go=rX "$tree"
 chmod 640 "$tree/etc/meshbox/meshbox.toml" # it may get Consul's token
 
-maintainer="$(sed -n 's/^MAINTAINER = "\(.*\)"/\1/p' packaging/deb/documents.py)"
+maintainer="$(zcat "$tree/usr/share/doc/meshbox/changelog.gz" | sed -n 's/^ -- \(.*>\)  .*/\1/p')"
 size="$(du -sk --apparent-size --exclude=DEBIAN "$tree" | cut -f1)"
-sed -e "s/@VERSION@/$version/; s/@ARCH@/$arch/; s/@MAINTAINER@/$maintainer/; s/@SIZE@/$size/" \
+sed -e "s/@VERSION@/$version/; s/@ARCH@/$arch/; s|@MAINTAINER@|$maintainer|; s/@SIZE@/$size/" \
     packaging/deb/control >"$tree/DEBIAN/control"
 echo /etc/meshbox/meshbox.toml >"$tree/DEBIAN/conffiles"
 (cd "$tree" && find etc lib usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)

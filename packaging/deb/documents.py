@@ -34,8 +34,9 @@ EXAMPLES = {
 """For options whose default is no value that could stand in the file."""
 LITERAL = re.compile(r"\d+(\.\d+)?|true|false")
 WHEN = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
-MAINTAINER = "meshbox maintainers <root@localhost>"
-"""Whoever built it: the project has no address of its own, and must not claim a domain that is not ours."""
+NAME = os.environ.get("DEBFULLNAME", "meshbox maintainers")
+MAINTAINER = f"{NAME} <{os.environ.get('DEBEMAIL', 'maintainers@meshbox.example')}>"
+"""Who builds it may say so, as to Debian's own tools. The project has no address; a domain .example is nobody's."""
 
 FILES = (
     ("/etc/meshbox/meshbox.toml", "configuration, see meshbox.toml(5)"),
