@@ -57,7 +57,7 @@ class Consul:
     ca: str = _option("", values.optional_path, "file with the authority that signed Consul's certificate")
     cert: str = _option("", values.optional_path, "file with our client certificate")
     key: str = _option("", values.optional_path, "file with the key of our client certificate")
-    prefix: str = _option("meshbox", values.text, "folder in Consul's key/value store")
+    prefix: str = _option("meshbox", values.key_folder, "folder in Consul's key/value store")
     consistency: str = _option(
         "default", values.choice("default", "consistent", "stale"), "consistency mode of what is read from Consul"
     )

@@ -23,6 +23,7 @@ MOST_ADDRESSES = 4096
 """Addresses that a list may have, networks spelled out: each is one in the sets of rules and listeners."""
 
 _NODE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 def text(value: Any) -> str:
@@ -192,6 +193,17 @@ def consul_address(value: Any) -> str:
             f"write for example http://127.0.0.1:8500 or unix:///run/consul.sock"
         )
     return found.rstrip("/")
+
+
+def key_folder(value: Any) -> str:
+    """Accept a folder of keys, in another one or not: one or more words with "/" between them."""
+    found = text(value)
+    if not all(_FOLDER.fullmatch(word) for word in found.split("/")):
+        raise InputError(
+            f'{shown(value)} is no folder; write for example meshbox or team/meshbox: letters, digits, "-", "_" and'
+            ' ".", without "/" at either end'
+        )
+    return found
 
 
 def _pair(item: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@
     consulapi        the calls that are made  consulannounce  this machine's registrations and heartbeat
     consulcodec      what stands in Consul    consulevidence  removed, or only missing?
     consulfile       the copy on disk         consulspecs     deployed specs and tombstones
+    consuldeparted   machines that vanished
 
 Facts come from disk first, then from Consul. A list shrinks only on evidence, and a failed read changes nothing.
 """
@@ -24,7 +25,8 @@ from appliance.drivers import netns as namespaces
 from appliance.drivers.consulannounce import Announcer
 from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.consulcodec import MESHBOX, StoredSpec, check_meta, one_per_node, parse_endpoints, parse_machines
-from appliance.drivers.consulevidence import EPOCH, GRACE, LOOK, Evidence
+from appliance.drivers.consuldeparted import Departed
+from appliance.drivers.consulevidence import AWAY, EPOCH, GRACE, LOOK, Evidence
 from appliance.drivers.consulrejoin import rejoin
 from appliance.drivers.consulspecs import FOLDER, Specs
 from appliance.drivers.consulwatch import START, Held, Interests, Queries
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+MACHINES = "machines"
+"""Stands for the query for all machines."""
 OWN = "own machine"
 """Stands for the look whether Consul shows us at all."""
 APPEARS = (0.1, 0.2, 0.5)
@@ -103,11 +107,12 @@ class ConsulRegistry:
             self._queries, fetch=self._api.health, fetch_catalogue=self._api.catalogue, took=self._took_service
         )
         self._machines: dict[str, Machine] = {}
+        self._departed = Departed(self._publish)
         self._endpoints: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
         self._answered: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
         """What Consul itself said last; differs from `_endpoints` while something is held."""
         self._complaints: dict[str, tuple[str, ...]] = {}
-        self._first = {"machines": trio.Event(), "specs": trio.Event()}
+        self._first = {MACHINES: trio.Event(), "specs": trio.Event()}
         self._losses = trio.Event()
         self._interest: frozenset[str] = frozenset()
         self._every: frozenset[str] | None = None
@@ -137,6 +142,7 @@ class ConsulRegistry:
                 nursery.start_soon(self._specs.resend)
                 nursery.start_soon(rejoin, self._api, self._held)
                 nursery.start_soon(self._get_over_losses)
+                nursery.start_soon(self._departed.forget)
                 nursery.start_soon(self._save_now_and_then)
                 nursery.start_soon(self._note_first_answers)
                 nursery.start_soon(self._confirm)
@@ -246,17 +252,18 @@ class ConsulRegistry:
                 return
 
     async def _follow_machines(self) -> None:
-        await self._queries.follow("machines", lambda index: self._api.health(MESHBOX, index), self._took_machines)
+        await self._queries.follow(MACHINES, lambda index: self._api.health(MESHBOX, index), self._took_machines)
 
     async def _took_machines(self, entries: list[dict[str, Any]]) -> None:
-        if not self._first["machines"].is_set():
+        if not self._first[MACHINES].is_set():
             await self._evidence.look()
         known, found = self._machines, self._parsed_machines(entries)
         if known.keys() - found.keys() and self._node not in found:
             self._announcer.again()
         self._machines = {**known, **found}
         self._machines = await self._evidence.merge(known, found, self._read_machines)
-        self._first["machines"].set()
+        self._departed.note(known, self._machines)
+        self._first[MACHINES].set()
         self._publish()
 
     async def _read_machines(self) -> dict[str, Machine]:
@@ -265,8 +272,15 @@ class ConsulRegistry:
     def _parsed_machines(self, entries: list[dict[str, Any]]) -> dict[str, Machine]:
         seen, complaints = parse_machines(entries)
         found, doubts = one_per_node(seen)
-        self._complaints["machines"] = (*complaints, *doubts)
-        return found
+        self._complaints[MACHINES] = (*complaints, *doubts)
+        silent = {s.machine for s in seen if s.silent}
+        if self._held.lasted(MACHINES) >= AWAY:
+            self._evidence.was_away()
+            self._losses.set()
+        if not self._evidence.suspended:
+            return found
+        known = self._machines
+        return {n: replace(m, healthy=known[n].healthy) if m in silent and n in known else m for n, m in found.items()}
 
     async def _took_service(self, service: str, entries: list[dict[str, Any]]) -> None:
         known, found = self._endpoints.get(service, {}), self._parsed_service(service, entries)
@@ -308,6 +322,7 @@ class ConsulRegistry:
     def _other(self) -> None:
         self._specs.estrange()
         self._machines.clear()
+        self._departed.clear()
         self._endpoints.clear()
 
     async def _get_over_losses(self) -> None:
@@ -346,7 +361,7 @@ class ConsulRegistry:
             specs={name: stored.service for name, stored in known if stored.service is not None},
             tombstones={name: stored.changed for name, stored in known if stored.service is None},
             allocations=self._store.allocations,
-            machines=tuple(machine for _, machine in sorted(self._machines.items())),
+            machines=tuple(sorted((*self._machines.values(), *self._departed.machines), key=lambda m: m.node)),
             endpoints=tuple(
                 endpoint
                 for _, found in sorted(self._endpoints.items())

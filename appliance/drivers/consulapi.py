@@ -25,6 +25,7 @@ class ConsulApi:
     def __init__(self, settings: ConsulSettings) -> None:
         """Open nothing yet. Raises HostError when a file of the settings cannot be used."""
         self._settings = settings
+        self.where = f"Consul at {settings.address}"
         self._client = Client(settings)
         self._keys = f'key_prefix "{settings.prefix}/"'
 

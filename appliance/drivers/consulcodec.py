@@ -142,6 +142,8 @@ class SeenMachine:
 
     machine: Machine
     host: str
+    silent: bool = False
+    """Its heartbeat is missed, but its Consul agent is heard of."""
 
 
 def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMachine, ...], tuple[str, ...]]:
@@ -164,7 +166,7 @@ def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMach
         except (ValueError, AttributeError) as error:
             complaints.append(f'machine "{service["ID"]}" in Consul cannot be read: {error}')
         else:
-            found.append(SeenMachine(machine=machine, host=entry["Node"]["Node"]))
+            found.append(SeenMachine(machine=machine, host=entry["Node"]["Node"], silent=is_silent(entry)))
     return tuple(found), tuple(complaints)
 
 
@@ -199,6 +201,13 @@ def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[
 def is_healthy(entry: Mapping[str, Any]) -> bool:
     """Whether no check of an entry is critical, its host's included."""
     return all(check["Status"] != "critical" for check in entry["Checks"])
+
+
+def is_silent(entry: Mapping[str, Any]) -> bool:
+    """Whether some check of an entry is critical and none of its host's is."""
+    return not is_healthy(entry) and all(
+        check["Status"] != "critical" or check["ServiceID"] for check in entry["Checks"]
+    )
 
 
 def parse_endpoints(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[Endpoint, ...], tuple[str, ...]]:

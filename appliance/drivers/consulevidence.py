@@ -6,6 +6,9 @@ if it is the one we know, what is missing was removed; if not, everything known 
 to put it back. Who makes a new epoch writes the former ones behind it, so that a start that meets another epoch can
 tell a Consul that lost its data from another Consul, to which nothing that is known applies.
 
+Where all agents were away, as after a loss of power, each takes its machine for dead until the next heartbeat. So after
+a while without Consul nobody who was healthy counts as dead, or as removed, until everybody had the time for one.
+
 An answer in which this very machine is missing says nothing at all: a token that may not read services makes Consul
 leave them out without a word.
 
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 import trio
 
-from appliance.drivers.consulcodec import MESHBOX, machine_id
+from appliance.drivers.consulcodec import MESHBOX, TTL, machine_id
 from appliance.errors import RetryError
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ GRACE = 60.0
 
 DOUBT = 5.0
 """The same while it may only be that a server is behind."""
+AWAY = TTL / 3
+"""Seconds without an answer after which agents may have missed heartbeats."""
 LOOK = 1.0
 """Seconds between looks during that time: it may have been a false alarm."""
 QUERY = "data"
@@ -92,7 +97,10 @@ class Evidence:
         epoch = found[0].decode(errors="replace") if found else ""
         met, self._met = self._met, True
         if self.epoch and epoch and not met and not set(self.epoch.split()) & set(epoch.split()):
-            log.warning("this is another Consul than before; what was known from that one does not count here")
+            log.warning(
+                "this is another Consul than before; what was known from that one does not count here",
+                consul=self._api.where,
+            )
             self._other()
             self.epoch = epoch
             return
@@ -101,9 +109,13 @@ class Evidence:
             self.epoch = epoch
         elif self.epoch and epoch != self.epoch:
             if not (self.suspended and self._former):
-                log.warning("Consul has lost its data; what was known is held and put back", seconds=self._grace)
+                log.warning(
+                    "Consul has lost its data; what was known is held and put back",
+                    seconds=self._grace,
+                    consul=self._api.where,
+                )
                 self._former = self.epoch
-            self._held.failed(QUERY, "Consul has lost its data; it is being put back")
+            self._held.failed(QUERY, f"{self._api.where} has lost its data; it is being put back")
             self._until = trio.current_time() + self._grace
             self._lost()
         if not epoch:
@@ -118,16 +130,24 @@ class Evidence:
         Not `sure`: a server that has just started is behind for a moment, too. But where it is a backup, another
         machine may have put back its part before this one looks again, and the index is no longer lower then.
         """
-        self._held.failed(QUERY, "Consul has older data than before; what is newer is being put back")
+        self._held.failed(QUERY, f"{self._api.where} has older data than before; what is newer is being put back")
         if not sure:
             self._until = max(self._until, trio.current_time() + min(DOUBT, self._grace))
             return
         if not self._older:
-            log.warning("Consul has older data than before; what is newer is held and put back", seconds=self._grace)
+            log.warning(
+                "Consul has older data than before; what is newer is held and put back",
+                seconds=self._grace,
+                consul=self._api.where,
+            )
         self._older = True
         self._former = ""
         self._until = trio.current_time() + self._grace
         self._lost()
+
+    def was_away(self) -> None:
+        """Take it that agents have missed heartbeats: for one TTL nothing counts as removed, and nobody as dead."""
+        self._until = max(self._until, trio.current_time() + TTL)
 
     async def get_over(self) -> None:
         """After a loss, return when everybody had the time to put back what was lost."""
@@ -138,6 +158,7 @@ class Evidence:
             except RetryError:
                 continue
         self._older = False
+        self._former = ""
         self._held.over(QUERY)
 
     async def merge(
@@ -163,6 +184,6 @@ class Evidence:
         """Raise RetryError unless this machine is among them."""
         if not any(entry["Service"]["ID"] == self._own for entry in machines):
             raise RetryError(
-                f'Consul does not show "{self._own}", which is this machine; if this lasts, our token\'s policy lacks'
-                ' service_prefix "" { policy = "read" } or node_prefix "" { policy = "read" }'
+                f'{self._api.where} does not show "{self._own}", which is this machine; if this lasts, our token\'s'
+                ' policy lacks service_prefix "" { policy = "read" } or node_prefix "" { policy = "read" }'
             )

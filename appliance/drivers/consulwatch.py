@@ -49,6 +49,7 @@ class Held:
         self._clock = clock
         self._changed = changed
         self._failing: dict[str, str] = {}
+        self._began: dict[str, float] = {}
         self.since: float | None = None
 
     @property
@@ -60,13 +61,20 @@ class Held:
         """Note that a query failed."""
         before = dict(self._failing)
         self._failing[query] = str(cause)
+        self._began.setdefault(query, trio.current_time())
         if self.since is None:
             self.since = self._clock()
         if before != self._failing:
             self._changed()
 
+    def lasted(self, query: str) -> float:
+        """Return for how many seconds a query has failed; 0 for one that works."""
+        began = self._began.get(query)
+        return 0.0 if began is None else trio.current_time() - began
+
     def over(self, query: str) -> None:
         """Note that it works."""
+        self._began.pop(query, None)
         if self._failing.pop(query, None) is not None:
             if not self._failing:
                 self.since = None

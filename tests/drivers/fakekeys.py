@@ -8,6 +8,8 @@ from appliance.drivers.consultransport import ConsulError
 class FakeKeys:
     """Keys below our prefix; `machines` are the entries of health queries."""
 
+    where = "Consul at http://fake"
+
     def __init__(self):
         self.keys: dict[str, tuple[bytes, int]] = {}
         self.index = 10

@@ -17,6 +17,7 @@ from dnslib import DNSRecord
 from appliance.config import Consul as ConsulSettings
 from appliance.drivers.consul import ConsulRegistry
 from appliance.drivers.consulannounce import SETTLE, Announcer
+from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.localstore import LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
@@ -115,7 +116,8 @@ def test_two_machines_find_each_other(machines, consul_agent):
 
 
 def test_specs_and_tombstones_are_shared(machines, consul_agent):
-    """What is deployed on one machine is known on all, and removed on one, removed on all."""
+    """What is deployed on one machine is known on all, and removed on one, removed on all; and all is in our folder."""
+    machines.settings = replace(machines.settings, prefix="team/mesh")
 
     async def main():
         async with machines.machine("m1") as one, machines.machine("m2") as two:
@@ -129,7 +131,7 @@ def test_specs_and_tombstones_are_shared(machines, consul_agent):
             assert not await two.remove_spec("never")
             await two.put_spec(SPEC)
             await until(lambda: one.facts.specs and not one.facts.tombstones)
-            assert set(consul_agent.get("/v1/kv/meshbox/?keys")) == {"meshbox/epoch", "meshbox/specs/web"}
+            assert set(consul_agent.get("/v1/kv/?keys")) == {"team/mesh/epoch", "team/mesh/specs/web"}
 
     trio.run(main)
 
@@ -214,7 +216,10 @@ def test_withdrawing_before_the_end(machines, consul_agent):
 
 
 def test_a_machine_that_dies(machines, consul_agent):
-    """Of a machine whose check is critical nothing is used, but it may call until it is deregistered."""
+    """Of a machine that is not heard of, or registered no more, nothing is used; it may call while its address is its.
+
+    A restart remembers it.
+    """
 
     async def main():
         async with machines.machine("m1") as one, machines.machine("m2") as two:
@@ -229,7 +234,10 @@ def test_a_machine_that_dies(machines, consul_agent):
             await until(lambda: weights(one) == [("m2", 1)])
             two._announcer._compare = trio.lowlevel.checkpoint
             consul_agent.request("PUT", "/v1/agent/service/deregister/meshbox:m2")
-            await until(lambda: [m.node for m in one.facts.machines] == ["m1"])
+            await until(lambda: nodes(one) == ["m1"] and weights(one) == [])
+            assert [m.node for m in one.facts.machines] == ["m1", "m2"]
+        async with machines.machine("m1") as one, machines.machine("m3", at="10.0.0.2"):
+            await until(lambda: [m.node for m in one.facts.machines] == ["m1", "m3"])
 
     trio.run(main)
 
@@ -414,6 +422,38 @@ def test_backup_is_restored(machines, consul_agent, tmp_path):
             assert machines.rings == {}
             assert (one.facts.specs, one.facts.endpoints) == (known.specs, known.endpoints)
             assert (two.facts.specs, two.facts.tombstones) == (here.specs, here.tombstones)
+
+    trio.run(main)
+
+
+def test_consul_restarted_with_its_data(machines, consul_agent, monkeypatch):
+    """Agents take machines for dead until their next heartbeat; for one TTL nobody believes that, for longer all do."""
+    monkeypatch.setattr("appliance.drivers.consul.AWAY", 1.0)
+    monkeypatch.setattr("appliance.drivers.consulevidence.TTL", 4.0)
+
+    def status(node: str) -> str:
+        checks = consul_agent.get("/v1/health/checks/meshbox") or ()
+        return "".join(check["Status"] for check in checks if check["CheckID"] == f"meshbox:{node}")
+
+    async def main():
+        async with machines.machine("m1") as one, machines.machine("m2") as two, machines.machine("m3") as three:
+            await two.register(serving())
+            await three.register(serving(2))
+            await until(lambda: weights(one) == [("m2", 1), ("m3", 2)])
+            machines.rings.clear()
+            beat = two._announcer._beat
+            for registry in (two, three):
+                registry._announcer._beat = registry._announcer._compare = trio.sleep_forever
+            for path in (consul_agent.folder / "data/checks/state").iterdir():
+                path.unlink()  # as if the TTL had passed since the last heartbeat
+            await trio.to_thread.run_sync(consul_agent.stop)
+            await until(lambda: one._held.lasted("machines") > 1)
+            await trio.to_thread.run_sync(consul_agent.start)
+            await until(lambda: status("m2") == status("m3") == "critical" and one.facts.held_since is None)
+            two._announcer._beat = beat
+            await trio.sleep(QUIET)
+            assert machines.rings["m1"] == 0
+            await until(lambda: nodes(one) == ["m1", "m2"] and weights(one) == [("m2", 1)])
 
     trio.run(main)
 
@@ -743,6 +783,9 @@ def test_access_control(tmp_path):
             await two.put_spec(SPEC)
             await until(lambda: weights(two) == [("m1", 1)] and one.facts.specs)
             assert one.facts.held_since is None
+        api = ConsulApi(machines.settings)
+        await api.join(f"127.0.0.1:{agent.base_port + 2}")  # as after a cut
+        await api.aclose()
 
     async def lacking(rules: str, complaint: str):
         machines = Machines(tmp_path / str(len(rules)), agent.address, token=token(rules))

@@ -21,7 +21,7 @@ WEB = Destination.parse("nginx.web:80")
 SPEC = Service(name="web", containers=(Container(name="nginx", image="x"),))
 
 
-def entry(arguments, *, status="passing", host="consul-1", **changes):
+def entry(arguments, *, status="passing", agent="passing", host="consul-1", **changes):
     """What Consul makes of a registration in a health query."""
     service = {
         "ID": arguments["service_id"],
@@ -33,7 +33,7 @@ def entry(arguments, *, status="passing", host="consul-1", **changes):
     return {
         "Node": {"Node": host, "Address": "192.0.2.9"},
         "Service": {**service, **changes},
-        "Checks": [{"Status": "passing"}, {"Status": status}],
+        "Checks": [{"Status": agent, "ServiceID": ""}, {"Status": status, "ServiceID": arguments["service_id"]}],
     }
 
 
@@ -91,6 +91,15 @@ def test_health(status, healthy):
     """Only a critical check makes a machine unhealthy."""
     seen, _ = codec.parse_machines([entry(codec.machine_service(M1), status=status)])
     assert seen[0].machine.healthy is healthy
+    assert seen[0].silent is not healthy
+
+
+def test_agent_that_is_not_heard_of():
+    """Then a machine is not healthy either, but nothing is known of its heartbeat."""
+    for status in ("passing", "critical"):
+        ((seen,), _) = codec.parse_machines([entry(codec.machine_service(M1), status=status, agent="critical")])
+        assert not seen.machine.healthy
+        assert not seen.silent
 
 
 @pytest.mark.parametrize(

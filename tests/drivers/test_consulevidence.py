@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from appliance.drivers.consulcodec import TTL
 from appliance.drivers.consulevidence import EPOCH, GRACE, Evidence
 from appliance.drivers.consulwatch import Held
 from appliance.errors import RetryError
@@ -31,6 +32,11 @@ class World:
 
     def _lost(self):
         self.losses += 1
+
+    def why(self):
+        """What is held, in words that say which Consul is meant."""
+        assert self.held.why.startswith("Consul at http://fake has ")
+        return self.held.why
 
 
 def run(script):
@@ -84,7 +90,7 @@ def test_loss(epoch):
             world.keys.set(EPOCH, epoch)
         assert await world.evidence.merge({"a": 1, "b": 1}, {"b": 2}) == {"a": 1, "b": 2}
         assert world.losses == 1
-        assert "lost its data" in world.held.why
+        assert "lost its data" in world.why()
         began = trio.current_time()
         await world.evidence.get_over()
         assert GRACE - 1 <= trio.current_time() - began <= GRACE + 1
@@ -158,7 +164,9 @@ def test_an_answer_without_this_machine_says_nothing():
     async def script(world):
         await world.evidence.look()
         world.keys.machines = []
-        with pytest.raises(RetryError, match=r'does not show "meshbox:m1".*service_prefix "" \{ policy = "read" \}'):
+        with pytest.raises(
+            RetryError, match=r'at http://fake does not show "meshbox:m1".*service_prefix "" \{ policy = "read" \}'
+        ):
             await world.evidence.merge({"a": 1}, {})
 
     run(script)
@@ -185,7 +193,7 @@ def test_data_of_an_earlier_time():
         await world.evidence.look()
         world.evidence.went_back(sure=True)
         assert world.losses == 1
-        assert "older data than before" in world.held.why
+        assert "older data than before" in world.why()
         assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
         await world.evidence.get_over()
         assert world.held.since is None
@@ -209,6 +217,21 @@ def test_data_that_may_be_of_an_earlier_time():
     run(script)
 
 
+def test_consul_was_away():
+    """For one TTL nothing counts as removed; that is no loss, and nothing is put back."""
+
+    async def script(world):
+        await world.evidence.look()
+        world.evidence.was_away()
+        assert world.evidence.suspended == TTL
+        assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"a": 1, "b": 2}
+        await world.evidence.get_over()
+        assert (world.losses, world.held.since) == (0, None)
+        assert await world.evidence.merge({"a": 1}, {"b": 2}) == {"b": 2}
+
+    run(script)
+
+
 def test_older_data_without_an_epoch():
     """A backup of before the first machine: that is a loss of everything."""
 
@@ -218,7 +241,7 @@ def test_older_data_without_an_epoch():
         world.keys.keys.clear()
         assert await world.evidence.merge({"a": 1}, {}) == {"a": 1}
         assert world.losses == 2
-        assert "lost its data" in world.held.why
+        assert "lost its data" in world.why()
 
     run(script)
 
