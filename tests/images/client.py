@@ -5,6 +5,7 @@ udp HOST PORT N [MS]   N datagrams, each from a socket of its own; waits MS (def
 dials PROTOCOL/HOST/PORT/N …   the two above for several targets: {target: [{answer | error, ms}, …], …}
 talk HOST PORT N LINE …   says the lines on each of N connections: [what was answered to the end | error, …]
 resolve NAME           {addresses | error}
+question PROTOCOL HEX …   each DNS message, in hexadecimal, to the first server of resolv.conf: [answer | error, …]
 hold HOST PORT N       N connections at once, a word through each: {open, answered, error}
 sum HOST PORT BYTES    sends BYTES, shuts down its sending half, reads to the end: {answer, sent, sha}
 get HOST PORT BYTES    HTTP download: {length, sha, wanted}
@@ -31,6 +32,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 PATTERN = bytes(range(251)) * 4096
@@ -112,6 +114,29 @@ def resolve(name: str) -> dict[str, Any]:
         return {"addresses": sorted({entry[4][0] for entry in socket.getaddrinfo(name, 1)})}
     except OSError as error:
         return {"error": word(error)}
+
+
+def question(protocol: str, *messages: str) -> list[str]:
+    """Ask as a resolver of the program's own does."""
+    settings = Path("/etc/resolv.conf").read_text().splitlines()
+    server = next(line.split()[1] for line in settings if line.startswith("nameserver"))
+    return [exchange(protocol, server, bytes.fromhex(message)) for message in messages]
+
+
+def exchange(protocol: str, server: str, message: bytes) -> str:
+    """Send one DNS message and return what comes back (by TCP each has its length before it)."""
+    with socket.socket(type={"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}[protocol]) as connection:
+        connection.settimeout(TIMEOUT)
+        try:
+            connection.connect((server, 53))
+            if protocol == "udp":
+                connection.send(message)
+                return connection.recv(1 << 16).hex()
+            connection.sendall(len(message).to_bytes(2, "big") + message)
+            with connection.makefile("rb") as answer:
+                return answer.read(int.from_bytes(answer.read(2), "big")).hex()
+        except OSError as error:
+            return word(error)
 
 
 def hold(host: str, port: str, count: str) -> dict[str, Any]:
@@ -344,6 +369,6 @@ def reset(host: str, port: str) -> dict[str, Any]:
 
 VERBS = {
     v.__name__: v
-    for v in (tcp, udp, dials, talk, resolve, hold, loop, ask, requests, crowd, keep, until, sum, get, reset)
+    for v in (tcp, udp, dials, talk, resolve, question, hold, loop, ask, requests, crowd, keep, until, sum, get, reset)
 }
 print(json.dumps(VERBS[sys.argv[1]](*sys.argv[2:])))  # noqa: T201 — its answer

@@ -13,6 +13,11 @@ from itertools import product
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import dns.edns
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.reversename
 import orjson
 import pytest
 from machine import IMAGE, ROOT, Program, wait_until
@@ -27,6 +32,9 @@ pytestmark = pytest.mark.system
 AT_ONCE = 100
 """Milliseconds within which TCP is refused (issue), as the dialling process sees it: the median of five dials, since
 one may wait that long for a processor on a machine that is busy with other tests."""
+SLOWEST = 500
+"""Milliseconds that no dial takes, TCP or UDP: a processor is not waited for that long, and where the first packet got
+no answer, the kernel sends the second after 1,000."""
 REFUSED = {
     "tcp": {"ECONNREFUSED"},
     "udp": {"EPERM", "ECONNREFUSED", "EHOSTUNREACH"},  # refused by its own rules, or an ICMP error came back
@@ -91,6 +99,7 @@ def assert_refused(found: dict[str, list[dict[str, Any]]]) -> None:
     for target, results in found.items():
         protocol = target.split("/")[0]
         assert {one.get("error") for one in results} <= REFUSED[protocol], (target, results)
+        assert max(one["ms"] for one in results) < SLOWEST, (target, results)
         if protocol == "tcp":
             assert median(one["ms"] for one in results) < AT_ONCE, (target, results)
 
@@ -170,6 +179,56 @@ def test_declared_name_answers(village: Machine) -> None:
     assert refusal.returncode == 1
     assert "connect_to" in refusal.stdout
     assert "server.far:7000" in refusal.stdout
+
+
+def ask(mesh: Machine, who: str, protocol: str, *questions: tuple[str, str]) -> list[dns.message.Message]:
+    """Ask the resolver of a container, as its resolv.conf names it."""
+    queries = [dns.message.make_query(name, kind, use_edns=0, payload=1232) for name, kind in questions]
+    said = mesh.client(who, "question", protocol, *(query.to_wire().hex() for query in queries))
+    answers = [dns.message.from_wire(bytes.fromhex(one)) for one in said]
+    assert all(query.is_response(answer) for query, answer in zip(queries, answers, strict=True))
+    return answers
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_every_kind_of_question_is_answered_inside(village: Machine, protocol: str) -> None:
+    """By UDP and TCP, to containers on the default bridge and to those whose resolver is Docker's own."""
+    vip = virtual_address(village)
+    backwards = dns.reversename.from_address(vip).to_text()
+    (deployed,) = village.containers("label=meshbox.service=isolated")
+    for who in ("friend", "remote", deployed):
+        plain, suffixed, back, outside_world, *nothing = ask(
+            village,
+            who,
+            protocol,
+            ("server.far", "A"),
+            ("server.far.mesh.internal", "A"),
+            (backwards, "PTR"),
+            ("www.outside.example", "A"),
+            *(("server.far", kind) for kind in ("AAAA", "TXT", "SRV", "HTTPS")),
+        )
+        for answer, said in (
+            (plain, vip),
+            (suffixed, vip),
+            (back, "server.far."),
+            (outside_world, village.switch.address),
+        ):
+            assert [str(record) for rrset in answer.answer for record in rrset] == [said], (who, answer)
+        for answer in nothing:
+            assert (answer.rcode(), answer.answer) == (dns.rcode.NOERROR, []), (who, answer)
+            assert [rrset.rdtype for rrset in answer.authority] == [dns.rdatatype.SOA], (who, answer)
+    for who in ("stranger", deployed):
+        (refusal,) = ask(village, who, protocol, ("stranger.near" if who == deployed else "server.far", "A"))
+        assert refusal.rcode() == dns.rcode.NXDOMAIN, (who, refusal)
+        (told,) = (option for option in refusal.options if isinstance(option, dns.edns.EDEOption))
+        assert told.code == dns.edns.EDECode.PROHIBITED
+        assert told.text is not None
+        assert "is not in connect_to of" in told.text
+        (zone,) = refusal.authority
+        assert zone.rdtype == dns.rdatatype.SOA
+        assert zone.ttl <= 10, "it may be declared soon"
+    (large,) = ask(village, "friend", "tcp", ("large.outside.example", "TXT"))
+    assert len(large.answer[0]) == 100
 
 
 def test_undeclared_virtual_address_is_refused(village: Machine) -> None:
