@@ -61,9 +61,15 @@ def test_design_example_is_taken_as_it_stands(lasting_mesh: Machine) -> None:
         assert flask["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
         assert labels["meshbox.connect_to"] == "apple.orange:8080"
         assert sorted(labels["meshbox.ports"].split(",")) == ["8080/tcp", "8080/udp"]
-        (redis,) = mesh.containers("label=meshbox.container=redis", f"label=meshbox.replica={replica}")
-        assert mesh.inspect(redis)["Config"]["Image"] == "redis"
-        assert mesh.inspect(redis)["HostConfig"]["Memory"] == 0
+        (name,) = mesh.containers("label=meshbox.container=redis", f"label=meshbox.replica={replica}")
+        redis = mesh.inspect(name)
+        labels = redis["Config"]["Labels"]
+        assert name.startswith(f"meshbox-flask-{replica}-redis-")
+        assert redis["Config"]["Image"] == "redis"
+        assert redis["Config"]["Cmd"] == mesh.inspect("redis")["Config"]["Cmd"], "the image's own"
+        assert (redis["HostConfig"]["NanoCpus"], redis["HostConfig"]["Memory"]) == (0, 0)
+        assert (labels["meshbox.service"], labels["meshbox.ports"]) == ("flask", "8080/tcp")
+        assert labels["meshbox.connect_to"] == ""
     network = mesh.docker("network", "inspect", "meshbox", "--format", "{{.Options}}")
     assert "com.docker.network.bridge.enable_icc:false" in network
     mesh.meshbox("remove", "flask")
