@@ -236,8 +236,11 @@ def test_a_machine_that_dies(machines, consul_agent):
             consul_agent.request("PUT", "/v1/agent/service/deregister/meshbox:m2")
             await until(lambda: nodes(one) == ["m1"] and weights(one) == [])
             assert [m.node for m in one.facts.machines] == ["m1", "m2"]
-        async with machines.machine("m1") as one, machines.machine("m3", at="10.0.0.2"):
-            await until(lambda: [m.node for m in one.facts.machines] == ["m1", "m3"])
+        async with machines.machine("m1") as one:
+            await until(lambda: one.facts.held_since is None and one.facts.open_queries == 3)
+            assert [m.node for m in one.facts.machines if not m.healthy] == ["m2"]
+            async with machines.machine("m3", at="10.0.0.2"):
+                await until(lambda: [m.node for m in one.facts.machines] == ["m1", "m3"])
 
     trio.run(main)
 
