@@ -81,6 +81,10 @@ class Server(ConsulAgent):
             index = answer.headers["X-Consul-Index"]
         raise AssertionError(f"{service} is not in Consul after {seconds} s")
 
+    def nodes(self) -> set[str]:
+        """Return the nodes of the catalogue."""
+        return {node["Node"] for node in self.get("/v1/catalog/nodes") or ()}
+
     @property
     def leads(self) -> bool:
         """Whether it is the leader."""
@@ -338,6 +342,11 @@ class Census(Beside):
     def left(self, node: str, other: str, since: float) -> float:
         """Return how many seconds after a moment a machine was seen to take another one for dead."""
         return min(when for when, healthy in self._known[node] if when > since and other not in healthy) - since
+
+    def doubted(self) -> set[tuple[str, str]]:
+        """Return which machine was seen to take which other one for dead, or not to know it."""
+        nodes = self._known.keys()
+        return {(node, other) for node in nodes for _, healthy in self._known[node] for other in nodes - healthy}
 
     def _run(self) -> None:
         with ExitStack() as stack:
