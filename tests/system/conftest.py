@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def cluster(switch: Switch) -> Iterator[Cluster]:
-    """Three machines at work."""
-    with Cluster(switch, images={IMAGE: IMAGES[IMAGE]}) as made:
+    """Three machines at work. A service may ask for one of them by its zone, `a`, `b` or `c`."""
+    made = Cluster(switch, images={IMAGE: IMAGES[IMAGE]})
+    for machine, zone in zip(made, "abc", strict=True):
+        machine.settings["MESHBOX_META"] = f"zone={zone}"
+    with made:
         yield made
 
 

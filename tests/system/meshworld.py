@@ -17,7 +17,7 @@ WHERE = ("server.trio", "7000")
 MANY = tuple(f"server.zone{number:02}" for number in range(70))
 """Names that nothing serves: with them a machine has more services of interest than it may have queries."""
 STAYS = "--restart=unless-stopped"
-REACH = "server.trio,server.late,server.uneven"
+REACH = "server.trio,server.late,server.uneven,server.pinned"
 
 
 def populate(cluster: Cluster) -> None:
@@ -33,7 +33,8 @@ def populate(cluster: Cluster) -> None:
         if not machine.containers("name=^stranger$"):
             machine.run_container("stranger", IMAGE, options=(STAYS,), service="far", container="stranger")
     wait_until(lambda: spread(cluster) == [1] * len(cluster.machines), "one replica on each machine", seconds=40)
-    wait_until(lambda: len(heard(one)) == len(cluster.machines), "all answer", seconds=40)
+    replicas = names(*cluster)
+    wait_until(lambda: heard(one).keys() == replicas, "all answer, and nobody else", seconds=40)
 
 
 def spread(cluster: Cluster) -> list[int]:
@@ -50,10 +51,16 @@ def heard(machine: Member, count: int = 30, client: str = "client", host: str = 
     return Counter(one.get("answer") or one["error"] for one in machine.client(client, "tcp", host, "7000", str(count)))
 
 
+def names(*machines: Member, service: str = "trio") -> set[str]:
+    """Return what the replicas that run on these machines answer with."""
+    filters = (f"--filter=label=meshbox.service={service}", "--filter=status=running")
+    return {name for machine in machines for name in machine.docker("ps", "--format={{.ID}}", *filters).split()}
+
+
 def name_of(machine: Member) -> str:
     """Return what the replica on this machine answers with."""
-    (container,) = machine.containers("label=meshbox.service=trio", "status=running")
-    return str(machine.inspect(container)["Config"]["Hostname"])
+    (name,) = names(machine)
+    return name
 
 
 def agreed(cluster: Cluster) -> bool:
