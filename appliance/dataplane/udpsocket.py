@@ -58,13 +58,39 @@ def connect(address: tuple[str, int], source: tuple[str, int] | None = None) -> 
     return sock
 
 
-def reply_control(asked: Control) -> Control:
-    """Return the control data that makes an answer leave from the address that `asked` came with."""
+def beside(sock: SocketType, address: tuple[str, int]) -> SocketType:
+    """Return a socket that takes over from a listening one what is sent to this one address. Raises OSError.
+
+    Only for this moment the two may share the port (SO_REUSEADDR, socket(7)); any third is refused it.
+    """
+    one = _socket()
+    try:
+        for each in (sock, one):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(address)
+    except OSError:
+        one.close()
+        raise
+    finally:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    return one
+
+
+def asked_address(asked: Control) -> str | None:
+    """Return which address of this host a datagram asked, by its control data."""
     for level, kind, data in asked:
         if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(data) >= PKTINFO.size:
-            _, local, _ = PKTINFO.unpack_from(data)
-            return [(socket.IPPROTO_IP, IP_PKTINFO, PKTINFO.pack(0, local, bytes(4)))]
-    return []
+            return socket.inet_ntoa(PKTINFO.unpack_from(data)[1])
+    return None
+
+
+def reply_control(asked: Control) -> Control:
+    """Return the control data that makes an answer leave from the address that `asked` came with."""
+    address = asked_address(asked)
+    if address is None:
+        return []
+    return [(socket.IPPROTO_IP, IP_PKTINFO, PKTINFO.pack(0, socket.inet_aton(address), bytes(4)))]
 
 
 def _socket() -> SocketType:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from appliance.dataplane import datagram
-from appliance.dataplane.datagram import BATCH, UdpListener
+from appliance.dataplane.datagram import BATCH, FACES, Session, UdpListener
 from appliance.dataplane.epoll import IN
 from tests.dataplane.udpworld import CALLER, PEER, STRANGER, World, backend, listener
 
@@ -54,6 +55,40 @@ def test_replies_leave_from_the_address_that_was_asked(world: World) -> None:
         _, session = server.receive()
         server.send(b"!", session)
         assert client.receive() == (b"!", (asked, port))
+
+
+def test_any_number_of_addresses_may_be_asked(world: World) -> None:
+    """Sockets of their own are for the first of them; all others are answered just so, in order, and nobody is left."""
+    server, client = world.socket(), world.socket()
+    udp, (_, port) = world.open(backend(server))
+    for number in range(2 * FACES):
+        asked = (f"127.0.1.{number + 1}", port)
+        for data in (b"first", b"second", b"third"):
+            client.send(data, asked)
+        got = [server.receive() for _ in range(3)]
+        assert [data for data, _ in got] == [b"first", b"second", b"third"]
+        server.send(b"!", got[0][1])
+        assert client.receive() == (b"!", asked)
+    assert udp.stats().accepted == 1
+    udp.stop()
+    udp.end_pairs()
+    again = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    again.bind(("0.0.0.0", port))
+    again.close()
+
+
+def test_the_port_is_nobody_elses(world: World) -> None:
+    """Not even while it is asked at several addresses, and not for one who is ready to share it."""
+    server, client = world.socket(), world.socket()
+    _, (_, port) = world.open(backend(server))
+    for asked in ("127.0.0.7", "127.0.0.8"):
+        client.send(b"?", (asked, port))
+        server.receive()
+    for address in ("0.0.0.0", "127.0.0.7", "127.0.0.9"):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind((address, port))
 
 
 def test_a_stranger_gets_nothing(world: World) -> None:
@@ -258,16 +293,23 @@ def test_a_datagram_that_meets_an_earlier_error_goes_to_another_backend(world: W
     dead, alive = world.socket(), world.socket()
     udp, port = world.open(backend(dead), backend(alive))
     dead.close()
+
+    def read() -> None:
+        """Read what clients sent, not what became of it."""
+        for handler in list(world.epoll.handlers.values()):
+            if not isinstance(handler, Session):
+                handler.ready(IN)
+
     for _ in range(10):
         # Both are left out and so equally likely; the first datagram of each client must meet the dead one.
         udp.swap(listener(udp.port, backend(dead)))
         client = world.socket()
         client.send(b"lost", port)
-        udp.ready(IN)
+        read()
         udp.swap(listener(udp.port, backend(dead), backend(alive)))
         udp.balancer.failed(udp.balancer.states[alive.address])
         client.send(b"kept", port)
-        udp.ready(IN)
+        read()
         assert alive.queued() == [b"kept"]
     assert udp.stats().dropped == 0
 

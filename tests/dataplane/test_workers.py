@@ -388,6 +388,7 @@ def test_signals_to_the_group_leave_workers_alone(world: WorkersWorld) -> None:
     """Ctrl-C and systemd's SIGTERM reach every process of a service: draining is the parent's decision."""
     port, _ = world.serve()
     client = world.joined(port)
+    world.ask(face.STATS)  # both are up
     for pid in world.workers.pids:
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
