@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from docker_traces import Traces
 from stand_ins import BASE, STAND_INS, Docker, DockerError, load
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Engine:
     def __init__(self) -> None:
         self.docker = Docker()
         self.settings: dict[str, str] = {}
-        self._rules = ""
+        self._traces: Traces | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._root = ROOT / "build/demo-docker"
 
@@ -89,7 +90,7 @@ class Engine:
             say("no Docker Engine runs here: starting one, for this demo only")
         else:
             return
-        self._rules = subprocess.run(["iptables-save"], capture_output=True, check=True, text=True).stdout
+        self._traces = Traces()
         # Docker's sockets need short paths.
         run = tempfile.mkdtemp(prefix="meshbox-demo-", dir="/run")
         socket = Path(run, "docker.sock")
@@ -112,12 +113,11 @@ class Engine:
 
     def stop(self) -> None:
         """Stop it if it is ours, and take back what it did to the host."""
-        if self._process is None:
+        if self._process is None or self._traces is None:
             return
         self._process.terminate()
         self._process.wait(60)
-        subprocess.run(["ip", "link", "delete", "docker0"], check=False, capture_output=True)
-        subprocess.run(["iptables-restore"], input=self._rules, check=False, capture_output=True, text=True)
+        self._traces.take_back()
         run = Path(self.settings["MESHBOX_DOCKER_SOCKET"]).parent
         subprocess.run(["rm", "-rf", "--one-file-system", str(run)], check=False, capture_output=True)
         say("stopped the Docker Engine that the demo had started")
