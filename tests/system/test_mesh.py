@@ -9,12 +9,13 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
 from cluster import Between, Census, Kept, Load
 from machine import IMAGE, NEVER, run, wait_until
-from meshworld import TRIO, WHERE, heard, name_of, spread, wait_until_agreed
+from meshworld import TRIO, WHERE, heard, name_of, names, spread, wait_until_agreed
 
 from appliance.drivers.consulcodec import TTL
 
@@ -38,9 +39,9 @@ def uneven(trio: Cluster) -> Iterator[tuple[str, str, str]]:
     marks = {"service": "uneven", "container": "server", "ports": "7000"}
     places = ((one, "uneven0"), (two, "uneven1"), (two, "uneven2"))
     try:
-        names = [machine.run_container(name, IMAGE, **marks)[:12] for machine, name in places]
-        wait_until(lambda: set(heard(one, host=UNEVEN)) == set(names), "all three answer")
-        yield names[0], names[1], names[2]
+        ids = [machine.run_container(name, IMAGE, **marks)[:12] for machine, name in places]
+        wait_until(lambda: set(heard(one, host=UNEVEN)) == set(ids), "all three answer")
+        yield ids[0], ids[1], ids[2]
     finally:
         for machine, name in places:
             machine.docker("rm", "--force", name)
@@ -50,7 +51,7 @@ def test_every_replica_gets_its_share(trio: Cluster) -> None:
     """3,000 connections by name: each of three replicas on three machines gets 28 to 39 %; UDP reaches them all too."""
     one = trio.machines[0]
     answers = heard(one, 3000)
-    assert set(answers) == {name_of(machine) for machine in trio}
+    assert set(answers) == names(*trio)
     assert all(840 <= count <= 1170 for count in answers.values()), answers
     echoes = Counter(found.get("answer", "").split(" ")[0] for found in one.client("client", "udp", *WHERE, "100"))
     assert set(echoes) == set(answers)
@@ -92,6 +93,26 @@ def test_deploy_waits_for_every_machine(trio: Cluster) -> None:
     assert load.failures == []
 
 
+def test_constraint_pins(trio: Cluster) -> None:
+    """What asks for a machine by its meta, or by its name, runs there and nowhere else; all machines reach it."""
+    one, two, three = trio.machines
+    pinned = TRIO.replace("trio", "pinned").replace("count=3", 'count=2, constraint="{}"')
+    try:
+        for machine, constraint in ((two, "zone==b"), (one, one.node)):
+            said = three.deploy(pinned.format(constraint)).stdout
+            assert said.splitlines()[-1] == f"ready: pinned (2 on {machine.node})"
+            others = [other for other in trio if other is not machine]
+            wait_until(lambda o=others: not names(*o, service="pinned"), "it runs nowhere else")
+            replicas = names(machine, service="pinned")
+            assert len(replicas) == 2
+            for client in trio:
+                answers = heard(client, host="server.pinned")
+                assert answers.keys() == replicas, f"from {client.node}"
+    finally:
+        three.meshbox("remove", "pinned", "--detach")
+        wait_until(lambda: not names(*trio, service="pinned"), "it is removed")
+
+
 def test_local_replicas_are_preferred_while_one_lives(trio: Cluster, uneven: tuple[str, ...]) -> None:
     """With balance.prefer = "local" nothing leaves the machine, but while its replica is gone."""
     one = trio.machines[0]
@@ -120,18 +141,32 @@ def test_local_replicas_are_preferred_while_one_lives(trio: Cluster, uneven: tup
 
 
 def test_registration_is_soon_usable_elsewhere(trio: Cluster) -> None:
-    """What starts on one machine is reached from another that is trying already; when it stops, it is refused."""
-    one, two, _ = trio.machines
+    """What starts on one machine is reached from the others within half a second; when it stops, it is refused there.
+
+    The others are trying already. Half a second is the median; bench/RESULTS.md has the figures.
+    """
+    one, two, three = trio.machines
+    delays = []
     two.docker("create", "--name=late", *labels(service="late", container="server", ports="7000"), IMAGE)
-    for _ in range(2):
-        with ThreadPoolExecutor(1) as caller:
-            first = caller.submit(one.client, "client", "until", "server.late", "7000", "30")
-            two.docker("start", "late")
-            assert first.result() is not None
-        two.docker("stop", "--time=0", "late")
-        wait_until(lambda: "error" in one.client("client", "tcp", "server.late", "7000", "1")[0], "it is refused")
-        assert not two.consul.get("/v1/health/service/late")
-    two.docker("rm", "--force", "late")
+    try:
+        for _ in range(5):
+            with ThreadPoolExecutor(3) as workers:
+                registered = workers.submit(two.consul.registered, "late")
+                answers = [
+                    workers.submit(m.client, "client", "until", "server.late", "7000", "30") for m in (one, three)
+                ]
+                two.docker("start", "late")
+                for answer in answers:
+                    first = answer.result()["at"]
+                    assert first is not None, "it is reached at all"
+                    delays.append(first - registered.result())
+            two.docker("stop", "--time=0", "late")
+            for machine in (one, three):
+                wait_until(lambda m=machine: heard(m, 1, host="server.late") == {"ECONNREFUSED": 1}, "it is refused")
+            assert not two.consul.get("/v1/health/service/late")
+    finally:
+        two.docker("rm", "--force", "late")
+    assert median(delays) <= 0.5, delays
 
 
 def labels(**found: str) -> list[str]:
@@ -157,12 +192,11 @@ def test_machine_dies_and_returns(trio: Cluster) -> None:
         end = time.monotonic()
         for machine in (one, two):
             wait_until(lambda m=machine: three.node not in m.knows, f"{machine.node} knows it")
-            wait_until(lambda m=machine: three.node not in routes(m), f"{machine.node} sends nobody there")
+            wait_until(lambda m=machine: three.node not in routes(m), "nobody is sent there", seconds=SLACK)
         left = end + 30 - time.monotonic()
-        wait_until(lambda: len(set(heard(one)) - {lost}) == 3, "its replica answers elsewhere", seconds=left)
-        assert sum(spread(trio)) == 3
-        for machine in (one, two):
-            wait_until(lambda m=machine: three.address not in rules(m), f"{machine.node} lets it in no more")
+        replicas = wait_until(lambda: len(found := names(one, two)) == 3 and found, "there are three", seconds=left)
+        left = end + 30 - time.monotonic()
+        wait_until(lambda: heard(one).keys() == replicas, "its replica answers elsewhere", seconds=left)
         three.boot()
         wait_until(lambda: spread(trio) == [1, 1, 1], "it has its share again", seconds=40)
         wait_until_agreed(trio)
@@ -180,8 +214,12 @@ def test_machine_dies_and_returns(trio: Cluster) -> None:
 
 
 def test_stopping_takes_leave_first(trio: Cluster) -> None:
-    """Told to end, an appliance is no longer dialled before it drains; what is open goes on until done or deadline."""
-    one, two, _ = trio.machines
+    """Told to end, an appliance is no longer dialled before it drains; what is open goes on until done or deadline.
+
+    Its container is left alone; after the TTL another machine runs that replica too, until the appliance is back.
+    """
+    one, two, three = trio.machines
+    own = name_of(two)
     two.stop()
     try:
         two.start(drain="60")
@@ -193,15 +231,13 @@ def test_stopping_takes_leave_first(trio: Cluster) -> None:
                 wait_until(lambda: two.node not in routes(one), "nobody is sent there")
                 registered = one.consul.get("/v1/catalog/service/trio")
                 assert two.node not in {entry["ServiceMeta"]["node"] for entry in registered}
-                answers = heard(one, 100)
-                assert name_of(two) not in answers
-                assert len(answers) == 2
+                assert heard(one, 100).keys() == names(one, three)
                 told = time.monotonic()
                 NEVER.wait(1.0)  # in which what is open is talked through
                 assert two.appliance.running, "it waits for what is open"
             assert two.stop(0) == 0, "once that is done it ends"
             assert kept.broken() == []
-            through = [found for found in kept.found if found["answer"] == name_of(two)]
+            through = [found for found in kept.found if found["answer"] == own]
             assert through
             assert all(found["last"] > told for found in through)
             two.start(drain="1")
@@ -209,8 +245,18 @@ def test_stopping_takes_leave_first(trio: Cluster) -> None:
             with Kept(one, "client", *WHERE, tcp=24) as kept:
                 assert two.stop() == 0
                 NEVER.wait(1.0)  # in which each connection is talked over again, or found to have ended
-            assert kept.broken(name_of(two)) == []
-            assert all(found["error"] for found in kept.found if found["answer"] == name_of(two))
+            assert kept.broken(own) == []
+            assert all(found["error"] for found in kept.found if found["answer"] == own)
+            with Census(trio, "trio") as census:
+                stopped = time.monotonic()
+                wait_until(lambda: len(names(one, three)) == 3, "its replica runs elsewhere too", seconds=40)
+                wait_until(lambda: heard(one).keys() == names(one, three), "that is used")
+                started = time.monotonic()
+                two.start()
+                wait_until(lambda: spread(trio) == [1, 1, 1], "each has its own replica", seconds=40)
+                wait_until(lambda: heard(one).keys() == names(*trio), "all answer")
+            assert census.longest(cut=(stopped, started)) <= TTL, census.overlaps
+            assert name_of(two) == own, "it was not replaced"
         assert load.failures == []
     finally:
         two.stop()
@@ -218,28 +264,41 @@ def test_stopping_takes_leave_first(trio: Cluster) -> None:
 
 
 def test_machine_without_its_agent(trio: Cluster) -> None:
-    """A machine whose Consul agent is away goes on calling the others, though they use nothing of it any more.
+    """A machine whose Consul server dies goes on calling the others, though they use nothing of it any more.
 
-    Unless that agent is a server and the other servers clean up after it: then it is not registered any more.
+    Also once the other servers have taken that one out of the catalogue, as they do by default.
     """
     lost, two, three = trio.machines
+    replicas = names(*trio)
     wait_until(trio.sound, "Consul can do without one server", seconds=40)
-    cleanup = "/v1/operator/autopilot/configuration"
-    two.consul.request("PUT", cleanup, {**two.consul.get(cleanup), "CleanupDeadServers": False})
+    late = ("server.late", "7000")
+    name = two.run_container("late", IMAGE, service="late", container="server", ports="7000,7000/udp")[:12]
     try:
-        with Load(lost, "client", *WHERE) as load:
+        wait_until(lambda: name in heard(lost, 1, host="server.late"), "it reaches what only another machine has")
+        with (
+            Load(lost, "client", *WHERE) as load,
+            Load(lost, "client", *late) as far,
+            Kept(lost, "client", *late, tcp=4, udp=2) as kept,
+        ):
             lost.consul.stop()
             wait_until(lambda: lost.node not in two.knows | three.knows, "it is not heard of", seconds=40)
             wait_until(lambda: lost.node not in routes(two), "nothing of it is used")
+            assert replicas <= heard(lost, 100).keys(), "it still calls all others, and its own"
+            wait_until(lambda: lost.consul.node not in two.consul.nodes(), "it is deregistered", seconds=40)
+            count = far.count
+            wait_until(lambda: far.count > count + 60, "it goes on calling")
             assert lost.address in rules(two)
-            assert len(set(heard(lost, 100))) >= 3, "it still calls all others, and its own"
+            assert lost.node not in two.knows
+            assert replicas <= heard(lost, 100).keys(), "it still calls all others, and its own"
             trio.start_consul()
             wait_until(lambda: lost.node in two.knows & three.knows, "it is heard of", seconds=40)
             wait_until(lambda: spread(trio) == [1, 1, 1], "it has its share again", seconds=40)
             wait_until_agreed(trio)
         assert load.failures == []
+        assert far.failures == []
+        assert kept.broken() == []
     finally:
-        two.consul.request("PUT", cleanup, {**two.consul.get(cleanup), "CleanupDeadServers": True})
+        two.docker("rm", "--force", "late")
 
 
 def rules(machine: Member) -> str:
@@ -255,31 +314,47 @@ def routes(machine: Member) -> str:
 def test_others_are_refused(trio: Cluster, switch: Switch) -> None:
     """The proxy takes nobody but its containers that declared it and the hosts of registered machines (trusted)."""
     one, two, _ = trio.machines
-    (port,) = [row["proxy_port"] for row in one.show("routes") if row["destination"] == "server.trio:7000/tcp"]
-    dial = ("python3", "-c", DIAL, one.address, str(port))
-    assert two.exec(*dial).stdout.split() == [name_of(one)], "a registered machine gets what runs here, nothing else"
-    assert switch.exec(*dial).stdout.split() == ["refused"], "an unregistered machine"
-    assert one.docker("exec", "stranger", *dial) == "refused", "a container here that did not declare it"
-    assert two.docker("exec", "stranger", *dial) == "refused", "a container of a registered machine, going around"
     two.run_container("foreign", IMAGE)
-    assert two.docker("exec", "foreign", *dial) == "refused", "a container of a registered machine, not in the mesh"
-    two.docker("rm", "--force", "foreign")
+    try:
+        for protocol in ("tcp", "udp"):
+            dial = ("python3", "-c", DIAL, protocol, one.address, proxy_port(one, protocol))
+            assert two.exec(*dial).stdout.split() == [name_of(one)], "a registered machine gets what runs here only"
+            assert switch.exec(*dial).stdout.split() == ["refused"], "an unregistered machine"
+            assert one.docker("exec", "stranger", *dial) == "refused", "a container here that did not declare it"
+            assert two.docker("exec", "stranger", *dial) == "refused", "a container of a registered machine"
+            assert two.docker("exec", "foreign", *dial) == "refused", "the same, one that is not in the mesh"
+    finally:
+        two.docker("rm", "--force", "foreign")
+
+
+def proxy_port(machine: Member, protocol: str) -> str:
+    """Return where this machine's proxy listens for `trio`."""
+    destination = f"server.trio:7000/{protocol}"
+    (port,) = [row["proxy_port"] for row in machine.show("routes") if row["destination"] == destination]
+    return str(port)
 
 
 DIAL = """
-import socket, sys, time
+import errno, socket, sys, time
 
 def dial():
+    tcp = sys.argv[1] == "tcp"
     try:
-        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as s:
-            return s.recv(100).decode() or "ended"
+        with socket.socket(type=socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as s:
+            s.settimeout(5)
+            s.connect((sys.argv[2], int(sys.argv[3])))
+            if not tcp:
+                s.send(b"")
+            return s.recv(100).decode().strip() or "ended"
     except ConnectionRefusedError:
         return "refused"
     except ConnectionResetError:
         return "reset"
+    except OSError as error:
+        return "refused" if not tcp and error.errno == errno.EHOSTUNREACH else str(error)
 
 seen = {dial()}
-end = time.monotonic() + float(sys.argv[3] if len(sys.argv) > 3 else 0)
+end = time.monotonic() + float(sys.argv[4] if len(sys.argv) > 4 else 0)
 while time.monotonic() < end and seen == {"refused"}:
     seen.add(dial())
 print(*sorted(seen))
@@ -291,8 +366,8 @@ time to spend, dials on for so long while it is refused."""
 def test_proxy_refuses_without_the_rules_too(trio: Cluster, switch: Switch) -> None:
     """In the moment without the host's table, the proxy itself resets an unregistered machine."""
     one = trio.machines[0]
-    (port,) = [row["proxy_port"] for row in one.show("routes") if row["destination"] == "server.trio:7000/tcp"]
-    command = ("nsenter", f"--net=/run/netns/{switch.netns}", "python3", "-c", DIAL, one.address, str(port), "20")
+    dial = ("python3", "-c", DIAL, "tcp", one.address, proxy_port(one, "tcp"), "20")
+    command = ("nsenter", f"--net=/run/netns/{switch.netns}", *dial)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as dialling:
         while dialling.poll() is None:  # the table is back within milliseconds each time
             one.exec("nft", "delete table inet meshbox", check=False)
@@ -300,7 +375,7 @@ def test_proxy_refuses_without_the_rules_too(trio: Cluster, switch: Switch) -> N
         assert set(dialling.stdout.read().split()) | {"refused"} == {"refused", "reset"}
     table = ("nft", "list", "table", "inet", "meshbox")
     wait_until(lambda: one.exec(*table, check=False).returncode == 0, "the table is back")
-    assert len(heard(one)) == 3
+    assert heard(one).keys() == names(*trio)
 
 
 def test_machine_with_several_addresses(trio: Cluster) -> None:
@@ -311,7 +386,7 @@ def test_machine_with_several_addresses(trio: Cluster) -> None:
     one.exec("ip", "route", "change", network, "dev", "eth0", "src", "10.77.0.111")
     try:
         answers = heard(one, 100)
-        assert set(answers) == {name_of(machine) for machine in trio}
+        assert set(answers) == names(*trio)
         echoes = [found.get("answer") for found in one.client("client", "udp", *WHERE, "30")]
         assert all(echoes), "UDP too"
     finally:
@@ -336,7 +411,7 @@ def test_bad_state_is_reported_and_left_alone(trio: Cluster) -> None:
         assert two.consul.get(f"{folder}/{name}"), "it is left alone"
         two.consul.request("DELETE", f"{folder}/{name}")
     wait_until(lambda: not one.peers["problems"], "nothing is wrong any more")
-    assert len(heard(one)) == 3
+    assert heard(one).keys() == names(*trio)
 
 
 def test_consul_dies_and_loses_its_data(trio: Cluster) -> None:
@@ -352,6 +427,7 @@ def test_consul_dies_and_loses_its_data(trio: Cluster) -> None:
         between = stack.enter_context(Between(two))
         two.start(consul=between.address, drain="1")
         wait_until_agreed(trio)
+        replicas = names(*trio)
         registered = [sorted(machine.consul.get("/v1/agent/services")) for machine in trio]
         with (
             Load(one, "client", *WHERE) as load,
@@ -362,7 +438,7 @@ def test_consul_dies_and_loses_its_data(trio: Cluster) -> None:
             leader = next(machine for machine in trio if machine.consul.leads)
             leader.consul.stop()
             wait_until(lambda: any(m.consul.leads for m in trio if m is not leader), "there is a new leader")
-            assert len(heard(one)) == 3
+            assert heard(one).keys() == replicas
             for machine in trio:
                 machine.consul.stop(wipe=True)
             wait_until(lambda: two.peers["held_since"] is not None, "the state is held", seconds=40)
@@ -376,7 +452,8 @@ def test_consul_dies_and_loses_its_data(trio: Cluster) -> None:
             between.requests.clear()  # who stops says so, even to a Consul that does not answer
             two.start(consul=between.address)
             assert two.peers["held_since"] is not None
-            wait_until(lambda: len(heard(one)) == 3, "the one that restarted answers too", seconds=20)
+            wait_until(lambda: heard(one).keys() == replicas, "the one that restarted answers too", seconds=20)
+            assert heard(two).keys() == replicas, "its containers reach the others"
             assert heard(two, 3, "stranger").keys() == {"EAI_NONAME"}, "a stranger still learns no name"
             trio.start_consul()
             wait_until(lambda: len(two.consul.get("/v1/health/service/meshbox?passing")) == 3, "the machines are back")
@@ -390,6 +467,7 @@ def test_consul_dies_and_loses_its_data(trio: Cluster) -> None:
             )
             assert between.withdrawals == []
         assert load.failures == []
+        assert len(load.addresses) == 1, "the name never led anywhere else"
         assert kept.broken(name_of(two)) == []
         assert all(waiting <= 64 for waiting in census.queries.values())
         assert [row["service"] for row in two.show("services") if row["deployed"]] == ["trio"]
