@@ -155,3 +155,43 @@ def test_stopping_leaves_containers_and_no_host_rules(idle: Machine, spec: Path)
     one_round(idle, spec)
     idle.stop()
     assert idle.exec("nft", "list", "tables").stdout == tables
+
+
+def test_stopped_containers_of_others_hold_nothing_on_the_host(idle: Machine) -> None:
+    """After `docker stop` and after `docker rm` the host is as it was; after `docker start` all is where it was.
+
+    While somebody may still reach a stopped server, its listener says at once that nobody is there.
+    """
+    idle.start()
+    assert idle.appliance is not None
+    idle.run_container("bystander", IMAGE)  # Docker's bridge changes with its first container
+    before = at_rest(idle)
+    dockers_own = dict.fromkeys(("containers", "namespaces"))
+    before_files = open_files(idle.appliance.pid)
+
+    def as_before() -> bool:
+        return {**holdings(idle), **dockers_own} == {**before, **dockers_own}
+
+    def answered() -> bool:
+        return all("answer" in result for (result,) in idle.client("caller", "dials", *dials).values())
+
+    dials = ("tcp/server.gone/7000/1", "udp/server.gone/7000/1")
+    idle.run_container("server", IMAGE, service="gone", container="server", ports="7000,7000/udp")
+    idle.run_container("caller", IMAGE, service="near", container="caller", connect_to="server.gone")
+    wait_until(answered, "the server answers")
+    ports, address = (idle.proxy_ports("tcp"), idle.proxy_ports("udp")), idle.client("caller", "resolve", "server.gone")
+    assert not as_before()
+    idle.docker("stop", "--time=0", "server")
+    ((refused,),) = idle.client("caller", "dials", dials[0]).values()
+    assert refused["error"] in {"ECONNREFUSED", "ECONNRESET"}
+    assert idle.client("caller", "resolve", "server.gone") == address
+    idle.docker("stop", "--time=0", "caller")
+    wait_until(as_before, "nothing of them is left on the host")
+    idle.docker("start", "server", "caller")
+    wait_until(answered, "the server answers again")
+    assert (idle.proxy_ports("tcp"), idle.proxy_ports("udp")) == ports
+    assert idle.client("caller", "resolve", "server.gone") == address
+    idle.docker("rm", "--force", "server", "caller")
+    wait_until(as_before, "nothing of them is left on the host")
+    assert idle.containers() == ["bystander"]
+    assert more_files(before_files, open_files(idle.appliance.pid)) == {}
