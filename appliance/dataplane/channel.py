@@ -12,6 +12,7 @@ import os
 import pickle
 import socket
 from collections import deque
+from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +93,10 @@ class Channel:
             return self._sock.send(data)
         except BlockingIOError:
             return 0
-        except OSError:  # the other end has gone, which its owner notices by other means
-            self.close()
-            return 0
+        except OSError:  # the other end has gone, or takes no more sockets: both notice it when they read
+            with suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            return len(data)
 
     def _flush(self) -> None:
         while self._out:

@@ -61,10 +61,9 @@ class Handler(Protocol):
 class EpollSet:
     """Sockets and their handlers."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, stays: bool = True) -> None:
-        """Without `stays` it is always uvloop that waits."""
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have `loop` watch it. Raises OSError (EMFILE, ENFILE)."""
         self._loop = loop
-        self._stays = stays
         self._epoll = select.epoll()
         self._uv = UvPoll(loop)
         self._uv_epoll = select.epoll.fromfd(os.dup(self._uv.fd))
@@ -119,7 +118,7 @@ class EpollSet:
                 self._handle(batch)
                 if len(batch) < FEW:
                     break
-            if wait and self._stays:
+            if wait:
                 self._stay(STAY if wait < 0 else min(STAY, wait / 1000))
         finally:
             self._running = False

@@ -30,8 +30,8 @@ BACKLOG = 4096
 """Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn."""
 ACCEPTS = 16
 """Most connections accepted at a time, so that one listener does not hold up the others."""
-SHARED_ACCEPTS = 1
-"""The same where other processes wait at the same socket, so that each gets its share."""
+OWN = -1
+"""The place of a listener's own socket among those from which it accepts; others' have their numbers."""
 PAUSE = 0.2
 """Seconds without accepting after the process or the host ran out of file descriptors."""
 
@@ -50,11 +50,9 @@ class Source:
 class Shared:
     """What all TCP listeners of one process have in common."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, alone: bool = True) -> None:
-        """Unless it is `alone`, other processes accept from the same sockets; this one takes no advantage of them."""
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.alone = alone
-        self.epoll = EpollSet(loop, stays=alone)
+        self.epoll = EpollSet(loop)
         self.pipes = PipePool()
         self.dials = Dials(loop)
 
@@ -63,6 +61,37 @@ class Shared:
         self.dials.close()
         self.epoll.shut()
         self.pipes.close()
+
+
+class Acceptor:
+    """A socket of a listener, at which clients wait."""
+
+    def __init__(self, listener: TcpListener, sock: SocketType) -> None:
+        self.sock = sock
+        self._listener = listener
+        self._accept = sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 — socket.accept() costs 4 µs more
+
+    def ready(self, _events: int) -> None:
+        """Accept some of those who wait; the socket is level-triggered, so the rest are reported again."""
+        self.accept(ACCEPTS)
+
+    def fail(self) -> None:
+        """Nothing to give up: the client whose handling failed was reset by its own handler."""
+
+    def accept(self, most: int) -> None:
+        """Accept so many of those who wait."""
+        for _ in range(most):
+            try:
+                fd, (host, _port) = self._accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in NO_DESCRIPTORS:
+                    self._listener.pause(error)
+                    return
+                continue  # that client is gone already, or an error of its network (accept(2)): the next one
+            if not self._listener.take(fd, host):
+                return
 
 
 class TcpListener:
@@ -76,7 +105,7 @@ class TcpListener:
         on_empty: Callable[[TcpListener], None],
         sock: SocketType | None = None,
     ) -> None:
-        """Open the port, or take over `sock`, which other processes may share, and accept. Raises OSError.
+        """Open the port, or take over `sock`, and accept. Raises OSError.
 
         `on_empty` is called once nothing is left after `stop`.
         """
@@ -102,10 +131,7 @@ class TcpListener:
         self._callers = _callers(listener.callers)
         self._peers = _peers(listener.peers)
         self.balancer.update(listener.backends)
-        self._socket = sock or listen(listener.port)
-        self._alone = shared.alone
-        self._turns = ACCEPTS if shared.alone else SHARED_ACCEPTS
-        self._accept = self._socket._accept  # type: ignore[attr-defined]  # noqa: SLF001 — socket.accept() costs 4 µs more
+        self._acceptors = {OWN: Acceptor(self, sock or listen(listener.port)[0])}
         self._watch()
 
     @property
@@ -132,27 +158,31 @@ class TcpListener:
             if self._source(dial.source.host) is None:
                 dial.cancel()
 
-    def ready(self, _events: int) -> None:
-        """Accept some of those who wait; the socket is level-triggered, so the rest are reported again."""
-        for _ in range(self._turns):
-            if not self._accept_one():
-                return
+    def cover(self, place: int, sock: SocketType) -> None:
+        """Accept from the socket of another process, too, until `uncover`."""
+        self.uncover(place)
+        self._acceptors[place] = Acceptor(self, sock)
+        if self._resume is None:
+            self._watch()
 
-    def fail(self) -> None:
-        """Nothing to give up: the client whose handling failed was reset by its own handler."""
+    def uncover(self, place: int) -> None:
+        """Leave that process's socket to it."""
+        acceptor = self._acceptors.pop(place, None)
+        if acceptor is not None:
+            self._close(acceptor)
 
     def stop(self) -> None:
         """Accept those who wait already, then no more. Pairs go on."""
         if self.stopped:
             return
         self._cancel_pause()
-        for _ in range(BACKLOG):
-            if not self._accept_one():
-                break
+        for acceptor in self._acceptors.values():
+            acceptor.accept(BACKLOG)
         self.stopped = True
         self._cancel_pause()
-        self._unwatch()
-        self.epoll.close(self._socket)
+        for acceptor in self._acceptors.values():
+            self._close(acceptor)
+        self._acceptors.clear()
         self.went()
 
     def end_pairs(self) -> None:
@@ -182,7 +212,8 @@ class TcpListener:
                 "out of file descriptors; accepting pauses", destination=str(self.destination), error=str(error)
             )
         if self._resume is None and not self.stopped:
-            self._unwatch()
+            for acceptor in self._acceptors.values():
+                self.epoll.remove(acceptor.sock.fileno())
             self._resume = self._loop.call_later(PAUSE, self._go_on)
 
     def stats(self) -> ListenerStats:
@@ -239,17 +270,8 @@ class TcpListener:
         """Return how many pairs lead to a backend at that address."""
         return sum(pair.state.backend.address == address for pair in self.pairs)
 
-    def _accept_one(self) -> bool:
-        """Accept one client and dial for it; return whether to accept another."""
-        try:
-            fd, (host, _port) = self._accept()
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno in NO_DESCRIPTORS:
-                self.pause(error)
-                return False
-            return True  # that client is gone already, or an error of its network (accept(2)): the next one
+    def take(self, fd: int, host: str) -> bool:
+        """Dial for a client that was accepted; return whether to accept another."""
         self.accepted += 1
         # The descriptor itself blocks; MSG_DONTWAIT on each call saves two system calls to change that.
         client = SocketType(socket.AF_INET, NONBLOCKING, 0, fd)
@@ -275,18 +297,13 @@ class TcpListener:
         self._watch()
 
     def _watch(self) -> None:
-        """Wait for clients; where other workers do too, uvloop itself does, with one epoll set less to wake."""
-        if self._alone:
-            self.epoll.add(self._socket.fileno(), self, IN)
-        else:
-            self._loop.add_reader(self._socket.fileno(), self.ready, IN)
+        for acceptor in self._acceptors.values():
+            if acceptor.sock.fileno() not in self.epoll.handlers:
+                self.epoll.add(acceptor.sock.fileno(), acceptor, IN)
 
-    def _unwatch(self) -> None:
-        """Wait no more. Closing does not do that, where other processes have the same socket."""
-        if self._alone:
-            self.epoll.remove(self._socket.fileno())
-        else:
-            self._loop.remove_reader(self._socket.fileno())
+    def _close(self, acceptor: Acceptor) -> None:
+        self.epoll.remove(acceptor.sock.fileno())  # closing does not, where another process has the same socket
+        self.epoll.close(acceptor.sock)
 
 
 def _callers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:
@@ -299,20 +316,31 @@ def _peers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:
     return {host: Source(host, local_only=True) for host in map(str, addresses)}
 
 
-def listen(port: int) -> SocketType:
-    """Open a listening socket whose options those that it accepts inherit. Raises OSError."""
-    sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
+def listen(port: int, number: int = 1) -> tuple[SocketType, ...]:
+    """Open listening sockets, whose options those that they accept inherit. Raises OSError.
+
+    Among several the kernel shares connections out (SO_REUSEPORT, socket(7)). The first is bound without, so that a
+    port that anybody else holds is an error.
+    """
+    sockets: list[SocketType] = []
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for option in KEEPALIVE:
-            sock.setsockopt(*option)
-        sock.bind(("0.0.0.0", port))
-        sock.listen(BACKLOG)
+        for _ in range(number):
+            sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option in KEEPALIVE:
+                sock.setsockopt(*option)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, len(sockets) > 1)
+            sock.bind(("0.0.0.0", port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, number > 1)
+        for sock in sockets:
+            sock.listen(BACKLOG)
     except OSError:
-        sock.close()
+        for sock in sockets:
+            sock.close()
         raise
-    return sock
+    return tuple(sockets)
 
 
 def _peer_name(sock: SocketType, host: str) -> str:

@@ -24,6 +24,7 @@ class Start:
     dns_port: int
     idle_udp: float
     alone: bool
+    """Whether it is the only worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,21 @@ class Serve:
 
     listener: Listener
     opened: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """Accept for this listener from the socket of the worker at `place`, too; it comes along."""
+
+    destination: Destination
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uncover:
+    """Accept no more for the worker at that place."""
+
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +122,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """The socket of this listener was lost: there was no file descriptor for it."""
+    """A socket of this listener was lost: there was no file descriptor for it."""
 
     destination: Destination
+    place: int | None = None
+    """Of the worker to be covered; None for the listener's own."""

@@ -34,15 +34,11 @@ class DataPlane:
         dns_upstreams: Callable[[], Sequence[tuple[str, int]]],
         dns_port: int,
         idle_udp: float = 60.0,
-        alone: bool = True,
     ) -> None:
-        """`idle_udp` is the seconds after which a silent UDP session ends.
-
-        Unless it is `alone`, the sockets that it is given are shared with other processes.
-        """
+        """`idle_udp` is the seconds after which a silent UDP session ends."""
         self._loop = loop
         self._idle_udp = idle_udp
-        self._shared = Shared(loop, alone=alone)
+        self._shared = Shared(loop)
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
         self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams)
@@ -86,6 +82,20 @@ class DataPlane:
         listener = self._listeners.pop(destination, None)
         if listener is not None:
             self._retire(listener)
+
+    def cover(self, destination: Destination, place: int, sock: SocketType) -> None:
+        """Accept for another process, from its socket, until `uncover`."""
+        listener = self._listeners.get(destination)
+        if isinstance(listener, TcpListener):
+            listener.cover(place, sock)
+        else:
+            sock.close()
+
+    def uncover(self, place: int) -> None:
+        """Leave that process's sockets to it."""
+        for listener in self._listeners.values():
+            if isinstance(listener, TcpListener):
+                listener.uncover(place)
 
     def end_pairs(self, destination: Destination) -> None:
         """Reset what is left of closed listeners of this destination."""

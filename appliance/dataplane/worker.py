@@ -62,12 +62,16 @@ class Worker:
             self._channel.close()
             self._loop.stop()
 
-    def _obey(self, order: Any, sockets: list[int]) -> None:  # noqa: C901 — one case per kind of order
+    def _obey(self, order: Any, sockets: list[int]) -> None:  # noqa: C901, PLR0912 — one case per kind of order
         match order:
             case orders.Serve():
                 self._serve(order, sockets)
             case orders.Balance():
                 self._balance(order)
+            case orders.Cover():
+                self._cover(order, sockets)
+            case orders.Uncover():
+                self.plane.uncover(order.place)
             case orders.Close():
                 self._listeners.pop(order.destination, None)
                 self.plane.close_listener(order.destination)
@@ -91,7 +95,6 @@ class Worker:
                     dns_upstreams=lambda: self._upstreams,
                     dns_port=order.dns_port,
                     idle_udp=order.idle_udp,
-                    alone=order.alone,
                 )
             case orders.Ready():
                 gc.collect()
@@ -108,6 +111,12 @@ class Worker:
         elif self.plane.serves(listener.destination):
             self._listeners[listener.destination] = listener
             self.plane.swap_listener(listener)
+
+    def _cover(self, order: orders.Cover, sockets: list[int]) -> None:
+        if sockets:
+            self.plane.cover(order.destination, order.place, _adopt(sockets[0], socket.SOCK_STREAM))
+        else:
+            self._channel.send(orders.Missing(order.destination, order.place))
 
     def _balance(self, order: orders.Balance) -> None:
         if self.plane.serves(order.destination):

@@ -1,9 +1,10 @@
 """The data plane in processes of its own (`face.Plane`): sockets are opened here and handed to workers to serve.
 
-- Every listening socket is opened once, here, and stays open here while it is wanted: what arrives while a worker is
-  being replaced waits in its queue. (With SO_REUSEPORT each worker would have a queue, which is lost with it.)
-- All workers accept from every TCP socket. A UDP destination is served by one of them, known by its port, because
-  sessions live in one process; DNS by the first, whose one cache and one table of ready answers do for all.
+- Every listening socket is opened here, and stays open here while it is wanted: what arrives while a worker is being
+  replaced waits in its queue.
+- Each worker has a TCP socket of its own for a destination, so that a connection wakes one of them and not all; while
+  it is being replaced another one accepts from it, too. A UDP destination is served by one of them, known by its port,
+  because sessions live in one process; DNS by the first, whose one cache and one table of ready answers do for all.
 - A worker is told only what changes; a new one the whole of it.
 - Counters are added up over the workers, those of ended ones included as they were last told.
 """
@@ -11,7 +12,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from appliance.dataplane import dnsserver, face, merge, orders, udpsocket
@@ -21,7 +22,7 @@ from appliance.model.names import Protocol
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from ipaddress import IPv4Address
     from socket import SocketType
 
@@ -64,10 +65,15 @@ class Workers:
             for index in range(number)
         ]
         self._listeners: dict[Destination, Listener] = {}
-        self._sockets: dict[Destination, SocketType] = {}
-        self._retired: dict[tuple[Protocol, int], tuple[SocketType]] = {}
+        self._sockets: dict[Destination, tuple[SocketType, ...]] = {}
+        """One for each worker; for UDP only one."""
+        self._up: set[Member] = set()
+        """Those that have heard all that they should serve."""
+        self._covers: dict[int, Member] = {}
+        """Who accepts for the worker at that place as well, while that is not up."""
+        self._retired: dict[tuple[Protocol, int], list[SocketType]] = {}
         """Closed, until every worker has heard of it; until then nobody else could open the port.
-        In a tuple of its own each time, because the same socket may be retired, used again, and retired again."""
+        In a list of its own each time, because the same sockets may be retired, used again, and retired again."""
         self._dns: dict[IPv4Address, DnsSockets] = {}
         self._zone: Zone | None = None
         self._upstreams: tuple[tuple[str, int], ...] = ()
@@ -174,7 +180,7 @@ class Workers:
         """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
         for member in self._members:
             member.send(orders.Stop())
-        _close(*self._sockets.values(), *(sock for pair in self._dns.values() for sock in pair))
+        _close(*_all(self._sockets), *_all(self._dns))
         for known in (self._listeners, self._sockets, self._past, self._dns):
             known.clear()
 
@@ -189,38 +195,47 @@ class Workers:
             member.close()
         for member in self._members:
             member.finish()
-        _close(
-            *self._sockets.values(),
-            *(sock for (sock,) in self._retired.values()),
-            *(sock for pair in self._dns.values() for sock in pair),
-        )
+        _close(*_all(self._sockets), *_all(self._retired), *_all(self._dns))
 
     # Sockets
 
     def _open(self, listener: Listener) -> None:
         key = listener.destination.protocol, listener.port
-        sock = self._retired.pop(key)[0] if key in self._retired else _listen(*key)
+        sockets = tuple(self._retired.pop(key)) if key in self._retired else self._listen(*key)
         self._listeners[listener.destination] = listener
-        self._sockets[listener.destination] = sock
+        self._sockets[listener.destination] = sockets
         self._past.pop(listener.destination, None)
-        self._tell(listener.destination, orders.Serve(listener, opened=True), (sock,))
+        for member in self._serving(*key):
+            self._hand_over(member, listener.destination)
+        for place in self._covers:
+            self._hand_over_cover(place, listener.destination)
 
-    def _retire(self, destination: Destination, sock: SocketType, port: int) -> None:
+    def _listen(self, protocol: Protocol, port: int) -> tuple[SocketType, ...]:
+        return listen_tcp(port, len(self._members)) if protocol is Protocol.TCP else (udpsocket.listen(port),)
+
+    def _hand_over(self, member: Member, destination: Destination) -> None:
+        sockets = self._sockets[destination]
+        sock = sockets[member.index if destination.protocol is Protocol.TCP else 0]
+        member.send(orders.Serve(self._listeners[destination], opened=True), (sock,))
+
+    def _hand_over_cover(self, place: int, destination: Destination) -> None:
+        if destination.protocol is Protocol.TCP:
+            self._covers[place].send(orders.Cover(destination, place), (self._sockets[destination][place],))
+
+    def _retire(self, destination: Destination, sockets: tuple[SocketType, ...], port: int) -> None:
         key = destination.protocol, port
-        retired = self._retired[key] = (sock,)
+        retired = self._retired[key] = list(sockets)
 
         def heard(_: object) -> None:
             if self._retired.get(key) is retired:
                 del self._retired[key]
-                sock.close()
+                _close(*sockets)
 
         self.ask(PING, heard)
 
-    def _tell(
-        self, destination: Destination, order: object, sockets: Sequence[SocketType] = (), port: int | None = None
-    ) -> None:
+    def _tell(self, destination: Destination, order: object, port: int | None = None) -> None:
         for member in self._serving(destination.protocol, port or self._listeners[destination].port):
-            member.send(order, sockets)
+            member.send(order)
 
     def _serving(self, protocol: Protocol, port: int) -> Iterable[Member]:
         """Return the workers that serve such a destination."""
@@ -233,7 +248,7 @@ class Workers:
         member.send(orders.Start(dns_port=self._dns_port, idle_udp=self._idle_udp, alone=len(self._members) == 1))
         for destination, listener in self._listeners.items():
             if member in self._serving(destination.protocol, listener.port):
-                member.send(orders.Serve(listener, opened=True), (self._sockets[destination],))
+                self._hand_over(member, destination)
         if member.index == 0:
             member.send(orders.SetUpstreams(self._upstreams))
             if self._zone is not None:
@@ -241,6 +256,30 @@ class Workers:
             for number, address in enumerate(self._dns, start=1):
                 self._hand_over_dns(member, address, list(self._dns)[:number])
         member.send(orders.Ready())
+        number = next(self._numbers)
+        member.asked[number] = partial(self._is_up, member)
+        member.send(orders.Ask(number, PING))
+
+    def _is_up(self, member: Member, answer: int | None) -> None:
+        if answer is not None:
+            self._up.add(member)
+            self._cover()
+
+    def _cover(self) -> None:
+        """Have another worker accept for each that is not up; connections wait if none is."""
+        for place, member in enumerate(self._members):
+            nexts = (*self._members[place:], *self._members[:place])
+            by = next((each for each in nexts if each in self._up), member)
+            former = self._covers.pop(place, member)
+            if by is not member:
+                self._covers[place] = by
+            if by is former:
+                continue
+            if former is not member:
+                former.send(orders.Uncover(place))
+            if by is not member:
+                for destination in self._listeners:
+                    self._hand_over_cover(place, destination)
 
     def _hand_over_dns(self, member: Member, address: IPv4Address, all_so_far: Iterable[IPv4Address]) -> None:
         member.send(orders.ServeDns(frozenset(all_so_far), address), self._dns[address])
@@ -250,16 +289,21 @@ class Workers:
             case orders.Answer():
                 member.asked.pop(message.number)(message.value)
             case orders.Missing():
-                self._loop.call_later(MISSING, self._hand_over_again, member, message.destination)
+                self._loop.call_later(MISSING, self._hand_over_again, member, message.destination, message.place)
 
-    def _hand_over_again(self, member: Member, destination: Destination) -> None:
-        if destination in self._listeners and not self._closed:
-            order = orders.Serve(self._listeners[destination], opened=True)
-            member.send(order, (self._sockets[destination],))
+    def _hand_over_again(self, member: Member, destination: Destination, place: int | None) -> None:
+        if destination not in self._listeners or self._closed:
+            return
+        if place is None:
+            self._hand_over(member, destination)
+        elif self._covers.get(place) is member:
+            self._hand_over_cover(place, destination)
 
     def _forget(self, member: Member) -> None:
         """Keep what an ended worker has counted, and wait for its answers no longer."""
         self.restarted += 1
+        self._up.discard(member)
+        self._cover()
         for destination, stats in member.stats.items():
             if destination in self._listeners:
                 parts = [merge.ended(stats), *([self._past[destination]] if destination in self._past else [])]
@@ -310,8 +354,8 @@ class Workers:
         self.ask(face.DNS_STATS, lambda _: None)
 
 
-def _listen(protocol: Protocol, port: int) -> SocketType:
-    return listen_tcp(port) if protocol is Protocol.TCP else udpsocket.listen(port)
+def _all(sockets: Mapping[Any, Iterable[SocketType]]) -> Iterator[SocketType]:
+    return chain.from_iterable(sockets.values())
 
 
 def _close(*sockets: SocketType) -> None:

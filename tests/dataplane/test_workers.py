@@ -207,6 +207,32 @@ def test_death_of_a_worker_fails_no_new_connection(world: WorkersWorld) -> None:
     assert world.workers.restarted == 3
 
 
+def test_a_worker_that_stays_away_is_stood_in_for(world: WorkersWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for one that cannot be replaced, at a port old or new, as long as there is another."""
+    monkeypatch.setattr("appliance.dataplane.member.AGAIN", (3600.0,))
+    port, _ = world.serve()
+    world.ask(face.STATS)  # both are up
+    pid = world.workers.pids[0]
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: world.workers.restarted == 1)
+    for _ in range(2):
+        clients = [world.joined(port) for _ in range(20)]
+        assert world.held(1, port) == len(clients)
+        port, _ = world.serve()
+
+
+def test_ports_of_others_are_not_shared(world: WorkersWorld) -> None:
+    """Workers have sockets of their own at a port; a program that would share it is not taken for one of them."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            world.do("open_listener", listener_of(port, backend_of(world.backend())))
+
+
 def test_connections_wait_while_no_worker_is_there(world: WorkersWorld) -> None:
     """With every worker dead the sockets stay open: who connects meanwhile is served by the next worker."""
     port, _ = world.serve()
