@@ -122,7 +122,7 @@ def test_every_test_file_has_its_source() -> None:
         place = path.relative_to(here.parent)
         if place.parts[0] != "system" and path not in (here, here.with_name("test_readme.py")):
             source = (
-                (ROOT if place.parts[0] in {"bench", "examples"} else SOURCE)
+                (ROOT if place.parts[0] in {"bench", "examples", "packaging"} else SOURCE)
                 / place.parent
                 / place.name.removeprefix("test_")
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).parent.parent / "packaging/healthcheck.py"
+PROGRAM = Path(__file__).parent.parent.parent / "packaging/healthcheck.py"
 
 
 def check(run_dir):
