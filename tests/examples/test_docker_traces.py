@@ -1,4 +1,4 @@
-"""What a Docker Engine leaves behind is taken back; with real rules and an engine: tests/system/test_demo.py."""
+"""What a Docker Engine leaves behind is taken back; with real rules and an engine: system/test_demo_alone.py."""
 
 from __future__ import annotations
 
