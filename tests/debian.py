@@ -364,10 +364,13 @@ def world(machine: Machine) -> dict[str, object]:
     }
 
 
+EXAMPLE = "flask.flask:8080,redis.flask:8080,apple.orange:8080"
+"""What `example_answers` asks, as `connect_to` of the container "client"."""
+
+
 def client(machine: Machine) -> None:
     """Start the container that will look at the example, before there is a mesh."""
-    words = "flask.flask:8080,redis.flask:8080,apple.orange:8080"
-    machine.run_container("client", IMAGE, service="test", container="client", connect_to=words)
+    machine.run_container("client", IMAGE, service="test", container="client", connect_to=EXAMPLE)
 
 
 def example_answers(machine: Machine) -> None:

@@ -197,7 +197,7 @@ class Machine:
             undo.callback(self.stop_docker)
             self.start_docker()
             undo.callback(self._remove_containers)
-            load(self.docker, self.images)
+            self._fill()
             undo.callback(self.stop)
             self._undo = undo.pop_all()
         return self
@@ -339,6 +339,9 @@ class Machine:
         """Run one of this host's programs in a container's network namespace."""
         path = self.inspect(container)["NetworkSettings"]["SandboxKey"]
         return run("nsenter", f"--net={path}", *command, check=check)
+
+    def _fill(self) -> None:
+        load(self.docker, self.images)
 
     def _plug_in(self) -> None:
         port = f"p{self._number}"
