@@ -185,6 +185,7 @@ def ask(mesh: Machine, who: str, protocol: str, *questions: tuple[str, str]) -> 
     """Ask the resolver of a container, as its resolv.conf names it."""
     queries = [dns.message.make_query(name, kind, use_edns=0, payload=1232) for name, kind in questions]
     said = mesh.client(who, "question", protocol, *(query.to_wire().hex() for query in queries))
+    assert all(re.fullmatch("[0-9a-f]+", one) for one in said), (who, said)
     answers = [dns.message.from_wire(bytes.fromhex(one)) for one in said]
     assert all(query.is_response(answer) for query, answer in zip(queries, answers, strict=True))
     return answers
