@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from appliance.dataplane import datagram
-from appliance.dataplane.datagram import BATCH, FACES, Session, UdpListener
+from appliance.dataplane.datagram import FACES, UdpListener
 from appliance.dataplane.epoll import IN
+from appliance.dataplane.udpsession import BATCH, Session
 from tests.dataplane.udpworld import CALLER, PEER, STRANGER, World, backend, listener
 
 if TYPE_CHECKING:
