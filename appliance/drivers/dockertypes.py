@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MANAGED = "meshbox.managed"
-ICC = "com.docker.network.bridge.enable_icc"
 """Label of networks that meshbox made."""
+ICC = "com.docker.network.bridge.enable_icc"
+"""Option of a bridge: whether its containers reach each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
