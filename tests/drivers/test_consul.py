@@ -607,7 +607,7 @@ def test_few_queries_whatever_goes_wrong(machines, consul_agent):
     trio.run(main)
 
 
-def test_looking_at_what_is_not_watched(machines):
+def test_looking_at_what_is_not_watched(machines, consul_agent):
     """What other machines serve can be looked at without watching it; without Consul, only what is known is shown."""
     apple = Destination.parse("apple.orange:80")
 
@@ -619,6 +619,7 @@ def test_looking_at_what_is_not_watched(machines):
                 await one.register(replace(serving(), revisions=(("0a1b2c3d", 1),)))
                 await one.register(serving(destination=apple, port=20001))
                 await until(lambda: weights(two) == [("m1", 1)])
+                await until(lambda: "meshbox:m1:apple.orange:80/tcp" in consul_agent.get("/v1/agent/services"))
                 found = await two.look(frozenset({"web", "orange", "none"}))
                 assert {(e.destination, e.revisions) for e in found} == {(WEB, (("0a1b2c3d", 1),)), (apple, ())}
                 assert await one.look(frozenset({"orange"})) == ()
@@ -710,7 +711,7 @@ def test_two_machines_of_one_name_at_one_agent(machines, consul_agent, tmp_path)
             await until(lambda: weights(two) == [("m1", 2)])
             machines.folder = tmp_path / "elsewhere"
             async with machines.machine("m1", at="10.0.0.9", host="another") as other:
-                assert 'another appliance calls itself "m1" at this Consul agent' in other.facts.held_why
+                await until(lambda: 'another appliance calls itself "m1" at this Consul agent' in other.facts.held_why)
                 await other.register(apple)
                 with trio.move_on_after(SETTLE + 2):  # in which it would remove what it takes for leftovers
                     await until(lambda: weights(two) != [("m1", 2)])
