@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 MESHBOX = ROOT / ".venv/bin/meshbox"
 DATA = Path("/var/tmp")  # docker's layers want a real file system; its sockets want short paths
 NEVER = threading.Event()
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MESHBOX_")}
-"""That of the test run, without what is meant for an appliance of this computer's own."""
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("MESHBOX_", "MAKE", "MFLAGS"))}
+"""That of the test run, without what is meant for an appliance of this computer's own, or for a make within one."""
 LASTING = ThreadPoolExecutor(max_workers=1)
 """The death signal comes when the *thread* that started a process ends, so one that lasts starts them all."""
 
