@@ -249,23 +249,25 @@ class Debian:
         return {path for path in (p.removeprefix(str(self.root)) for p in found) if not path.startswith("/root/")}
 
 
-RUNTIME = """#!/usr/bin/python3
+RUNTIME = """#!/bin/sh
 # runc without CAP_SYS_RESOURCE, where this computer itself lacks it and refuses --privileged therefore.
-import json, os, pathlib, sys
-
-def without(value):
-    for names in (value.get("capabilities") or {}).values():
-        names[:] = [name for name in names if name != "CAP_SYS_RESOURCE"]
-
-words = sys.argv[1:]
-for flag, name, key in (("--bundle", "config.json", "process"), ("--process", "", "")):
-    if flag in words:
-        path = pathlib.Path(words[words.index(flag) + 1], name)
-        value = json.loads(path.read_text())
-        without(value[key] if key else value)
-        path.write_text(json.dumps(value))
-os.execvp("runc", ["runc", *words])
+for word; do
+    case $former in
+        --bundle) sed -i 's/"CAP_SYS_RESOURCE",//g' "$word/config.json" ;;
+        --process) sed -i 's/"CAP_SYS_RESOURCE",//g' "$word" ;;
+    esac
+    former=$word
+done
+exec runc "$@"
 """
+
+
+def runtime(folder: Path) -> Path:
+    """Write the runtime that engines of tests start containers with, and return where it is."""
+    wrapper = folder / "runtime"
+    wrapper.write_text(RUNTIME)
+    wrapper.chmod(0o755)
+    return wrapper
 
 
 class PrivilegedMachine(Machine):
@@ -275,10 +277,7 @@ class PrivilegedMachine(Machine):
         super()._start(*(self._privileged(*command) if command[0] == "dockerd" else command))
 
     def _privileged(self, *command: str | Path) -> tuple[str | Path, ...]:
-        wrapper = self.root / "runtime"
-        wrapper.write_text(RUNTIME)
-        wrapper.chmod(0o755)
-        return (*command, "--add-runtime", f"tests={wrapper}", "--default-runtime", "tests")
+        return (*command, "--add-runtime", f"tests={runtime(self.root)}", "--default-runtime", "tests")
 
     @property
     def seen(self) -> str:

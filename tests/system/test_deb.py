@@ -8,13 +8,12 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from computer import SYSTEMD_WORK, Computer, booted, drop_in, without_limits
 from debian import (
     EXAMPLE,
     README,
@@ -29,7 +28,7 @@ from debian import (
     wheels,
     world,
 )
-from machine import IMAGE, IMAGES, ROOT, Machine, Program, Switch, run, wait_until
+from machine import IMAGE, IMAGES, ROOT, Program, Switch, run, wait_until
 from stand_ins import STAND_INS, load
 from typer.main import get_command
 
@@ -37,43 +36,12 @@ from appliance import __version__, config
 from appliance.cli.commands import app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-BOOT = """
-echo $$ >"$1/cgroup.procs"
-exec unshare --mount --propagation slave --pid --fork --kill-child --uts --ipc --cgroup sh -ec '
-    mount --bind "$0" "$0"
-    mount --rbind "$1" "$0/mnt"
-    mount -t proc proc "$0/proc"
-    mount -t sysfs -o ro sysfs "$0/sys"
-    mount -t cgroup2 none "$0/sys/fs/cgroup"
-    mount --rbind /dev "$0/dev"
-    mount -t tmpfs tmpfs "$0/run"
-    if [ -S "$1/docker.sock" ]; then
-        ln -s /mnt/docker.sock "$0/run/docker.sock"
-        ln -s /mnt/exec "$0/run/docker"
-    fi
-    mkdir "$0/former"
-    cd "$0"
-    pivot_root . former
-    umount -l /former
-    mount --make-rshared /
-    container=test exec /lib/systemd/systemd --unit=multi-user.target
-' "$0" "$2"
-"""
-"""Boots the root `$0` in the cgroup `$1`; where the machine at `$2` has an engine, it is where one is on Debian.
-
-Mounts are passed on, as systemd has it on a computer: a namespace that Docker makes later is seen inside the units.
-"""
-
 COMMANDS: tuple[str, ...] = tuple(getattr(get_command(app), "commands"))  # noqa: B009 — typer has no type for it
 ENABLED = "/var/lib/systemd/deb-systemd-helper-enabled"
-SYSTEMD_WORK = re.compile(
-    r"/(var/log/journal|var/lib/systemd/(catalog|timers|random-seed)|var/tmp/systemd-private|tmp/)"
-)
-"""What systemd itself writes while it runs."""
 OF_DEBIAN = re.compile(r"/etc/g(roup|shadow)-?|/run/adduser|/var/lib/dpkg/info/.*|/var/cache/debconf/.*-old")
 """What purging any package leaves: Docker's group, as Debian never removes one, and notes of dpkg and debconf."""
 DROP_IN = "[Service]\nWatchdogSec=5\n# What the test's computer may not do:\nLimitNOFILE=20000\nOOMScoreAdjust=0\n"
@@ -81,9 +49,6 @@ DROP_IN = "[Service]\nWatchdogSec=5\n# What the test's computer may not do:\nLim
 
 WHEELS = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
 """With PIP_FIND_LINKS, what builds without any network."""
-
-LIMITS = "[Service]\nLimitNOFILE=20000\nLimitNPROC=\nLimitCORE=\nOOMScoreAdjust=0\n"
-"""For docker.service and containerd.service: what the test's computer may not do either."""
 
 
 @pytest.fixture(scope="module")
@@ -409,8 +374,7 @@ def test_service_under_systemd(
     shutil.copy(former, tmp_path / "root/former.deb")
     debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus", "systemd-resolved", *needed)
     shutil.copy(ROOT / "examples/app.py", tmp_path / "root/app.py")
-    (tmp_path / "etc/systemd/system/meshbox.service.d").mkdir()
-    (tmp_path / "etc/systemd/system/meshbox.service.d/test.conf").write_text(DROP_IN)
+    drop_in(tmp_path, "meshbox", DROP_IN)
     with booted(tmp_path, machine) as inside:
 
         def shown(name: str) -> str:
@@ -461,14 +425,14 @@ def test_service_under_systemd(
         configuration.write_text('host_access = true\nresolv_conf = ""\n')
         inside("systemctl", "restart", "meshbox")
         (by_hand,) = re.findall(r"give it a drop-in instead, with `(DNS=\S+)` and `(Domains=\S+)`", README)
-        drop_in = tmp_path / "etc/systemd/resolved.conf.d/mesh.conf"
-        drop_in.parent.mkdir()
-        drop_in.write_text("\n".join(["[Resolve]", *by_hand, ""]))
+        mesh_conf = tmp_path / "etc/systemd/resolved.conf.d/mesh.conf"
+        mesh_conf.parent.mkdir()
+        mesh_conf.write_text("\n".join(["[Resolve]", *by_hand, ""]))
         read_again = "systemctl reset-failed systemd-resolved; systemctl restart systemd-resolved"
         inside("sh", "-c", read_again)
         call = call.replace("server.far", "server.far.mesh.internal")
         assert inside("python3", "-c", call).stdout.split()[0] == machine.inspect("server")["Config"]["Hostname"]
-        shutil.rmtree(drop_in.parent)
+        shutil.rmtree(mesh_conf.parent)
         inside("sh", "-c", read_again)
 
         inside("meshbox", "deploy", "/root/app.py")
@@ -492,34 +456,6 @@ def test_service_under_systemd(
     assert {name: machine.inspect(name)["State"]["StartedAt"] for name in started} == started
 
 
-class Computer(Machine):
-    """A computer that systemd runs, with a root file system of its own and nothing on it yet."""
-
-    def __init__(self, switch: Switch, number: int, files: Path) -> None:
-        super().__init__(switch, number)
-        self._files = files
-
-    def start_docker(self) -> None:
-        """Boot; an engine is not there before it is installed."""
-        self._booted = booted(self._files, self)
-        self.inside = self._booted.__enter__()
-
-    def stop_docker(self) -> None:
-        """End all of its processes."""
-        self._booted.__exit__(None, None, None)
-
-    def _fill(self) -> None:
-        pass  # later
-
-    def _remove_containers(self) -> None:
-        pass  # they end with it
-
-    def exec_in(self, container: str, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run one of its own programs in a container's network namespace."""
-        path = self.inspect(container)["NetworkSettings"]["SandboxKey"]
-        return self.inside("nsenter", f"--net={path}", *command, check=check)
-
-
 def test_newcomer(package: Path, switch: Switch, tmp_path: Path) -> None:
     """On a computer with systemd and nothing else, the README's commands alone lead to the example, and away again.
 
@@ -529,18 +465,8 @@ def test_newcomer(package: Path, switch: Switch, tmp_path: Path) -> None:
     debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus")
     (tmp_path / "root/dist").mkdir()
     shutil.copy(package, tmp_path / "root/dist")
-    # One limit less in the example, and some in units: this computer does not grant them in any container.
-    example = (ROOT / "examples/app.py").read_text()
-    (tmp_path / "root/app.py").write_text(re.sub(r" +(cpu|memory)=\d+,\n", "", example))
-    for unit, text in (
-        ("meshbox.service", DROP_IN),
-        ("docker.service", LIMITS),
-        ("containerd.service", LIMITS),
-        ("docker.socket", "[Socket]\nListenStream=/mnt/docker.sock\n"),  # where the test reaches it
-    ):
-        folder = tmp_path / f"etc/systemd/system/{unit}.d"
-        folder.mkdir(parents=True)
-        (folder / "test.conf").write_text(text)
+    (tmp_path / "root/app.py").write_text(without_limits(ROOT / "examples/app.py"))
+    drop_in(tmp_path, "meshbox", DROP_IN)
     with Computer(switch, 10, tmp_path) as computer, Outlet(computer.netns, "127.0.0.1") as outlet:
         inside = computer.inside
         (tmp_path / "etc/apt/apt.conf.d/outlet").write_text(f'Acquire::http::Proxy "{outlet.address}";\n')
@@ -566,35 +492,6 @@ def test_newcomer(package: Path, switch: Switch, tmp_path: Path) -> None:
         assert computer.exec_in("client", "nft", "list", "ruleset").stdout == ""
         assert "meshbox" not in computer.exec("nft", "list", "ruleset").stdout
         assert debian.traces() == {"/etc/systemd/system/meshbox.service.d"}, "which is the test's own"
-
-
-@contextmanager
-def booted(root: Path, machine: Machine) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Boot a root file system in namespaces and a cgroup of its own; give what runs commands there."""
-    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    cgroup = Path(next(place for _, place, kind, *_ in mounts if kind == "cgroup2")) / f"meshbox-test-{os.getpid()}"
-    cgroup.mkdir()
-    program = Program(machine.netns, ("sh", "-ec", BOOT, root, cgroup, machine.root), machine.root / "systemd.log")
-    children = Path(f"/proc/{program.pid}/task/{program.pid}/children")
-    try:
-        first = wait_until(lambda: children.read_text().split(), "systemd is started")[0]
-        enter = ("nsenter", f"--target={first}", "--mount", "--pid", "--net", "--uts", "--ipc")
-        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-        state = (*enter, "systemctl", "is-system-running")
-        up = {"running", "degraded"}  # the latter, since the test's computer refuses some of systemd's own units
-        wait_until(lambda: run(*state, check=False, env=env).stdout.strip() in up, "it is booted", seconds=60)
-        yield lambda *command, **options: run(*enter, *command, env=env, **options)
-    finally:
-        program.stop(signal.SIGKILL)
-        for folder in sorted((cgroup, *(path for path in cgroup.rglob("*") if path.is_dir())), reverse=True):
-            wait_until(lambda folder=folder: removed(folder), f"{folder} is empty")
-
-
-def removed(folder: Path) -> bool:
-    """Remove a cgroup, unless something in it is still ending."""
-    with suppress(OSError):
-        folder.rmdir()
-    return not folder.exists()
 
 
 def start(debian: Debian, machine: PrivilegedMachine, unpacked: Path) -> Program:

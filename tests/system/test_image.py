@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 from cluster import Cluster, Kept, Server
+from computer import SYSTEMD_WORK, Computer, without_limits
 from debian import README, Debian, Outlet, WholeMachine, clean_clone, client, example_answers, readme, slim_root, world
-from machine import IMAGE, ROOT, Program, Switch, run, wait_until
-from stand_ins import BASE
+from machine import IMAGE, IMAGES, ROOT, Program, Switch, run, wait_until
+from stand_ins import BASE, STAND_INS, load
 from test_bad_host import occupied
 from test_tour import follow
 
@@ -29,6 +30,8 @@ patiently = partial(wait_until, seconds=60.0)
 """A container of the image takes seconds to start where others build images meanwhile."""
 HOLD = "import socket, threading; s = socket.create_connection(('apple.orange', 8080)); threading.Event().wait()"
 """Opens a connection and leaves it open."""
+AT_WORK = re.compile(rf"{SYSTEMD_WORK.pattern}|/var/lib/(docker|containerd)/")
+"""What systemd and Docker write while they run."""
 CALL = (
     "import socket, sys\n"
     "print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).recv(100).decode().split()[0])"
@@ -42,19 +45,23 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clean_clone(tmp_path_factory.mktemp("image") / "meshbox")
 
 
+def by_way_of(outlet: Outlet) -> dict[str, str]:
+    """Return what tells apt and pip of a way out, as somebody has it in the environment."""
+    return {
+        "http_proxy": outlet.address,
+        "no_proxy": outlet.host,
+        "PIP_INDEX_URL": f"{outlet.address}/simple/",
+        "PIP_TRUSTED_HOST": outlet.host,
+    }
+
+
 @pytest.fixture(scope="module")
 def built(switch: Switch, source: Path) -> Iterator[tuple[WholeMachine, str]]:
     """A machine where `make image` has been run, and the address of the package index that it was built from."""
     with WholeMachine(switch, 8) as machine, Outlet(machine.netns, "172.28.0.1") as outlet:
         machine.docker.import_tar(slim_root(), "debian:bookworm-slim")
-        settings = {
-            "http_proxy": outlet.address,
-            "no_proxy": outlet.host,
-            "PIP_INDEX_URL": f"{outlet.address}/simple/",
-            "PIP_TRUSTED_HOST": outlet.host,
-            "DOCKER_BUILDKIT": "0",  # buildx is not in Debian; the file serves both builders
-        }
-        machine.shell("make image", source, env={**os.environ, **settings}, timeout=500)
+        legacy = {"DOCKER_BUILDKIT": "0"}  # buildx is not in Debian; the file serves both builders
+        machine.shell("make image", source, env={**os.environ, **by_way_of(outlet), **legacy}, timeout=500)
         yield machine, outlet.address
 
 
@@ -334,3 +341,49 @@ def test_nothing_is_left_of_the_build(machine: WholeMachine) -> None:
     machine.shell(readme("docker rm meshbox"))
     machine.shell(readme("docker image prune"))
     assert set(machine.docker("images", "--all", "--format={{.Repository}}:{{.Tag}}").splitlines()) == others
+
+
+def test_newcomer(switch: Switch, tmp_path: Path) -> None:
+    """On a Debian with its own systemd and nothing else, the README's commands alone lead to the example, and away.
+
+    What they install is all that it has; images that would be pulled have stand-ins. Its client goes on all the time.
+    """
+    debian = Debian(tmp_path)
+    debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus")
+    source = clean_clone(tmp_path / "root/meshbox")
+    (source / "examples/app.py").write_text(without_limits(source / "examples/app.py"))
+    with Computer(switch, 10, tmp_path) as computer, Outlet(computer.netns, computer.address) as outlet:
+        env = [f"{name}={value}" for name, value in by_way_of(outlet).items()]
+
+        def typed(line: str, *, check: bool = True) -> str:
+            command = ("env", "--chdir=/root/meshbox", *env, "sh", "-c", f"exec 2>&1; {line}")
+            return computer.inside(*command, input="y\n", timeout=280, check=check).stdout
+
+        first, second = re.findall(r"(?:as root|As a container), with `(apt-get install [^`]*)` done", README)
+        typed(first)
+        assert f"needs Docker; {second}" in typed("make image", check=False)
+        typed(second)
+        load(computer.docker, {name: IMAGES[name] for name in (IMAGE, *STAND_INS)})
+        client(computer)
+
+        def state() -> dict[str, object]:
+            images = computer.docker("images", "--all", "--format={{.ID}} {{.Repository}}").splitlines()
+            running = computer.inside("find", "/run", "-iname", "*meshbox*").stdout
+            return {**world(computer), "images": sorted(images), "in /run": running}
+
+        before, untouched = state(), debian.contents()
+        computer.docker.import_tar(slim_root(), "debian:bookworm-slim")
+        typed("make image")
+        typed(readme("docker run --rm"))
+        typed(readme("docker run -d"))
+        patiently(lambda: '"ready"' in typed("docker logs meshbox"), "it is ready")
+        typed(readme("docker exec -i meshbox"))
+        example_answers(computer)
+        (alias,) = re.findall(r"`(alias meshbox=[^`]*)`", README)
+        typed(f"{alias}\nmeshbox remove flask orange")
+        for begin in ("docker stop meshbox", "docker rm meshbox", "docker image prune"):
+            typed(readme(begin))
+        assert state() == before
+        left = debian.contents()
+    changed = {path for path in {*left, *untouched} if left.get(path) != untouched.get(path)}
+    assert sorted(path for path in changed if not AT_WORK.match(path)) == []
