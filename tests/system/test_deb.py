@@ -130,7 +130,7 @@ def needed(unpacked: Path) -> list[str]:
 
 def test_build_installs_what_it_lacks(tmp_path: Path) -> None:
     """Where Python cannot make environments, `make deb` has apt-get bring that first, and names it to who may not."""
-    for program in ("bash", "dirname", "sed", "sort", "touch", "id", "sh"):
+    for program in ("bash", "dirname", "sed", "sort", "touch", "id", "sh", "mkdir"):
         (tmp_path / program).symlink_to(shutil.which(program) or program)
     fakes = {
         "python3": f"#!/bin/sh\n[ \"$2\" != 'import ensurepip, venv' ] || [ -e {tmp_path}/installed ]\n",
@@ -139,10 +139,14 @@ def test_build_installs_what_it_lacks(tmp_path: Path) -> None:
     for program, text in fakes.items():
         (tmp_path / program).write_text(text)
         (tmp_path / program).chmod(0o755)
-    command, env = (ROOT / "packaging/setup.sh", "--deb"), {"PATH": str(tmp_path), "PYTHON": "python3"}
+    script = tmp_path / "clone/packaging/setup.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "packaging/setup.sh", script)
+    command, env = (script, "--deb"), {"PATH": str(tmp_path), "PYTHON": "python3"}
     said = run(*command, env=env)
     assert said.stdout == "setup: installing python3-venv\n"
     assert (tmp_path / "installed").exists()
+    assert (tmp_path / "clone/build/installed-packages").read_text() == "python3-venv\n"
     assert run(*command, env=env).stdout == ""
     (tmp_path / "installed").unlink()
     (tmp_path / "id").unlink()

@@ -184,6 +184,8 @@ def test_stop_drains(machine: WholeMachine) -> None:
     machine.run_container("apple", IMAGE, service="orange", container="apple", ports="8080:7000")
     machine.run_container("client", IMAGE, service="test", container="client", connect_to="apple.orange:8080")
 
+    patiently(lambda: "answer" in machine.client("client", "tcp", "apple.orange", "8080", "1")[0], "it is reached")
+
     def passed() -> int:
         rows = orjson.loads(machine.docker("exec", "meshbox", "meshbox", "connections", "--json"))
         return sum(row["bytes_out"] for row in rows)
