@@ -129,22 +129,25 @@ def _in_file(file: str) -> Iterator[None]:
 
 
 def _leftovers(client: Client, names: Sequence[str]) -> Rows:
-    """Return the containers of these services that meshbox made and that are still there, as rows of progress."""
+    """Return the containers of these services that meshbox made and that are still there, as rows of progress.
+
+    What is being done with one says more than Docker, for which a container that drains is just running.
+    """
+    under_way = {_key(row): row for row in client.get("progress", service=list(names)) if not row["ready"]}
     rows = []
     for row in client.get("workloads"):
         container, _, service = row["name"].partition(".")
         if row["managed"] and service in names:
-            rows.append(
-                {
-                    "service": service,
-                    "replica": row["replica"],
-                    "container": container,
-                    "state": row["state"],
-                    "ready": False,
-                    "failed": False,
-                    "machine": "",
-                }
-            )
+            left = {
+                "service": service,
+                "replica": row["replica"],
+                "container": container,
+                "state": row["state"],
+                "ready": False,
+                "failed": False,
+                "machine": "",
+            }
+            rows.append({**left, **under_way.get(_key(left), {})})
     return rows
 
 

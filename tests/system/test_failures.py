@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
-from machine import IMAGE, wait_until
+from cluster import Kept
+from machine import IMAGE, MESHBOX, Program, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -110,6 +113,20 @@ def test_count_goes_down_without_a_failure(replicas: Machine) -> None:
     for met in under_load(replicas, lambda: replicas.deploy(PAIR.replace("count=2", "count=1")) and None, 8):
         assert met["failures"] == []
     wait_until(lambda: len(replicas.containers("label=meshbox.service=pair")) == 1, "one replica is left", seconds=40)
+
+
+def test_removal_tells_of_its_drain(replicas: Machine) -> None:
+    """`meshbox remove` says how many connections it still waits for; these go on, and it ends when they have."""
+    with Kept(replicas, "client", "server.pair", "7000", tcp=6) as kept:
+        wait_until(lambda: len(replicas.show("connections")) == 6, "all are open")
+        command = (MESHBOX, "remove", "pair")
+        removing = Program(replicas.netns, command, replicas.root / "remove.log", replicas.settings)
+        told, each = re.compile(r": draining (\d) connections?$", re.MULTILINE), sorted(Counter(kept.opened).values())
+        wait_until(lambda: sorted(map(int, told.findall(removing.tail()))) == each, "it tells of all that are open")
+        assert removing.running
+    assert kept.broken() == []
+    assert removing.stop(0) == 0
+    assert removing.tail().splitlines()[-1] == "removed: pair"
 
 
 def test_new_version_rolls_out_without_a_failure(replicas: Machine) -> None:
