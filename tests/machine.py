@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 MESHBOX = ROOT / ".venv/bin/meshbox"
 DATA = Path("/var/tmp")  # docker's layers want a real file system; its sockets want short paths
 NEVER = threading.Event()
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("MESHBOX_", "MAKE", "MFLAGS"))}
-"""That of the test run, without what is meant for an appliance of this computer's own, or for a make within one."""
 LASTING = ThreadPoolExecutor(max_workers=1)
 """The death signal comes when the *thread* that started a process ends, so one that lasts starts them all."""
 
@@ -53,6 +51,11 @@ IMAGES = {
         },
     ),
 }
+
+
+def environment() -> dict[str, str]:
+    """Return that of the test run, without what is meant for an appliance of this computer's own, or a make within."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MESHBOX_", "MAKE", "MFLAGS"))}
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0, pause: float = 0.05) -> Any:
@@ -101,7 +104,7 @@ class Program:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env={**ENVIRONMENT, **(env or {})},
+                env={**environment(), **(env or {})},
             )
 
     @property
@@ -222,7 +225,7 @@ class Machine:
     def meshbox(self, *args: str | Path, check: bool = True, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run the command line."""
         extra = {f"MESHBOX_{key.upper()}": value for key, value in settings.items()}
-        env = {**ENVIRONMENT, **self.settings, "COLUMNS": "200", "NO_COLOR": "1", **extra}
+        env = {**environment(), **self.settings, "COLUMNS": "200", "NO_COLOR": "1", **extra}
         return run("nsenter", f"--net=/run/netns/{self.netns}", MESHBOX, *args, check=check, env=env)
 
     def show(self, *args: str) -> Any:

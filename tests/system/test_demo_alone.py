@@ -6,7 +6,7 @@ Where one runs already is shown with the image (test_image.py).
 from __future__ import annotations
 
 import pytest
-from machine import ENVIRONMENT, ROOT, run
+from machine import ROOT, environment, run
 from stand_ins import root_file_system
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
@@ -36,7 +36,7 @@ def test_demo_without_an_engine(tmp_path) -> None:
     """Exit 0, what it shows is so, and rules, links and files are as before; nothing runs on."""
     root_file_system()  # that computer has no way out to fetch packages
     alone = ("unshare", "--net", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child")
-    done = run(*alone, "sh", "-ec", COMPUTER, tmp_path, cwd=ROOT, env=ENVIRONMENT, timeout=280)
+    done = run(*alone, "sh", "-ec", COMPUTER, tmp_path, cwd=ROOT, env=environment(), timeout=280)
     assert "no Docker Engine runs here: starting one" in done.stdout
     assert "stopped the Docker Engine that the demo had started" in done.stdout
     assert done.stdout.splitlines()[-1] == "All of that was really so."
