@@ -222,7 +222,7 @@ def _replace(
     actions: list[Action] = []
     for c in service.containers:
         key = ReplicaKey(service=service.name, replica=replica, container=c.name)
-        workloads = managed.get(key, [])
+        workloads = [w for w in managed.get(key, []) if w.state not in _GOING]
         if workloads and _current(workloads, wanted[c.name]) is None:
             if c.volumes:
                 actions += _retire(key, workloads, "a new revision takes its place")

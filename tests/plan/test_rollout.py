@@ -155,6 +155,8 @@ def test_volumes_are_replaced_stop_first():
     assert does(snapshot(b, specs=[new])) == ["create web/0/web"]
     assert does(snapshot(b, not_ready(c), specs=[new])) == []
     assert does(snapshot(b, c, specs=[new])) == ["retire c3"]
+    dead = managed(5, old, 0, state=RunState.DEAD)
+    assert does(snapshot(a, b, dead, specs=[new])) == ["retire c5", "retire c2"], "each once"
 
 
 def test_one_changed_container_of_a_pod():
