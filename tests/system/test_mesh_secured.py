@@ -49,4 +49,4 @@ def test_access_control_and_tls(switch: Switch, tmp_path: Path) -> None:
         two.stop()
         two.start(consul_cert="", consul_key="")
         wait_until(lambda: "check consul.cert and consul.key" in two.peers["held_why"], "a certificate is wanted")
-        assert len(heard(one)) == 2
+        wait_until(lambda: len(heard(one)) == 2, "who took its leave is replaced", seconds=40)
