@@ -43,7 +43,7 @@ from appliance.model.names import Protocol
 from appliance.notify import Notifier
 from appliance.plan.interests import interests
 from appliance.plan.policy import declaration
-from appliance.plan.rollout import images, rollout
+from appliance.plan.rollout import claims, images, rollout
 from appliance.reconcile import FULL_PASS, Reconciler
 from appliance.render.ruleset import REMOVE, change_host
 
@@ -304,13 +304,16 @@ class Appliance:
     async def _pairs_to(self, address: IPv4Address) -> int:
         return await bridge.answer(self.plane, face.pairs_to(address))
 
-    def _after_pass(self, facts: Snapshot) -> None:
+    def _after_pass(self, facts: Snapshot) -> float:
+        claimed, due = claims(facts)
+        self.registry.claim(claimed)
         self.registry.watch(interests(facts))
         self.deployer.submit(rollout(facts, busy=self.deployer.busy))
         self._host_access.changed()
         needed = facts.specs or any(w.revision is not None for w in facts.workloads)
         if not needed and any(n.name == self.config.docker_network for n in facts.networks):
             self._unneeded_network.set()
+        return due
 
     def _services(self) -> frozenset[str]:
         return frozenset(destination.name.service for destination in self.have.listeners)

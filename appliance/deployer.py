@@ -66,7 +66,7 @@ class Deployer:
         self._bell = bell
         self._pairs_to = pairs_to
         self._drain = drain
-        self._settle = min(settle, drain)
+        self._settle = settle
         self._subnet = subnet
         self._node = node
         self._faults = faults or Faults()
@@ -231,7 +231,7 @@ class Deployer:
         if labels.REVISION not in there.listed.labels:
             raise DockerError(f'container "{name}" was not made by meshbox and is left alone: remove it yourself')
         if there.listed.state is RunState.RUNNING:
-            await self._drained(action.key, there)
+            await self._drained(action, there)
         self._say(action.key, "stopping")
         try:
             await self._docker.stop(action.workload_id, grace=there.stop_timeout)
@@ -242,14 +242,16 @@ class Deployer:
         self.counts["retired"] += 1
         log.info("container retired", container=name, reason=action.reason)
 
-    async def _drained(self, key: ReplicaKey, there: Inspected) -> None:
+    async def _drained(self, action: Retire, there: Inspected) -> None:
         """Wait until no connection leads there, but not longer than the drain time."""
         addresses = [j.address for j in there.joined if j.address is not None]
-        self._say(key, "draining")
-        await trio.sleep(self._settle)
-        with trio.move_on_after(self._drain - self._settle):
+        drain = self._drain if action.drain is None else min(self._drain, action.drain)
+        self._say(action.key, "draining")
+        settle = min(self._settle, drain)
+        await trio.sleep(settle)
+        with trio.move_on_after(drain - settle):
             while open_pairs := sum([await self._pairs_to(address) for address in addresses]):
-                self._say(key, f"draining {open_pairs} connection{'s' if open_pairs > 1 else ''}")
+                self._say(action.key, f"draining {open_pairs} connection{'s' if open_pairs > 1 else ''}")
                 await trio.sleep(DRAIN_LOOK)
 
 

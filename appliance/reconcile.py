@@ -94,9 +94,12 @@ class Reconciler:
         snapshot: Callable[[], Snapshot],
         effects: Effects,
         faults: Faults,
-        after_pass: Callable[[Snapshot], None],
+        after_pass: Callable[[Snapshot], float],
     ) -> None:
-        """`after_pass` gets each snapshot once its steps were applied (to plan containers)."""
+        """`after_pass` gets each snapshot once its steps were applied (to plan containers).
+
+        It returns in how many seconds at most the next pass has to come.
+        """
         self._snapshot = snapshot
         self._effects = effects
         self._faults = faults
@@ -109,6 +112,7 @@ class Reconciler:
         self._standing: set[NetnsId] = set()
         """Namespaces where a change was refused, so that the rules before it are in force."""
         self._failures = 0
+        self._due = FULL_PASS
         self.have = st.HostState()
         self.want = st.HostState()
         self.facts: Snapshot | None = None
@@ -145,7 +149,7 @@ class Reconciler:
         task_status.started()
         while True:
             pause = RETRY[min(self._failures, len(RETRY)) - 1] if self._failures else FULL_PASS
-            with trio.move_on_after(pause):
+            with trio.move_on_after(min(pause, self._due)):
                 await self._bell.wait()
                 await self._quiet()
             await self.reconcile()
@@ -180,7 +184,7 @@ class Reconciler:
         self._failures = 0 if complete else self._failures + 1
         self._faults.drop(lambda key: isinstance(key, _Subject) and key not in self._tried)
         self._namespaces = {key: netns for key, netns in self._namespaces.items() if key in self.have.rulesets}
-        self._after_pass(facts)
+        self._due = self._after_pass(facts)
 
     async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot) -> bool:
         """Apply steps in order, namespaces side by side; return whether all succeeded."""

@@ -317,6 +317,20 @@ def test_retire_does_not_wait_for_ever():
     assert not play(scene).docker.there
 
 
+@pytest.mark.parametrize("drain", [4.0, 0.0])
+def test_retire_in_less_time_than_usual(drain):
+    """What must be gone sooner has its connections cut off sooner; never later than usual."""
+
+    async def scene(world):
+        one = world.ours(state=RunState.RUNNING, started_at=5.0)
+        world.pairs[IPv4Address("172.17.0.7")] = 1
+        world.deployer.submit([Retire(key=KEY, workload_id=one, reason="", drain=drain)])
+        await world.idle()
+        assert drain <= trio.current_time() < drain + 1
+
+    assert not play(scene).docker.there
+
+
 def test_retire_waits_until_other_machines_have_heard():
     """With peers, a container without connections stays for as long as some may still be on their way to it."""
 

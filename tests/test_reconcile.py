@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
+from math import inf
 
 import pytest
 import trio
+import trio.testing
 
 from appliance.errors import RetryError
 from appliance.logs import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.model.network import NetnsId
-from appliance.reconcile import Reconciler
+from appliance.reconcile import FULL_PASS, Reconciler
 
 NETWORK = DockerNetwork(
     name="bridge",
@@ -111,8 +113,13 @@ class Host:
         self.faults = Faults()
         self.planned: list[Snapshot] = []
         self.reconciler = Reconciler(
-            snapshot=self._snapshot, effects=self.effects, faults=self.faults, after_pass=self.planned.append
+            snapshot=self._snapshot, effects=self.effects, faults=self.faults, after_pass=self._planned
         )
+        self.due = inf
+
+    def _planned(self, facts: Snapshot) -> float:
+        self.planned.append(facts)
+        return self.due
 
     def _snapshot(self) -> Snapshot:
         return replace(self.facts, allocations=self.reconciler.have.allocations)
@@ -128,6 +135,26 @@ def test_creates_in_the_order_in_which_things_begin_to_work() -> None:
     """Listener before ruleset before name: nothing is announced before it works."""
     calls = [call.split()[0] for call in Host(SERVER, CLIENT).run()]
     assert calls.index("keep") < calls.index("open") < calls.index("push") < calls.index("zone")
+
+
+def test_next_pass_comes_when_it_is_due() -> None:
+    """What follows from time alone is looked at when its time has come, not at the next full pass."""
+    host = Host()
+    host.due = 4.0
+
+    async def script() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            await trio.sleep(3.9)
+            assert len(host.planned) == 1
+            host.due = inf
+            await trio.sleep(0.2)
+            assert len(host.planned) == 2
+            await trio.sleep(FULL_PASS - 1)
+            assert len(host.planned) == 2
+            nursery.cancel_scope.cancel()
+
+    trio.run(script, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_second_pass_over_the_same_facts_does_nothing() -> None:

@@ -182,6 +182,10 @@ class ConsulRegistry:
         """Withdraw an announcement. Never fails, as `register`, and waits for a sound Consul only."""
         await self._announcer.deregister(registration.destination)
 
+    def claim(self, claims: frozenset[str]) -> None:
+        """Announce with this machine the replicas that no other may run any more. Consul is told when it can be."""
+        self._announcer.claim(claims)
+
     async def withdraw(self) -> None:
         """Withdraw all announcements."""
         await self._announcer.withdraw()

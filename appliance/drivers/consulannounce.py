@@ -9,6 +9,7 @@ begin with `meshbox:<node>` are ever touched, and none while another host's appl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import AddressValueError, IPv4Address
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,7 @@ class Announcer:
         self._due: dict[str, trio.Event] = {}
         """Ids whose state Consul does not have yet; set once it was told, or could not be."""
         self._busy: set[str] = set()
+        self._claims: frozenset[str] = frozenset()
         self._leaving = False
         self._registered = False
         self._settled = False
@@ -156,6 +158,14 @@ class Announcer:
         self._waited = trio.current_time()
         self._patience -= self._waited - began
 
+    def claim(self, claims: frozenset[str]) -> None:
+        """Say of these replicas, with the machine itself, that no other may run them any more."""
+        if claims != self._claims:
+            self._claims = claims
+            if self.machine is not None:
+                self.machine = replace(self.machine, claims=claims)
+                self._unsettle()
+
     async def withdraw(self) -> None:
         """Withdraw everything but the machine itself: it will be back, and its replicas stay its own until then."""
         self._leaving = True
@@ -187,7 +197,9 @@ class Announcer:
     async def _beat(self) -> None:
         if self.machine is None:
             address = self._address or _ipv4(await self._api.address())
-            self.machine = Machine(node=self._node, address=address, meta=self._meta, gateway=self._gateway)
+            self.machine = Machine(
+                node=self._node, address=address, meta=self._meta, gateway=self._gateway, claims=self._claims
+            )
         if not self._registered:
             await self._give_way()
             self._registered = True

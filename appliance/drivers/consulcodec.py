@@ -8,6 +8,7 @@ key `<prefix>/epoch`                                    random; a Consul that ha
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ MAX_WEIGHT = 65535
 """Consul's own limit."""
 MAX_META = 512
 """Characters that a value of a service's meta may have, by Consul's own limit."""
+MAX_CLAIM_LINES = 40
+"""Of the 64 keys that Consul allows for a service's meta."""
 
 
 def machine_id(node: str) -> str:
@@ -60,7 +63,8 @@ def machine_service(machine: Machine, host: str = "") -> dict[str, Any]:
         "service_id": machine_id(machine.node),
         "address": str(machine.address),
         "meta": {"node": machine.node, "constraints": _constraints(machine.meta), "host": host}
-        | ({"gateway": "yes"} if machine.gateway else {}),
+        | ({"gateway": "yes"} if machine.gateway else {})
+        | _claims(machine.claims),
         "check": {
             "CheckID": machine_id(machine.node),
             "Name": f"appliance of {machine.node}",
@@ -73,6 +77,12 @@ def machine_service(machine: Machine, host: str = "") -> dict[str, Any]:
 
 def _constraints(meta: Iterable[tuple[str, str]]) -> str:
     return orjson.dumps(dict(meta)).decode()
+
+
+def _claims(claims: Iterable[str]) -> dict[str, str]:
+    """Return meta that holds the claims, spread over several values: of very many the last have to wait."""
+    lines = textwrap.wrap(" ".join(sorted(claims)), MAX_META, break_long_words=False, break_on_hyphens=False)
+    return {f"claims-{number}": line for number, line in enumerate(lines[:MAX_CLAIM_LINES], start=1)}
 
 
 def check_meta(meta: Iterable[tuple[str, str]]) -> None:
@@ -162,6 +172,12 @@ def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMach
                 meta=tuple(sorted((str(key), str(value)) for key, value in meta.items())),
                 gateway="gateway" in service["Meta"],
                 healthy=is_healthy(entry),
+                claims=frozenset(
+                    claim
+                    for key, line in service["Meta"].items()
+                    if key.startswith("claims-")
+                    for claim in line.split()
+                ),
             )
         except (ValueError, AttributeError) as error:
             complaints.append(f'machine "{service["ID"]}" in Consul cannot be read: {error}')

@@ -141,6 +141,9 @@ class LocalStore:
     async def deregister(self, registration: Registration) -> None:
         """Do nothing: nobody was told."""
 
+    def claim(self, claims: frozenset[str]) -> None:
+        """Nobody else runs anything."""
+
     async def withdraw(self) -> None:
         """Do nothing: nobody was told."""
 

@@ -49,6 +49,9 @@ class Registry(Protocol):
     async def deregister(self, registration: Registration) -> None:
         """Withdraw an announcement."""
 
+    def claim(self, claims: frozenset[str]) -> None:
+        """Announce with this machine the replicas that no other may run any more; replaces the former set."""
+
     async def withdraw(self) -> None:
         """Withdraw all announcements, before the appliance ends; the machine itself stays known for a while."""
 

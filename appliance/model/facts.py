@@ -113,6 +113,8 @@ class Machine:
     """It runs no containers: nothing is placed there."""
     healthy: bool = True
     """False: nothing is placed there and nothing of it is used, but it may call."""
+    claims: frozenset[str] = frozenset()
+    """Replicas' containers (`ReplicaKey` in words) that no other machine may run any more, ready or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

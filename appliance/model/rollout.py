@@ -45,6 +45,8 @@ class Retire:
     key: ReplicaKey
     workload_id: str
     reason: str
+    drain: float | None = None
+    """Seconds that they may take, where that must be less than the drain time that is configured."""
 
 
 Action = Create | Start | Retire

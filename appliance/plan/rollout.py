@@ -6,13 +6,17 @@
 - The next replica waits until every replica that already has the new revision is ready, so a revision that never gets
   ready costs nothing but the one container with it.
 - A container whose service has neither a spec nor a tombstone is left alone.
-- A replica that belongs on another machine now is retired once that machine announces its full share.
+- A replica that belongs on another machine now is retired once that machine announces its full share, or claims it: a
+  machine claims what it has run for `CLAIM` seconds, ready or not, so that no two run it for longer than a death takes
+  to be noticed.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import groupby
+from math import inf
 from typing import TYPE_CHECKING
 
 import orjson
@@ -30,6 +34,11 @@ if TYPE_CHECKING:
     from appliance.model.rollout import Action
     from appliance.model.spec import Container, Service
 
+CLAIM = 10.0
+"""Seconds that a container of a moved replica has to get ready while its former machine serves."""
+MOVED_DRAIN = 4.0
+"""Seconds that connections to the former one have to end. Both together, and what it takes to be heard of, are within
+the 15 s after which a machine without a heartbeat is taken for dead."""
 _STOPPED = (RunState.EXITED, RunState.CREATED)
 _GOING = (RunState.REMOVING, RunState.DEAD)
 """Never to run again, but their names are taken until Docker has removed them."""
@@ -97,6 +106,32 @@ def retiring(s: Snapshot) -> frozenset[str]:
     return frozenset(a.workload_id for a in rollout(s) if isinstance(a, Retire))
 
 
+def claims(s: Snapshot) -> tuple[frozenset[str], float]:
+    """Return what this machine claims, and in how many seconds there is more to claim if all stays as it is.
+
+    Nothing of a service whose containers here are all ready: that is announced. A program that ends before its time is
+    never claimed, however often it is started.
+    """
+    found: set[str] = set()
+    due = inf
+    managed = _managed(s.workloads)
+    for name, keys in groupby(replicas(s) if len(s.machines) > 1 else (), key=lambda key: key.service):
+        service = s.specs[name]
+        declared = {c.name: c for c in service.containers}
+        wanted = {c.name: revision(c) for c in service.containers}
+        here = {key: _current(managed.get(name, {}).get(key, []), wanted[key.container]) for key in keys}
+        if all(w is not None and is_ready(w, declared[key.container].ports) for key, w in here.items()):
+            continue
+        for key, w in here.items():
+            if w is not None and w.state is RunState.RUNNING and w.started_at:
+                left = w.started_at + CLAIM - s.now
+                if left <= 0:
+                    found.add(str(key))
+                else:
+                    due = min(due, left)
+    return frozenset(found), due
+
+
 def progress(s: Snapshot) -> tuple[Progress, ...]:
     """Return how far each container that this machine runs has come, as far as one can see from outside."""
     managed = _managed(s.workloads)
@@ -135,8 +170,12 @@ def _current(workloads: Iterable[Workload], wanted: str) -> Workload | None:
     return next((w for w in workloads if w.revision == wanted and w.state not in _GOING), None)
 
 
-def _retire(key: ReplicaKey, workloads: Iterable[Workload], reason: str) -> list[Action]:
-    return [Retire(key=key, workload_id=w.id, reason=reason) for w in workloads if w.state is not RunState.REMOVING]
+def _retire(key: ReplicaKey, workloads: Iterable[Workload], reason: str, *, drain: float | None = None) -> list[Action]:
+    return [
+        Retire(key=key, workload_id=w.id, reason=reason, drain=drain)
+        for w in workloads
+        if w.state is not RunState.REMOVING
+    ]
 
 
 def _surplus(
@@ -144,6 +183,7 @@ def _surplus(
 ) -> list[Action]:
     """Retire what the spec no longer has, and what another machine runs by now."""
     actions: list[Action] = []
+    claimed = {m.node: m.claims for m in s.machines}
     for key, workloads in managed.items():
         if service.container(key.container) is None:
             actions += _retire(key, workloads, "the service has no such container any more")
@@ -151,8 +191,8 @@ def _surplus(
             actions += _retire(key, workloads, f"the service has only {service.count} replicas now")
         elif placed and placed[key.replica] != s.settings.node:
             owner = placed[key.replica]
-            if _serves(s, service, owner, placed.count(owner)):
-                actions += _retire(key, workloads, f"machine {owner} runs it now")
+            if str(key) in claimed.get(owner, ()) or _serves(s, service, owner, placed.count(owner)):
+                actions += _retire(key, workloads, f"machine {owner} runs it now", drain=MOVED_DRAIN)
     return actions
 
 

@@ -143,6 +143,39 @@ def test_one_that_is_refused_holds_up_no_other():
     run(script)
 
 
+def test_claims_are_announced_with_the_machine():
+    """They stand in its registration soon after they change, and no heartbeat is missed for it."""
+
+    async def script(world):
+        world.announcer.claim(frozenset({"web/0/web"}))
+        await trio.sleep(0.5)
+        assert world.agent.services[OWN]["meta"]["claims-1"] == "web/0/web"
+        world.announcer.claim(frozenset({"web/0/web"}))
+        await trio.sleep(2 * TTL)
+        assert world.agent.calls["register"] == 2
+        world.announcer.claim(frozenset())
+        await trio.sleep(0.5)
+        assert "claims-1" not in world.agent.services[OWN]["meta"]
+        beats = world.agent.beats
+        assert max(b - a for a, b in pairwise(beats)) < TTL / 2
+
+    run(script)
+
+
+def test_claims_before_the_first_registration():
+    """What is claimed while Consul is away is announced with the first registration that it takes."""
+
+    async def main():
+        world = World()
+        world.announcer.claim(frozenset({"web/0/web"}))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.announcer.run)
+            assert world.agent.services[OWN]["meta"]["claims-1"] == "web/0/web"
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def test_heartbeat_does_not_wait_for_registrations():
     """Hundreds of slow registrations, as after a loss of data, let no heartbeat come too late."""
 

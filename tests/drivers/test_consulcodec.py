@@ -64,6 +64,19 @@ def test_gateway_back_and_forth():
     assert "gateway" not in codec.machine_service(M1)["meta"]
 
 
+def test_claims_back_and_forth():
+    """However many and long they are, no value is longer than Consul takes; what is beyond its keys has to wait."""
+    some = frozenset({"web/0/web", "web/12/" + "c" * 63})
+    many = frozenset(f"{'s' * 60}-{number}/0/{'c' * 63}" for number in range(400))
+    for claims in (some, many):
+        meta = codec.machine_service(replace(M1, claims=claims))["meta"]
+        assert len(meta) <= 64
+        assert max(map(len, meta.values())) <= codec.MAX_META
+        ((seen,), _) = codec.parse_machines([entry(codec.machine_service(replace(M1, claims=claims)))])
+        assert seen.machine.claims == claims if claims is some else seen.machine.claims < claims
+        assert seen.machine.claims
+
+
 def test_endpoint_back_and_forth():
     """What a machine serves is read as it was registered, with the name in Consul's own terms."""
     arguments = serving()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 from hypothesis import given
 
+from appliance.drivers.consulcodec import TTL
 from appliance.model.facts import RunState
 from appliance.model.names import Allowance, Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start
 from appliance.model.spec import Health
 from appliance.plan.placement import placement
-from appliance.plan.rollout import images, progress, replicas, retiring, revision, rollout
+from appliance.plan.rollout import CLAIM, claims, images, progress, replicas, retiring, revision, rollout
 from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, snapshots, spec, stopped
 
 OLD = spec("web", declared("web", ports=(80,), image="old"), count=2)
@@ -194,6 +196,46 @@ def test_moved_replica_stays_until_the_other_machine_serves():
     assert does(served) == [f"retire c{2 + placed.index('m2')}"]
     assert does(replace(s, endpoints=(endpoint("web.web:80", "m3", weight=9),))) == []
     assert [k.replica for k in replicas(s)] == [placed.index("here")]
+
+
+def test_moved_replica_is_given_up_when_claimed():
+    """Its machine has run it for a while without getting ready: the former goes, and in less time than usual."""
+    a, b = managed(2, OLD, 0), managed(3, OLD, 1)
+    s = snapshot(a, b, specs=[OLD], machines=(machine("m2", "10.0.0.2"), machine("here", "10.0.0.1")))
+    moved = placement(OLD, s.settings, s.machines).index("m2")
+
+    def claimed(node, *keys):
+        found = (replace(m, claims=frozenset(keys)) if m.node == node else m for m in s.machines)
+        return replace(s, machines=tuple(found))
+
+    assert does(claimed("m2", f"web/{moved}/web")) == [f"retire c{2 + moved}"]
+    assert does(claimed("m2", f"web/{1 - moved}/web", "web/7/web")) == []
+    assert does(claimed("here", f"web/{moved}/web")) == []
+    assert retiring(claimed("m2", f"web/{moved}/web")) == {(a, b)[moved].id}
+    (action,) = rollout(claimed("m2", f"web/{moved}/web"))
+    assert CLAIM + action.drain < TTL
+
+
+def test_claims():
+    """A machine claims what it has run for long enough while its share is not all ready, and knows when more is due."""
+    pod = spec("pod", declared("a", ports=(80,)), declared("b", ports=(81,)), constraint="here")
+    machines = (machine("m2", "10.0.0.2"), machine("here", "10.0.0.1"))
+
+    def found(*workloads, **fields):
+        return claims(snapshot(*workloads, specs=[pod], now=1000.0, **{"machines": machines, **fields}))
+
+    ready = managed(2, pod, name="a", started_at=1000.0 - CLAIM)
+    late = not_ready(managed(3, pod, name="b", started_at=1003.0 - CLAIM))
+    assert found(ready, late) == ({"pod/0/a"}, 3.0)
+    assert found(ready) == ({"pod/0/a"}, inf), "the other one is not even there"
+    assert found(ready, replace(late, started_at=100.0)) == ({"pod/0/a", "pod/0/b"}, inf)
+    assert found(ready, managed(3, pod, name="b")) == (frozenset(), inf), "what is all ready is announced"
+    assert found(ready, late, machines=machines[1:]) == (frozenset(), inf), "there is nobody else"
+    assert found(stopped(ready), replace(late, state=RunState.RESTARTING, started_at=0.0)) == (frozenset(), inf)
+    assert found(replace(ready, revision="0" * 8), late) == (frozenset(), 3.0), "the former revision serves here"
+    assert found(ready, replace(late, started_at=0.0)) == ({"pod/0/a"}, inf), "its first instruction is still to come"
+    elsewhere = replace(pod, constraint="m2")
+    assert claims(snapshot(ready, late, specs=[elsewhere], machines=machines)) == (frozenset(), inf)
 
 
 def test_progress():

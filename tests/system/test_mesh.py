@@ -21,6 +21,7 @@ from appliance.drivers.consulcodec import TTL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from cluster import Cluster, Member
     from machine import Switch
@@ -109,6 +110,37 @@ def test_constraint_pins(trio: Cluster) -> None:
                 answers = heard(client, host="server.pinned")
                 assert answers.keys() == replicas, f"from {client.node}"
     finally:
+        three.meshbox("remove", "pinned", "--detach")
+        wait_until(lambda: not names(*trio, service="pinned"), "it is removed")
+
+
+def test_slow_start_elsewhere(trio: Cluster, tmp_path: Path) -> None:
+    """A moved replica is served by its former machine until it is ready, but two do not run it for longer than a TTL.
+
+    The new one is not ready until the test opens a gate; by then the former is gone.
+    """
+    one, two, _ = trio.machines
+    gate = tmp_path / "open"
+    waits = f"command=['sh', '-c', 'until [ -e {gate} ]; do sleep 0.2; done; exec python3 /srv/server.py'], "
+    slow = TRIO.replace("trio", "pinned").replace("count=3", 'constraint="{}"')
+    slow = slow.replace("ports=", f"{waits} volumes=['{tmp_path}:{tmp_path}'], ports=")
+    gate.touch()
+    two.deploy(slow.format(two.node))
+    (former,) = names(two, service="pinned")
+    gate.unlink()
+    try:
+        with Census(trio, "pinned") as census:
+            two.deploy(slow.format(one.node), "--detach")
+            wait_until(lambda: names(one, service="pinned"), "it is started where it belongs now")
+            assert heard(one, host="server.pinned") == {former: 30}
+            wait_until(lambda: not names(two, service="pinned"), "the former machine has given it up")
+            assert heard(one, 1, host="server.pinned") == {"ECONNRESET": 1}, "nobody serves it now"
+            gate.touch()
+            replica = wait_until(lambda: names(one, service="pinned"), "it runs")
+            wait_until(lambda: heard(one, host="server.pinned").keys() == replica, "it answers")
+        assert 5 < census.longest() <= TTL, census.overlaps
+    finally:
+        three = trio.machines[2]
         three.meshbox("remove", "pinned", "--detach")
         wait_until(lambda: not names(*trio, service="pinned"), "it is removed")
 
