@@ -304,9 +304,10 @@ class Appliance:
     async def _pairs_to(self, address: IPv4Address) -> int:
         return await bridge.answer(self.plane, face.pairs_to(address))
 
-    def _after_pass(self, facts: Snapshot) -> float:
+    async def _after_pass(self, facts: Snapshot) -> float:
         claimed, due = claims(facts)
         self.registry.claim(claimed)
+        await trio.lowlevel.checkpoint()  # traffic has its turn
         self.registry.watch(interests(facts))
         self.deployer.submit(rollout(facts, busy=self.deployer.busy))
         self._host_access.changed()

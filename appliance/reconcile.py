@@ -19,7 +19,7 @@ from appliance.plan.compile import Compiler
 from appliance.plan.diff import apply, diff
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Awaitable, Callable, Generator, Iterable
     from ipaddress import IPv4Address
 
     from appliance.logs import Faults
@@ -94,7 +94,7 @@ class Reconciler:
         snapshot: Callable[[], Snapshot],
         effects: Effects,
         faults: Faults,
-        after_pass: Callable[[Snapshot], float],
+        after_pass: Callable[[Snapshot], Awaitable[float]],
     ) -> None:
         """`after_pass` gets each snapshot once its steps were applied (to plan containers).
 
@@ -184,7 +184,7 @@ class Reconciler:
         self._failures = 0 if complete else self._failures + 1
         self._faults.drop(lambda key: isinstance(key, _Subject) and key not in self._tried)
         self._namespaces = {key: netns for key, netns in self._namespaces.items() if key in self.have.rulesets}
-        self._due = self._after_pass(facts)
+        self._due = await self._after_pass(facts)
 
     async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot) -> bool:
         """Apply steps in order, namespaces side by side; return whether all succeeded."""

@@ -16,9 +16,13 @@ import select
 import socket
 import sys
 from time import perf_counter, perf_counter_ns
+from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SHORT = 4096
 
@@ -45,7 +49,7 @@ def echo(host: str, port: str, seconds: str) -> dict[str, object]:
     sock = socket.create_connection((host, int(port)), timeout=10)
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    times = []
+    times: list[int] = []
     end = perf_counter() + float(seconds)
     while perf_counter() < end:
         byte = bytes((len(times) % 256,))
@@ -112,8 +116,14 @@ def _print(value: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    result = {"fetch": fetch, "probe": probe, "echo": echo, "echod": echod, "hold": hold, "holdd": holdd}[sys.argv[1]](
-        *sys.argv[2:]
-    )
+    commands: dict[str, Callable[..., dict[str, object] | None]] = {
+        "fetch": fetch,
+        "probe": probe,
+        "echo": echo,
+        "echod": echod,
+        "hold": hold,
+        "holdd": holdd,
+    }
+    result = commands[sys.argv[1]](*sys.argv[2:])
     if result is not None:
         _print(result)

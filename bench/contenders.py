@@ -16,7 +16,8 @@ from bench.lab import CLIENT_IP, DIRECT_IP, PROXY, PROXY_IP, PYTHON, SERVER_IP, 
 from bench.process import Cpu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from bench.lab import Lab
     from bench.process import Process
@@ -153,7 +154,7 @@ def docker_proxy(lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
         yield Target(host=PROXY_IP, ports=(port,), process=process)
 
 
-CONTENDERS = {
+CONTENDERS: dict[str, Callable[[Lab, tuple[Service, ...]], AbstractContextManager[Target]]] = {
     "direct": direct,
     "meshbox": meshbox,
     "haproxy": haproxy,

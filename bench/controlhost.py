@@ -16,6 +16,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -82,8 +83,12 @@ class ControlHost:
                 plane=self.plane, nft=Nft(), host_nft=self.host_nft, watch=self.watch, registry=self.registry
             ),
             faults=self.faults,
-            after_pass=lambda _: self.applied.set(),
+            after_pass=self._after_pass,
         )
+
+    async def _after_pass(self, _: Snapshot) -> float:
+        self.applied.set()
+        return inf
 
     def snapshot(self) -> Snapshot:
         """Return the facts."""

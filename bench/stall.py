@@ -61,7 +61,8 @@ def reset(folder: Path, *, looking: bool = True) -> None:
 
 def worst(folder: Path) -> float:
     """Return the longest stall of any loop since `reset`, in seconds."""
-    return max(0.0, max(FORM.unpack(path.read_bytes())[0] for path in folder.iterdir()) - TICK)
+    longest: float = max(FORM.unpack(path.read_bytes())[0] for path in folder.iterdir())
+    return max(0.0, longest - TICK)
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ class Host:
         )
         self.due = inf
 
-    def _planned(self, facts: Snapshot) -> float:
+    async def _planned(self, facts: Snapshot) -> float:
         self.planned.append(facts)
         return self.due
 

@@ -56,7 +56,8 @@ class Host:
         line = self._popen.stdout.readline() if self._popen.stdout else b""
         if not line:
             raise BenchError(f"the control host ended: {self._log.read_text()[-800:]}")
-        return orjson.loads(line)
+        answer: dict[str, float] = orjson.loads(line)
+        return answer
 
     def do(self, command: str) -> dict[str, float]:
         """Send a command and wait for its answer. Raises BenchError."""

@@ -97,7 +97,9 @@ def _served(lab: Lab) -> int:
 
 
 def _fetch(lab: Lab, host: str, port: int, path: str) -> dict[str, object]:
-    return orjson.loads(lab.client([PYTHON, "-m", "bench.clients", "fetch", f"http://{host}:{port}{path}"]))
+    command = [PYTHON, "-m", "bench.clients", "fetch", f"http://{host}:{port}{path}"]
+    answer: dict[str, object] = orjson.loads(lab.client(command))
+    return answer
 
 
 def _latency(percentile: str, output: str) -> float:

@@ -84,7 +84,7 @@ def _first_connection(one: Any, two: Any) -> float:
         first = answered.result()["at"]
         if first is None:
             raise BenchError("what another machine registered was not reached within 30 s")
-        took = float(first) - registered.result()
+        took = float(first) - float(registered.result())
     two.docker("stop", "--time=0", "late")
     _wait(lambda: "error" in one.client("client", "tcp", "server.late", "7000", "1")[0], "the stopped one is refused")
     return took

@@ -11,6 +11,7 @@ from debian import readme
 from machine import ROOT, run
 
 from bench.contenders import TCP
+from bench.lab import PYTHON
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,3 +34,12 @@ def test_first_contact(tmp_path: Path) -> None:
     assert (tmp_path / "echo.png").exists()
     assert (ROOT / "bench/RESULTS.md").read_text() == results, "which is for a run of all works"
     assert "mbb-" not in run("ip", "netns", "list").stdout
+
+
+def test_works_on_an_appliance(tmp_path: Path) -> None:
+    """Those that measure the reconcile loop, an appliance and a mesh of its own find all their figures."""
+    works = ("control", "appliance", "mesh")
+    command = (PYTHON, "-m", "bench", "--quick", "--rounds", "1", "--out", tmp_path, "--only", *works)
+    run(*command, cwd=ROOT, timeout=280)
+    (written,) = tmp_path.glob("*.json")
+    assert orjson.loads(written.read_bytes())["works"].keys() == set(works)

@@ -119,7 +119,7 @@ def test_slow_start_elsewhere(trio: Cluster, tmp_path: Path) -> None:
 
     The new one is not ready until the test opens a gate; by then the former is gone.
     """
-    one, two, _ = trio.machines
+    one, two, three = trio.machines
     gate = tmp_path / "open"
     waits = f"command=['sh', '-c', 'until [ -e {gate} ]; do sleep 0.2; done; exec python3 /srv/server.py'], "
     slow = TRIO.replace("trio", "pinned").replace("count=3", 'constraint="{}"')
@@ -140,7 +140,6 @@ def test_slow_start_elsewhere(trio: Cluster, tmp_path: Path) -> None:
             wait_until(lambda: heard(one, host="server.pinned").keys() == replica, "it answers")
         assert 5 < census.longest() <= TTL, census.overlaps
     finally:
-        three = trio.machines[2]
         three.meshbox("remove", "pinned", "--detach")
         wait_until(lambda: not names(*trio, service="pinned"), "it is removed")
 
