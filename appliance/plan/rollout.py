@@ -183,7 +183,6 @@ def _surplus(
 ) -> list[Action]:
     """Retire what the spec no longer has, and what another machine runs by now."""
     actions: list[Action] = []
-    claimed = {m.node: m.claims for m in s.machines}
     for key, workloads in managed.items():
         if service.container(key.container) is None:
             actions += _retire(key, workloads, "the service has no such container any more")
@@ -191,7 +190,8 @@ def _surplus(
             actions += _retire(key, workloads, f"the service has only {service.count} replicas now")
         elif placed and placed[key.replica] != s.settings.node:
             owner = placed[key.replica]
-            if str(key) in claimed.get(owner, ()) or _serves(s, service, owner, placed.count(owner)):
+            claimed = any(m.node == owner and str(key) in m.claims for m in s.machines)
+            if claimed or _serves(s, service, owner, placed.count(owner)):
                 actions += _retire(key, workloads, f"machine {owner} runs it now", drain=MOVED_DRAIN)
     return actions
 
