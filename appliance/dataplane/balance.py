@@ -59,8 +59,15 @@ class BackendState:
 class Balancer:
     """Picks among the backends of one listener."""
 
-    def __init__(self, backends: Iterable[Backend] = (), *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        backends: Iterable[Backend] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        pauses: tuple[float, ...] = EJECT_SECONDS,
+    ) -> None:
         self._clock = clock
+        self._pauses = pauses
         self.states: dict[tuple[str, int], BackendState] = {}
         """By (address, port)."""
         self._pools: dict[bool, tuple[list[BackendState], list[float]]] = {}
@@ -106,7 +113,7 @@ class Balancer:
     def failed(self, state: BackendState) -> None:
         """Count a failed dial and leave the backend out for a while."""
         state.failed += 1
-        pause = EJECT_SECONDS[min(state.failures, len(EJECT_SECONDS) - 1)]
+        pause = self._pauses[min(state.failures, len(self._pauses) - 1)]
         state.failures += 1
         state.ejected_until = self._clock() + pause
         self._ejected = True

@@ -55,6 +55,8 @@ SESSIONS = 1024
 """Most sessions of one listener: each holds a file descriptor, of which small machines allow 20,000."""
 FACES = 16
 """Most addresses of this host at which a listener has sockets: containers' networks are few."""
+EJECT_SECONDS = (2.0, 5.0, 10.0)
+"""As for connections, but longer: who was not answered asks again after a second or so, and must not find it again."""
 TICKS = 4
 """The idle timeout is checked this often in its length: a session ends after 1 to 1 + 1/TICKS times the timeout."""
 PARTING = 1.0
@@ -92,7 +94,7 @@ class UdpListener:
         self.destination = listener.destination
         self.port = listener.port
         self._on_empty = on_empty
-        self.balancer = Balancer(listener.backends)
+        self.balancer = Balancer(listener.backends, pauses=EJECT_SECONDS)
         self.accepted = 0
         self.refused = 0
         self.failed = 0

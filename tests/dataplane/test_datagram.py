@@ -284,7 +284,7 @@ def test_a_backend_whose_port_is_unreachable_is_left_out(world: World) -> None:
     assert alive.queued().count(b"2") == 20
     states = {s.backend.port: s for s in udp.stats().backends}
     assert states[dead.address[1]].failed >= 1
-    assert states[dead.address[1]].ejected > 0
+    assert states[dead.address[1]].ejected > 1.5, "for longer than clients wait until they ask again"
     assert states[dead.address[1]].active == 0
     assert states[alive.address[1]].failed == 0
 
