@@ -444,16 +444,21 @@ def test_consul_restarted_with_its_data(machines, consul_agent, monkeypatch):
             await three.register(serving(2))
             await until(lambda: weights(one) == [("m2", 1), ("m3", 2)])
             machines.rings.clear()
-            beat = two._announcer._beat
-            for registry in (two, three):
-                registry._announcer._beat = registry._announcer._compare = trio.sleep_forever
+            beat, may_beat = two._announcer._beat, trio.Event()
+
+            async def late():
+                await may_beat.wait()
+                await beat()
+
+            two._announcer._beat, three._announcer._beat = late, trio.sleep_forever
+            two._announcer._compare = three._announcer._compare = trio.sleep_forever
             for path in (consul_agent.folder / "data/checks/state").iterdir():
                 path.unlink()  # as if the TTL had passed since the last heartbeat
             await trio.to_thread.run_sync(consul_agent.stop)
             await until(lambda: one._held.lasted("machines") > 1)
             await trio.to_thread.run_sync(consul_agent.start)
             await until(lambda: status("m2") == status("m3") == "critical" and one.facts.held_since is None)
-            two._announcer._beat = beat
+            may_beat.set()
             await trio.sleep(QUIET)
             assert machines.rings["m1"] == 0
             await until(lambda: nodes(one) == ["m1", "m2"] and weights(one) == [("m2", 1)])
