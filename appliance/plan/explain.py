@@ -121,18 +121,27 @@ def _port(destination: Destination, s: Snapshot) -> Station:
 
 
 def _allowed(client: Workload, destination: Destination, s: Snapshot) -> Station:
-    declared = declaration(client, s.specs)
-    if client.name.service == destination.name.service:
-        return Station(station="may it", passed=True, words=f'both are containers of service "{client.name.service}"')
-    if may_reach(client.name.service, declared.connect_to, destination):
-        entry = next(a for a in declared.connect_to if a.covers(destination))
-        return Station(station="may it", passed=True, words=f'its connect_to has "{entry}"')
+    for one in (client, *_sharers(client, s)):
+        service, connect_to = one.name.service, declaration(one, s.specs).connect_to
+        if not may_reach(service, connect_to, destination):
+            continue
+        words = f"{one.name}, whose network it shares: " if one is not client else ""
+        if service == destination.name.service:
+            words += f'both are containers of service "{service}"'
+        else:
+            words += f'its connect_to has "{next(a for a in connect_to if a.covers(destination))}"'
+        return Station(station="may it", passed=True, words=words)
     return Station(
         station="may it",
         passed=False,
         words=f"{client.name} did not declare {destination}, so its namespace refuses it",
         remedy=_write(client, destination),
     )
+
+
+def _sharers(client: Workload, s: Snapshot) -> Iterable[Workload]:
+    """Return the other containers in its namespace: what one may, all may."""
+    return (w for w in s.workloads if w.id != client.id and w.problem is None and w.netns == client.netns)
 
 
 def _rule(client: Workload, destination: Destination, have: HostState) -> Station:

@@ -62,7 +62,7 @@ def _first_connection(machine: Any, number: int) -> float:
     command = ("python3", "-I", "-S", "/srv/first.py", "web.app", "7000")
     machine.run_container(name, "meshbox-test", *command, service="near", container="first", connect_to="web.app:7000")
     machine.docker("wait", name)
-    ((_, result, _, connected),) = orjson.loads(machine.docker("logs", name).splitlines()[-1])
+    ((_, result, connected),) = orjson.loads(machine.docker("logs", name).splitlines()[-1])
     started = machine.inspect(name)["State"]["StartedAt"][:26].rstrip("Z")
     machine.docker("rm", name)
     if result != "connected":

@@ -54,6 +54,16 @@ def test_stops_where_the_way_ends(wanted, station, remedy) -> None:
     assert remedy in last.remedy
 
 
+def test_shared_namespace() -> None:
+    """What one container of a namespace may, all in it may; it says whose declaration that is."""
+    sidecar = container(5, "log.side", to=("apple.orange:53/udp",), netns=CLIENT.netns, attachments=CLIENT.attachments)
+    way = ask(sidecar, "apple.orange:80", SERVER, CLIENT, sidecar)
+    assert all(station.passed for station in way)
+    assert 'flask.flask, whose network it shares: its connect_to has "apple.orange:80"' in [s.words for s in way]
+    assert ask(CLIENT, "apple.orange:53/udp", SERVER, CLIENT, sidecar)[-1].passed
+    assert ask(sidecar, "pear.tree:80", SERVER, CLIENT, sidecar, OTHER)[-1].station == "name"
+
+
 def test_declared_but_absent_destination() -> None:
     """A name that is declared before it exists resolves, but offers nothing yet."""
     last = ask(CLIENT, "apple.orange:80", CLIENT)[-1]

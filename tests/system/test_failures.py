@@ -157,7 +157,7 @@ def test_broken_version_leaves_the_former_one_serving(replicas: Machine) -> None
 STARTS = 5
 """Of each kind of container: the first one, and four restarts."""
 MOST = 250
-"""Milliseconds from the start event until the first dial has come to its end; of the 95th percentile bench/ judges."""
+"""Milliseconds from the start event to the first connection, in the median; the 95th percentile is judged by bench/."""
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def first_acts(mesh: Machine, command: Sequence[str], *networks: str) -> tuple[l
 
 
 def test_first_act_of_a_container(quarters: Machine, record_property: Callable[[str, object], None]) -> None:
-    """Twenty starts and restarts, each with another dial first: only what was declared is ever reached, and always.
+    """Twenty starts and restarts, each with all dials first: only what was declared is ever reached, and always.
 
     By containers of others on the default bridge, on a network of their own and on several, and by deployed ones.
     """
@@ -225,10 +225,9 @@ def test_first_act_of_a_container(quarters: Machine, record_property: Callable[[
         command = ["python3", "-I", "-S", "/srv/first.py", *(word for host in expected for word in (host, "7000"))]
         said, started = first_acts(mesh, command, *networks)
         assert len(said) == len(started) == STARTS
-        assert len({met[0][0] for met in said}) == len(expected), "each was the first once"
         for met, start in zip(said, started, strict=True):
-            assert {host: result for host, result, _, _ in met} == expected, (networks, met)
-            delays.append(met[0][3] - start)
+            assert {host: result for host, result, _ in met} == expected, (networks, met)
+            delays.extend(known - start for host, _, known in met if host == "open.far")
     delays.sort()
     figures = {"median_ms": round(delays[10] * 1000), "p95_ms": round(delays[18] * 1000)}
     record_property("start event to first connection", figures)
