@@ -258,6 +258,7 @@ class Appliance:
             allocations=known.allocations,
             machines=known.machines,
             endpoints=known.endpoints,
+            going=self.deployer.going,
         )
 
     async def look(self, services: frozenset[str]) -> Snapshot:

@@ -73,7 +73,7 @@ class Deployer:
         self._backoff = Backoff()
         self._network_judged = False
         self._nursery: trio.Nursery | None = None
-        self._busy: set[ReplicaKey] = set()
+        self._busy: dict[ReplicaKey, Action] = {}
         self._progress: dict[ReplicaKey, Progress] = {}
         self.counts: Counter[str] = Counter()
         """`created`, `started`, `retired`, `pulled` and `failed` since the start."""
@@ -82,6 +82,11 @@ class Deployer:
     def busy(self) -> frozenset[ReplicaKey]:
         """What is under way."""
         return frozenset(self._busy)
+
+    @property
+    def going(self) -> frozenset[str]:
+        """Ids of the containers that are being retired."""
+        return frozenset(action.workload_id for action in self._busy.values() if isinstance(action, Retire))
 
     @property
     def progress(self) -> Mapping[ReplicaKey, Progress]:
@@ -108,7 +113,7 @@ class Deployer:
         self._forget_all_but({action.key for action in asked})
         for action in asked:
             if action.key not in self._busy and not self._backoff.left(_subject(action), now):
-                self._busy.add(action.key)
+                self._busy[action.key] = action
                 self._nursery.start_soon(self._carry_out, action)
 
     async def pull(self, images: Iterable[str], tell: Callable[[str, str], None]) -> None:
@@ -126,7 +131,7 @@ class Deployer:
 
     def _forget_all_but(self, asked: set[ReplicaKey]) -> None:
         """Drop failures that nobody asks about any more: the spec was mended or removed."""
-        for key in self._progress.keys() - asked - self._busy:
+        for key in self._progress.keys() - asked - self._busy.keys():
             del self._progress[key]
             self._faults.drop(lambda fault, key=key: fault == ("deploy", str(key)))  # type: ignore[misc]
 
@@ -154,7 +159,7 @@ class Deployer:
             else:
                 self._backoff.forget(subject)
         finally:
-            self._busy.discard(action.key)
+            self._busy.pop(action.key, None)
         self._bell()
 
     def _ring_in(self, delay: float) -> None:
@@ -234,7 +239,7 @@ class Deployer:
             await self._drained(action, there)
         self._say(action.key, "stopping")
         try:
-            await self._docker.stop(action.workload_id, grace=there.stop_timeout)
+            await self._docker.stop(action.workload_id, grace=min(there.stop_timeout, action.grace))
         except NotFoundError:
             return
         self._say(action.key, "removing")
@@ -245,7 +250,7 @@ class Deployer:
     async def _drained(self, action: Retire, there: Inspected) -> None:
         """Wait until no connection leads there, but not longer than the drain time."""
         addresses = [j.address for j in there.joined if j.address is not None]
-        drain = self._drain if action.drain is None else min(self._drain, action.drain)
+        drain = min(self._drain, action.drain)
         self._say(action.key, "draining")
         settle = min(self._settle, drain)
         await trio.sleep(settle)

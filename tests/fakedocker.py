@@ -36,6 +36,7 @@ class FakeDocker:
 
     def __init__(self) -> None:
         self.there: dict[str, Inspected] = {}
+        self.graces: list[float] = []
         self.nets: dict[str, DockerNetwork] = {"bridge": BRIDGE}
         self.reserved: dict[str, dict[str, IPv4Address]] = {}
         self.images = {"web"}
@@ -226,6 +227,7 @@ class FakeDocker:
         """Stop."""
         self._call("stop", container_id)
         self._find(container_id)
+        self.graces.append(grace)
         self.change(container_id, state=RunState.EXITED)
 
     async def remove(self, container_id):

@@ -331,6 +331,21 @@ def test_retire_in_less_time_than_usual(drain):
     assert not play(scene).docker.there
 
 
+def test_retire_says_what_is_on_its_way_and_kills_sooner_where_it_must():
+    """While it drains it counts as going; its program has the stop timeout, or less where that was asked for."""
+
+    async def scene(world):
+        one = world.ours(state=RunState.RUNNING, started_at=5.0)
+        world.pairs[IPv4Address("172.17.0.7")] = 1
+        world.deployer.submit([Retire(key=KEY, workload_id=one, reason="", grace=3.0)])
+        await trio.sleep(1)
+        assert world.deployer.going == {one}
+        await world.idle()
+        assert world.deployer.going == frozenset()
+
+    assert play(scene).docker.graces == [3.0]
+
+
 def test_retire_waits_until_other_machines_have_heard():
     """With peers, a container without connections stays for as long as some may still be on their way to it."""
 

@@ -177,3 +177,5 @@ class Snapshot:
     """Proxy ports that something else on this host holds."""
     machines: tuple[Machine, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
+    going: frozenset[str] = frozenset()
+    """Ids of containers that are being retired: what was begun is not taken back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ class Retire:
     key: ReplicaKey
     workload_id: str
     reason: str
-    drain: float | None = None
-    """Seconds that they may take, where that must be less than the drain time that is configured."""
+    drain: float = inf
+    """Seconds that they may take at most, where that must be less than the drain time that is configured."""
+    grace: float = inf
+    """The same of its program's end, where that must be less than the container's stop timeout."""
 
 
 Action = Create | Start | Retire

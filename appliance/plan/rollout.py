@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from appliance.model.rollout import Action
     from appliance.model.spec import Container, Service
 
-CLAIM = 10.0
+CLAIM = 7.0
 """Seconds that a container of a moved replica has to get ready while its former machine serves."""
-MOVED_DRAIN = 4.0
-"""Seconds that connections to the former one have to end. Both together, and what it takes to be heard of, are within
-the 15 s after which a machine without a heartbeat is taken for dead."""
+MOVED_DRAIN = 3.0
+"""Seconds that connections to the former one have to end."""
+MOVED_GRACE = 3.0
+"""Seconds that its program has to end by itself then. All together, and up to 2 s until it is heard of, are within the
+15 s after which a machine without a heartbeat is taken for dead."""
 _STOPPED = (RunState.EXITED, RunState.CREATED)
 _GOING = (RunState.REMOVING, RunState.DEAD)
 """Never to run again, but their names are taken until Docker has removed them."""
@@ -102,8 +104,8 @@ def rollout(s: Snapshot, *, busy: frozenset[ReplicaKey] = frozenset()) -> tuple[
 
 
 def retiring(s: Snapshot) -> frozenset[str]:
-    """Return the ids of the containers that are to go: no connection is sent there any more."""
-    return frozenset(a.workload_id for a in rollout(s) if isinstance(a, Retire))
+    """Return the ids of the containers that are to go, or on their way: no connection is sent there any more."""
+    return s.going | {a.workload_id for a in rollout(s) if isinstance(a, Retire)}
 
 
 def claims(s: Snapshot) -> tuple[frozenset[str], float]:
@@ -125,10 +127,10 @@ def claims(s: Snapshot) -> tuple[frozenset[str], float]:
         for key, w in here.items():
             if w is not None and w.state is RunState.RUNNING and w.started_at:
                 left = w.started_at + CLAIM - s.now
-                if left <= 0:
-                    found.add(str(key))
-                else:
+                if 0 < left <= CLAIM:
                     due = min(due, left)
+                else:  # more than that is left where the clock was set back
+                    found.add(str(key))
     return frozenset(found), due
 
 
@@ -170,18 +172,20 @@ def _current(workloads: Iterable[Workload], wanted: str) -> Workload | None:
     return next((w for w in workloads if w.revision == wanted and w.state not in _GOING), None)
 
 
-def _retire(key: ReplicaKey, workloads: Iterable[Workload], reason: str, *, drain: float | None = None) -> list[Action]:
+def _retire(key: ReplicaKey, workloads: Iterable[Workload], reason: str, **times: float) -> list[Action]:
     return [
-        Retire(key=key, workload_id=w.id, reason=reason, drain=drain)
-        for w in workloads
-        if w.state is not RunState.REMOVING
+        Retire(key=key, workload_id=w.id, reason=reason, **times) for w in workloads if w.state is not RunState.REMOVING
     ]
 
 
 def _surplus(
     s: Snapshot, service: Service, placed: tuple[str, ...], managed: Mapping[ReplicaKey, list[Workload]]
 ) -> list[Action]:
-    """Retire what the spec no longer has, and what another machine runs by now."""
+    """Retire what the spec no longer has, and what another machine runs by now.
+
+    A claim counts against the same revision only: a new one must not take the place of what serves before it is ready.
+    """
+    wanted = {c.name: revision(c) for c in service.containers}
     actions: list[Action] = []
     for key, workloads in managed.items():
         if service.container(key.container) is None:
@@ -190,9 +194,13 @@ def _surplus(
             actions += _retire(key, workloads, f"the service has only {service.count} replicas now")
         elif placed and placed[key.replica] != s.settings.node:
             owner = placed[key.replica]
-            claimed = any(m.node == owner and str(key) in m.claims for m in s.machines)
-            if claimed or _serves(s, service, owner, placed.count(owner)):
-                actions += _retire(key, workloads, f"machine {owner} runs it now", drain=MOVED_DRAIN)
+            if _serves(s, service, owner, placed.count(owner)):
+                gone = workloads
+            elif any(m.node == owner and str(key) in m.claims for m in s.machines):
+                gone = [w for w in workloads if w.revision == wanted[key.container]]
+            else:
+                continue
+            actions += _retire(key, gone, f"machine {owner} runs it now", drain=MOVED_DRAIN, grace=MOVED_GRACE)
     return actions
 
 

@@ -68,7 +68,8 @@ class Shaper:
         self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]
     ) -> Generator[None, None, Shape]:
         """Return the shape for these members; `remote` is what other machines serve."""
-        facts = (s.settings, dict(s.specs), s.networks, s.host_addresses, s.machines, s.unusable_ports, remote)
+        machines = [(m.node, m.address) for m in s.machines]
+        facts = (s.settings, dict(s.specs), s.networks, s.host_addresses, machines, s.unusable_ports, remote)
         inputs = (*facts, [m.shape for m in members])
         last = self._shape
         if last is None or inputs != self._inputs or s.allocations not in (self._kept, last.allocations):

@@ -17,6 +17,8 @@ from appliance.plan.placement import placement
 from appliance.plan.rollout import CLAIM, claims, images, progress, replicas, retiring, revision, rollout
 from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, snapshots, spec, stopped
 
+HEARD = 2.0
+"""Seconds until other machines have heard of a claim and acted on it, with a second to spare."""
 OLD = spec("web", declared("web", ports=(80,), image="old"), count=2)
 NEW = spec("web", declared("web", ports=(80,), image="new"), count=2)
 
@@ -213,7 +215,17 @@ def test_moved_replica_is_given_up_when_claimed():
     assert does(claimed("here", f"web/{moved}/web")) == []
     assert retiring(claimed("m2", f"web/{moved}/web")) == {(a, b)[moved].id}
     (action,) = rollout(claimed("m2", f"web/{moved}/web"))
-    assert CLAIM + action.drain < TTL
+    assert CLAIM + action.drain + action.grace + HEARD <= TTL
+    changed = replace(claimed("m2", f"web/{moved}/web"), specs={"web": NEW})
+    assert f"retire c{2 + moved}" not in does(changed), "what serves does not make way for a new revision that does not"
+
+
+def test_retiring_is_not_taken_back():
+    """Nothing new is sent to what is on its way out, even if there is no reason any more."""
+    a, b = managed(2, OLD, 0), managed(3, OLD, 1)
+    s = snapshot(a, b, specs=[OLD])
+    assert retiring(s) == frozenset()
+    assert retiring(replace(s, going=frozenset({b.id}))) == {b.id}
 
 
 def test_claims():
@@ -234,6 +246,7 @@ def test_claims():
     assert found(stopped(ready), replace(late, state=RunState.RESTARTING, started_at=0.0)) == (frozenset(), inf)
     assert found(replace(ready, revision="0" * 8), late) == (frozenset(), 3.0), "the former revision serves here"
     assert found(ready, replace(late, started_at=0.0)) == ({"pod/0/a"}, inf), "its first instruction is still to come"
+    assert found(ready, replace(late, started_at=4600.0)) == ({"pod/0/a", "pod/0/b"}, inf), "the clock was set back"
     elsewhere = replace(pod, constraint="m2")
     assert claims(snapshot(ready, late, specs=[elsewhere], machines=machines)) == (frozenset(), inf)
 

@@ -195,6 +195,20 @@ def test_what_stays_is_the_same_object():
     assert after.sockets[dest("apple.orange:80")].callers == {address(2), address(3), address(4)}
 
 
+def test_what_machines_say_of_replicas_changes_no_shape():
+    """What another machine claims, or that it is taken for dead, is no reason to make everything anew."""
+    shaper = Shaper()
+    one, two = machine("m1", "10.0.0.1"), machine("m2", "10.0.0.2")
+    before = shape(APPLE, CLIENT, machines=(one, two), shaper=shaper)
+    for other in (replace(two, claims=frozenset({"a/0/b"})), replace(two, healthy=False)):
+        assert shape(APPLE, CLIENT, machines=(one, other), shaper=shaper, allocations=before.allocations) is before, (
+            other
+        )
+    moved = replace(two, address=IPv4Address("10.0.0.3"))
+    after = shape(APPLE, CLIENT, machines=(one, moved), shaper=shaper, allocations=before.allocations)
+    assert moved.address in after.host_ruleset.peers
+
+
 def test_a_moved_port_reaches_the_rules():
     """When something else takes a proxy port, the routes of those who use it follow."""
     shaper = Shaper()
