@@ -53,6 +53,15 @@ def only_one(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def held(run_dir: Path) -> bool:
+    """Whether the locks are held with this run_dir. Trying to take them would get in the way of who starts."""
+    holder = _holder()
+    try:
+        return bool(holder) and (run_dir / "lock").read_text() == holder
+    except OSError:
+        return False
+
+
 def _taken(holder: str) -> HostError:
     return HostError(
         f"another meshbox (pid {holder or 'unknown'}) runs on this host: stop it first; one appliance serves all"

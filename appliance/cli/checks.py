@@ -53,7 +53,7 @@ async def _look(config: Config, running: dict[str, Any] | None) -> list[Finding]
 def _running(config: Config) -> dict[str, Any] | None:
     """Return the status of the appliance that runs here, if one does."""
     try:
-        with Client(config, timeout=PATIENCE) as client:
+        with Client(config, timeout=PATIENCE, expected=False) as client:
             status: dict[str, Any] = client.get("status")
             return status
     except HostError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,25 +12,43 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx2
 import orjson
 
+from appliance import lock
 from appliance.errors import HostError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from appliance.config import Config
 
 TIMEOUT = 30.0
 """Seconds until an appliance that does not answer is given up."""
+START = 10.0
+"""Seconds that an appliance which is starting gets until it listens."""
+POLL = 0.25
+"""Seconds between attempts to reach it; each leaves a connection in the queue of its lock."""
+
+_NEVER = threading.Event()
+
+
+def in_image() -> bool:
+    """Whether this runs in the image."""
+    from appliance import surroundings  # noqa: PLC0415 — takes a tenth of a second, and few errors ask
+
+    return surroundings.IMAGE_MARK.exists()
 
 
 class Client:
-    """Calls raise InputError for what the appliance refuses as wrong, HostError for all else."""
+    """Calls raise InputError for what the appliance refuses as wrong, HostError for all else.
 
-    def __init__(self, config: Config, *, timeout: float = TIMEOUT) -> None:
+    They wait for an appliance that is starting. `expected`: in the image one is, although nothing shows it yet.
+    """
+
+    def __init__(self, config: Config, *, timeout: float = TIMEOUT, expected: bool = True) -> None:
+        self._run_dir = Path(config.run_dir)
         self._path = config.admin_socket
-        self._http = httpx2.Client(
-            transport=httpx2.HTTPTransport(uds=self._path, verify=False), base_url="http://meshbox", timeout=timeout
-        )
+        self._expected = expected
+        transport = _Transport(self._path, self._starting)
+        self._http = httpx2.Client(transport=transport, base_url="http://meshbox", timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -88,11 +108,39 @@ class Client:
             return answer
         raise (InputError if response.status_code == 400 else HostError)(answer["error"])
 
-    def _unreachable(self) -> HostError:
+    def _starting(self) -> bool:
+        if self._forbidden():
+            return False
+        return lock.held(self._run_dir) or (self._expected and in_image())
+
+    def _forbidden(self) -> bool:
         try:
             there = Path(self._path).exists()
         except PermissionError:
             there = True
-        if there and not os.access(self._path, os.W_OK):
+        return there and not os.access(self._path, os.W_OK)
+
+    def _unreachable(self) -> HostError:
+        if self._forbidden():
             return HostError(f"only root may use {self._path}; run this with sudo")
+        if lock.held(self._run_dir):
+            return HostError(f"meshbox is starting, but does not answer yet on {self._path}; look at its log")
         return HostError(f"meshbox is not running here (no {self._path}); start it with: meshbox run")
+
+
+class _Transport(httpx2.HTTPTransport):
+    """Connects again while the appliance is starting; until then nothing was sent."""
+
+    def __init__(self, path: str, starting: Callable[[], bool]) -> None:
+        super().__init__(uds=path, verify=False)
+        self._starting = starting
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        end = time.monotonic() + START
+        while True:
+            try:
+                return super().handle_request(request)
+            except httpx2.ConnectError:
+                if time.monotonic() > end or not self._starting():
+                    raise
+            _NEVER.wait(POLL)
