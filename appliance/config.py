@@ -229,6 +229,8 @@ def _from_file(path: Path, known: Mapping[str, Option], *, needed: bool) -> Iter
             raise InputError(f"{path}: there is no such file") from None
         return
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, PermissionError) and os.geteuid() != 0:  # the package's file may hold a token
+            raise InputError(f"{path}: only root may read it; run this with sudo") from None
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: is no TOML: {error}") from None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 
@@ -181,6 +183,17 @@ def test_file_that_was_asked_for_must_exist(tmp_path):
     assert refused(str(tmp_path / "none.toml")) == f"{tmp_path}/none.toml: there is no such file"
     assert "cannot be read" in refused(str(tmp_path))
     assert "there is no such file" in refused(environment={"MESHBOX_CONFIG": str(tmp_path / "none.toml")})
+
+
+def test_file_that_only_root_may_read(write):
+    """The package's file is one, since it may hold a token; others are told what to do."""
+    path = write("")
+    Path(path).chmod(0o640)
+    os.seteuid(65534)
+    try:
+        assert refused(path) == f"{path}: only root may read it; run this with sudo"
+    finally:
+        os.seteuid(0)
 
 
 def test_secrets_are_not_shown():

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from appliance import dsl
 from appliance.cli import tables
+from appliance.cli.client import in_image
 from appliance.errors import HostError, InputError, did_you_mean
 from appliance.model.specparse import service_to_raw
 
@@ -44,12 +46,12 @@ _NEVER = threading.Event()
 
 def plan(client: Client, file: str) -> dict[str, Any]:
     """Return what deploying the file would change. Raises MeshboxError."""
-    return _send(client, "plan", file, *dsl.load(file))
+    return _send(client, "plan", file, *_load(file))
 
 
 def deploy(client: Client, file: str, *, detach: bool, timeout: float) -> None:
     """Deploy a file and wait until every replica is ready. `timeout` in seconds. Raises MeshboxError."""
-    services, local = dsl.load(file)
+    services, local = _load(file)
     deadline = time.monotonic() + timeout
     if not detach:
         _pull(client, file, services, deadline)
@@ -76,6 +78,16 @@ def remove(client: Client, names: Sequence[str], *, detach: bool, timeout: float
     if not detach:
         _wait(lambda: _leftovers(client, names), time.monotonic() + timeout, timeout, "gone")
         sys.stdout.write(f"removed: {', '.join(dict.fromkeys(names))}\n")
+
+
+def _load(file: str) -> tuple[tuple[Service, ...], tuple[str, ...]]:
+    try:
+        return dsl.load(file)
+    except InputError as error:
+        if not in_image() or Path(file).exists():
+            raise
+        words = "this container does not see the host's files: write /dev/stdin <"
+        raise InputError(f"{error}; {words} {file}") from None
 
 
 def _counted(name: str, rows: Rows) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
+from appliance import surroundings
 from appliance.cli import tables
 
 SHOP = """
@@ -158,6 +159,17 @@ def test_bad_file(appliance, meshbox, spec, verb, text, words):
     assert len(said.err.splitlines()) == 1
     assert words in said.err
     assert appliance.deploys == 0
+
+
+@pytest.mark.parametrize("verb", ["deploy", "plan"])
+def test_file_of_the_host_in_the_image(meshbox, tmp_path, monkeypatch, verb):
+    """The container does not see it, and the error says how to give it; what is there but wrong needs no such words."""
+    words = "meshbox: app.py: cannot be read: No such file or directory"
+    assert meshbox(verb, "app.py") == (2, "", f"{words}\n")
+    monkeypatch.setattr(surroundings, "IMAGE_MARK", tmp_path)
+    more = "this container does not see the host's files: write /dev/stdin < app.py"
+    assert meshbox(verb, "app.py") == (2, "", f"{words}; {more}\n")
+    assert meshbox(verb, tmp_path).err == f"meshbox: {tmp_path}: cannot be read: Is a directory\n"
 
 
 def test_service_that_was_dropped(appliance, meshbox, spec):
