@@ -255,7 +255,10 @@ def call(machine: WholeMachine, name: str, port: int) -> str:
 
 
 def test_names_for_the_host(machine: WholeMachine) -> None:
-    """With the README's options for `host_access` the host's own resolver file leads to the mesh, until it stops."""
+    """With the README's options for `host_access` the host's own resolver file leads to the mesh, until it stops.
+
+    After a crash `meshbox cleanup` with the same options puts the file back.
+    """
     (options,) = re.findall(r"mount it and name it: `([^`]*)`", README)
     looks = "cat /etc/resolv.conf; stat -c %a /etc/resolv.conf; ip -4 route show table all | sed 's/ linkdown//'"
     before = machine.shell(looks)
@@ -264,6 +267,13 @@ def test_names_for_the_host(machine: WholeMachine) -> None:
     name = machine.inspect("server")["Config"]["Hostname"]
     patiently(lambda: call(machine, "server.far", 7000) == name, "the host reaches the server")
     machine.docker("exec", "meshbox", "meshbox", "check")
+    machine.docker("kill", "meshbox")
+    assert "nameserver 127.66.0.53" in machine.shell(looks)
+    clean = readme("docker stop meshbox").partition(" && ")[2]
+    machine.shell(clean.replace(" meshbox cleanup", f" {options} meshbox cleanup"))
+    assert machine.shell(looks) == before
+    machine.docker("start", "meshbox")
+    patiently(lambda: call(machine, "server.far", 7000) == name, "the host reaches the server again")
     machine.docker("rm", "--force", "server")
     machine.docker("stop", "meshbox")
     assert machine.shell(looks) == before
