@@ -30,15 +30,22 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A bar, and what was reached."""
+    """A bar, and what was reached; None when that was not measured."""
 
     bar: Bar
-    reached: float
+    reached: float | None
 
     @property
     def met(self) -> bool:
-        """Whether it is good enough."""
+        """Whether it is good enough, as far as is known."""
+        if self.reached is None:
+            return False
         return self.reached >= self.bar.limit if self.bar.at_least else self.reached <= self.bar.limit
+
+    @property
+    def word(self) -> str:
+        """`met`, `missed` or `not measured`."""
+        return "not measured" if self.reached is None else "met" if self.met else "missed"
 
 
 BARS = (
@@ -87,8 +94,8 @@ BARS = (
 
 
 def verdicts(results: Iterable[Result]) -> Iterator[Verdict]:
-    """Return what was reached for each bar whose work was measured."""
-    by_name = {result.work.name: result for result in results}
+    """Return what was reached for each bar whose work was asked for, in the size that the bar is about."""
+    by_name = {result.work.name: result for result in results if not result.smaller}
     for bar in BARS:
         result = by_name.get(bar.work)
         if result is None:
@@ -97,5 +104,4 @@ def verdicts(results: Iterable[Result]) -> Iterator[Verdict]:
             reached = result.median(bar.contender, bar.figure)
         else:
             reached = result.ratio(bar.contender, bar.figure, bar.against, bar.minus)
-        if reached is not None:
-            yield Verdict(bar=bar, reached=reached)
+        yield Verdict(bar=bar, reached=reached)

@@ -43,6 +43,10 @@ class Work:
     open: Callable[[Lab], AbstractContextManager[Mapping[str, Callable[[], Sample]]]]
     reference: str = "haproxy"
     """Ratios are against this contender."""
+    quick_title: str = ""
+    """What it is with --quick, where that does less. No bar is judged by that then."""
+    note: str = ""
+    """What the report says beside the figures."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +59,18 @@ class Result:
     """When it was measured, how often, and what."""
     error: str = ""
     """Why there are no figures."""
+    quick: bool = False
+    """Whether it ran with --quick."""
+
+    @property
+    def smaller(self) -> bool:
+        """Whether less was done than the work's bars are about."""
+        return self.quick and bool(self.work.quick_title)
+
+    @property
+    def title(self) -> str:
+        """What was done."""
+        return f"{self.work.quick_title if self.smaller else self.work.title}{' (quick)' * self.quick}"
 
     def values(self, contender: str, figure: str) -> list[float]:
         """Return what was measured, one value per round."""

@@ -28,7 +28,7 @@ def draw(results: Iterable[Result], folder: Path) -> None:
         canvas, axes = plt.subplots(1, len(figures), figsize=(3.6 * len(figures), 0.9 + 0.4 * len(result.samples)))
         for axis, figure in zip([axes] if len(figures) == 1 else axes, figures, strict=True):
             _bars(axis, result, figure)
-        canvas.suptitle(result.work.title)
+        canvas.suptitle(result.title)
         canvas.tight_layout()
         canvas.savefig(folder / f"{result.work.name}.png", dpi=110)
         plt.close(canvas)

@@ -18,21 +18,33 @@ ratio to the contender in bold. Every contender does the same work, pinned alone
 client and server share the others. CPU is what the contender itself used, from /proc. `direct` is no proxy at all,
 `dnat` the kernel rewriting addresses. meshbox is its data plane with access check, balancer and counters.
 """
+WORDS = {"met": "met", "missed": "**missed**", "not measured": "**not measured**"}
 
 
-def to_json(results: Iterable[Result], facts: Mapping[str, str], **how: Any) -> dict[str, Any]:
-    """Return all samples."""
-    return {"machine": dict(facts), "how": how, "works": {result.work.name: result.samples for result in results}}
+def to_json(results: Sequence[Result], facts: Mapping[str, str], **how: Any) -> dict[str, Any]:
+    """Return all samples, and why there are none where a contender did not do its work."""
+    return {
+        "machine": dict(facts),
+        "how": how,
+        "works": {result.work.name: result.samples for result in results if not result.error},
+        "failed": {result.work.name: result.error for result in results if result.error},
+    }
 
 
 def from_json(runs: Sequence[Mapping[str, Any]], works: Iterable[Work]) -> list[Result]:
     """Return the results of earlier runs, of each work those of the last; works that no longer exist are left out."""
-    last = {name: run for run in runs for name in run["works"]}
-    return [
-        Result(work=work, samples=last[work.name]["works"][work.name], run=_run(last[work.name]))
-        for work in works
-        if work.name in last
-    ]
+    last = {name: run for run in runs for name in (*run["works"], *run.get("failed", ()))}
+    return [_result(last[work.name], work) for work in works if work.name in last]
+
+
+def _result(run: Mapping[str, Any], work: Work) -> Result:
+    return Result(
+        work=work,
+        samples=run["works"].get(work.name, {}),
+        error=run.get("failed", {}).get(work.name, ""),
+        run=_run(run),
+        quick=run["how"].get("quick", False),
+    )
 
 
 def _run(data: Mapping[str, Any]) -> str:
@@ -52,8 +64,8 @@ def markdown(results: Sequence[Result], facts: Mapping[str, str]) -> str:
     if judged:
         parts.append("## Bars\n\n" + _bars(judged))
     for result in results:
-        command = f"`make bench ARGS='--only {result.work.name}'`"
-        parts.append(f"## {result.work.title}\n\n{command}: {result.run}.\n\n{_table(result)}")
+        command = f"`make bench ARGS='{'--quick ' * result.quick}--only {result.work.name}'`"
+        parts.append(f"## {result.title}\n\n{command}: {result.run}.\n\n{_table(result)}")
     return "\n".join(parts)
 
 
@@ -67,13 +79,16 @@ def _bars(judged: Iterable[Verdict]) -> str:
             + (f", each less {bar.minus}" if bar.minus else "")
         )
         must = f"{'≥' if bar.at_least else '≤'} {bar.limit:g}"
-        cells = (bar.work, bar.figure, of, must, f"{verdict.reached:.2f}", "met" if verdict.met else "**missed**")
+        reached = "-" if verdict.reached is None else f"{verdict.reached:.2f}"
+        cells = (bar.work, bar.figure, of, must, reached, WORDS[verdict.word])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def _table(result: Result) -> str:
     work = result.work
+    if result.error:
+        return f"Not measured: {' '.join(result.error.split())}\n"
     lines = ["| | " + " | ".join(f.name for f in work.figures) + " |", "| --- |" + " ---: |" * len(work.figures)]
     for name in result.samples:
         label = f"**{name}**" if name == work.reference else name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from contextlib import nullcontext
+from math import isfinite, nan
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,10 +30,15 @@ def run_works(works: Sequence[Work], lab: Lab, *, rounds: int) -> Iterator[Resul
             def show(done: float, now: str, number: int = number, name: str = work.name) -> None:
                 progress.update(task, completed=number + done, work=name, now=now)
 
+            result = Result(work=work, quick=lab.quick)
             try:
-                yield Result(work=work, samples=_run(work, lab, rounds, show))
+                result.samples = _run(work, lab, rounds, show)
             except BenchError as error:
-                yield Result(work=work, error=str(error))
+                result.error = str(error)
+            except Exception as error:  # noqa: BLE001 — a fault of one work must not cost the others' figures
+                traceback.print_exc()
+                result.error = f"{type(error).__name__}: {error}"
+            yield result
         progress.update(task, completed=len(works), work="", now="done")
 
 
@@ -42,6 +49,9 @@ def _run(work: Work, lab: Lab, rounds: int, show: Callable[[float, str], None]) 
         for done, (turn, name) in enumerate(turns):
             show(done / len(turns), f"round {turn}/{rounds} {name}")
             sample = measures[name]()
+            missing = [f.name for f in work.figures if not isfinite(sample.get(f.name, nan))]
+            if missing:
+                raise BenchError(f"{name} has no figure for {', '.join(missing)}")
             if turn:  # the first only warms up
                 samples.setdefault(name, []).append(sample)
     return samples

@@ -99,10 +99,15 @@ def resident(pid: int) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
 
 
+def _title(idle_seconds: float) -> str:
+    return f"The appliance: {STARTS} containers that connect at once, then idle for {idle_seconds:.0f} s"
+
+
 WORKS = (
     Work(
         name="appliance",
-        title=f"The appliance: {STARTS} containers that connect at once, then idle",
+        title=_title(IDLE_SECONDS),
+        quick_title=_title(QUICK_IDLE_SECONDS),
         figures=(
             Figure(name="start event to first connection, median ms", better="lower"),
             Figure(name="95th percentile ms", better="lower"),

@@ -162,10 +162,19 @@ def _lower(name: str, digits: int = 1) -> Figure:
     return Figure(name=name, better="lower", digits=digits)
 
 
+def _title(count: int) -> str:
+    return f"Control plane, {count} namespaces with routes to {count} services (debounce of 50 ms included)"
+
+
+def _churn_title(count: int, workers: int) -> str:
+    return f"32 connections while a backend changes every 100 ms, {count} namespaces, workers = {workers}"
+
+
 WORKS = (
     Work(
         name="control",
-        title=f"Control plane, {COUNT} namespaces with routes to {COUNT} services (debounce of 50 ms included)",
+        title=_title(COUNT),
+        quick_title=_title(QUICK_COUNT),
         figures=(
             _lower("cold start ms", 0),
             _lower("backend ms"),
@@ -184,7 +193,8 @@ WORKS = (
     *(
         Work(
             name=name,
-            title=f"32 connections while a backend changes every 100 ms, {COUNT} namespaces, workers = {workers}",
+            title=_churn_title(COUNT, workers),
+            quick_title=_churn_title(QUICK_COUNT, workers),
             figures=(
                 Figure(name="per second"),
                 _lower("p50 µs", 0),

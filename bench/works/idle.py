@@ -64,6 +64,7 @@ WORKS = (
     Work(
         name="idle",
         title=f"{COUNT:,} idle connections",
+        quick_title=f"{QUICK_COUNT:,} idle connections",
         figures=(
             Figure(name="KiB per connection", better="lower", digits=2),
             Figure(name="resident MiB", better="lower", digits=1),

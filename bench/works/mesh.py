@@ -265,10 +265,15 @@ def _wait(condition: Callable[[], object], what: str) -> None:
         threading.Event().wait(0.1)
 
 
+def _title(starts: int) -> str:
+    return f"Two machines with Consul: from registration to the first connection from the other, {starts} times"
+
+
 WORKS = (
     Work(
         name="mesh",
-        title=f"Two machines with Consul: from registration to the first connection from the other, {STARTS} times",
+        title=_title(STARTS),
+        quick_title=_title(QUICK_STARTS),
         figures=(Figure(name="median ms", better="lower"), Figure(name="95th percentile ms", better="lower")),
         open=_registration,
         reference="meshbox",

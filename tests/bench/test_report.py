@@ -2,9 +2,13 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from bench.bars import verdicts
 from bench.figures import BenchError, Figure, Result, Work
+from bench.lab import Lab
 from bench.report import from_json, markdown, to_json
 from bench.runner import run_works
 from bench.works import WORKS
@@ -24,6 +28,7 @@ RESULT = Result(
     },
 )
 HOW = {"date": "today", "rounds": 3, "seconds": 1.0}
+LAB = Lab(Path(), seconds=1.0, quick=False)
 
 
 def test_median_spread_and_ratio() -> None:
@@ -80,7 +85,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
 
     def measure(name: str) -> dict[str, float]:
         turns.append(name)
-        return {"p50 µs": float(len(turns))}
+        return {"p50 µs": float(len(turns)), "CPU µs": 1.0}
 
     work = Work(
         name="w",
@@ -88,7 +93,7 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
         figures=ECHO.figures,
         open=lambda _: nullcontext({name: lambda name=name: measure(name) for name in "ab"}),
     )
-    (result,) = run_works([work], None, rounds=2)
+    (result,) = run_works([work], LAB, rounds=2)
     assert not result.error
     assert turns == ["a", "b", "a", "b", "a", "b"]
     assert result.values("a", "p50 µs") == [3.0, 5.0]
@@ -105,6 +110,58 @@ def test_a_contender_that_did_not_do_its_work_costs_that_work_and_no_other() -> 
         Work(name=name, title="", figures=(), open=lambda _, measures=measures: nullcontext(measures))
         for name, measures in (("bad", good | {"b": fail}), ("good", good))
     ]
-    bad, fine = run_works(works, None, rounds=1)
+    bad, fine = run_works(works, LAB, rounds=1)
     assert (bad.error, bad.samples) == ("b delivered 3 of 5 bytes", {})
     assert fine.samples == {"a": [{"p50 µs": 1.0}]}
+
+
+def test_a_fault_that_nobody_thought_of_costs_its_work_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was measured before it is kept, and it is told with where it happened."""
+    works = [
+        Work(name="bad", title="", figures=(), open=lambda _: nullcontext({"a": lambda: {"x": 1 / 0}})),
+        Work(name="good", title="", figures=(), open=lambda _: nullcontext({"a": lambda: {"x": 1.0}})),
+    ]
+    bad, fine = run_works(works, LAB, rounds=1)
+    assert bad.error == "ZeroDivisionError: division by zero"
+    assert "Traceback" in capsys.readouterr().err
+    assert fine.samples == {"a": [{"x": 1.0}]}
+
+
+@pytest.mark.parametrize("sample", [{"p50 µs": 1.0}, {"p50 µs": 1.0, "CPU µs": float("nan")}])
+def test_a_sample_without_a_figure_is_no_sample(sample: dict[str, float]) -> None:
+    """Or its column, and the bar about it, would be empty without a word."""
+    (result,) = run_works([replace(ECHO, open=lambda _: nullcontext({"a": lambda: sample}))], LAB, rounds=1)
+    assert result.error == "a has no figure for CPU µs"
+
+
+def test_what_was_asked_for_and_not_measured_is_in_the_report() -> None:
+    """A bar does not vanish with the figure that it is about: neither of a failed work, nor of an older run."""
+    data = to_json([Result(work=ECHO, error="b delivered\n3 bytes")], {}, **HOW)
+    former = to_json([RESULT], {}, **HOW)
+    text = markdown(from_json([former, data], [ECHO]), {})
+    row = "| echo | p50 µs | meshbox / haproxy, each less direct | ≤ 1.15 | - | **not measured** |"
+    assert row in text
+    assert "Not measured: b delivered 3 bytes\n" in text
+    del former["works"]["echo"]["haproxy"]
+    assert row in markdown(from_json([former], [ECHO]), {})
+
+
+def test_a_quick_run_says_so_and_is_not_judged_by_bars_about_more_than_it_did() -> None:
+    """1,000 connections say nothing about a bar for 8,000."""
+    smaller = replace(ECHO, title="8,000 echoes", quick_title="1,000 echoes")
+    data = to_json([RESULT], {}, **HOW, quick=True)
+    (result,) = from_json([data], [smaller])
+    text = markdown([result], {})
+    assert "## 1,000 echoes (quick)\n\n`make bench ARGS='--quick --only echo'`" in text
+    assert "## Bars" not in text
+    (same,) = from_json([data], [ECHO])
+    assert same.title == "Echo (quick)"
+    assert len(list(verdicts([same]))) == 1
+
+
+@pytest.mark.parametrize("name", ["idle", "control", "churn", "churn-worker", "appliance", "mesh"])
+def test_works_that_do_less_when_quick_have_a_title_of_their_own(name: str) -> None:
+    """Which names how much they do then."""
+    (work,) = (work for work in WORKS if work.name == name)
+    assert work.quick_title
+    assert work.quick_title != work.title
