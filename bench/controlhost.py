@@ -3,7 +3,7 @@
 `python -m bench.controlhost NAMESPACES SERVICES FOLDER WORKERS` reads commands from its input, one a line, answers each
 with a line of JSON: `cold` (everything from nothing), `backend` (one backend goes or comes), `service` (a service
 comes or goes that every workload may reach), `churn SECONDS` (a backend every 100 ms), `wait SECONDS`, and
-`idle SECONDS`, which looks for no stalls.
+`idle SECONDS`, which looks for no stalls. "swaps" in the answer is how often other backends were applied.
 Workload 0 is the server of the lab and workload 1 its client, so that real traffic can run through it meanwhile.
 """
 
@@ -35,7 +35,7 @@ from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import HostEffects
 from appliance.logs import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
-from appliance.model.names import Allowance, Name, Port, Protocol
+from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.reconcile import Reconciler
 from bench import stall
 from bench.lab import CLIENT_IP, PROXY_IP, SERVER_IP
@@ -77,6 +77,9 @@ class ControlHost:
         self.host_nft = HostNft()
         self.watch = RulesetWatch(on_drift=lambda _: None)
         self.applied = trio.Event()
+        self._changing = Destination.parse(f"c.s{services - 1}:{PORT}/tcp")
+        self._backends = 0
+        self._swaps = 0
         self.reconciler = Reconciler(
             snapshot=self.snapshot,
             effects=HostEffects(
@@ -87,6 +90,10 @@ class ControlHost:
         )
 
     async def _after_pass(self, _: Snapshot) -> float:
+        listener = self.reconciler.have.listeners.get(self._changing)
+        backends = len(listener.backends) if listener else 0
+        self._swaps += backends != self._backends
+        self._backends = backends
         self.applied.set()
         return inf
 
@@ -111,6 +118,7 @@ class ControlHost:
     async def do(self, command: str, *arguments: str) -> dict[str, float]:
         """Carry out a command and return what it took."""
         before = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        swaps = self._swaps
         stall.reset(self._stalls, looking=command != "idle")
         start = monotonic()
         if command == "cold":
@@ -130,8 +138,9 @@ class ControlHost:
         elif command in {"wait", "idle"}:
             await trio.sleep(float(arguments[0]))
         took = monotonic() - start
-        if self.faults.total:
-            raise SystemExit(f"{command}: {self.faults.total} faults")
+        swaps = self._swaps - swaps
+        if self.faults.total or (command == "backend" and swaps != 1):
+            raise SystemExit(f"{command}: {self.faults.total} faults, {swaps} times other backends were applied")
         after = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = [a.ru_utime + a.ru_stime - b.ru_utime - b.ru_stime for a, b in zip(after, before, strict=True)]
         return {
@@ -141,6 +150,7 @@ class ControlHost:
             "stall ms": stall.worst(self._stalls) * 1000,
             "from": start,
             "to": start + took,
+            "swaps": swaps,
             "listeners": len(self.reconciler.have.listeners),
             "rulesets": len(self.reconciler.have.rulesets),
         }
@@ -167,11 +177,13 @@ class ControlHost:
         await bridge.answer(self.plane, LEFT)  # workers have heard of it
 
     async def _churn(self, seconds: float) -> None:
-        end = monotonic() + seconds
-        while monotonic() < end:
+        """Change, and look only afterwards whether it was applied, as the world does."""
+        start = trio.current_time()
+        for number in range(1, round(seconds / CHURN) + 1):
             self._change_backend()
             self.reconciler.ring(urgent=True)
-            await trio.sleep(CHURN)
+            await trio.sleep_until(start + number * CHURN)
+        await bridge.answer(self.plane, LEFT)  # workers have heard of it
 
 
 def _workload(

@@ -81,6 +81,10 @@ class Result:
         values = self.values(contender, figure)
         return median(values) if values else None
 
+    def worst(self, contender: str, figure: str) -> float | None:
+        """Return the largest of the rounds, None where nothing was measured."""
+        return max(self.values(contender, figure), default=None)
+
     def spread(self, contender: str, figure: str) -> float:
         """Return (largest - smallest) / median."""
         values = self.values(contender, figure)

@@ -82,5 +82,13 @@ def machine() -> dict[str, str]:
         except OSError:
             continue
         facts[name] = (done.stdout or done.stderr).strip().splitlines()[0] if done.stdout or done.stderr else "?"
-    facts["commit"] = run(["git", "describe", "--always", "--dirty"]).strip()
+    facts["commit"] = _commit()
     return facts
+
+
+def _commit() -> str:
+    """Return what is measured; `?` without git, or in a copy that is no clone."""
+    try:
+        return run(["git", "describe", "--always", "--dirty"]).strip()
+    except (BenchError, OSError):
+        return "?"

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 HEAD = """\
 Medians of alternating rounds; ± is half the distance between the largest and the smallest round. In parentheses the
-ratio to the contender in bold. Every contender does the same work, pinned alone to one CPU, with one thread or process;
-client and server share the others. CPU is what the contender itself used, from /proc. `direct` is no proxy at all,
-`dnat` the kernel rewriting addresses. meshbox is its data plane with access check, balancer and counters.
+ratio to the contender in bold. Every contender does the same work. Where a work does not say otherwise, each is pinned
+alone to one CPU, with one thread or process, and client and server share the others. CPU is what the contender itself
+used, from /proc. `direct` is no proxy at all, `dnat` the kernel rewriting addresses. meshbox is its data plane with
+access check, balancer and counters.
 """
 WORDS = {"met": "met", "missed": "**missed**", "not measured": "**not measured**"}
 
@@ -65,7 +66,8 @@ def markdown(results: Sequence[Result], facts: Mapping[str, str]) -> str:
         parts.append("## Bars\n\n" + _bars(judged))
     for result in results:
         command = f"`make bench ARGS='{'--quick ' * result.quick}--only {result.work.name}'`"
-        parts.append(f"## {result.title}\n\n{command}: {result.run}.\n\n{_table(result)}")
+        note = f" {result.work.note}" if result.work.note else ""
+        parts.append(f"## {result.title}\n\n{command}: {result.run}.{note}\n\n{_table(result)}")
     return "\n".join(parts)
 
 
@@ -77,6 +79,7 @@ def _bars(judged: Iterable[Verdict]) -> str:
             bar.contender
             + (f" / {bar.against}" if bar.against else "")
             + (f", each less {bar.minus}" if bar.minus else "")
+            + ", in the worst round" * bar.never
         )
         must = f"{'≥' if bar.at_least else '≤'} {bar.limit:g}"
         reached = "-" if verdict.reached is None else f"{verdict.reached:.2f}"

@@ -1,5 +1,9 @@
 """How long a loop that carries traffic was busy with something else: a look at the clock every millisecond.
 
+A stall is the whole distance between two looks. It is never shorter than what traffic waited for the loop, and up to
+a millisecond longer: the next look was not due before that. Traffic's own turns and other programs' turns on the CPU
+count too.
+
 `python -m bench.stall LEVEL FORM DESCRIPTOR` is a worker (appliance/worker.py) that tells its stalls: in the file of
 its own pid in the folder STALL_FOLDER.
 """
@@ -62,7 +66,7 @@ def reset(folder: Path, *, looking: bool = True) -> None:
 def worst(folder: Path) -> float:
     """Return the longest stall of any loop since `reset`, in seconds."""
     longest: float = max(FORM.unpack(path.read_bytes())[0] for path in folder.iterdir())
-    return max(0.0, longest - TICK)
+    return longest
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from bench.controlhost import CHURN
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import CLIENT_IP, PROXY, PROXY_IP, PYTHON, ROOT, run
 from bench.process import resident
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
 COUNT, QUICK_COUNT = 100, 10
 CHANGES = 10
 """Changes of each kind in one measurement; their median counts, and the longest stall of any."""
+APPLIED = 0.9
+"""Part of the changes beside traffic that must have been applied one by one; a late pass may take two at once."""
 CONTENDERS = {"workers=0": 0, "workers=1": 1}
+ANY_CPU = "Nothing keeps the appliance to one CPU: it shares all with client and server."
+STALL = (
+    "A stall is the longest time between two looks of a loop that carries traffic at the clock, the next of which is "
+    "due after 1 ms; its own work for traffic counts too."
+)
 FIRST_PORT = 20000
 """Where the proxy's ports begin; which of them leads to the lab's server is tried out."""
 
@@ -140,6 +148,9 @@ def _measure_churn(lab: Lab, it: Host, port: int, command: str) -> Sample:
     it.tell(f"{command} {seconds + 1}")
     output = lab.client(["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency", f"http://{PROXY_IP}:{port}/"])
     answer = it.answer()
+    expected = round((seconds + 1) / CHURN) if command == "churn" else 0
+    if answer["swaps"] < APPLIED * expected:
+        raise BenchError(f"of {expected} changes beside traffic {answer['swaps']:.0f} were applied")
     return http.parse(command, output) | {"stall ms": answer["stall ms"]}
 
 
@@ -175,6 +186,7 @@ WORKS = (
         name="control",
         title=_title(COUNT),
         quick_title=_title(QUICK_COUNT),
+        note=f"{ANY_CPU} {STALL}",
         figures=(
             _lower("cold start ms", 0),
             _lower("backend ms"),
@@ -195,6 +207,7 @@ WORKS = (
             name=name,
             title=_churn_title(COUNT, workers),
             quick_title=_churn_title(QUICK_COUNT, workers),
+            note=f"{ANY_CPU} {STALL}",
             figures=(
                 Figure(name="per second"),
                 _lower("p50 µs", 0),

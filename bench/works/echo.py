@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bench.lab import Lab
 
 PORT = 7007
+ONE_CPU = "Client, contender and server share one CPU."
 
 
 @contextmanager
@@ -55,6 +56,7 @@ WORKS = (
             Figure(name="CPU µs (user)", better="lower", digits=2),
             Figure(name="CPU µs (system)", better="lower", digits=2),
         ),
+        note=ONE_CPU,
         open=_open,
     ),
 )

@@ -143,6 +143,7 @@ WORKS = (
             name=f"two-{name}",
             title=f"{title}, 64 connections, two workers or threads on two CPUs",
             figures=FIGURES,
+            note="Each contender may use two CPUs, which client and server share where there are fewer than four.",
             open=partial(_open, connections=64, keep=keep, names=TWO),
             reference="haproxy nbthread=2",
         )

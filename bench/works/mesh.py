@@ -22,7 +22,7 @@ from appliance.model.facts import Machine
 from appliance.model.names import Destination
 from appliance.model.network import Registration
 from bench.figures import BenchError, Figure, Sample, Work
-from bench.works.appliance import TESTS, cpu_seconds, family, resident
+from bench.works.appliance import NOT_PINNED, TESTS, cpu_seconds, family, resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -274,6 +274,7 @@ WORKS = (
         name="mesh",
         title=_title(STARTS),
         quick_title=_title(QUICK_STARTS),
+        note=NOT_PINNED,
         figures=(Figure(name="median ms", better="lower"), Figure(name="95th percentile ms", better="lower")),
         open=_registration,
         reference="meshbox",
@@ -290,6 +291,7 @@ WORKS = (
             Figure(name="resident MiB", better="lower", digits=1),
             Figure(name="open queries", better="lower"),
         ),
+        note=NOT_PINNED,
         open=_scale,
         reference="20 of 200",
     ),

@@ -100,6 +100,7 @@ WORKS = (
             Figure(name=name, better="lower", digits=1)
             for name in ("first push ms", "nft alone, whole ms", "one route more ms", "nft alone, one more ms")
         ),
+        note="Nothing is pinned.",
         open=_open,
         reference="10 routes",
     ),

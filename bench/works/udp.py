@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bench.contenders import UDP, Service, proxies
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import SERVER, run
+from bench.works.echo import ONE_CPU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -124,6 +125,7 @@ WORKS = (
             Figure(name="p99 µs", better="lower", digits=1),
             *CPU,
         ),
+        note=ONE_CPU,
         open=partial(_open, one_way=False),
         reference="nginx",
     ),

@@ -165,3 +165,27 @@ def test_works_that_do_less_when_quick_have_a_title_of_their_own(name: str) -> N
     (work,) = (work for work in WORKS if work.name == name)
     assert work.quick_title
     assert work.quick_title != work.title
+
+
+def test_what_may_never_be_is_judged_by_the_worst_round() -> None:
+    """The median of five rounds would hide two stalls of any length."""
+    (work,) = (work for work in WORKS if work.name == "churn")
+    rounds = [{"stall ms": stall, "p99 µs": 1.0} for stall in (2.0, 6.0, 3.0)]
+    result = Result(work=work, samples={"at rest": rounds, "changing": rounds})
+    text = markdown([result], {})
+    assert "| churn | stall ms | changing, in the worst round | ≤ 5 | 6.00 | **missed** |" in text
+    assert "| churn | p99 µs | changing / at rest | ≤ 1.5 | 1.00 | met |" in text
+    assert ": . Nothing keeps the appliance to one CPU" in text
+
+
+def test_every_way_of_bulk_is_judged_beside_haproxy_and_beside_no_proxy() -> None:
+    """One stream and eight, up, down and both at once."""
+    works = [work for work in WORKS if work.name.startswith("bulk-")]
+    results = [Result(work=work, samples={"meshbox": [{"Gb/s": 3.0}], "haproxy": [{"Gb/s": 2.0}]}) for work in works]
+    judged = {(v.bar.work, v.bar.against): v.word for v in verdicts(results)}
+    assert len(works) == 6
+    assert judged == {
+        (work.name, against): word
+        for work in works
+        for against, word in (("haproxy", "met"), ("direct", "not measured"))
+    }
