@@ -30,6 +30,8 @@ def run_works(works: Sequence[Work], lab: Lab, *, rounds: int) -> Iterator[Resul
             def show(done: float, now: str, number: int = number, name: str = work.name) -> None:
                 progress.update(task, completed=number + done, work=name, now=now)
 
+            if not progress.console.is_terminal:
+                print(f"\n{work.name} begins, {number + 1} of {len(works)}", flush=True)
             result = Result(work=work, quick=lab.quick)
             try:
                 result.samples = _run(work, lab, rounds, show)
