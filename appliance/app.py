@@ -306,7 +306,7 @@ class Appliance:
         return await bridge.answer(self.plane, face.pairs_to(address))
 
     async def _after_pass(self, facts: Snapshot) -> float:
-        claimed, due = claims(facts)
+        claimed, due = claims(facts, self.have.registrations)
         self.registry.claim(claimed)
         await trio.lowlevel.checkpoint()  # traffic has its turn
         self.registry.watch(interests(facts))

@@ -28,7 +28,7 @@ from appliance.plan.placement import placement
 from appliance.plan.readiness import is_ready, missing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.rollout import Action
@@ -108,11 +108,11 @@ def retiring(s: Snapshot) -> frozenset[str]:
     return s.going | {a.workload_id for a in rollout(s) if isinstance(a, Retire)}
 
 
-def claims(s: Snapshot) -> tuple[frozenset[str], float]:
+def claims(s: Snapshot, announced: Mapping[Destination, object]) -> tuple[frozenset[str], float]:
     """Return what this machine claims, and in how many seconds there is more to claim if all stays as it is.
 
-    Nothing of a service whose containers here are all ready: that is announced. A program that ends before its time is
-    never claimed, however often it is started.
+    Nothing of a service whose containers here are all ready and announced. A program that ends before its time is never
+    claimed, however often it is started.
     """
     found: set[str] = set()
     due = inf
@@ -122,7 +122,8 @@ def claims(s: Snapshot) -> tuple[frozenset[str], float]:
         declared = {c.name: c for c in service.containers}
         wanted = {c.name: revision(c) for c in service.containers}
         here = {key: _current(managed.get(name, {}).get(key, []), wanted[key.container]) for key in keys}
-        if all(w is not None and is_ready(w, declared[key.container].ports) for key, w in here.items()):
+        ready = all(w is not None and is_ready(w, declared[key.container].ports) for key, w in here.items())
+        if ready and all(d in announced for d in _destinations(service)):
             continue
         for key, w in here.items():
             if w is not None and w.state is RunState.RUNNING and w.started_at:
@@ -207,11 +208,12 @@ def _surplus(
 def _serves(s: Snapshot, service: Service, node: str, share: int) -> bool:
     """Whether the node announces each destination of the service with its full share of replicas."""
     announced = {e.destination: e.weight for e in s.endpoints if e.node == node}
-    return all(
-        announced.get(
-            Destination(name=Name(service=service.name, container=c.name), port=p.mesh, protocol=p.protocol), 0
-        )
-        >= share
+    return all(announced.get(d, 0) >= share for d in _destinations(service))
+
+
+def _destinations(service: Service) -> Iterator[Destination]:
+    return (
+        Destination(name=Name(service=service.name, container=c.name), port=p.mesh, protocol=p.protocol)
         for c in service.containers
         for p in c.ports
     )

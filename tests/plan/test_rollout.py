@@ -10,7 +10,7 @@ from hypothesis import given
 
 from appliance.drivers.consulcodec import TTL
 from appliance.model.facts import RunState
-from appliance.model.names import Allowance, Port
+from appliance.model.names import Allowance, Destination, Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start
 from appliance.model.spec import Health
 from appliance.plan.placement import placement
@@ -233,22 +233,26 @@ def test_claims():
     pod = spec("pod", declared("a", ports=(80,)), declared("b", ports=(81,)), constraint="here")
     machines = (machine("m2", "10.0.0.2"), machine("here", "10.0.0.1"))
 
-    def found(*workloads, **fields):
-        return claims(snapshot(*workloads, specs=[pod], now=1000.0, **{"machines": machines, **fields}))
+    ports = dict.fromkeys(map(Destination.parse, ("a.pod:80", "b.pod:81")))
+
+    def found(*workloads, announced=ports, **fields):
+        return claims(snapshot(*workloads, specs=[pod], now=1000.0, **{"machines": machines, **fields}), announced)
 
     ready = managed(2, pod, name="a", started_at=1000.0 - CLAIM)
     late = not_ready(managed(3, pod, name="b", started_at=1003.0 - CLAIM))
     assert found(ready, late) == ({"pod/0/a"}, 3.0)
     assert found(ready) == ({"pod/0/a"}, inf), "the other one is not even there"
     assert found(ready, replace(late, started_at=100.0)) == ({"pod/0/a", "pod/0/b"}, inf)
-    assert found(ready, managed(3, pod, name="b")) == (frozenset(), inf), "what is all ready is announced"
+    good = managed(3, pod, name="b", started_at=100.0)
+    assert found(ready, good) == (frozenset(), inf), "what is all ready is announced"
+    assert found(ready, good, announced={}) == ({"pod/0/a", "pod/0/b"}, inf), "but for some fault"
     assert found(ready, late, machines=machines[1:]) == (frozenset(), inf), "there is nobody else"
     assert found(stopped(ready), replace(late, state=RunState.RESTARTING, started_at=0.0)) == (frozenset(), inf)
     assert found(replace(ready, revision="0" * 8), late) == (frozenset(), 3.0), "the former revision serves here"
     assert found(ready, replace(late, started_at=0.0)) == ({"pod/0/a"}, inf), "its first instruction is still to come"
     assert found(ready, replace(late, started_at=4600.0)) == ({"pod/0/a", "pod/0/b"}, inf), "the clock was set back"
     elsewhere = replace(pod, constraint="m2")
-    assert claims(snapshot(ready, late, specs=[elsewhere], machines=machines)) == (frozenset(), inf)
+    assert claims(snapshot(ready, late, specs=[elsewhere], machines=machines), {}) == (frozenset(), inf)
 
 
 def test_progress():
