@@ -40,6 +40,7 @@ size="$(du -sk --apparent-size --exclude=DEBIAN "$tree" | cut -f1)"
 sed -e "s/@VERSION@/$version/; s/@ARCH@/$arch/; s|@MAINTAINER@|$maintainer|; s/@SIZE@/$size/" \
     packaging/deb/control >"$tree/DEBIAN/control"
 echo /etc/meshbox/meshbox.toml >"$tree/DEBIAN/conffiles"
+echo interest-noawait meshbox-start >"$tree/DEBIAN/triggers"
 (cd "$tree" && find etc lib usr -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
 install -m 755 packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm "$tree/DEBIAN"
 find "$tree" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +

@@ -30,6 +30,7 @@ from debian import (
 )
 from machine import IMAGE, IMAGES, ROOT, Program, Switch, run, wait_until
 from stand_ins import STAND_INS, load
+from test_bad_host import occupied
 from typer.main import get_command
 
 from appliance import __version__, config
@@ -44,6 +45,8 @@ COMMANDS: tuple[str, ...] = tuple(getattr(get_command(app), "commands"))  # noqa
 ENABLED = "/var/lib/systemd/deb-systemd-helper-enabled"
 OF_DEBIAN = re.compile(r"/etc/g(roup|shadow)-?|/run/adduser|/var/lib/dpkg/info/.*|/var/cache/debconf/.*-old")
 """What purging any package leaves: Docker's group, as Debian never removes one, and notes of dpkg and debconf."""
+LIMIT = 5
+"""How often systemd starts a unit within its interval, where that does not say otherwise."""
 DROP_IN = "[Service]\nWatchdogSec=5\n# What the test's computer may not do:\nLimitNOFILE=20000\nOOMScoreAdjust=0\n"
 
 
@@ -458,6 +461,54 @@ def test_service_under_systemd(
         changed = {path for path in {*before, *after} if before.get(path) != after.get(path)}
         assert [path for path in changed if not SYSTEMD_WORK.match(path)] == []
     assert {name: machine.inspect(name)["State"]["StartedAt"] for name in started} == started
+
+
+def test_service_that_cannot_start(
+    package: Path, needed: list[str], machine: PrivilegedMachine, tmp_path: Path
+) -> None:
+    """Installing says what tells why, as often as it is; what was mended later, however late, starts it by itself."""
+    debian = Debian(tmp_path)
+    shutil.copy(package, tmp_path / "root/meshbox.deb")
+    debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus", *needed)
+    drop_in(tmp_path, "meshbox", DROP_IN)
+    with booted(tmp_path, machine) as inside:
+
+        def advice() -> str:
+            apt = ("apt-get", "--quiet", "install", "--no-install-recommends", "--reinstall", "/root/meshbox.deb")
+            done = inside("sh", "-c", f"exec 2>&1; {' '.join(apt)}")
+            assert "Could not execute" not in done.stdout
+            (line,) = re.findall(r"meshbox: the service has not started; (.*)", done.stdout)
+            (command,) = re.findall(r"^'(.*)' says why and what to do\. ", line)
+            return f"{line}\n{inside('sh', '-c', f'{command} 2>&1', check=False).stdout}"
+
+        def state() -> tuple[str, int]:
+            names = ("ActiveState", "NRestarts")
+            found = inside("systemctl", "show", "meshbox", "--property", ",".join(names)).stdout
+            active, restarts = (re.findall(rf"^{name}=(.*)$", found, re.MULTILINE)[0] for name in names)
+            return active, int(restarts)
+
+        inside("rm", "/run/docker.sock")
+        said = advice()
+        assert "tried again every few seconds" in said
+        assert "systemctl start docker" in said
+        wait_until(lambda: state()[1] > LIMIT, "it was tried more often than systemd does unless told", seconds=60)
+        inside("ln", "-s", "/mnt/docker.sock", "/run/docker.sock")
+        wait_until(lambda: state()[0] == "active", "it has started by itself")
+
+        with occupied(machine, "0.0.0.0", 53, "DGRAM"):
+            said = advice()
+            assert "tried again every few seconds" in said
+            assert "set dns_port to a free port" in said
+        wait_until(lambda: state()[0] == "active", "it has started by itself with the port free again")
+
+        configuration = tmp_path / "etc/meshbox/meshbox.toml"
+        configuration.write_text("dns_prot = 53\n")
+        said = advice()
+        assert "dns_prot" in said
+        configuration.write_text("")
+        (command,) = re.findall("After that: (.*)", said)
+        inside(*command.split())
+        assert state() == ("active", 0)
 
 
 def test_newcomer(package: Path, switch: Switch, tmp_path: Path) -> None:
