@@ -71,6 +71,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def version_of(package: Path) -> str:
+    """Return what `meshbox --version` says of a package that a clone has in dist."""
+    commit = run("git", "-C", package.parents[1], "rev-parse", "--short", "HEAD").stdout
+    return f"meshbox {__version__} ({commit.strip()})\n"
+
+
 @pytest.fixture(scope="module")
 def former(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as its first commit built it. Versions were not counted then, so it gets a lower one."""
@@ -197,6 +203,8 @@ def test_manuals_name_everything(unpacked: Path) -> None:
     ):
         shown = gzip.decompress((pages / page).read_bytes()).decode().replace("\\-", "-")
         assert [word for word in words if word not in shown] == []
+        formatted = ("--warnings", "--local-file", "--encoding=UTF-8", "-Tutf8", "--ditroff", pages / page)
+        assert run("man", *formatted, env={**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "80"}).stderr == ""
     for shell in (
         "bash-completion/completions/meshbox",
         "zsh/vendor-completions/_meshbox",
@@ -268,7 +276,7 @@ def test_life_of_an_installation(
 
     said = debian("dpkg", "--force-confold", "--install", "/root/meshbox.deb", netns=machine.netns).stdout
     assert f"former version still runs (pid {appliance.pid})" in said
-    assert debian("meshbox", "--version").stdout.startswith(f"meshbox {__version__}")
+    assert debian("meshbox", "--version").stdout == version_of(package)
     assert (tmp_path / "etc/meshbox/meshbox.toml").read_text() == settings
     assert answers(machine) == address
     assert appliance.stop() == 0
