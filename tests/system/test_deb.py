@@ -31,6 +31,7 @@ from debian import (
 from machine import IMAGE, IMAGES, ROOT, Program, Switch, run, wait_until
 from stand_ins import STAND_INS, load
 from test_bad_host import occupied
+from test_image import by_way_of
 from typer.main import get_command
 
 from appliance import __version__, config
@@ -45,6 +46,10 @@ COMMANDS: tuple[str, ...] = tuple(getattr(get_command(app), "commands"))  # noqa
 ENABLED = "/var/lib/systemd/deb-systemd-helper-enabled"
 OF_DEBIAN = re.compile(r"/etc/g(roup|shadow)-?|/run/adduser|/var/lib/dpkg/info/.*|/var/cache/debconf/.*-old")
 """What purging any package leaves: Docker's group, as Debian never removes one, and notes of dpkg and debconf."""
+OF_DOCKER = re.compile(r"/(etc/(cni|docker)|var/lib/(containerd|docker))(/|$)")
+"""What purging Docker leaves."""
+STANDARD = ("dbus-user-session", "gettext-base", "libnss-systemd", "libpam-systemd", "systemd-sysv", "xz-utils")
+"""What computers with Debian have, and would keep if it came with Docker: their other packages recommend it."""
 LIMIT = 5
 """How often systemd starts a unit within its interval, where that does not say otherwise."""
 DROP_IN = "[Service]\nWatchdogSec=5\n# What the test's computer may not do:\nLimitNOFILE=20000\nOOMScoreAdjust=0\n"
@@ -519,25 +524,38 @@ def test_service_that_cannot_start(
         assert state() == ("active", 0)
 
 
-def test_newcomer(package: Path, switch: Switch, tmp_path: Path) -> None:
+def test_newcomer(switch: Switch, tmp_path: Path) -> None:
     """On a computer with systemd and nothing else, the README's commands alone lead to the example, and away again.
 
-    `apt install` brings Docker in the same transaction; each container starts after the unit.
+    `apt install` brings Docker in the same transaction; each container starts after the unit. All that was brought
+    goes by the README's lines, too.
     """
     debian = Debian(tmp_path)
-    debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus")
-    (tmp_path / "root/dist").mkdir()
-    shutil.copy(package, tmp_path / "root/dist")
+    debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus", *STANDARD)
+    source = clean_clone(tmp_path / "root/meshbox")
     (tmp_path / "root/app.py").write_text(without_limits(ROOT / "examples/app.py"))
     drop_in(tmp_path, "meshbox", DROP_IN)
-    with Computer(switch, 10, tmp_path) as computer, Outlet(computer.netns, "127.0.0.1") as outlet:
+    with Computer(switch, 10, tmp_path) as computer, Outlet(computer.netns, computer.address) as outlet:
         inside = computer.inside
-        (tmp_path / "etc/apt/apt.conf.d/outlet").write_text(f'Acquire::http::Proxy "{outlet.address}";\n')
-        inside("sh", "-c", f"cd /root && {readme('apt install')}", input="y\n", timeout=280)
+        env = [f"{name}={value}" for name, value in by_way_of(outlet).items()]
+
+        def typed(line: str) -> str:
+            command = ("env", "--chdir=/root/meshbox", *env, "sh", "-c", f"exec 2>&1; {line}")
+            return inside(*command, input="y\n", timeout=280).stdout
+
+        (first,) = re.findall(r"as root, with `(apt-get install [^`]*)` done", README)
+        typed(first)
+        untouched = debian.contents()
+        typed("make deb")
+        said = typed(readme("apt install"))
+        assert "docker.io" in said
+        assert "Could not execute" not in said
+        assert "has not started" not in said
+        assert inside("systemctl", "is-active", "docker", "meshbox").stdout == "active\nactive\n"
+        (package,) = (source / "dist").iterdir()
+        assert typed("meshbox --version") == version_of(package)
         load(computer.docker, {name: IMAGES[name] for name in (IMAGE, *STAND_INS)})
-        state = ("systemctl", "is-active", "docker", "meshbox")
-        wait_until(lambda: inside(*state, check=False).stdout == "active\nactive\n", "both run")
-        inside("sh", "-c", readme("meshbox check"))
+        typed(readme("meshbox check"))
 
         client(computer)
         inside("meshbox", "deploy", "/root/app.py")
@@ -548,13 +566,21 @@ def test_newcomer(package: Path, switch: Switch, tmp_path: Path) -> None:
         started = computer.inspect("client")["State"]["StartedAt"]
 
         inside("meshbox", "remove", "flask", "orange")
-        inside("sh", "-c", readme("apt purge"), input="y\n")
+        typed(readme("apt purge"))
         assert computer.containers() == ["client"]
         assert computer.inspect("client")["State"]["StartedAt"] == started
         assert computer.docker("network", "ls", "--format={{.Name}}").split() == ["bridge", "host", "none"]
         assert computer.exec_in("client", "nft", "list", "ruleset").stdout == ""
         assert "meshbox" not in computer.exec("nft", "list", "ruleset").stdout
-        assert debian.traces() == {"/etc/systemd/system/meshbox.service.d"}, "which is the test's own"
+
+        typed(readme("apt autoremove"))
+        (purge,) = re.findall(r"apt-get purge .*", typed("make clean"))
+        typed(purge)
+        left = debian.contents()
+    changed = {path for path in {*left, *untouched} if left.get(path) != untouched.get(path)}
+    kept = (OF_DEBIAN, OF_DOCKER, SYSTEMD_WORK)
+    assert "\n".join(path for path in sorted(changed) if not any(what.match(path) for what in kept)) == ""
+    assert not list((tmp_path / "var/lib/docker").iterdir())
 
 
 def start(debian: Debian, machine: PrivilegedMachine, unpacked: Path) -> Program:
