@@ -3,7 +3,8 @@
 fetch URL                    SHA-256 and size of a download, and its text when short
 probe URL                    the same, but empty when nobody answers within a second
 echo HOST PORT SECONDS       round trips of one byte over one connection
-echod PORT                   the server for it
+mirror HOST PORT tcp|udp SIZE  sends so many random bytes; fails if the same do not come back
+echod PORT [tcp|udp]         the server for both
 hold HOST PORT COUNT         opens COUNT connections, prints the time, keeps them until its input ends
 holdd PORT                   the server for it: accepts and keeps
 """
@@ -15,6 +16,8 @@ import os
 import select
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SHORT = 4096
+PATIENCE = 5.0
+"""Seconds without any answer after which one is missing."""
+DATAGRAM = 1200
+"""Bytes of each that `mirror` sends."""
 
 
 def fetch(url: str) -> dict[str, object]:
@@ -63,15 +70,43 @@ def echo(host: str, port: str, seconds: str) -> dict[str, object]:
     return {"count": len(times), "p50": times[len(times) // 2] / 1000, "p99": times[len(times) * 99 // 100] / 1000}
 
 
-def echod(port: str) -> None:
+def mirror(host: str, port: str, protocol: str, size: str) -> dict[str, object]:
+    """Compare what comes back with what was sent: a stream while it is sent, datagrams one by one."""
+    data = os.urandom(int(size))
+    if protocol == "udp":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((host, int(port)))
+            sock.settimeout(PATIENCE)
+            for start in range(0, len(data), DATAGRAM):
+                sock.send(data[start : start + DATAGRAM])
+                if sock.recv(65536) != data[start : start + DATAGRAM]:
+                    raise SystemExit(f"datagram {start // DATAGRAM} came back otherwise")
+        return {"size": len(data)}
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as sock, ThreadPoolExecutor(1) as sender:
+        sent = sender.submit(sock.sendall, data)
+        got = bytearray()
+        while len(got) < len(data) and (chunk := sock.recv(1 << 20)):
+            got += chunk
+        sent.result()
+    if got != data:
+        raise SystemExit(f"{len(got)} of {len(data)} bytes came back, or others than were sent")
+    return {"size": len(data)}
+
+
+def echod(port: str, protocol: str = "tcp") -> None:
     """Answer with what comes, one connection after the other."""
+    if protocol == "udp":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.bind(("0.0.0.0", int(port)))
+            while True:
+                server.sendto(*server.recvfrom(65536))
     listener = _listen(port)
     while True:
         sock, _ = listener.accept()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while data := sock.recv(65536):
-            sock.send(data)
-        sock.close()
+        with suppress(ConnectionError), sock:
+            while data := sock.recv(65536):
+                sock.sendall(data)
 
 
 def hold(host: str, port: str, count: str) -> None:
@@ -120,6 +155,7 @@ if __name__ == "__main__":
         "fetch": fetch,
         "probe": probe,
         "echo": echo,
+        "mirror": mirror,
         "echod": echod,
         "hold": hold,
         "holdd": holdd,

@@ -5,6 +5,9 @@ Each gets the same services: ports that the server listens on. It listens on a p
 
 from __future__ import annotations
 
+import re
+import resource
+import socket
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,20 +15,23 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from bench.lab import CLIENT_IP, DIRECT_IP, PROXY, PROXY_IP, PYTHON, SERVER_IP, run
+from bench.figures import BenchError
+from bench.lab import CLIENT_IP, DIRECT_IP, LOCAL_PORTS, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
 from bench.process import Cpu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from bench.lab import Lab
     from bench.process import Process
 
-FILES = 20000
-"""Open files of one process: what small machines allow."""
-CONNECTIONS = 9000
-"""Most connections of one proxy within FILES: two each, and some for pipes."""
+_, FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
+"""Open files that one process may have here; small machines allow 20,000."""
+PIPE_BYTES = 1 << 20
+"""Of each of HAProxy's pipes when it splices: as much as meshbox takes, and the most without privilege."""
+MOST_CONNECTIONS = min((FILES - 2000) // 2, LOCAL_PORTS[1] - LOCAL_PORTS[0] - 1000, 30_000)
+"""Of one proxy here: two files each, some more for pipes, and a local port towards the server. More say nothing new."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,15 @@ class Service:
 
     port: int
     protocol: str = "tcp"
+    bulk: bool = False
+    """Whether it sends and gets so much that splicing pays."""
+
+
+@dataclass(slots=True)
+class Use(Cpu):
+    """What a contender used, and how many bytes came to the proxy's namespace meanwhile."""
+
+    came: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +58,10 @@ class Target:
     host: str
     ports: tuple[int, ...]
     process: Process | None = None
+    proxied: bool = True
+    """Whether traffic comes through the proxy's namespace."""
+    spliced: Callable[[], int] | None = None
+    """How many bytes it has spliced so far, where that has to be proven."""
 
     @property
     def port(self) -> int:
@@ -50,19 +69,36 @@ class Target:
         return self.ports[0]
 
     @contextmanager
-    def used(self) -> Iterator[Cpu]:
-        """Yield a value that holds, after the block, the CPU time that the contender used within it."""
+    def used(self) -> Iterator[Use]:
+        """Yield a value that holds, after the block, what the contender used within it."""
+        use, before = Use(), _came()
         if self.process is None:
-            yield Cpu()
+            yield use
         else:
             with self.process.used() as cpu:
-                yield cpu
+                yield use
+            use.total, use.user = cpu.total, cpu.user
+        use.came = _came() - before
+
+    def prove(self, name: str, use: Use, carried: float) -> None:
+        """Raise BenchError if so many bytes of payload cannot have gone the contender's way."""
+        if self.proxied and use.came < carried:
+            raise BenchError(f"{name}: {carried:.0f} bytes were carried, of which {use.came} came by the proxy")
+        if self.process and not use.total:
+            raise BenchError(f"{name}: {carried:.0f} bytes were carried without its process")
+
+
+def _came() -> int:
+    """Return how many bytes the links of the proxy's namespace have received."""
+    lines = run(["ip", "netns", "exec", PROXY, "cat", "/proc/net/dev"]).splitlines()
+    links = (line.partition(":") for line in lines if ":" in line)
+    return sum(int(counters.split()[0]) for name, _, counters in links if name.strip() != "lo")
 
 
 @contextmanager
 def direct(_lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
     """Use no proxy at all: the limit."""
-    yield Target(host=DIRECT_IP, ports=tuple(service.port for service in services))
+    yield Target(host=DIRECT_IP, ports=tuple(service.port for service in services), proxied=False)
 
 
 @contextmanager
@@ -105,12 +141,20 @@ def meshbox(lab: Lab, services: tuple[Service, ...], workers: int = 0) -> Iterat
 
 @contextmanager
 def haproxy(lab: Lab, services: tuple[Service, ...], threads: int = 1) -> Iterator[Target]:
-    """Run HAProxy in TCP mode, splicing; on two CPUs with more than one thread."""
+    """Run HAProxy in TCP mode; on two CPUs with more than one thread.
+
+    Where much is sent, it is told to splice always, with large pipes, and that is proven by its own count: with
+    `splice-auto` alone 2.6 spliced not one byte of bulk here. Where little is sent at a time, it may go by itself.
+    """
     ports = _ports(20900 + 100 * threads, services)
     name = f"haproxy{threads}"
+    stats = f"{lab.folder}/{name}.sock"
+    bulk = any(service.bulk for service in services)
+    splice = "option splice-request\n option splice-response" if bulk else "option splice-auto"
     lines = [
-        f"global\n nbthread {threads}\n maxconn {CONNECTIONS}\n maxpipes 500\n",
-        "defaults\n mode tcp\n option splice-auto\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n",
+        f"global\n nbthread {threads}\n maxconn {MOST_CONNECTIONS}\n maxpipes 500\n stats socket {stats} level admin\n",
+        f" tune.pipesize {PIPE_BYTES}\n" * bulk,
+        f"defaults\n mode tcp\n {splice}\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n",
     ]
     lines += [
         f"listen l{port}\n bind 0.0.0.0:{port}\n server s {SERVER_IP}:{service.port}\n"
@@ -119,7 +163,20 @@ def haproxy(lab: Lab, services: tuple[Service, ...], threads: int = 1) -> Iterat
     command = ["haproxy", "-db", "-f", lab.file(f"{name}.cfg", "".join(lines))]
     cpu = lab.proxy_cpu if threads == 1 else lab.proxy_cpus
     with lab.process(name, PROXY, command, cpu=cpu, ready=_ready(ports, services)) as process:
-        yield Target(host=PROXY_IP, ports=ports, process=process)
+        spliced = partial(_haproxy_spliced, stats) if bulk else None
+        yield Target(host=PROXY_IP, ports=ports, process=process, spliced=spliced)
+
+
+def _haproxy_spliced(stats: str) -> int:
+    """Return how many bytes it has spliced, from its statistics socket."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(stats)
+        sock.sendall(b"show info\n")
+        text = b"".join(iter(partial(sock.recv, 65536), b"")).decode()
+    found = re.search(r"^TotalSplic\w*BytesOut: (\d+)$", text, re.MULTILINE)  # 2.6 writes Splicded
+    if not found:
+        raise BenchError(f"HAProxy does not tell how much it has spliced:\n{text}")
+    return int(found.group(1))
 
 
 @contextmanager
@@ -134,7 +191,7 @@ def nginx(lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
         f"user root; worker_processes 1; worker_rlimit_nofile {FILES}; daemon off;\n"
         f"pid {lab.folder}/nginx-proxy.pid; error_log {lab.folder}/nginx-proxy.err;\n"
         "load_module modules/ngx_stream_module.so;\n"
-        f"events {{ worker_connections {FILES - 500}; }}\nstream {{\n{servers}}}\n"
+        f"events {{ worker_connections {2 * MOST_CONNECTIONS + 500}; }}\nstream {{\n{servers}}}\n"
     )
     command = ["nginx", "-c", lab.file("nginx-proxy.conf", text)]
     with lab.process("nginx", PROXY, command, cpu=lab.proxy_cpu, ready=_ready(ports, services)) as process:
@@ -175,6 +232,19 @@ def proxies(lab: Lab, names: tuple[str, ...], *services: Service) -> Iterator[di
     """Run several contenders at once, all before the same services. An idle one costs nothing."""
     with ExitStack() as stack:
         yield {name: stack.enter_context(CONTENDERS[name](lab, services)) for name in names}
+
+
+def mirror(lab: Lab, targets: Mapping[str, Target], port: int, protocol: str, size: int) -> None:
+    """Let each contender carry so many bytes to the server and back. Raises BenchError when they come otherwise."""
+    client = [PYTHON, "-m", "bench.clients"]
+    with lab.process(
+        "mirror", SERVER, [*client, "echod", str(port), protocol], cpu=lab.server_cpu, ready=f"{protocol}:{port}"
+    ):
+        for name, target in targets.items():
+            try:
+                lab.client([*client, "mirror", target.host, str(target.port), protocol, str(size)])
+            except BenchError as error:
+                raise BenchError(f"{name} did not carry {size} bytes there and back: {error}") from None
 
 
 def _ports(first: int, services: tuple[Service, ...]) -> tuple[int, ...]:

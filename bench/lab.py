@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -37,8 +38,10 @@ LINKS = (
     (PROXY, "p1", "10.91.2.1/24", SERVER, "s0", f"{SERVER_IP}/24"),
     (CLIENT, "c1", "10.91.3.1/24", SERVER, "s1", f"{DIRECT_IP}/24"),
 )
+LOCAL_PORTS = (30000, 65000)
+"""Clear of the ports that contenders listen on."""
 SYSCTLS = (
-    "net.ipv4.ip_local_port_range=30000 65000",  # clear of the ports that contenders listen on
+    f"net.ipv4.ip_local_port_range={LOCAL_PORTS[0]} {LOCAL_PORTS[1]}",
     "net.ipv4.tcp_tw_reuse=1",  # or thousands of connections a second soon find no free port
     "net.ipv4.ip_forward=1",
     "net.ipv6.conf.all.disable_ipv6=1",
@@ -112,6 +115,8 @@ def lab(*, seconds: float, quick: bool) -> Iterator[Lab]:
         except OSError:
             print("waiting for another bench on this machine to end", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # for all that is started, as the appliance does
         with _namespaces(), tempfile.TemporaryDirectory(prefix="meshbox-bench-") as folder:
             Path(folder).chmod(0o755)
             yield Lab(Path(folder), seconds=seconds, quick=quick)

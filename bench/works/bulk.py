@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
-from bench.contenders import TCP, Service, proxies
+from bench.contenders import TCP, Service, mirror, proxies
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import SERVER
 
@@ -20,29 +21,33 @@ if TYPE_CHECKING:
 
 PORT = 5201
 DIRECTIONS = {"up": [], "down": ["-R"], "both": ["--bidir"]}
-UNDER_WAY = 128 << 20
-"""Most bytes per stream and direction that may be in buffers, sent and not received, when the time is up."""
+MIRRORED = 8 << 20
+"""Bytes that each contender must carry whole, there and back, before it is measured."""
+SPLICED = 0.5
+"""Least part that a contender that is to splice must have spliced."""
 LEAST_SECONDS = 2
 """Shorter, what is in buffers would count for too much."""
 
 
 @contextmanager
-def _open(lab: Lab, *, streams: int, direction: str) -> Iterator[Mapping[str, Callable[[], Sample]]]:
+def _open(
+    lab: Lab, *, streams: int, direction: str, names: tuple[str, ...] = TCP
+) -> Iterator[Mapping[str, Callable[[], Sample]]]:
     command = ["iperf3", "-s", "-p", str(PORT)]
-    with (
-        lab.process("iperf3", SERVER, command, cpu=lab.server_cpu, ready=f"tcp:{PORT}"),
-        proxies(lab, TCP, Service(port=PORT)) as targets,
-    ):
-        yield {
-            name: partial(_measure, lab, name, target, streams=streams, direction=direction)
-            for name, target in targets.items()
-        }
+    with proxies(lab, names, Service(port=PORT, bulk=True)) as targets:
+        mirror(lab, targets, PORT, "tcp", MIRRORED)
+        with lab.process("iperf3", SERVER, command, cpu=lab.server_cpu, ready=f"tcp:{PORT}"):
+            yield {
+                name: partial(_measure, lab, name, target, streams=streams, direction=direction)
+                for name, target in targets.items()
+            }
 
 
 def _measure(lab: Lab, name: str, target: Target, *, streams: int, direction: str) -> Sample:
     seconds = max(LEAST_SECONDS, lab.seconds)
     command = ["iperf3", "-J", "-c", target.host, "-p", str(target.port), "-P", str(streams), "-t", f"{seconds:.0f}"]
     command += DIRECTIONS[direction]
+    spliced = target.spliced() if target.spliced else 0
     with target.used() as cpu:
         end = orjson.loads(lab.client(command))["end"]
     sent = received = took = 0.0
@@ -50,9 +55,22 @@ def _measure(lab: Lab, name: str, target: Target, *, streams: int, direction: st
         sent += end[f"sum_sent{suffix}"]["bytes"]
         received += end[f"sum_received{suffix}"]["bytes"]
         took = max(took, end[f"sum_received{suffix}"]["seconds"])
-    if not received or sent - received > UNDER_WAY * streams * (1 + (direction == "both")):
+    if not received or sent - received > _under_way(target) * streams * (1 + (direction == "both")):
         raise BenchError(f"{name}: {sent:.0f} bytes were sent, {received:.0f} received")
+    target.prove(name, cpu, received)
+    if target.spliced and target.spliced() - spliced < SPLICED * received:
+        raise BenchError(f"{name} spliced {target.spliced() - spliced} of {received:.0f} bytes")
     return {"Gb/s": received * 8 / took / 1e9} | cpu.per(received / 1e9 * 1000, "CPU ms/GB")
+
+
+def _under_way(target: Target) -> int:
+    """Return how many bytes of a stream may be in buffers, sent and not received, when the time is up.
+
+    That is the largest send buffer and, as half of it is overhead, half the largest receive buffer; twice where a
+    process has a connection to either side.
+    """
+    most = [int(Path(f"/proc/sys/net/ipv4/{name}").read_text().split()[2]) for name in ("tcp_wmem", "tcp_rmem")]
+    return (most[0] + most[1] // 2) * (2 if target.process else 1)
 
 
 WORKS = tuple(

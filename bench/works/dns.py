@@ -47,6 +47,7 @@ def _measure(lab: Lab, process: Process, path: str, names: int) -> Sample:
     codes = _find(r"Response codes:\s+(.*)", output)
     if completed < names or sent - completed > LOST * sent or not codes.startswith(f"NOERROR {completed} "):
         raise BenchError(f"{process.name} answered {completed} of {sent} questions: {codes}")
+    target.prove(process.name, cpu, completed)
     sample = {"per second": float(_find(r"Queries per second:\s+([\d.]+)", output)), "p99 µs": _p99(lab, command)}
     return sample | cpu.per(completed, "CPU µs")
 

@@ -42,6 +42,7 @@ def _measure(lab: Lab, name: str, target: Target) -> Sample:
         seen = orjson.loads(lab.client(command, cpu=lab.proxy_cpu))
     if not seen["count"]:
         raise BenchError(f"{name} carried nothing")
+    target.prove(name, cpu, 2 * seen["count"])
     return {"p50 µs": seen["p50"], "p99 µs": seen["p99"]} | cpu.per(seen["count"], "CPU µs")
 
 

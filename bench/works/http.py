@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PORT = 8080
 FILE_BYTES = 8 << 20
 """What each contender must deliver whole before it is measured."""
+ANSWER_BYTES = 100
+"""Least size of an answer with its head."""
 UNITS = {"us": 1.0, "ms": 1000.0, "s": 1e6, "m": 6e7}
 
 
@@ -59,7 +61,10 @@ def server(lab: Lab) -> Iterator[str]:
 
 
 def _verify(lab: Lab, name: str, target: Target, digest: str) -> None:
-    got = _fetch(lab, target.host, target.port, "/file")
+    try:
+        got = _fetch(lab, target.host, target.port, "/file")
+    except BenchError as error:
+        raise BenchError(f"{name} did not deliver {FILE_BYTES} bytes: {error}") from None
     if got["sha256"] != digest:
         raise BenchError(f"{name} delivered {got['size']} of {FILE_BYTES} bytes, or others than were sent")
 
@@ -76,6 +81,7 @@ def _measure(lab: Lab, name: str, target: Target, *, connections: int, keep: boo
     served = _served(lab) - before
     if served < requests:
         raise BenchError(f"{name}: wrk counted {requests:.0f} answers, the server {served} requests")
+    target.prove(name, cpu, ANSWER_BYTES * requests)
     return sample | cpu.per(requests, "CPU µs")
 
 

@@ -1,4 +1,7 @@
-"""Idle connections: what each costs in memory, and how long it takes to open them. Each round starts afresh."""
+"""Idle connections: what each costs in memory, and how long it takes to open them. Each round starts afresh.
+
+`direct` has no process, so only the time to open means anything there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from bench.contenders import Service, proxies
+from bench.contenders import MOST_CONNECTIONS, Service, proxies
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import CLIENT, PYTHON, SERVER, enter
 
@@ -22,23 +25,23 @@ PORT = 7200
 COUNT = 8000
 """Within the 20,000 open files of small machines, two for each connection."""
 QUICK_COUNT = 1000
-NAMES = ("meshbox", "haproxy", "nginx")
+NAMES = ("direct", "meshbox", "haproxy", "nginx")
 
 
 @contextmanager
-def _open(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
+def _open(lab: Lab, *, count: int) -> Iterator[Mapping[str, Callable[[], Sample]]]:
+    count = QUICK_COUNT if lab.quick else count
+    if count > MOST_CONNECTIONS:
+        raise BenchError(f"open files and local ports allow {MOST_CONNECTIONS:,} connections here, not {count:,}")
     command = [PYTHON, "-m", "bench.clients", "holdd", str(PORT)]
     with lab.process("holdd", SERVER, command, cpu=lab.server_cpu, ready=f"tcp:{PORT}"):
-        yield {name: partial(_measure, lab, name) for name in NAMES}
+        yield {name: partial(_measure, lab, name, count) for name in NAMES}
 
 
-def _measure(lab: Lab, name: str) -> Sample:
-    count = QUICK_COUNT if lab.quick else COUNT
+def _measure(lab: Lab, name: str, count: int) -> Sample:
     with proxies(lab, (name,), Service(port=PORT)) as targets:
         target = targets[name]
-        if target.process is None:
-            raise BenchError(f"{name} is no process")
-        empty = target.process.resident()
+        empty = target.process.resident() if target.process else 0.0
         command = [PYTHON, "-m", "bench.clients", "hold", target.host, str(target.port), str(count)]
         with (
             target.used() as cpu,
@@ -47,30 +50,37 @@ def _measure(lab: Lab, name: str) -> Sample:
             ) as client,
         ):
             line = client.stdout.readline() if client.stdout else b""
-            full = target.process.resident()
+            full = target.process.resident() if target.process else 0.0
             client.communicate(b"")
-        if not line:
-            raise BenchError(f"{name} did not carry {count} connections")
-        opened = orjson.loads(line)
-    sample = {
-        "KiB per connection": (full - empty) / opened["count"],
+        opened = orjson.loads(line) if line else {"count": 0}
+    if opened["count"] != count:
+        raise BenchError(f"{name} did not carry {count} connections")
+    target.prove(name, cpu, count)
+    return {
+        "KiB per connection": (full - empty) / count,
         "resident MiB": full / 1024,
-        "µs to open one": opened["seconds"] / opened["count"] * 1e6,
+        "µs to open one": opened["seconds"] / count * 1e6,
+        "CPU µs": cpu.per(count, "CPU µs")["CPU µs"],
+        "connections": count,
     }
-    return sample | {"CPU µs": cpu.per(opened["count"], "CPU µs")["CPU µs"]}
 
 
-WORKS = (
+WORKS = tuple(
     Work(
-        name="idle",
-        title=f"{COUNT:,} idle connections",
+        name=name,
+        title=title,
         quick_title=f"{QUICK_COUNT:,} idle connections",
         figures=(
             Figure(name="KiB per connection", better="lower", digits=2),
             Figure(name="resident MiB", better="lower", digits=1),
             Figure(name="µs to open one", better="lower"),
             Figure(name="CPU µs", better="lower", digits=1),
+            Figure(name="connections"),
         ),
-        open=_open,
-    ),
+        open=partial(_open, count=count),
+    )
+    for name, title, count in (
+        ("idle", f"{COUNT:,} idle connections", COUNT),
+        ("idle-most", "As many idle connections as open files and local ports allow, up to 30,000", MOST_CONNECTIONS),
+    )
 )

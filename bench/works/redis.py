@@ -43,6 +43,7 @@ def _measure(lab: Lab, name: str, target: Target, *, pipeline: int) -> Sample:
     calls = _calls(lab) - before
     if calls < 2 * count:
         raise BenchError(f"{name}: {2 * count} operations were asked for, Redis did {calls}")
+    target.prove(name, cpu, 2 * count)
     rates = {test.lower(): float(rate) for test, rate in re.findall(r'"(GET|SET)","([\d.]+)"', output)}
     return {"GET/s": rates["get"], "SET/s": rates["set"]} | cpu.per(2 * count, "CPU µs")
 

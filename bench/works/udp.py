@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.contenders import UDP, Service, proxies
+from bench.contenders import UDP, Service, mirror, proxies
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import SERVER, run
 from bench.works.echo import ONE_CPU
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PORT = 7100
 SIZE = 64
 """Bytes of payload."""
+MIRRORED = 100_000
+"""Bytes that each contender must carry there and back, in larger datagrams, before it is measured."""
 RATES = tuple(round(4_000 * 1.2**step) for step in range(26))
 """Datagrams a second that are tried: 4,000 to 382,000, each a fifth above the one before."""
 SLOW = 0.95
@@ -33,15 +35,14 @@ LOST = 0.001
 
 
 @contextmanager
-def _open(lab: Lab, *, one_way: bool) -> Iterator[Mapping[str, Callable[[], Sample]]]:
+def _open(lab: Lab, *, one_way: bool, names: tuple[str, ...] = UDP) -> Iterator[Mapping[str, Callable[[], Sample]]]:
     command = ["sockperf", "server", "-i", "0.0.0.0", "-p", str(PORT)]
     cpu = lab.server_cpu if one_way else lab.proxy_cpu
     measure = _packets if one_way else _round_trip
-    with (
-        lab.process("sockperf", SERVER, command, cpu=cpu, ready=f"udp:{PORT}"),
-        proxies(lab, UDP, Service(port=PORT, protocol="udp")) as targets,
-    ):
-        yield {name: partial(measure, lab, name, target) for name, target in targets.items()}
+    with proxies(lab, names, Service(port=PORT, protocol="udp")) as targets:
+        mirror(lab, targets, PORT, "udp", MIRRORED)
+        with lab.process("sockperf", SERVER, command, cpu=cpu, ready=f"udp:{PORT}"):
+            yield {name: partial(measure, lab, name, target) for name, target in targets.items()}
 
 
 def _round_trip(lab: Lab, name: str, target: Target) -> Sample:
@@ -51,6 +52,7 @@ def _round_trip(lab: Lab, name: str, target: Target) -> Sample:
     sent, received = _number(r"SentMessages=(\d+)", output), _number(r"ReceivedMessages=(\d+)", output)
     if received < 0.999 * sent:
         raise BenchError(f"{name} returned {received:.0f} of {sent:.0f} datagrams")
+    target.prove(name, cpu, 2 * SIZE * received)
     sample = {
         "p50 µs": _number(r"percentile 50\.000 =\s+([\d.]+)", output),
         "p99 µs": _number(r"percentile 99\.000 =\s+([\d.]+)", output),
@@ -83,6 +85,7 @@ def _at_rate(lab: Lab, name: str, target: Target, rate: int) -> Sample | None:
     sent = _number(r"Total of (\d+) messages sent", output)
     if not arrived:
         raise BenchError(f"{name} carried none of {sent:.0f} datagrams")
+    target.prove(name, cpu, SIZE * arrived)
     if sent < SLOW * rate or sent - arrived > LOST * sent:
         return None
     return {"packets/s": arrived} | cpu.per(arrived, "CPU µs")
