@@ -82,8 +82,8 @@ def slim_root() -> Path:
 
 
 def wheels() -> Path:
-    """Return a folder with everything that the lock files name for building, fetched when it is not in the cache."""
-    locks = [ROOT / "packaging" / f"requirements{kind}.lock" for kind in ("", "-build")]
+    """Return a folder with everything that the lock files name, fetched when it is not in the cache."""
+    locks = [ROOT / "packaging" / f"requirements{kind}.lock" for kind in ("", "-build", "-dev")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in locks)).hexdigest()[:16]
     folder = CACHE.parent / f"wheels-{digest}"
     if not folder.exists():

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -345,41 +344,64 @@ def test_from_nothing_to_names_and_back(package: Path, machine: PrivilegedMachin
     assert debian.traces() == untouched
 
 
-def test_from_source_and_back(machine: PrivilegedMachine, tmp_path: Path) -> None:
-    """So it is from source: `make setup`, `.venv/bin/meshbox`, and the README's line that removes it."""
+class Newcomer:
+    """Somebody at a computer with systemd, what README asks for first, and a clone."""
+
+    def __init__(self, debian: Debian, computer: Computer, outlet: Outlet) -> None:
+        self.debian = debian
+        self.computer = computer
+        self._env = [f"{name}={value}" for name, value in by_way_of(outlet).items()]
+        (first,) = re.findall(r"as root, with `(apt-get install [^`]*)` done", README)
+        self.types(first)
+        self._before = debian.contents()
+
+    def types(self, line: str) -> str:
+        """Run a line in the clone; return what that shows."""
+        command = ("env", "--chdir=/root/meshbox", *self._env, "sh", "-c", f"exec 2>&1; {line}")
+        return self.computer.inside(*command, input="y\n", timeout=280).stdout
+
+    def fills_docker(self) -> None:
+        """Get the images that would be pulled, and start the client."""
+        load(self.computer.docker, {name: IMAGES[name] for name in (IMAGE, *STAND_INS)})
+        client(self.computer)
+
+    def purges(self, said: str) -> None:
+        """Do what `make clean` has said, and find every file as it was."""
+        (purge,) = re.findall(r"apt-get purge .*", said)
+        self.types(purge)
+        left = self.debian.contents()
+        changed = {path for path in {*left, *self._before} if left.get(path) != self._before.get(path)}
+        kept = (OF_DEBIAN, OF_DOCKER, SYSTEMD_WORK)
+        assert "\n".join(path for path in sorted(changed) if not any(what.match(path) for what in kept)) == ""
+
+
+@pytest.fixture
+def newcomer(switch: Switch, tmp_path: Path) -> Iterator[Newcomer]:
+    """Somebody who has nothing of meshbox yet."""
     debian = Debian(tmp_path)
-    client(machine)
-    clean_clone(tmp_path / "srv/source")
-    debian("apt-get", "-qq", "install", "--no-install-recommends", "make")
-    (tmp_path / "etc/hosts").write_text("127.0.0.1 localhost\n")  # which every computer has
-    before, untouched = world(machine), debian.contents()
-    # This computer's own authorities, which installing ca-certificates would otherwise replace.
-    shutil.copy("/etc/ssl/certs/ca-certificates.crt", tmp_path / "srv/authorities.crt")
-    debian("env", "PIP_CERT=/srv/authorities.crt", "make", "-C", "/srv/source", "setup", timeout=280)
-    settings = {
-        "MESHBOX_DOCKER_SOCKET": f"{machine.seen}{machine.socket}",
-        "MESHBOX_NETNS_DIR": f"{machine.seen}{machine.netns_dir}",
-        "MESHBOX_DNS_UPSTREAMS": machine.switch.address,
-    }
-    meshbox = ("env", *(f"{key}={value}" for key, value in settings.items()), "/srv/source/.venv/bin/meshbox")
-    machine.appliance = appliance = Program(machine.netns, debian.command(*meshbox, "run"), machine.root / "source.log")
-    wait_until(lambda: '"ready"' in appliance.tail(), "it is ready")
-    debian(*meshbox, "check", netns=machine.netns)
-    debian(*meshbox, "deploy", "/srv/source/examples/app.py", netns=machine.netns)
-    example_answers(machine)
-    debian(*meshbox, "remove", "flask", "orange", netns=machine.netns)
-    line = readme("kill -TERM").replace("<pid>", str(appliance.pid))
-    with ThreadPoolExecutor(1) as worker:
-        done = worker.submit(debian, *meshbox[:-1], "sh", "-c", f"cd /srv/source && {line}", netns=machine.netns)
-        assert appliance.stop(0) == 0, "it has ended by the line's signal"
-        said = done.result().stdout
-    assert world(machine) == before
-    (purge,) = re.findall(r"apt-get purge .*", said)
-    debian("sh", "-c", purge, typed="y\n")
-    left = debian.contents()
-    changed = {path for path in {*left, *untouched} if left.get(path) != untouched.get(path)}
-    assert sorted(path for path in changed if not path.startswith("/srv") and not OF_DEBIAN.fullmatch(path)) == []
-    assert not (tmp_path / "srv/source/.venv").exists()
+    debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus", *STANDARD)
+    example = clean_clone(tmp_path / "root/meshbox") / "examples/app.py"
+    example.write_text(without_limits(example))
+    with Computer(switch, 10, tmp_path) as computer, Outlet(computer.netns, computer.address) as outlet:
+        yield Newcomer(debian, computer, outlet)
+
+
+def test_from_source_and_back(newcomer: Newcomer) -> None:
+    """So it is from source: `make setup`, `.venv/bin/meshbox`, and the README's line that removes it."""
+    computer, types = newcomer.computer, newcomer.types
+    types("make setup")
+    newcomer.fills_docker()
+    before = world(computer)
+    log = "/tmp/meshbox.log"
+    pid = types(f".venv/bin/meshbox run >{log} 2>&1 & echo $!").strip()
+    wait_until(lambda: '"ready"' in types(f"cat {log}"), "it is ready")
+    types(".venv/bin/meshbox check")
+    types(".venv/bin/meshbox deploy examples/app.py")
+    example_answers(computer)
+    types(".venv/bin/meshbox remove flask orange")
+    said = types(readme("kill -TERM").replace("<pid>", pid))
+    assert world(computer) == before
+    newcomer.purges(said)
 
 
 def test_service_under_systemd(
@@ -524,63 +546,42 @@ def test_service_that_cannot_start(
         assert state() == ("active", 0)
 
 
-def test_newcomer(switch: Switch, tmp_path: Path) -> None:
-    """On a computer with systemd and nothing else, the README's commands alone lead to the example, and away again.
+def test_newcomer(newcomer: Newcomer) -> None:
+    """By the README's commands alone the package is built, leads to the example, and away again with all it brought.
 
-    `apt install` brings Docker in the same transaction; each container starts after the unit. All that was brought
-    goes by the README's lines, too.
+    `apt install` brings Docker in the same transaction; each container starts after the unit.
     """
-    debian = Debian(tmp_path)
-    debian("apt-get", "-qq", "install", "--no-install-recommends", "systemd", "dbus", *STANDARD)
-    source = clean_clone(tmp_path / "root/meshbox")
-    (tmp_path / "root/app.py").write_text(without_limits(ROOT / "examples/app.py"))
-    drop_in(tmp_path, "meshbox", DROP_IN)
-    with Computer(switch, 10, tmp_path) as computer, Outlet(computer.netns, computer.address) as outlet:
-        inside = computer.inside
-        env = [f"{name}={value}" for name, value in by_way_of(outlet).items()]
+    computer, types = newcomer.computer, newcomer.types
+    drop_in(newcomer.debian.root, "meshbox", DROP_IN)
+    types("make deb")
+    said = types(readme("apt install"))
+    assert "docker.io" in said
+    assert "Could not execute" not in said
+    assert "has not started" not in said
+    assert types("systemctl is-active docker meshbox") == "active\nactive\n"
+    (package,) = newcomer.debian.root.glob("root/meshbox/dist/*.deb")
+    assert types("meshbox --version") == version_of(package)
+    types(readme("meshbox check"))
 
-        def typed(line: str) -> str:
-            command = ("env", "--chdir=/root/meshbox", *env, "sh", "-c", f"exec 2>&1; {line}")
-            return inside(*command, input="y\n", timeout=280).stdout
+    newcomer.fills_docker()
+    types("meshbox deploy examples/app.py")
+    example_answers(computer)
+    computer.docker("restart", "--time=1", "client")
+    wait_until(lambda: "addresses" in computer.client("client", "resolve", "redis.flask"), "the client is in again")
+    example_answers(computer)
+    started = computer.inspect("client")["State"]["StartedAt"]
 
-        (first,) = re.findall(r"as root, with `(apt-get install [^`]*)` done", README)
-        typed(first)
-        untouched = debian.contents()
-        typed("make deb")
-        said = typed(readme("apt install"))
-        assert "docker.io" in said
-        assert "Could not execute" not in said
-        assert "has not started" not in said
-        assert inside("systemctl", "is-active", "docker", "meshbox").stdout == "active\nactive\n"
-        (package,) = (source / "dist").iterdir()
-        assert typed("meshbox --version") == version_of(package)
-        load(computer.docker, {name: IMAGES[name] for name in (IMAGE, *STAND_INS)})
-        typed(readme("meshbox check"))
-
-        client(computer)
-        inside("meshbox", "deploy", "/root/app.py")
-        example_answers(computer)
-        computer.docker("restart", "--time=1", "client")
-        wait_until(lambda: "addresses" in computer.client("client", "resolve", "redis.flask"), "the client is in again")
-        example_answers(computer)
-        started = computer.inspect("client")["State"]["StartedAt"]
-
-        inside("meshbox", "remove", "flask", "orange")
-        typed(readme("apt purge"))
-        assert computer.containers() == ["client"]
-        assert computer.inspect("client")["State"]["StartedAt"] == started
-        assert computer.docker("network", "ls", "--format={{.Name}}").split() == ["bridge", "host", "none"]
-        assert computer.exec_in("client", "nft", "list", "ruleset").stdout == ""
-        assert "meshbox" not in computer.exec("nft", "list", "ruleset").stdout
-
-        typed(readme("apt autoremove"))
-        (purge,) = re.findall(r"apt-get purge .*", typed("make clean"))
-        typed(purge)
-        left = debian.contents()
-    changed = {path for path in {*left, *untouched} if left.get(path) != untouched.get(path)}
-    kept = (OF_DEBIAN, OF_DOCKER, SYSTEMD_WORK)
-    assert "\n".join(path for path in sorted(changed) if not any(what.match(path) for what in kept)) == ""
-    assert not list((tmp_path / "var/lib/docker").iterdir())
+    types("meshbox remove flask orange")
+    types(readme("apt purge"))
+    assert computer.containers() == ["client"]
+    assert computer.inspect("client")["State"]["StartedAt"] == started
+    assert computer.docker("network", "ls", "--format={{.Name}}").split() == ["bridge", "host", "none"]
+    assert computer.exec_in("client", "nft", "list", "ruleset").stdout == ""
+    assert "meshbox" not in computer.exec("nft", "list", "ruleset").stdout
+    types(readme("apt autoremove"))
+    assert types("ls -A /var/lib/docker") == ""
+    shutil.rmtree(newcomer.debian.root / "etc/systemd/system/meshbox.service.d")
+    newcomer.purges(types("make clean"))
 
 
 def start(debian: Debian, machine: PrivilegedMachine, unpacked: Path) -> Program:
