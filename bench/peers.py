@@ -24,6 +24,7 @@ PROGRAMS = {
     "redis-server": "redis-server",
     "docker-proxy": "docker.io",
     "nft": "nftables",
+    "conntrack": "conntrack",
     "ip": "iproute2",
     "taskset": "util-linux",
 }

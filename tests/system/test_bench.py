@@ -48,7 +48,7 @@ BATCHES = {
     "requests": ("keepalive-*", "connections", "two-*"),
     "bulk": ("bulk-*",),
     "echo": ("echo", "udp-*"),
-    "services": ("redis-*", "idle*", "dns-*"),
+    "services": ("redis-*", "idle*", "conntrack", "dns-*"),
     "rules": ("ruleset", "control", "churn*"),
     "machines": ("appliance", "mesh"),  # and not scale, which takes many minutes
 }
