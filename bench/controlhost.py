@@ -166,7 +166,7 @@ class ControlHost:
         """Let a service appear, or vanish, that all may reach on whatever ports it has."""
         if self._extra is None:
             address = IPv4Address("10.91.9.9")
-            self._extra = _workload(9999, "c.extra", address, None, ())
+            self._extra = make_workload(9999, "c.extra", address, None, ())
         else:
             self._extra = None
 
@@ -186,9 +186,10 @@ class ControlHost:
         await bridge.answer(self.plane, LEFT)  # workers have heard of it
 
 
-def _workload(
+def make_workload(
     number: int, name: str, address: IPv4Address, netns: Netns | None, allowed: tuple[Allowance, ...]
 ) -> Workload:
+    """Return a running container that accepts connections."""
     return Workload(
         id=f"{number:064x}",
         docker_name=name,
@@ -213,7 +214,7 @@ def workloads(count: int, services: int) -> list[Workload]:
         if netns is None:
             raise SystemExit(f"{path} is no network namespace")
         address = first.get(number, IPv4Address("10.92.0.0") + number)
-        made.append(_workload(number, f"c.s{number % services}", address, Netns(id=netns, path=path), allowed))
+        made.append(make_workload(number, f"c.s{number % services}", address, Netns(id=netns, path=path), allowed))
     return made
 
 
