@@ -49,7 +49,10 @@ def _measure(lab: Lab, name: str, target: Target, *, streams: int, direction: st
     command += DIRECTIONS[direction]
     spliced = target.spliced() if target.spliced else 0
     with target.used() as cpu:
-        end = orjson.loads(lab.client(command))["end"]
+        told = orjson.loads(lab.client(command))
+    end = told["end"]
+    if "sum_received" not in end:
+        raise BenchError(f"{name}: iperf3 did not come to its end: {told.get('error', 'no reason given')}")
     sent = received = took = 0.0
     for suffix in ("", "_bidir_reverse") if direction == "both" else ("",):
         sent += end[f"sum_sent{suffix}"]["bytes"]

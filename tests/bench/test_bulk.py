@@ -59,6 +59,13 @@ def test_what_both_ends_counted_is_a_figure(lab: _Lab) -> None:
     assert _measure(lab, _target())["Gb/s"] == pytest.approx(1000 * MIB * 8 / 2 / 1e9)
 
 
+def test_a_run_that_broke_off_is_an_error(lab: _Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what iperf3 says of it, as its exit code does not."""
+    monkeypatch.setattr(lab, "client", lambda _: b'{"end": {}, "error": "control socket has closed unexpectedly"}')
+    with pytest.raises(BenchError, match="haproxy: iperf3 did not come to its end: control socket has closed"):
+        _measure(lab, _target())
+
+
 def test_more_missing_than_buffers_hold_is_an_error(lab: _Lab) -> None:
     """The server's count is the proof, not the client's."""
     lab.sent = lab.received + bulk._under_way(_target()) + 1
