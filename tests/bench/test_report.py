@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -189,3 +190,14 @@ def test_every_way_of_bulk_is_judged_beside_haproxy_and_beside_no_proxy() -> Non
         for work in works
         for against, word in (("haproxy", "met"), ("direct", "not measured"))
     }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["two-keepalive", "two-connections", "echo", "udp-echo", "ruleset", "control", "churn", "churn-worker"]
+    + ["appliance", "mesh", "scale"],
+)
+def test_a_work_that_is_pinned_otherwise_says_so(name: str) -> None:
+    """The report's head says that each contender is alone on one CPU, where a work does not say otherwise."""
+    (work,) = (work for work in WORKS if work.name == name)
+    assert re.search(r"CPU|pinned", work.note)
