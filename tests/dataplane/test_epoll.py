@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,6 +42,24 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     made = uvloop.new_event_loop()
     yield made
     made.close()
+
+
+@pytest.fixture(params=["few", "many"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let any set be taken for a small one, or for a large one."""
+    monkeypatch.setattr(epoll, "MANY", {"few": 10**9, "many": 0}[request.param])
+
+
+def nested() -> set[tuple[str, str]]:
+    """Return which epoll set of this process holds which other one (proc_pid_fdinfo(5)), by file descriptors."""
+    sets = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one by which the folder is read
+            if "eventpoll" in str(each.readlink()):
+                sets.add(each.name)
+    lines = ((name, line) for name in sets for line in Path("/proc/self/fdinfo", name).read_text().splitlines())
+    held = {(name, line.split()[1]) for name, line in lines if line.startswith("tfd:")}
+    return {(outer, inner) for outer, inner in held if inner in sets}
 
 
 def pair() -> tuple[socket.SocketType, socket.SocketType]:
@@ -140,6 +159,7 @@ def test_outside_a_batch_sockets_close_at_once(loop: asyncio.AbstractEventLoop) 
     polls.shut()
 
 
+@pytest.mark.usefixtures("size")
 def test_traffic_without_end_keeps_nobody_else_waiting(
     loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +201,7 @@ def test_traffic_without_end_keeps_nobody_else_waiting(
     polls.shut()
 
 
+@pytest.mark.usefixtures("size")
 def test_after_a_pause_events_are_noticed_as_before(loop: asyncio.AbstractEventLoop) -> None:
     """The set is left to the loop's own waiting once nothing comes, and comes back from there, again and again."""
     polls = EpollSet(loop)
@@ -191,6 +212,61 @@ def test_after_a_pause_events_are_noticed_as_before(loop: asyncio.AbstractEventL
         two.send(b"x")
         turn(loop)
         assert len(seen.events) == number + 1
+    polls.close(one)
+    polls.close(two)
+    polls.shut()
+
+
+def test_traffic_among_many_sockets_puts_no_set_into_another_one(loop: asyncio.AbstractEventLoop) -> None:
+    """The kernel would look at each of the sockets, and that again and again."""
+    polls = EpollSet(loop)
+    idle = [sock for _ in range(epoll.MANY // 2) for sock in pair()]
+    for sock in idle:
+        polls.add(sock.fileno(), Recorder())
+    one, two = pair()
+    held: list[set[tuple[str, str]]] = []
+    done = asyncio.Event()
+
+    def echo() -> None:
+        one.recv(9)
+        held.append(nested())
+        if len(held) < 5:
+            two.send(b"x")
+        else:
+            loop.call_soon(done.set)
+
+    polls.add(one.fileno(), Recorder(echo), epoll.IN)
+    turn(loop)
+    before = nested()
+    two.send(b"x")
+    loop.run_until_complete(asyncio.wait_for(done.wait(), 5))
+    assert held == [before] * 5
+    for sock in (*idle, one, two):
+        polls.close(sock)
+    polls.shut()
+
+
+@pytest.mark.usefixtures("size")
+def test_the_loop_has_its_turn_soon_when_traffic_ends(loop: asyncio.AbstractEventLoop) -> None:
+    """What a handler asks of the loop is done without another event, and then the set rests."""
+    polls = EpollSet(loop)
+    one, two = pair()
+
+    async def asked() -> None:
+        told = asyncio.Event()
+        seen = Recorder(lambda: one.recv(9) and echo())
+
+        def echo() -> None:
+            if len(seen.events) < 3:
+                two.send(b"x")
+            else:
+                loop.call_later(0.001, told.set)
+
+        polls.add(one.fileno(), seen, epoll.IN)
+        two.send(b"x")
+        await asyncio.wait_for(told.wait(), 5)
+
+    loop.run_until_complete(asked())
     polls.close(one)
     polls.close(two)
     polls.shut()
