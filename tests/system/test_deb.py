@@ -49,6 +49,8 @@ OF_DOCKER = re.compile(r"/(etc/(cni|docker)|var/lib/(containerd|docker))(/|$)")
 """What purging Docker leaves."""
 STANDARD = ("dbus-user-session", "gettext-base", "libnss-systemd", "libpam-systemd", "systemd-sysv", "xz-utils")
 """What computers with Debian have, and would keep if it came with Docker: their other packages recommend it."""
+HAD = "iproute2 nftables"
+"""What most computers have. Then dpkg configures meshbox before Docker, which has to wait for more."""
 LIMIT = 5
 """How often systemd starts a unit within its interval, where that does not say otherwise."""
 DROP_IN = "[Service]\nWatchdogSec=5\n# What the test's computer may not do:\nLimitNOFILE=20000\nOOMScoreAdjust=0\n"
@@ -553,6 +555,7 @@ def test_newcomer(newcomer: Newcomer) -> None:
     """
     computer, types = newcomer.computer, newcomer.types
     drop_in(newcomer.debian.root, "meshbox", DROP_IN)
+    types(f"apt-get install {HAD}")
     types("make deb")
     said = types(readme("apt install"))
     assert "docker.io" in said
@@ -578,6 +581,7 @@ def test_newcomer(newcomer: Newcomer) -> None:
     assert computer.docker("network", "ls", "--format={{.Name}}").split() == ["bridge", "host", "none"]
     assert computer.exec_in("client", "nft", "list", "ruleset").stdout == ""
     assert "meshbox" not in computer.exec("nft", "list", "ruleset").stdout
+    types(f"apt-get purge {HAD}")
     types(readme("apt autoremove"))
     assert types("ls -A /var/lib/docker") == ""
     shutil.rmtree(newcomer.debian.root / "etc/systemd/system/meshbox.service.d")
