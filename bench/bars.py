@@ -75,7 +75,7 @@ BARS = (
         Bar(work=f"bulk-{streams}-{way}", figure="Gb/s", limit=limit, at_least=True, against=against)
         for streams in (1, 8)
         for way in ("up", "down", "both")
-        for against, limit in (("haproxy", 1.15), ("direct", 0.75))
+        for against, limit in (("haproxy splice", 1.15), ("direct", 0.75))
     ),
     Bar(work="echo", figure="p50 µs", limit=1.15, at_least=False, against="haproxy", minus="direct"),
     Bar(work="udp-echo", figure="p50 µs", limit=1.1, at_least=False, against="nginx"),

@@ -40,8 +40,6 @@ class Service:
 
     port: int
     protocol: str = "tcp"
-    bulk: bool = False
-    """Whether it sends and gets so much that splicing pays."""
 
 
 @dataclass(slots=True)
@@ -140,21 +138,20 @@ def meshbox(lab: Lab, services: tuple[Service, ...], workers: int = 0) -> Iterat
 
 
 @contextmanager
-def haproxy(lab: Lab, services: tuple[Service, ...], threads: int = 1) -> Iterator[Target]:
+def haproxy(lab: Lab, services: tuple[Service, ...], threads: int = 1, *, splice: bool = False) -> Iterator[Target]:
     """Run HAProxy in TCP mode; on two CPUs with more than one thread.
 
-    Where much is sent, it is told to splice always, with large pipes, and that is proven by its own count: with
-    `splice-auto` alone 2.6 spliced not one byte of bulk here. Where little is sent at a time, it may go by itself.
+    With `splice` it splices always, with large pipes, and that is proven by its own count: with `splice-auto`, 2.6
+    spliced not one byte of bulk here.
     """
-    ports = _ports(20900 + 100 * threads, services)
-    name = f"haproxy{threads}"
+    ports = _ports(20900 + 100 * threads + 50 * splice, services)
+    name = f"haproxy{threads}{'-splice' * splice}"
     stats = f"{lab.folder}/{name}.sock"
-    bulk = any(service.bulk for service in services)
-    splice = "option splice-request\n option splice-response" if bulk else "option splice-auto"
+    option = "option splice-request\n option splice-response" if splice else "option splice-auto"
     lines = [
         f"global\n nbthread {threads}\n maxconn {MOST_CONNECTIONS}\n maxpipes 500\n stats socket {stats} level admin\n",
-        f" tune.pipesize {PIPE_BYTES}\n" * bulk,
-        f"defaults\n mode tcp\n {splice}\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n",
+        f" tune.pipesize {PIPE_BYTES}\n" * splice,
+        f"defaults\n mode tcp\n {option}\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n",
     ]
     lines += [
         f"listen l{port}\n bind 0.0.0.0:{port}\n server s {SERVER_IP}:{service.port}\n"
@@ -163,7 +160,7 @@ def haproxy(lab: Lab, services: tuple[Service, ...], threads: int = 1) -> Iterat
     command = ["haproxy", "-db", "-f", lab.file(f"{name}.cfg", "".join(lines))]
     cpu = lab.proxy_cpu if threads == 1 else lab.proxy_cpus
     with lab.process(name, PROXY, command, cpu=cpu, ready=_ready(ports, services)) as process:
-        spliced = partial(_haproxy_spliced, stats) if bulk else None
+        spliced = partial(_haproxy_spliced, stats) if splice else None
         yield Target(host=PROXY_IP, ports=ports, process=process, spliced=spliced)
 
 
@@ -219,9 +216,11 @@ CONTENDERS: dict[str, Callable[[Lab, tuple[Service, ...]], AbstractContextManage
     "docker-proxy": docker_proxy,
     "dnat": dnat,
     "meshbox workers=2": partial(meshbox, workers=2),
+    "haproxy splice": partial(haproxy, splice=True),
     "haproxy nbthread=2": partial(haproxy, threads=2),
 }
 TCP = ("direct", "meshbox", "haproxy", "nginx", "docker-proxy", "dnat")
+BULK = ("direct", "meshbox", "haproxy splice", "nginx", "docker-proxy", "dnat")
 TWO = ("meshbox workers=2", "haproxy nbthread=2")
 """Those that use two CPUs."""
 UDP = ("direct", "meshbox", "nginx", "docker-proxy", "dnat")

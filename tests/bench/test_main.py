@@ -60,7 +60,7 @@ def test_one_failed_work_is_an_error_and_costs_no_other_its_place_in_the_report(
     assert _main(here) == 1
     report = (here / "RESULTS.md").read_text()
     assert "Not measured: b delivered 3 of 5 bytes\n" in report
-    assert "| bulk-1-up | Gb/s | meshbox / haproxy | ≥ 1.15 | - | **not measured** |" in report
+    assert "| bulk-1-up | Gb/s | meshbox / haproxy splice | ≥ 1.15 | - | **not measured** |" in report
     assert "| meshbox | 1" in report
     assert _written(here)["failed"] == {"bulk-1-up": "b delivered 3 of 5 bytes"}
     said = capsys.readouterr()

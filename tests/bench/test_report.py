@@ -183,13 +183,15 @@ def test_what_may_never_be_is_judged_by_the_worst_round() -> None:
 def test_every_way_of_bulk_is_judged_beside_haproxy_and_beside_no_proxy() -> None:
     """One stream and eight, up, down and both at once."""
     works = [work for work in WORKS if work.name.startswith("bulk-")]
-    results = [Result(work=work, samples={"meshbox": [{"Gb/s": 3.0}], "haproxy": [{"Gb/s": 2.0}]}) for work in works]
+    results = [
+        Result(work=work, samples={"meshbox": [{"Gb/s": 3.0}], "haproxy splice": [{"Gb/s": 2.0}]}) for work in works
+    ]
     judged = {(v.bar.work, v.bar.against): v.word for v in verdicts(results)}
     assert len(works) == 6
     assert judged == {
         (work.name, against): word
         for work in works
-        for against, word in (("haproxy", "met"), ("direct", "not measured"))
+        for against, word in (("haproxy splice", "met"), ("direct", "not measured"))
     }
 
 
