@@ -116,7 +116,7 @@ def test_daemon_leaves_the_command_line_out() -> None:
 
 
 def test_every_test_file_has_its_source() -> None:
-    """tests/plan/test_diff.py tests appliance/plan/diff.py."""
+    """tests/plan/test_diff.py tests appliance/plan/diff.py, tests/bench/test_main.py bench/__main__.py."""
     here = Path(__file__)
     for path in sorted(here.parent.rglob("test_*.py")):
         place = path.relative_to(here.parent)
@@ -126,8 +126,8 @@ def test_every_test_file_has_its_source() -> None:
                 / place.parent
                 / place.name.removeprefix("test_")
             )
-            package = source.with_suffix("") / "__init__.py"
-            assert source.exists() or package.exists(), f"tests/{place} tests nothing: {source.relative_to(ROOT)}"
+            places = (source, source.with_suffix("") / "__init__.py", source.with_name(f"__{source.stem}__.py"))
+            assert any(map(Path.exists, places)), f"tests/{place} tests nothing: {source.relative_to(ROOT)}"
 
 
 def test_every_plan_has_its_tests() -> None:
