@@ -29,7 +29,7 @@ test: setup check  ## Checks and tests, one host and three in a mesh, on Docker 
 	wait $$unit; unit=$$?; cat build/unit-tests.log; \
 	echo "make test: exit codes of pytest are $$system with Docker, $$unit without"; test $$system$$unit = 00
 
-test-more: setup  ## The tests that take long: image, package, gateway, make demo-cluster, a machine cut off, a Consul that hangs or denies.
+test-more: setup  ## The tests that take long: image, package, gateway, make demo-cluster, all benchmarks in brief, a machine cut off, a Consul that hangs or denies.
 	@$(PYTHON_BIN)/pytest $(SEPARATE:%=tests/system/%) $(ARGS)
 
 unit: setup  ## Only the tests that need neither root nor Docker.
