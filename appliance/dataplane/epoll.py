@@ -76,9 +76,10 @@ class EpollSet:
         """uvloop's own."""
         self._timer = Timerfd()
         self._both = select.epoll()
-        """uvloop's and ours, and the timer."""
-        for fd in (self._uv_epoll.fileno(), self._epoll.fileno(), self._timer.fd):
-            self._both.register(fd, IN)
+        """uvloop's, the timer, and ours once it has been large: in another set each of its events costs more."""
+        self._both.register(self._uv_epoll, IN)
+        self._both.register(self._timer.fd, IN)
+        self._was_large = False
         self._closing: list[SocketType] = []
         self._running = False
         self._leaving = False
@@ -159,6 +160,9 @@ class EpollSet:
             self._uv_epoll.register(self._epoll, IN)
 
     def _wait_with_many(self) -> None:
+        if not self._was_large:
+            self._both.register(self._epoll, IN)
+            self._was_large = True
         only_traffic = [(self._epoll.fileno(), IN)]
         poll = self._both.poll
         self._uv_epoll.modify(self._epoll, 0)
