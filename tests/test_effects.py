@@ -10,7 +10,10 @@ from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import HostEffects
 from appliance.errors import RetryError
 from appliance.model.facts import Netns
+from appliance.model.names import Destination
 from appliance.render.ruleset import REMOVE
+
+WEB, OTHER = map(Destination.parse, ("web.web:80", "other.web:80"))
 
 
 class RefusingNft:
@@ -63,3 +66,25 @@ def test_table_of_another_namespace_at_that_path_is_left_alone(netns):
     gone = Netns(id=namespaces.NetnsId(device=netns.id.device, inode=netns.id.inode + 1), path=netns.path)
     drop(gone, nft)
     assert nft.pushed == []
+
+
+class Plane:
+    """Has connections until they are ended, to what is still accepted and what is not."""
+
+    def __init__(self):
+        self.accepts, self.carries = {WEB}, {WEB, OTHER}
+
+    def close_listener(self, destination):
+        self.accepts.remove(destination)
+
+    def end_pairs(self, destination):
+        assert destination not in self.accepts, "more may come"
+        self.carries.remove(destination)
+
+
+def test_a_listener_that_closes_ends_its_connections():
+    """Nobody may reach it any more, so nobody goes on with what was allowed; others' connections stay."""
+    plane = Plane()
+    watch = RulesetWatch(on_drift=lambda _: None)
+    HostEffects(plane=plane, nft=None, host_nft=None, watch=watch, registry=None).close_listener(WEB)
+    assert (plane.accepts, plane.carries) == (set(), {OTHER})
