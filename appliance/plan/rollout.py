@@ -186,10 +186,10 @@ def _surplus(
 
     A claim counts against the same revision only: a new one must not take the place of what serves before it is ready.
     """
-    wanted = {c.name: revision(c) for c in service.containers}
     actions: list[Action] = []
     for key, workloads in managed.items():
-        if service.container(key.container) is None:
+        container = service.container(key.container)
+        if container is None:
             actions += _retire(key, workloads, "the service has no such container any more")
         elif key.replica >= service.count:
             actions += _retire(key, workloads, f"the service has only {service.count} replicas now")
@@ -198,7 +198,7 @@ def _surplus(
             if _serves(s, service, owner, placed.count(owner)):
                 gone = workloads
             elif any(m.node == owner and str(key) in m.claims for m in s.machines):
-                gone = [w for w in workloads if w.revision == wanted[key.container]]
+                gone = [w for w in workloads if w.revision == revision(container)]
             else:
                 continue
             actions += _retire(key, gone, f"machine {owner} runs it now", drain=MOVED_DRAIN, grace=MOVED_GRACE)
