@@ -50,6 +50,12 @@ MESSAGE = IN | OUT
 MESSAGES, BULK, STUCK, ENDED = range(4)
 """Modes of a direction: recv and send; splice; waiting until the peer is writable; no more to come, and passed on."""
 LINGER_RESET = struct.pack("ii", 1, 0)
+UNSENT = 1 << 15
+"""Bytes of bulk that may wait in the kernel for earlier ones to be acknowledged (TCP_NOTSENT_LOWAT in linux/tcp.h).
+
+What waits there is sent by the CPU to which the acknowledgement comes, while this one goes on sending: over veth the
+two overtake each other, and the receiver asks for what it takes for lost. So it waits in the pipe instead.
+"""
 
 
 def reset_on_close(sock: SocketType) -> None:
@@ -139,6 +145,7 @@ class End:
             return
         if size == SIZE:
             os.set_blocking(self.pair.client.fd, False)  # splice has no MSG_DONTWAIT; the backend's is set already
+            self.peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
             self.mode = BULK
             if not self._splice():
                 return

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import gc
 import hashlib
 import socket
+import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LARGE = 8 << 20
+SIOCOUTQNSD = 0x894B
+"""From linux/sockios.h: bytes written to a socket and not sent yet."""
 
 
 @pytest.fixture
@@ -216,6 +220,21 @@ def test_a_slow_reader_stops_the_sender(world: World) -> None:
     server.close()
     eventually(world.idle)
     assert world.shared.pipes.lent == 0
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_bulk_does_not_wait_in_the_kernel(world: World, side: str) -> None:
+    """What a reader does not take yet is not queued up before it: else it is sent from two CPUs, out of order."""
+    client, server = world.pair()
+    one = client if side == "client" else server
+    fill(one)
+    (pair,) = world.listeners[0].pairs
+    to = pair.backend if side == "client" else pair.client
+
+    def unsent() -> int:
+        return struct.unpack("i", fcntl.ioctl(to.sock, SIOCOUTQNSD, bytes(4)))[0]
+
+    assert 0 < world.call(unsent) < 1 << 19
 
 
 def test_a_reader_that_stops_between_messages_gets_all_of_them(world: World) -> None:
