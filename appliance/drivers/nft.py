@@ -282,6 +282,7 @@ def samples() -> tuple[tuple[str, str], ...]:
         workloads=some,
         published=frozenset({(a("192.0.2.2"), Protocol.TCP, 80)}),
         peers=some,
+        machines=some,
         dns_addresses=some,
         subnets=frozenset({n("192.0.2.0/24")}),
         listening=frozenset({(Protocol.TCP, 20001)}),

@@ -119,6 +119,9 @@ class HostRuleset:
     published: frozenset[tuple[IPv4Address, Protocol, int]] = frozenset()
     """Workloads' own ports that Docker publishes: whether other containers reach them there is up to Docker."""
     peers: frozenset[IPv4Address] = frozenset()
+    """Other machines that may call."""
+    machines: frozenset[IPv4Address] = frozenset()
+    """All other machines: containers here may not go around their proxies."""
     dns_addresses: frozenset[IPv4Address] = frozenset()
     subnets: frozenset[IPv4Network] = frozenset()
     """Subnets of every Docker network here: an asker in one of them may wait for its view (Zone.subnets)."""

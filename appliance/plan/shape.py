@@ -155,6 +155,7 @@ class Shaper:
                 workloads=frozenset(a for g in inside for a in g.addresses) | s.settings.visitors.guests,
                 published=frozenset((a, *port) for g in inside for a in g.addresses for port in g.published),
                 peers=peers,
+                machines=peers,
                 dns_addresses=dns_addresses,
                 subnets=subnets,
                 listening=self._listening(allocations, closed),

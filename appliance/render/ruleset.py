@@ -119,6 +119,7 @@ def _host_sets(r: HostRuleset) -> _Sets:
         "workloads": _addresses(r.workloads),
         "published": frozenset(f"{a} . {protocol.value} . {int(port)}" for a, protocol, port in r.published),
         "peers": _addresses(r.peers),
+        "machines": _addresses(r.machines),
         "dns_addresses": _addresses(r.dns_addresses),
         "subnets": _networks(r.subnets),
         "listening": frozenset(f"{protocol.value} . {int(port)}" for protocol, port in r.listening),

@@ -174,7 +174,7 @@ def test_peers():
         host_addresses=frozenset({IPv4Address("10.0.0.9")}),
         specs=[spec("far")],
     )
-    assert found.host_ruleset.peers == {IPv4Address("10.0.0.2")}
+    assert found.host_ruleset.peers == found.host_ruleset.machines == {IPv4Address("10.0.0.2")}
     assert found.host_ruleset.workloads == {address(2), address(3)}
     assert found.sockets[dest("apple.orange:80")].peers == {IPv4Address("10.0.0.2")}
     reaching = container(4, "a.b", to=("far.far",))

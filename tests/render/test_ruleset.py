@@ -68,6 +68,7 @@ HOST_FULL = HostRuleset(
     workloads=frozenset({IPv4Address("172.18.0.2"), IPv4Address("172.18.0.3")}),
     published=frozenset({(IPv4Address("172.18.0.3"), Protocol.TCP, 80)}),
     peers=frozenset({IPv4Address("192.0.2.11")}),
+    machines=frozenset({IPv4Address("192.0.2.11"), IPv4Address("192.0.2.12")}),
     dns_addresses=frozenset({IPv4Address("172.18.0.1")}),
     subnets=frozenset({IPv4Network("172.18.0.0/16")}),
     listening=frozenset({(Protocol.TCP, 20001), (Protocol.UDP, 20002)}),

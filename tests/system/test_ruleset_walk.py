@@ -201,6 +201,20 @@ def test_machines_of_the_mesh_reach_the_proxy_but_not_the_mesh_dns(world):
         world.nft("host", render_host(GUARD))
 
 
+def test_containers_do_not_go_around_the_proxy_of_another_machine(world):
+    """They would arrive there in this host's name; that the other machine may not call here makes no difference."""
+    ports = replace(GUARD, proxy_ports=(80, 80))
+    try:
+        for peers in (frozenset({IPv4Address(OUTSIDE)}), frozenset()):
+            world.nft("host", render_host(replace(ports, peers=peers, machines=frozenset({IPv4Address(OUTSIDE)}))))
+            assert world.probe("neighbour", "tcp", OUTSIDE, 80) == REFUSED
+            assert world.probe("neighbour", "udp", OUTSIDE, 80) == REFUSED
+        world.nft("host", render_host(ports))
+        assert world.probe("neighbour", "tcp", OUTSIDE, 80) == "the outside"
+    finally:
+        world.nft("host", render_host(GUARD))
+
+
 def test_connection_of_another_program_outlives_that_its_port_is_taken_for_the_proxys(world):
     """The proxy finds out that a port is taken when it binds; what the other program serves must not be cut by that."""
     server = world.server("another program")
