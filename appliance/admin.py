@@ -353,7 +353,7 @@ class _Api:
         for service in wanted:
             if s.specs.get(service.name) != service:
                 check_constraint(service, s.settings, s.machines)
-        if words := misfit(s.allocations, wanted, s.settings, s.now):
+        if words := misfit(s.allocations, wanted, s.settings, s.now, s.unusable_ports):
             raise HostError(f"this does not fit, and nothing was changed: {words}")
         return {"changes": [asdict(change) for change in changes(s.specs, wanted)], "warnings": list(warnings)}
 

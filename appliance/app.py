@@ -256,6 +256,7 @@ class Appliance:
             networks=self.inventory.networks,
             host_addresses=self._host_addresses,
             allocations=known.allocations,
+            unusable_ports=known.own_ports,
             machines=known.machines,
             endpoints=known.endpoints,
             going=self.deployer.going,

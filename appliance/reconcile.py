@@ -168,7 +168,8 @@ class Reconciler:
         self._bell = trio.Event()
         self._urgent = False
         self.passes += 1
-        facts = self.facts = replace(self._snapshot(), unusable_ports=self.unusable_ports)
+        facts = self._snapshot()
+        facts = self.facts = replace(facts, unusable_ports=facts.unusable_ports | self.unusable_ports)
         here = {w.netns.id: w.netns for w in facts.workloads if w.netns is not None}
         self._namespaces.update(here)
         self._standing &= here.keys()

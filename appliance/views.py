@@ -169,6 +169,7 @@ def peers(s: Snapshot, known: RegistryFacts, registry: str, own: Iterable[Destin
                 "meta": dict(m.meta),
                 "self": m.node == s.settings.node,
                 "healthy": m.healthy,
+                "answers": m.answers,
                 "destinations": sorted(
                     map(str, own)
                     if m.node == s.settings.node

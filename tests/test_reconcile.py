@@ -137,6 +137,19 @@ def test_creates_in_the_order_in_which_things_begin_to_work() -> None:
     assert calls.index("keep") < calls.index("open") < calls.index("push") < calls.index("zone")
 
 
+def test_port_that_this_appliance_has_itself_is_left_alone() -> None:
+    """One that the facts say is in use is not tried, and those that turn out to be are left as well."""
+    host = Host(SERVER)
+    host.run()
+    ((destination, port),) = host.reconciler.have.allocations.ports.items()
+    host = Host(SERVER)
+    host.facts = replace(host.facts, unusable_ports=frozenset({port}))
+    host.reconciler.unusable_ports = frozenset({port + 1})
+    host.run()
+    assert host.planned[0].unusable_ports == {port, port + 1}
+    assert host.reconciler.have.allocations.ports[destination] not in {port, port + 1}
+
+
 def test_next_pass_comes_when_it_is_due() -> None:
     """What follows from time alone is looked at when its time has come, not at the next full pass."""
     host = Host()

@@ -81,6 +81,7 @@ def test_peers():
     own = [Destination.parse("pg.db:5432")]
     row = views.peers(s, RegistryFacts(held_since=5.0, held_why="no leader"), "consul", own)
     assert (row["registry"], row["held_since"], row["held_why"]) == ("consul", 5.0, "no leader")
+    assert [m["answers"] for m in row["machines"]] == [True, True]
     assert [(m["node"], m["self"], m["healthy"], m["destinations"], m["meta"]) for m in row["machines"]] == [
         ("here", True, True, ["pg.db:5432/tcp"], {}),
         ("there", False, False, ["web.shop:80/tcp"], {"zone": "a"}),

@@ -119,7 +119,7 @@ def peers(row: dict[str, Any]) -> None:
             ("MACHINE", "ADDRESS", "DESTINATIONS", "META"),
             (
                 (
-                    m["node"] + (" (this one)" if m["self"] else "" if m["healthy"] else " (unhealthy)"),
+                    m["node"] + _standing(m),
                     m["address"],
                     len(m["destinations"]),
                     " ".join(f"{key}={value}" for key, value in m["meta"].items()),
@@ -128,6 +128,15 @@ def peers(row: dict[str, Any]) -> None:
             ),
             "",
         )
+
+
+def _standing(machine: dict[str, Any]) -> str:
+    """Say which machine this one is, and of one that is not healthy whether it may call."""
+    if machine["self"]:
+        return " (this one)"
+    if machine["healthy"]:
+        return ""
+    return " (unhealthy, answers itself)" if machine["answers"] else " (unhealthy, does not answer)"
 
 
 def _freshness(row: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@
     consulapi        the calls that are made  consulannounce  this machine's registrations and heartbeat
     consulcodec      what stands in Consul    consulevidence  removed, or only missing?
     consulfile       the copy on disk         consulspecs     deployed specs and tombstones
-    consuldeparted   machines that vanished
+    consuldeparted   machines that vanished   consulliveness  who is not healthy, but alive
 
 Facts come from disk first, then from Consul. A list shrinks only on evidence, and a failed read changes nothing.
 """
@@ -27,6 +27,7 @@ from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.consulcodec import MESHBOX, StoredSpec, check_meta, one_per_node, parse_endpoints, parse_machines
 from appliance.drivers.consuldeparted import Departed
 from appliance.drivers.consulevidence import AWAY, EPOCH, GRACE, LOOK, Evidence
+from appliance.drivers.consulliveness import Liveness
 from appliance.drivers.consulrejoin import rejoin
 from appliance.drivers.consulspecs import FOLDER, Specs
 from appliance.drivers.consulwatch import START, Held, Interests, Queries
@@ -73,6 +74,7 @@ class ConsulRegistry:
         address: IPv4Address | None = None,
         gateway: bool = False,
         host: str = "",
+        proxy_ports: tuple[int, int],
         state_dir: Path,
         bell: Callable[[], None],
         clock: Callable[[], float] = time.time,
@@ -81,7 +83,8 @@ class ConsulRegistry:
         """Touch nothing yet. Raises HostError when a file of the settings cannot be used, or `meta` is too long.
 
         `address` is where other machines reach this one; without it, the address of the Consul agent. `host` tells
-        this host from one whose appliance has the same node name, and is found out where it is not given.
+        this host from one whose appliance has the same node name, and is found out where it is not given. One of
+        `proxy_ports` is taken, where this machine says that it is alive.
         """
         check_meta(meta)
         self._node = node
@@ -108,6 +111,8 @@ class ConsulRegistry:
         )
         self._machines: dict[str, Machine] = {}
         self._departed = Departed(self._publish)
+        self._liveness = Liveness(node, held=lambda: self._held.since is not None, changed=self._publish)
+        self._proxy_ports = proxy_ports
         self._endpoints: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
         self._answered: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
         """What Consul itself said last; differs from `_endpoints` while something is held."""
@@ -143,6 +148,7 @@ class ConsulRegistry:
                 nursery.start_soon(rejoin, self._api, self._held)
                 nursery.start_soon(self._get_over_losses)
                 nursery.start_soon(self._departed.forget)
+                nursery.start_soon(self._liveness.run)
                 nursery.start_soon(self._save_now_and_then)
                 nursery.start_soon(self._note_first_answers)
                 nursery.start_soon(self._confirm)
@@ -360,12 +366,14 @@ class ConsulRegistry:
         """Make facts of what is known; ring the bell if they differ in what plans depend on."""
         before = self._facts
         known = self._specs.known.items()
+        machines = (*self._machines.values(), *self._departed.machines)
         problems = tuple(text for _, texts in sorted(self._complaints.items()) for text in texts)
         self._facts = RegistryFacts(
             specs={name: stored.service for name, stored in known if stored.service is not None},
             tombstones={name: stored.changed for name, stored in known if stored.service is None},
             allocations=self._store.allocations,
-            machines=tuple(sorted((*self._machines.values(), *self._departed.machines), key=lambda m: m.node)),
+            own_ports=self._liveness.ports,
+            machines=self._liveness.judge(sorted(machines, key=lambda m: m.node)),
             endpoints=tuple(
                 endpoint
                 for _, found in sorted(self._endpoints.items())
@@ -395,6 +403,8 @@ class ConsulRegistry:
             known = consulfile.Known()
         self._evidence.epoch = known.epoch
         self._machines = {m.node: m for m in known.machines}
+        taken = frozenset(self._store.allocations.ports.values())
+        self._announcer.presence_port = self._liveness.open(self._proxy_ports, taken, self._machines.get(self._node))
         for e in known.endpoints:
             self._endpoints.setdefault(e.destination.name.service, {})[e.node, e.destination] = e
         for name, service in self._store.specs.items():

@@ -88,6 +88,8 @@ class Announcer:
         self._changed = changed
         self._host = host
         self._gateway = gateway
+        self.presence_port: int | None = None
+        """To be set before `run`."""
         self.machine: Machine | None = None
         """This machine, once its address is known."""
         self.announced = trio.Event()
@@ -198,7 +200,12 @@ class Announcer:
         if self.machine is None:
             address = self._address or _ipv4(await self._api.address())
             self.machine = Machine(
-                node=self._node, address=address, meta=self._meta, gateway=self._gateway, claims=self._claims
+                node=self._node,
+                address=address,
+                meta=self._meta,
+                gateway=self._gateway,
+                presence_port=self.presence_port,
+                claims=self._claims,
             )
         if not self._registered:
             await self._give_way()

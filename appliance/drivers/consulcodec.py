@@ -1,6 +1,6 @@
 """What stands in Consul, and what it means: registrations, health, specs. Values only; nothing travels here.
 
-service `meshbox`, id `meshbox:<node>`                  a machine: address, its TTL check, what constraints may ask
+service `meshbox`, id `meshbox:<node>`                  a machine: address, presence port, its TTL check, its meta
 service `<service>`, id `meshbox:<node>:<destination>`  a destination that it serves: tag = container, an alias check
 key `<prefix>/specs/<service>`                          a deployed spec, or a tombstone in its place
 key `<prefix>/epoch`                                    random; a Consul that has lost its data has lost this too
@@ -62,6 +62,7 @@ def machine_service(machine: Machine, host: str = "") -> dict[str, Any]:
         "name": MESHBOX,
         "service_id": machine_id(machine.node),
         "address": str(machine.address),
+        **({} if machine.presence_port is None else {"port": machine.presence_port}),
         "meta": {"node": machine.node, "constraints": _constraints(machine.meta), "host": host}
         | ({"gateway": "yes"} if machine.gateway else {})
         | _claims(machine.claims),
@@ -171,6 +172,7 @@ def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMach
                 address=_address(entry),
                 meta=tuple(sorted((str(key), str(value)) for key, value in meta.items())),
                 gateway="gateway" in service["Meta"],
+                presence_port=parse_presence_port(service.get("Port") or None),
                 healthy=is_healthy(entry),
                 claims=frozenset(
                     claim
@@ -184,6 +186,13 @@ def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMach
         else:
             found.append(SeenMachine(machine=machine, host=entry["Node"]["Node"], silent=is_silent(entry)))
     return tuple(found), tuple(complaints)
+
+
+def parse_presence_port(port: object) -> int | None:
+    """Return the number of a port; a machine of a former version has None. Raises ValueError when it is none."""
+    if port is None or (isinstance(port, int) and 0 < port < 65536):
+        return port
+    raise ValueError(f"{port!r} is no port")
 
 
 def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[str]]:

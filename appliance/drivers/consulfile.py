@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from appliance.drivers.consulcodec import parse_presence_port
 from appliance.errors import MeshboxError
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination
@@ -47,7 +48,9 @@ def dump(known: Known) -> bytes:
                     "address": str(m.address),
                     "meta": dict(m.meta),
                     "gateway": m.gateway,
+                    "presence_port": m.presence_port,
                     "healthy": m.healthy,
+                    "answers": m.answers,
                 }
                 for m in known.machines
             ],
@@ -82,7 +85,9 @@ def load(content: bytes) -> Known:
                     address=IPv4Address(m["address"]),
                     meta=tuple(sorted(m["meta"].items())),
                     gateway=bool(m.get("gateway", False)),
+                    presence_port=parse_presence_port(m.get("presence_port")),
                     healthy=bool(m.get("healthy", True)),
+                    answers=bool(m.get("answers", True)),
                 )
                 for m in raw["machines"]
             ),

@@ -23,6 +23,8 @@ class RegistryFacts:
     """Removed services and when (seconds since the epoch)."""
     allocations: Allocations = field(default_factory=Allocations)
     """This machine's own; never shared."""
+    own_ports: frozenset[int] = frozenset()
+    """Proxy ports that the registry itself has on this host."""
     machines: tuple[Machine, ...] = ()
     """Empty: this machine alone."""
     endpoints: tuple[Endpoint, ...] = ()

@@ -111,8 +111,12 @@ class Machine:
     meta: tuple[tuple[str, str], ...] = ()
     gateway: bool = False
     """It runs no containers: nothing is placed there."""
+    presence_port: int | None = None
+    """TCP port where it says itself that it is alive; None: nowhere."""
     healthy: bool = True
-    """False: nothing is placed there and nothing of it is used, but it may call."""
+    """False: nothing is placed there and nothing of it is used, but it may call while it answers."""
+    answers: bool = True
+    """Of one that is not healthy: whether it says itself that it is alive, or was not asked yet."""
     claims: frozenset[str] = frozenset()
     """Replicas' containers (`ReplicaKey` in words) that no other machine may run any more, ready or not."""
 
@@ -174,7 +178,7 @@ class Snapshot:
     host_addresses: frozenset[IPv4Address] = frozenset()
     allocations: Allocations = field(default_factory=Allocations)
     unusable_ports: frozenset[int] = frozenset()
-    """Proxy ports that something else on this host holds."""
+    """Proxy ports that something on this host holds which is not a listener of the proxy."""
     machines: tuple[Machine, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     going: frozenset[str] = frozenset()

@@ -74,7 +74,7 @@ def shortage(
     short = len(found.ports) < len(destinations)
     if short and (without := sorted(d for d in destinations - found.ports.keys() if d.name in found.vips)):
         first, last = settings.proxy_ports
-        held = f" ({len(unusable_ports)} held by other programs)" if unusable_ports else ""
+        held = f" ({len(unusable_ports)} of them in use)" if unusable_ports else ""
         words.append(
             f"proxy_ports {first}-{last} has {last - first + 1} ports{held} for {len(destinations)} destinations, none"
             f" is left for {_first(without)}: widen proxy_ports"
@@ -82,7 +82,13 @@ def shortage(
     return "; ".join(words)
 
 
-def misfit(kept: Allocations, services: Iterable[Service], settings: Settings, now: float) -> str:
+def misfit(
+    kept: Allocations,
+    services: Iterable[Service],
+    settings: Settings,
+    now: float,
+    unusable_ports: frozenset[int] = frozenset(),
+) -> str:
     """Say what these services would have to go without on a host with these allocations; empty when they fit.
 
     Counts as if all of them were served here, instead of what is deployed under their names.
@@ -96,7 +102,8 @@ def misfit(kept: Allocations, services: Iterable[Service], settings: Settings, n
     names = {name for name in kept.vips if name.service not in replaced} | offered.keys()
     destinations = {d for d in kept.ports if d.name.service not in replaced}
     destinations |= {Destination(name=n, port=port, protocol=p) for n, ports in offered.items() for port, p in ports}
-    return shortage(allocate(kept, names, destinations, settings, now), names, destinations, settings)
+    found = allocate(kept, names, destinations, settings, now, unusable_ports)
+    return shortage(found, names, destinations, settings, unusable_ports)
 
 
 def _first(lacking: Sequence[Name] | Sequence[Destination]) -> str:

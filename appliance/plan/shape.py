@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv6Network
 
-    from appliance.model.facts import Allocations, Snapshot
+    from appliance.model.facts import Allocations, Machine, Snapshot
     from appliance.model.names import Destination, Name, Protocol
     from appliance.model.network import NetnsId
     from appliance.plan.members import Group, Member
@@ -68,7 +68,7 @@ class Shaper:
         self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]
     ) -> Generator[None, None, Shape]:
         """Return the shape for these members; `remote` is what other machines serve."""
-        machines = [(m.node, m.address) for m in s.machines]
+        machines = [(m.node, m.address, _may_call(m)) for m in s.machines]
         facts = (s.settings, dict(s.specs), s.networks, s.host_addresses, machines, s.unusable_ports, remote)
         inputs = (*facts, [m.shape for m in members])
         last = self._shape
@@ -121,9 +121,8 @@ class Shaper:
         if s.settings.docker_network in networks:
             gateways.update(a for a in networks[s.settings.docker_network].gateways if isinstance(a, IPv4Address))
         dns_addresses = frozenset(gateways) | (s.settings.visitors.dns_listen if visiting else frozenset())
-        peers = frozenset(
-            m.address for m in s.machines if m.node != s.settings.node and m.address not in s.host_addresses
-        )
+        others = [m for m in s.machines if m.node != s.settings.node and m.address not in s.host_addresses]
+        peers = frozenset(m.address for m in others if _may_call(m))
         for party in visiting:
             for d in party.reach.destinations & allocations.ports.keys():
                 callers.setdefault(allocations.ports[d], []).append(party.addresses)
@@ -155,7 +154,7 @@ class Shaper:
                 workloads=frozenset(a for g in inside for a in g.addresses) | s.settings.visitors.guests,
                 published=frozenset((a, *port) for g in inside for a in g.addresses for port in g.published),
                 peers=peers,
-                machines=peers,
+                machines=frozenset(m.address for m in others),
                 dns_addresses=dns_addresses,
                 subnets=subnets,
                 listening=self._listening(allocations, closed),
@@ -250,6 +249,11 @@ class Shaper:
         come = (reachable.destinations - known.destinations) | (moved & reachable.destinations)
         kept = routes - _known(self._former_routes, gone)
         return reachable, kept | _known(self._routes, come)
+
+
+def _may_call(machine: Machine) -> bool:
+    """Whether its host is let in: it is in use, or it has only lost its Consul and says so itself."""
+    return machine.healthy or machine.answers
 
 
 def _known(routes: Mapping[Destination, Route], destinations: Iterable[Destination]) -> frozenset[Route]:

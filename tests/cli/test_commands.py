@@ -266,8 +266,10 @@ def test_peers_say_since_when_and_why(capsys):
     """While Consul cannot be heard, people see since when facts are held, and why."""
     row = {"registry": "consul", "held_since": 0.0, "held_why": "no [leader]", "open_queries": 3, "problems": []}
     dead = {"node": "m2", "address": "10.0.0.2", "meta": {}, "self": False, "healthy": False, "destinations": []}
-    tables.peers({**row, "machines": [dead]})
+    lost, gone = {**dead, "answers": True}, {**dead, "node": "m3", "answers": False}
+    tables.peers({**row, "machines": [lost, gone]})
     out = capsys.readouterr().out
     assert "held as last known since 19" in out
     assert "no [leader]; 3 open queries" in out
-    assert "m2 (unhealthy)" in out
+    assert "m2 (unhealthy, answers itself)" in out
+    assert "m3 (unhealthy, does not answer)" in out

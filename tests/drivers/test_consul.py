@@ -15,6 +15,7 @@ import trio
 from dnslib import DNSRecord
 
 from appliance.config import Consul as ConsulSettings
+from appliance.drivers import consulliveness
 from appliance.drivers.consul import ConsulRegistry
 from appliance.drivers.consulannounce import SETTLE, Announcer
 from appliance.drivers.consulapi import ConsulApi
@@ -64,6 +65,7 @@ class Machines:
             replace(self.settings, address=address or self.settings.address),
             node=node,
             address=None if at == "agent" else IPv4Address(at or f"10.0.0.{number}"),
+            proxy_ports=(20000, 29999),
             state_dir=self.folder / node,
             bell=lambda: self.rings.update([node]),
             **fields,
@@ -241,6 +243,59 @@ def test_a_machine_that_dies(machines, consul_agent):
             assert [m.node for m in one.facts.machines if not m.healthy] == ["m2"]
             async with machines.machine("m3", at="10.0.0.2"):
                 await until(lambda: [m.node for m in one.facts.machines] == ["m1", "m3"])
+
+    trio.run(main)
+
+
+def test_a_machine_that_is_not_heard_of_is_asked_itself(machines, consul_agent, monkeypatch):
+    """It may call while it says that it is alive, registered or not; once it is dead it may not, also after a restart.
+
+    While Consul is away nobody loses anything.
+    """
+    monkeypatch.setattr(consulliveness, "PERIOD", 0.05)
+
+    def standing(registry):
+        """What is known of the second machine."""
+        return next((m.healthy, m.answers) for m in registry.facts.machines if m.node == "m2")
+
+    def asked(registry):
+        """Count the questions, since an answer changes nothing."""
+        knows, count = registry._liveness._presence._knows, []
+        registry._liveness._presence._knows = lambda address: count.append(address) or knows(address)
+        return count
+
+    async def main():
+        at = {"at": "127.0.0.5"}
+        async with machines.machine("m1", **at) as one:
+            async with machines.machine("m2", at="127.0.0.2") as two:
+                (port,) = two.facts.own_ports
+                questions = asked(two)
+                await until(lambda: nodes(one) == nodes(two) == ["m1", "m2"])
+                assert {m.node: m.presence_port for m in one.facts.machines}["m2"] == port
+                two._announcer._beat = two._announcer._compare = trio.lowlevel.checkpoint
+                assert questions == []
+                consul_agent.request("PUT", "/v1/agent/check/fail/meshbox:m2")
+                await until(lambda: len(questions) > 5)
+                assert set(questions) == {IPv4Address("127.0.0.5")}
+                assert standing(one) == (False, True)
+                consul_agent.request("PUT", "/v1/agent/service/deregister/meshbox:m2")
+                await until(lambda: not consul_agent.get("/v1/health/service/meshbox")[1:])
+                questions.clear()
+                await until(lambda: len(questions) > 5)
+                assert standing(one) == (False, True)
+                await trio.to_thread.run_sync(consul_agent.stop)
+                await until(lambda: one.facts.held_since is not None)
+            await trio.sleep(QUIET)
+            assert standing(one) == (False, True)
+            await trio.to_thread.run_sync(consul_agent.start)
+            await until(lambda: standing(one) == (False, False))
+        async with machines.machine("m1", **at) as one:
+            assert standing(one) == (False, False)
+        async with machines.machine("m2", at="127.0.0.2") as two:
+            assert two.facts.own_ports == {port}, "who cannot hear of another one asks there"
+            async with machines.machine("m1", **at) as one:
+                await until(lambda: nodes(one) == ["m1", "m2"])
+                assert standing(one) == (True, True)
 
     trio.run(main)
 

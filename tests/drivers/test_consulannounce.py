@@ -162,6 +162,23 @@ def test_claims_are_announced_with_the_machine():
     run(script)
 
 
+def test_presence_port_is_announced_with_the_machine():
+    """And an agent that has another one is told again."""
+
+    async def main():
+        world = World()
+        world.announcer.presence_port = 29999
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.announcer.run)
+            assert world.agent.services[OWN]["port"] == 29999
+            world.agent.services[OWN]["port"] = 29998
+            await trio.sleep(COMPARE + SETTLE)
+            assert world.agent.services[OWN]["port"] == 29999
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def test_claims_before_the_first_registration():
     """What is claimed while Consul is away is announced with the first registration that it takes."""
 

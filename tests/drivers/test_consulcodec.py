@@ -64,6 +64,18 @@ def test_gateway_back_and_forth():
     assert "gateway" not in codec.machine_service(M1)["meta"]
 
 
+def test_presence_port_back_and_forth():
+    """Where a machine says that it is alive is told; that one of a former version has none is no fault."""
+    open_one = replace(M1, presence_port=29999)
+    arguments = codec.machine_service(open_one)
+    ((seen,), _) = codec.parse_machines([entry(arguments)])
+    assert seen.machine == open_one
+    found = {"Service": "meshbox", "Address": "10.0.0.1", "Meta": arguments["meta"]}
+    assert codec.same_service({**found, "Port": 29999}, arguments)
+    assert not codec.same_service({**found, "Port": 29998}, arguments)
+    assert codec.same_service({**found, "Port": 0}, codec.machine_service(M1))
+
+
 def test_claims_back_and_forth():
     """However many and long they are, no value is longer than Consul takes; what is beyond its keys has to wait."""
     some = frozenset({"web/0/web", "web/12/" + "c" * 63})
@@ -150,6 +162,13 @@ def test_unreadable_machine(constraints):
     seen, complaints = codec.parse_machines([broken])
     assert seen == ()
     assert '"meshbox:m1" in Consul cannot be read' in complaints[0]
+
+
+@pytest.mark.parametrize("port", [-1, 65536, "29999"])
+def test_presence_port_that_is_none(port):
+    """It is told; nothing is dialled there."""
+    seen, complaints = codec.parse_machines([entry(codec.machine_service(M1), Port=port)])
+    assert (seen, complaints) == ((), (f'machine "meshbox:m1" in Consul cannot be read: {port!r} is no port',))
 
 
 def test_two_machines_of_one_name_or_address():

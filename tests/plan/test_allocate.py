@@ -155,7 +155,7 @@ def test_ports_run_out():
     found = allocate(first, names(1), wanted, settings, 0, held)
     assert found.ports == first.ports
     assert lacking(found, names(1), wanted, settings, held) == (
-        "proxy_ports 20000-20003 has 4 ports (1 held by other programs) for 5 destinations, none is left for"
+        "proxy_ports 20000-20003 has 4 ports (1 of them in use) for 5 destinations, none is left for"
         " c1.s:1/tcp, c1.s:2/tcp: widen proxy_ports"
     )
 
@@ -176,6 +176,7 @@ def test_deploy_that_does_not_fit():
     two = spec("new", declared("new", ports=(1, 2)))
     assert "none is left for new.new:2/tcp: widen proxy_ports" in misfit(kept, [two], small(), 0)
     assert misfit(kept, [spec("new")], small(), 0) == ""
+    assert "4 ports (1 of them in use)" in misfit(kept, [spec("new")], small(), 0, frozenset({20000}))
     assert misfit(kept, [spec("s", declared("c1", ports=(1, 2, 3, 4)))], small(), 0) == ""
 
 

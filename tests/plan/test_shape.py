@@ -156,12 +156,22 @@ def test_host_knows_which_ports_are_published_and_listened_on():
     assert found.host_ruleset.published == {(address(4), Protocol.TCP, 80)}
 
 
-def test_unhealthy_machines_may_call():
-    """Whoever is registered may call: a machine may only have lost its Consul agent, and goes on as last known."""
-    dead = replace(machine("m2", "10.0.0.2"), healthy=False)
-    found = shape(APPLE, machines=(dead,))
-    assert found.host_ruleset.peers == {dead.address}
-    assert found.sockets[dest("apple.orange:80")].peers == {dead.address}
+def test_unhealthy_machines_may_call_while_they_answer():
+    """One may only have lost its Consul agent, and goes on as last known; one that does not answer has no right.
+
+    Containers here may go around the proxy of neither: it may live, and trust this host.
+    """
+    shaper = Shaper()
+    lost = replace(machine("m2", "10.0.0.2"), healthy=False)
+    dead = replace(machine("m3", "10.0.0.3"), healthy=False, answers=False)
+    found = shape(APPLE, machines=(lost, dead), shaper=shaper)
+    assert found.host_ruleset.peers == {lost.address}
+    assert found.host_ruleset.machines == {lost.address, dead.address}
+    assert found.sockets[dest("apple.orange:80")].peers == {lost.address}
+    for back in (replace(dead, answers=True), replace(dead, healthy=True)):
+        found = shape(APPLE, machines=(lost, back), shaper=shaper, allocations=found.allocations)
+        assert found.host_ruleset.peers == {lost.address, dead.address}
+        assert found.sockets[dest("apple.orange:80")].peers == {lost.address, dead.address}
 
 
 def test_peers():

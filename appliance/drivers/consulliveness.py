@@ -1,0 +1,143 @@
+"""Who of the machines that are not healthy is alive all the same, by its own word.
+
+A critical check, or a registration that has vanished, says only that Consul does not hear of a machine. It may live, go
+on as last known and call others; or it may be dead, and its address somebody else's tomorrow. So it is asked itself, at
+its presence port (`drivers/presence.py`), for as long as it is not healthy: it may call while it answers.
+
+Until its first answer, or lack of one, it keeps its right. What fails here (no descriptors, no route) says nothing
+about it, nor does a lack of answers while what Consul said is held: it may be this machine that is cut off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from appliance.drivers.presence import NoAnswerError, Presence, ask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from collections.abc import Set as AbstractSet
+    from ipaddress import IPv4Address
+
+    from appliance.model.facts import Machine
+
+log = structlog.get_logger()
+
+PERIOD = 5.0
+"""Seconds from one question to the next. A dead machine is asked at once when it stops being healthy."""
+
+
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """A machine that is being asked, and what is known of it."""
+
+    machine: Machine
+    answers: bool
+    trouble: str = ""
+    """Why it cannot be asked, as it was logged."""
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class Liveness:
+    """Says that this machine is alive, and asks the others, each on its own."""
+
+    def __init__(self, node: str, *, held: Callable[[], bool], changed: Callable[[], None]) -> None:
+        """`held` says whether what Consul said is held.
+
+        `changed` is called when a machine answers that did not, or the other way round.
+        """
+        self._node = node
+        self._held = held
+        self._changed = changed
+        self._presence = Presence(node, lambda address: address in self._addresses)
+        self._addresses: frozenset[IPv4Address] = frozenset()
+        self._own_address: IPv4Address | None = None
+        self._asked: dict[tuple[str, IPv4Address, int | None], _Asked] = {}
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """The presence port, once it is open."""
+        return frozenset() if self._presence.port is None else frozenset({self._presence.port})
+
+    def open(self, span: tuple[int, int], taken: AbstractSet[int], own: Machine | None) -> int | None:
+        """Open the presence port, if one is to be had, and return it. `own` is this machine as it was last known."""
+        self._presence.open(span, taken, None if own is None else own.presence_port)
+        return self._presence.port
+
+    async def run(self) -> None:
+        """Answer and ask until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._presence.run)
+            for asked in self._asked.values():
+                nursery.start_soon(self._keep_asking, asked)
+            await trio.sleep_forever()
+
+    def judge(self, machines: Iterable[Machine]) -> tuple[Machine, ...]:
+        """Return all machines, as those that answer or do not; those that are not healthy are asked from now on.
+
+        One that was not asked before counts as its `answers` says.
+        """
+        found = []
+        former, self._asked = self._asked, {}
+        for machine in machines:
+            if machine.node == self._node:
+                self._own_address = machine.address
+            if machine.healthy or machine.node == self._node:
+                found.append(replace(machine, answers=True))
+                continue
+            key = (machine.node, machine.address, machine.presence_port)
+            asked = self._asked[key] = former.pop(key) if key in former else self._begin(machine)
+            found.append(replace(machine, answers=asked.answers))
+        for asked in former.values():
+            asked.scope.cancel()
+        self._addresses = frozenset(machine.address for machine in found)
+        return tuple(found)
+
+    def _begin(self, machine: Machine) -> _Asked:
+        asked = _Asked(machine, answers=machine.answers and machine.presence_port is not None)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._keep_asking, asked)
+        return asked
+
+    async def _keep_asking(self, asked: _Asked) -> None:
+        node, address, port = asked.machine.node, asked.machine.address, asked.machine.presence_port
+        with asked.scope:
+            while port is not None:
+                began = trio.current_time()
+                try:
+                    await ask(node, address, port, self._own_address)
+                except NoAnswerError as error:
+                    self._silent(asked, error)
+                except OSError as error:
+                    if asked.trouble != str(error):
+                        asked.trouble = str(error)
+                        log.warning(
+                            "cannot ask a machine whether it is alive; its right to call stays as it is",
+                            machine=node,
+                            cause=str(error),
+                        )
+                else:
+                    self._alive(asked)
+                await trio.sleep_until(began + PERIOD)
+
+    def _silent(self, asked: _Asked, error: NoAnswerError) -> None:
+        asked.trouble = ""
+        if asked.answers and not self._held():
+            asked.answers = False
+            log.warning(
+                "machine does not answer; it may not call until it does", machine=asked.machine.node, cause=str(error)
+            )
+            self._changed()
+
+    def _alive(self, asked: _Asked) -> None:
+        asked.trouble = ""
+        if not asked.answers:
+            asked.answers = True
+            log.info("machine answers again; it may call", machine=asked.machine.node)
+            self._changed()

@@ -1,0 +1,161 @@
+"""The presence port, where a machine says itself that it is alive: both ends of a protocol of one line.
+
+Who connects is told `meshbox <node>` and nothing is read from it, so that a connection costs next to nothing and cannot
+be held open. Whoever is not a machine of the mesh is told nothing. An open port alone is no answer: the address may be
+somebody else's by now.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from appliance.errors import RetryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
+
+log = structlog.get_logger()
+
+PATIENCE = 5.0
+"""Seconds that an answer is waited for: two of TCP's attempts, which are 1 s and 3 s after the first, may be lost."""
+SAYING = 0.1
+"""Seconds for one caller. The kernel has room for a line in any new connection, so it takes none of them."""
+PAUSE = 1.0
+"""Seconds until the next attempt after accepting failed."""
+BACKLOG = 128
+"""Connections that wait to be accepted."""
+SILENT = frozenset(
+    {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN}
+)
+"""What the other machine, or nobody, answers (tcp(7), ip(7)). Any other error is this host's own: no descriptors, no
+memory, no route, a rule against it."""
+
+
+class NoAnswerError(RetryError):
+    """A machine did not say that it is alive."""
+
+
+class Presence:
+    """The port of this machine."""
+
+    def __init__(self, node: str, knows: Callable[[IPv4Address], bool]) -> None:
+        """Open nothing yet. `knows` says whether an address is that of a machine of the mesh."""
+        self._line = _line(node)
+        self._knows = knows
+        self._sock: socket.socket | None = None
+        self._troubled = False
+        self.port: int | None = None
+        """Where it is, once it is open."""
+
+    def open(self, span: tuple[int, int], taken: AbstractSet[int], former: int | None = None) -> None:
+        """Take `former` if it can be had, or the last of a range of ports; never one that is `taken`.
+
+        Who cannot hear of a new port, because this machine's registry is away, knows the former. Where there is none,
+        that is logged.
+        """
+        first, last = span
+        cause = "all of them have destinations already"
+        ports = [port for port in range(last, first - 1, -1) if port not in taken]
+        for port in sorted(ports, key=lambda port: port != former):
+            try:
+                self._sock = _listen(port)
+            except OSError as error:
+                cause = f"port {port}: {error.strerror}"
+                if error.errno != errno.EADDRINUSE:
+                    break
+            else:
+                self.port = port
+                return
+        log.warning(
+            "no port of proxy_ports is left where this machine could say that it is alive: other machines refuse it"
+            " when its Consul agent dies",
+            cause=cause,
+            hint="widen proxy_ports",
+        )
+
+    async def run(self) -> None:
+        """Answer until cancelled; return at once if no port is open."""
+        if self._sock is None:
+            return
+        with trio.socket.from_stdlib_socket(self._sock) as listening:
+            while True:
+                try:
+                    connection, (host, *_) = await listening.accept()
+                except OSError as error:
+                    if not self._troubled:
+                        log.warning(
+                            "cannot tell other machines that this one is alive; will try again", cause=str(error)
+                        )
+                    self._troubled = True
+                    await trio.sleep(PAUSE)
+                    continue
+                self._troubled = False
+                with connection:
+                    if self._knows(IPv4Address(host)):
+                        await self._say(connection)
+
+    async def _say(self, connection: trio.socket.SocketType) -> None:
+        with trio.move_on_after(SAYING):
+            try:
+                await connection.send(self._line)
+            except OSError as error:
+                log.debug("who asked did not wait for the answer", cause=str(error))
+
+
+async def ask(node: str, address: IPv4Address, port: int, source: IPv4Address | None = None) -> None:
+    """Return once the machine has said that it is alive.
+
+    It is dialled from `source`, where this host has that address. Raises NoAnswerError when it does not say so, and
+    OSError when this host cannot ask.
+    """
+    line = _line(node)
+    with trio.move_on_after(PATIENCE), trio.socket.socket() as sock:
+        if source is not None:
+            await _leave_from(sock, source)
+        try:
+            await sock.connect((str(address), port))
+            heard = b""
+            while len(heard) < len(line) and (more := await sock.recv(len(line) - len(heard))):
+                heard += more
+        except OSError as error:
+            if error.errno in SILENT:
+                raise NoAnswerError(f"{address}:{port}: {os.strerror(error.errno)}") from error
+            raise
+        if heard != line:
+            raise NoAnswerError(f"{address}:{port} does not say that it is {node}")
+        return
+    raise NoAnswerError(f"{address}:{port} did not answer within {PATIENCE:g} s")
+
+
+async def _leave_from(sock: trio.socket.SocketType, source: IPv4Address) -> None:
+    try:
+        await sock.bind((str(source), 0))
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:  # behind NAT: the kernel chooses
+            raise
+
+
+def _line(node: str) -> bytes:
+    return f"meshbox {node}\n".encode()
+
+
+def _listen(port: int) -> socket.socket:
+    """Listen, also where connections of a former run wait for their end. Raises OSError."""
+    sock = socket.socket()
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("0.0.0.0", port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
