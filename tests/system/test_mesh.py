@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from statistics import median
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 from cluster import Between, Census, Kept, Load
-from machine import IMAGE, NEVER, run, wait_until
+from machine import IMAGE, NEVER, wait_until
 from meshworld import TRIO, WHERE, heard, name_of, names, spread, wait_until_agreed
 
 from appliance.drivers.consulcodec import TTL
@@ -207,7 +208,10 @@ def labels(**found: str) -> list[str]:
 
 
 def test_machine_dies_and_returns(trio: Cluster) -> None:
-    """Only connections to it are lost; after the TTL it is left out; its replica runs elsewhere in 30 s; it returns."""
+    """Only connections to it are lost; after the TTL it is left out; its replica runs elsewhere in 30 s; it returns.
+
+    Left out means: nothing leads to it, and it may call nobody, by the rules of the hosts and by their proxies.
+    """
     one, two, three = trio.machines
     lost = name_of(three)
     with (
@@ -225,6 +229,8 @@ def test_machine_dies_and_returns(trio: Cluster) -> None:
         for machine in (one, two):
             wait_until(lambda m=machine: three.node not in m.knows, f"{machine.node} knows it")
             wait_until(lambda m=machine: three.node not in routes(m), "nobody is sent there", seconds=SLACK)
+            wait_until(lambda m=machine: three.address not in peers(m), "its host lets it in no more", seconds=SLACK)
+            wait_until(lambda m=machine: three.address not in allowed(m), "nor does its proxy", seconds=SLACK)
         left = end + 30 - time.monotonic()
         replicas = wait_until(lambda: len(found := names(one, two)) == 3 and found, "there are three", seconds=left)
         left = end + 30 - time.monotonic()
@@ -234,6 +240,9 @@ def test_machine_dies_and_returns(trio: Cluster) -> None:
         wait_until_agreed(trio)
         for machine in trio:
             wait_until(lambda m=machine: name_of(three) in heard(m), "it answers", seconds=20)
+        for machine in (one, two):
+            assert three.address in peers(machine)
+            assert three.address in allowed(machine)
     for machine in (one, two):
         assert census.left(machine.node, three.node, end) <= TTL + SLACK
     assert load.unexcused((begin, end)) == []
@@ -319,8 +328,9 @@ def test_machine_without_its_agent(trio: Cluster) -> None:
             wait_until(lambda: lost.consul.node not in two.consul.nodes(), "it is deregistered", seconds=40)
             count = far.count
             wait_until(lambda: far.count > count + 60, "it goes on calling")
-            assert lost.address in rules(two)
-            assert lost.node not in two.knows
+            assert lost.address in peers(two) & allowed(two)
+            (shown,) = [one for one in two.peers["machines"] if one["node"] == lost.node]
+            assert (shown["healthy"], shown["answers"]) == (False, True)
             assert replicas <= heard(lost, 100).keys(), "it still calls all others, and its own"
             trio.start_consul()
             wait_until(lambda: lost.node in two.knows & three.knows, "it is heard of", seconds=40)
@@ -333,9 +343,15 @@ def test_machine_without_its_agent(trio: Cluster) -> None:
         two.docker("rm", "--force", "late")
 
 
-def rules(machine: Member) -> str:
-    """Return the table in the host's own namespace: whom it lets to the proxy."""
-    return run("nsenter", f"--net=/run/netns/{machine.netns}", "nft", "list", "table", "inet", "meshbox").stdout
+def peers(machine: Member) -> set[str]:
+    """Return the other machines that the host's own table lets to the proxy."""
+    found = orjson.loads(machine.exec("nft", "--json", "list", "set", "inet", "meshbox", "peers").stdout)
+    return {address for one in found["nftables"] if "set" in one for address in one["set"].get("elem", ())}
+
+
+def allowed(machine: Member) -> set[str]:
+    """Return the other machines that the proxy itself lets in, wherever it serves something."""
+    return {address for row in machine.ask("routes") for address in row["peers"]}
 
 
 def routes(machine: Member) -> str:
