@@ -142,12 +142,14 @@ class ControlHost:
         if self.faults.total or (command == "backend" and swaps != 1):
             raise SystemExit(f"{command}: {self.faults.total} faults, {swaps} times other backends were applied")
         after = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        longest, waited = stall.worst(self._stalls)
         cpu = [a.ru_utime + a.ru_stime - b.ru_utime - b.ru_stime for a, b in zip(after, before, strict=True)]
         return {
             "ms": took * 1000,
             "own CPU ms": cpu[0] * 1000,
             "nft CPU ms": cpu[1] * 1000,
-            "stall ms": stall.worst(self._stalls) * 1000,
+            "stall ms": longest * 1000,
+            "waiting ms": waited * 1000,
             "from": start,
             "to": start + took,
             "swaps": swaps,

@@ -2,7 +2,7 @@
 
 A stall is the whole distance between two looks. It is never shorter than what traffic waited for the loop, and up to
 a millisecond longer: the next look was not due before that. Traffic's own turns and other programs' turns on the CPU
-count too.
+count too; how much of it the loop's thread waited for a CPU that was another's is in /proc/PID/schedstat.
 
 `python -m bench.stall LEVEL FORM DESCRIPTOR` is a worker (appliance/worker.py) that tells its stalls: in the file of
 its own pid in the folder STALL_FOLDER.
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 FOLDER = "STALL_FOLDER"
 TICK = 0.001
 """Seconds between looks."""
-FORM = Struct("dd")
-"""The longest distance between two looks in seconds; 1 while looking, 0 while not."""
+FORM = Struct("ddd")
+"""The longest distance between two looks in seconds, what of it was waiting for a CPU; 1 while looking, 0 while not."""
 
 
 class Ticker:
@@ -41,32 +41,40 @@ class Ticker:
     def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path) -> None:
         self._loop = loop
         path = folder / str(os.getpid())
-        path.write_bytes(FORM.pack(0.0, 1.0))
+        path.write_bytes(FORM.pack(0.0, 0.0, 1.0))
         with path.open("r+b") as file:
             self._shared = mmap.mmap(file.fileno(), FORM.size)
+        self._schedstat = Path("/proc/thread-self/schedstat").open("rb", buffering=0)  # noqa: SIM115 — for good
         self._last = 0.0
+        self._waited = 0.0
         self._tick()
 
     def _tick(self) -> None:
-        worst, looking = FORM.unpack_from(self._shared)
-        now = monotonic()
+        worst, _, looking = FORM.unpack_from(self._shared)
+        now, waited = monotonic(), self._waited_for_cpu()
         if looking and self._last and now - self._last > worst:
-            FORM.pack_into(self._shared, 0, now - self._last, looking)
+            FORM.pack_into(self._shared, 0, now - self._last, waited - self._waited, looking)
         self._last = now if looking else 0.0
+        self._waited = waited
         self._loop.call_later(TICK if looking else 0.5, self._tick)
+
+    def _waited_for_cpu(self) -> float:
+        """Return the seconds for which this thread could have run so far and had no CPU (proc(5): schedstat)."""
+        self._schedstat.seek(0)
+        return int(self._schedstat.read(100).split()[1]) / 1e9
 
 
 def reset(folder: Path, *, looking: bool = True) -> None:
     """Begin anew, or look no more."""
     for path in folder.iterdir():
         with path.open("r+b") as file:
-            file.write(FORM.pack(0.0, float(looking)))
+            file.write(FORM.pack(0.0, 0.0, float(looking)))
 
 
-def worst(folder: Path) -> float:
-    """Return the longest stall of any loop since `reset`, in seconds."""
-    longest: float = max(FORM.unpack(path.read_bytes())[0] for path in folder.iterdir())
-    return longest
+def worst(folder: Path) -> tuple[float, float]:
+    """Return the longest stall of any loop since `reset`, and for how much of it it waited for a CPU, in seconds."""
+    longest, waited, _ = max(FORM.unpack(path.read_bytes()) for path in folder.iterdir())
+    return longest, waited
 
 
 def main() -> None:

@@ -35,7 +35,8 @@ CONTENDERS = {"workers=0": 0, "workers=1": 1}
 ANY_CPU = "Nothing keeps the appliance to one CPU: it shares all with client and server."
 STALL = (
     "A stall is the longest time between two looks of a loop that carries traffic at the clock, the next of which is "
-    "due after 1 ms; its own work for traffic counts too."
+    "due after 1 ms; its own work for traffic counts too. Waiting is that part of it for which its thread could have "
+    "run and other programs had the CPUs (proc(5), schedstat)."
 )
 FIRST_PORT = 20000
 """Where the proxy's ports begin; which of them leads to the lab's server is tried out."""
@@ -122,11 +123,11 @@ def _measure_changes(lab: Lab, workers: int) -> Sample:
             "cold start ms": cold["ms"],
             "backend ms": _median(backend, "ms"),
             "backend CPU ms": _median(backend, "own CPU ms") + _median(backend, "nft CPU ms"),
-            "backend stall ms": max(each["stall ms"] for each in backend),
+            **_stall(backend, "backend"),
             "service ms": _median(service, "ms"),
             "service own CPU ms": _median(service, "own CPU ms"),
             "service nft CPU ms": _median(service, "nft CPU ms"),
-            "service stall ms": max(each["stall ms"] for each in service),
+            **_stall(service, "service"),
             "resident MiB": it.resident(),
             "idle CPU %": idle["own CPU ms"] / idle["ms"] * 100,
         }
@@ -151,7 +152,7 @@ def _measure_churn(lab: Lab, it: Host, port: int, command: str) -> Sample:
     expected = round((seconds + 1) / CHURN) if command == "churn" else 0
     if answer["swaps"] < APPLIED * expected:
         raise BenchError(f"of {expected} changes beside traffic {answer['swaps']:.0f} were applied")
-    return http.parse(command, output) | {"stall ms": answer["stall ms"]}
+    return http.parse(command, output) | {key: answer[key] for key in ("stall ms", "waiting ms")}
 
 
 def _find_port(lab: Lab) -> int:
@@ -163,6 +164,12 @@ def _find_port(lab: Lab) -> int:
         if port >= FIRST_PORT and orjson.loads(lab.client([*probe, f"http://{PROXY_IP}:{port}/"]))["text"] == "hello":
             return port
     raise BenchError(f"no proxy port leads from {CLIENT_IP} to the lab's web server")
+
+
+def _stall(answers: list[dict[str, float]], kind: str) -> dict[str, float]:
+    """Return the longest stall of these changes, and what of it was waiting."""
+    longest = max(answers, key=lambda each: each["stall ms"])
+    return {f"{kind} {figure}": longest[figure] for figure in ("stall ms", "waiting ms")}
 
 
 def _median(answers: list[dict[str, float]], key: str) -> float:
@@ -192,10 +199,12 @@ WORKS = (
             _lower("backend ms"),
             _lower("backend CPU ms"),
             _lower("backend stall ms"),
+            _lower("backend waiting ms"),
             _lower("service ms", 0),
             _lower("service own CPU ms", 0),
             _lower("service nft CPU ms", 0),
             _lower("service stall ms"),
+            _lower("service waiting ms"),
             _lower("resident MiB"),
             _lower("idle CPU %", 2),
         ),
@@ -213,6 +222,7 @@ WORKS = (
                 _lower("p50 µs", 0),
                 _lower("p99 µs", 0),
                 _lower("stall ms"),
+                _lower("waiting ms"),
             ),
             open=partial(_churn, workers=workers),
             reference="at rest",

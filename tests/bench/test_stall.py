@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +33,7 @@ def test_a_stall_is_the_whole_distance_between_two_looks(tmp_path: Path, clock: 
     for later in (100.001, 100.0065, 100.0075):
         clock[0] = later
         ticker._tick()
-    assert stall.worst(tmp_path) == pytest.approx(0.0055)
+    assert stall.worst(tmp_path)[0] == pytest.approx(0.0055)
 
 
 def test_a_loop_that_is_busy_is_seen(tmp_path: Path) -> None:
@@ -47,6 +50,32 @@ def test_a_loop_that_is_busy_is_seen(tmp_path: Path) -> None:
         del ticker
 
     asyncio.run(main())
-    assert stall.worst(tmp_path) >= 0.05
+    assert stall.worst(tmp_path)[0] >= 0.05
     stall.reset(tmp_path)
-    assert stall.worst(tmp_path) == 0
+    assert stall.worst(tmp_path) == (0, 0)
+
+
+def test_waiting_for_a_cpu_is_told_from_working(tmp_path: Path) -> None:
+    """Where another program has the CPU for the whole of a stall, that is seen, and work is not taken for it."""
+
+    async def main() -> tuple[float, float]:
+        ticker = stall.Ticker(asyncio.get_running_loop(), tmp_path)
+        end = stall.monotonic() + 0.2
+        while stall.monotonic() < end:
+            await asyncio.sleep(0)
+            busy = stall.monotonic() + 0.002
+            while stall.monotonic() < busy:
+                pass
+        del ticker
+        return stall.worst(tmp_path)
+
+    allowed = os.sched_getaffinity(0)
+    cpu = min(allowed)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+            longest, waited = asyncio.run(main())
+            other.kill()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert 0.2 * longest < waited <= longest
