@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from bench import rules
 from bench.figures import BenchError
 from bench.lab import CLIENT_IP, DIRECT_IP, LOCAL_PORTS, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
 from bench.process import Cpu
+from bench.rules import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -60,6 +62,12 @@ class Target:
     """Whether traffic comes through the proxy's namespace."""
     spliced: Callable[[], int] | None = None
     """How many bytes it has spliced so far, where that has to be proven."""
+    tables: tuple[Table, ...] = ()
+    """Rules without which the client does not reach it; there in its own turns only."""
+
+    def in_place(self) -> AbstractContextManager[None]:
+        """Have its rules within a block."""
+        return rules.in_place(self.tables)
 
     @property
     def port(self) -> int:
@@ -68,15 +76,17 @@ class Target:
 
     @contextmanager
     def used(self) -> Iterator[Use]:
-        """Yield a value that holds, after the block, what the contender used within it."""
-        use, before = Use(), _came()
-        if self.process is None:
-            yield use
-        else:
-            with self.process.used() as cpu:
+        """Have its rules in place, and yield a value that holds, after the block, what it used within it."""
+        use = Use()
+        with self.in_place():
+            before = _came()
+            if self.process is None:
                 yield use
-            use.total, use.user = cpu.total, cpu.user
-        use.came = _came() - before
+            else:
+                with self.process.used() as cpu:
+                    yield use
+                use.total, use.user = cpu.total, cpu.user
+            use.came = _came() - before
 
     def prove(self, name: str, use: Use, carried: float) -> None:
         """Raise BenchError if so many bytes of payload cannot have gone the contender's way."""
@@ -103,26 +113,24 @@ def direct(_lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
 def dnat(_lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
     """Let the kernel rewrite destinations and forward packets, as kube-proxy and Docker do."""
     ports = _ports(24000, services)
-    rules = "".join(
+    lines = "".join(
         f"ip daddr {PROXY_IP} {service.protocol} dport {port} dnat to {SERVER_IP}:{service.port}\n"
         for port, service in zip(ports, services, strict=True)
     )
     table = "table ip meshbox_bench"
-    text = (
-        f"add {table}\ndelete {table}\n{table} {{ chain pre {{ type nat hook prerouting priority -100;\n{rules}}}\n}}\n"
-    )
-    run(["ip", "netns", "exec", PROXY, "nft", "-f", "-"], text=text)
-    try:
-        yield Target(host=PROXY_IP, ports=ports)
-    finally:
-        run(["ip", "netns", "exec", PROXY, "nft", "delete", *table.split()])
+    remove = f"add {table}\ndelete {table}\n"
+    text = f"{remove}{table} {{ chain pre {{ type nat hook prerouting priority -100;\n{lines}}}\n}}\n"
+    yield Target(host=PROXY_IP, ports=ports, tables=(Table(namespace=PROXY, text=text, remove=remove),))
 
 
 @contextmanager
-def meshbox(lab: Lab, services: tuple[Service, ...], workers: int = 0) -> Iterator[Target]:
-    """Run the data plane as deployed: access check, balancer, counters; on two CPUs with workers."""
-    ports = _ports(20000 + 100 * workers, services)
-    name = f"meshbox{workers or ''}"
+def meshbox(lab: Lab, services: tuple[Service, ...], workers: int = 0, *, rules_too: bool = True) -> Iterator[Target]:
+    """Run meshbox as deployed: its rules, access check, balancer, counters; on two CPUs with workers.
+
+    Without `rules_too` it is the data plane alone, whose ports the client dials.
+    """
+    ports = _ports(20000 + 100 * workers + 50 * rules_too, services)
+    name = f"meshbox{workers or ''}{'' if rules_too else '-port'}"
     config = {
         "workers": workers,
         "caller": CLIENT_IP,
@@ -134,7 +142,12 @@ def meshbox(lab: Lab, services: tuple[Service, ...], workers: int = 0) -> Iterat
     command = [PYTHON, "-m", "bench.launcher", lab.file(f"{name}.json", orjson.dumps(config))]
     cpu = lab.proxy_cpus if workers else lab.proxy_cpu
     with lab.process(name, PROXY, command, cpu=cpu, ready=_ready(ports, services)) as process:
-        yield Target(host=PROXY_IP, ports=ports, process=process)
+        if not rules_too:
+            yield Target(host=PROXY_IP, ports=ports, process=process)
+            return
+        dialled = tuple(service.port for service in services)
+        routes = [(s.protocol, s.port, port) for s, port in zip(services, ports, strict=True)]
+        yield Target(host=rules.VIP, ports=dialled, process=process, tables=rules.deployed(routes))
 
 
 @contextmanager
@@ -215,6 +228,7 @@ CONTENDERS: dict[str, Callable[[Lab, tuple[Service, ...]], AbstractContextManage
     "nginx": nginx,
     "docker-proxy": docker_proxy,
     "dnat": dnat,
+    "meshbox, port dialled": partial(meshbox, rules_too=False),
     "meshbox workers=2": partial(meshbox, workers=2),
     "haproxy splice": partial(haproxy, splice=True),
     "haproxy nbthread=2": partial(haproxy, threads=2),
@@ -223,6 +237,8 @@ TCP = ("direct", "meshbox", "haproxy", "nginx", "docker-proxy", "dnat")
 BULK = ("direct", "meshbox", "haproxy splice", "nginx", "docker-proxy", "dnat")
 TWO = ("meshbox workers=2", "haproxy nbthread=2")
 """Those that use two CPUs."""
+PORT_DIALLED = (*TCP[:2], "meshbox, port dialled", *TCP[2:])
+"""With what the rules cost: the same data plane without any."""
 UDP = ("direct", "meshbox", "nginx", "docker-proxy", "dnat")
 
 
@@ -241,7 +257,8 @@ def mirror(lab: Lab, targets: Mapping[str, Target], port: int, protocol: str, si
     ):
         for name, target in targets.items():
             try:
-                lab.client([*client, "mirror", target.host, str(target.port), protocol, str(size)])
+                with target.in_place():
+                    lab.client([*client, "mirror", target.host, str(target.port), protocol, str(size)])
             except BenchError as error:
                 raise BenchError(f"{name} did not carry {size} bytes there and back: {error}") from None
 

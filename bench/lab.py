@@ -3,7 +3,9 @@
     client 10.91.1.1 ── 10.91.1.2 proxy 10.91.2.1 ── 10.91.2.2 server
            10.91.3.1 ──────────────────────────────── 10.91.3.2
 
-The second line is for the contender `direct`. The proxy forwards packets, for the contender `dnat`.
+The second line is for the contender `direct`. The proxy forwards packets, for the contender `dnat`. The client's other
+packets go to the proxy, as a container's go to its host: without rules, those for a virtual IP end there. The proxy's
+namespace stands for a Docker host, whose kernel tracks all connections because of Docker's own rules.
 Everything is pinned: the contender alone on the last CPU, the load on the others.
 """
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 CLIENT, PROXY, SERVER = "mbb-client", "mbb-proxy", "mbb-server"
 CLIENT_IP = "10.91.1.1"
 PROXY_IP = "10.91.1.2"
+SERVER_SIDE_IP = "10.91.2.1"
+"""The proxy's address towards the server."""
 SERVER_IP = "10.91.2.2"
 DIRECT_IP = "10.91.3.2"
 LOCK = Path("/run/meshbox-bench.lock")
@@ -35,7 +39,7 @@ PYTHON = str(ROOT / ".venv/bin/python")
 
 LINKS = (
     (CLIENT, "c0", f"{CLIENT_IP}/24", PROXY, "p0", f"{PROXY_IP}/24"),
-    (PROXY, "p1", "10.91.2.1/24", SERVER, "s0", f"{SERVER_IP}/24"),
+    (PROXY, "p1", f"{SERVER_SIDE_IP}/24", SERVER, "s0", f"{SERVER_IP}/24"),
     (CLIENT, "c1", "10.91.3.1/24", SERVER, "s1", f"{DIRECT_IP}/24"),
 )
 LOCAL_PORTS = (30000, 65000)
@@ -46,6 +50,12 @@ SYSCTLS = (
     "net.ipv4.ip_forward=1",
     "net.ipv6.conf.all.disable_ipv6=1",
 )
+DOCKERS = """\
+table ip nat { chain POSTROUTING { type nat hook postrouting priority srcnat;
+ip saddr 172.17.0.0/16 oifname != "docker0" masquerade; }
+}
+"""
+"""What Docker adds on every host for its default network. It rewrites nothing here, but lets the kernel track."""
 
 
 class Lab:
@@ -136,8 +146,9 @@ def _namespaces() -> Iterator[None]:
             for namespace, link, address in ((ns1, link1, address1), (ns2, link2, address2)):
                 run(["ip", "-n", namespace, "addr", "add", address, "dev", link])
                 run(["ip", "-n", namespace, "link", "set", link, "up"])
-        run(["ip", "-n", CLIENT, "route", "add", "10.91.2.0/24", "via", PROXY_IP])
-        run(["ip", "-n", SERVER, "route", "add", "10.91.1.0/24", "via", "10.91.2.1"])
+        run(["ip", "-n", CLIENT, "route", "add", "default", "via", PROXY_IP])
+        run(["ip", "-n", SERVER, "route", "add", "default", "via", SERVER_SIDE_IP])
+        run(["ip", "netns", "exec", PROXY, "nft", "-f", "-"], text=DOCKERS)
         yield
     finally:
         _remove()

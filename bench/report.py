@@ -16,8 +16,14 @@ HEAD = """\
 Medians of alternating rounds; ± is half the distance between the largest and the smallest round. In parentheses the
 ratio to the contender in bold. Every contender does the same work. Where a work does not say otherwise, each is pinned
 alone to one CPU, with one thread or process, and client and server share the others. CPU is what the contender itself
-used, from /proc. `direct` is no proxy at all, `dnat` the kernel rewriting addresses. meshbox is its data plane with
-access check, balancer and counters.
+used, from /proc. `direct` is no proxy at all, `dnat` the kernel rewriting addresses.
+
+`meshbox` is what is deployed: client and server have the rules of a container (nft/workload.nft), the proxy's namespace
+those of a host (nft/host.nft), as the appliance renders them; the client dials a virtual IP, which its rules redirect
+to the data plane with access check, balancer and counters. The others have none of these rules, nor the connection
+tracking that client and server get with them: rules are there in their contender's turns only. In the proxy's namespace
+the kernel tracks connections for all, as on every Docker host because of Docker's own rules. `meshbox, port dialled` is
+the data plane without rules. In `dns-*` its port is asked, in `churn*` dialled, beside a host's rules.
 """
 WORDS = {"met": "met", "missed": "**missed**", "not measured": "**not measured**"}
 

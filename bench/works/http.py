@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from bench.contenders import TCP, TWO, Service, proxies
+from bench.contenders import PORT_DIALLED, TCP, TWO, Service, proxies
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import DIRECT_IP, PYTHON, SERVER
 
@@ -62,7 +62,8 @@ def server(lab: Lab) -> Iterator[str]:
 
 def _verify(lab: Lab, name: str, target: Target, digest: str) -> None:
     try:
-        got = _fetch(lab, target.host, target.port, "/file")
+        with target.in_place():
+            got = _fetch(lab, target.host, target.port, "/file")
     except BenchError as error:
         raise BenchError(f"{name} did not deliver {FILE_BYTES} bytes: {error}") from None
     if got["sha256"] != digest:
@@ -134,15 +135,15 @@ WORKS = (
             name=f"keepalive-{connections}",
             title=f"Keep-alive requests, {connections} connection{'s' if connections > 1 else ''}",
             figures=FIGURES,
-            open=partial(_open, connections=connections, keep=True),
+            open=partial(_open, connections=connections, keep=True, names=names),
         )
-        for connections in (1, 32, 256)
+        for connections, names in ((1, TCP), (32, PORT_DIALLED), (256, TCP))
     ),
     Work(
         name="connections",
         title="A new connection per request, 32 at a time",
         figures=FIGURES,
-        open=partial(_open, connections=32, keep=False),
+        open=partial(_open, connections=32, keep=False, names=PORT_DIALLED),
     ),
     *(
         Work(

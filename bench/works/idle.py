@@ -1,7 +1,7 @@
 """Idle connections: what each costs in memory, and how long it takes to open them. Each round starts afresh.
 
-`direct` has no process, so only the time to open means anything there. `conntrack` counts what the kernel remembers of
-connections where rules look at their state, as the appliance's on its host do.
+`direct` has no process, so only the time to open means anything there. `conntrack` counts what the kernel of a Docker
+host remembers of connections.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ QUICK_COUNT = 1000
 NAMES = ("direct", "meshbox", "haproxy", "nginx")
 TRACKED = ("meshbox", "dnat")
 TRACKED_COUNT = 500
-TABLE = "meshbox_bench_tracking"
-TRACKING = f"table inet {TABLE} {{ chain in {{ type filter hook input priority -10; ct direction reply accept; }}\n}}\n"
-"""Any rule that asks for a connection's state lets the kernel track all; host.nft asks for its direction."""
 
 
 @contextmanager
@@ -79,18 +76,12 @@ def _held(lab: Lab, name: str, target: Target, count: int) -> Iterator[float]:
 @contextmanager
 def _tracked(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
     command = [PYTHON, "-m", "bench.clients", "holdd", str(PORT)]
-    inside = ["ip", "netns", "exec", PROXY, "nft"]
-    run([*inside, "-f", "-"], text=TRACKING)
-    try:
-        with lab.process("holdd", SERVER, command, cpu=lab.server_cpu, ready=f"tcp:{PORT}"):
-            yield {name: partial(_measure_tracked, lab, name) for name in TRACKED}
-    finally:
-        run([*inside, "delete", "table", "inet", TABLE])
+    with lab.process("holdd", SERVER, command, cpu=lab.server_cpu, ready=f"tcp:{PORT}"):
+        yield {name: partial(_measure_tracked, lab, name) for name in TRACKED}
 
 
 def _measure_tracked(lab: Lab, name: str) -> Sample:
-    with proxies(lab, (name,), Service(port=PORT)) as targets:
-        run(["ip", "netns", "exec", PROXY, "conntrack", "-F"])  # a former round's ports may be taken again
+    with proxies(lab, (name,), Service(port=PORT)) as targets, targets[name].in_place():
         with _held(lab, name, targets[name], TRACKED_COUNT):
             held = _entries()
         run(["sleep", "1"])

@@ -15,11 +15,11 @@ import pytest
 from debian import readme
 from machine import ROOT, run
 
-from bench import contenders, peers
+from bench import contenders, peers, rules
 from bench.contenders import TCP, Service, Target
 from bench.figures import BenchError
-from bench.lab import DIRECT_IP, PROXY, PROXY_IP, PYTHON, SERVER_IP, Lab, lab
-from bench.works import WORKS
+from bench.lab import CLIENT, DIRECT_IP, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, Lab, lab
+from bench.works import WORKS, http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,3 +107,55 @@ def test_a_contender_that_does_not_carry_its_traffic_is_no_contender(
         monkeypatch.setitem(contenders.CONTENDERS, "broken", partial(_broken, fault="sound"))
         with partial(work.open, names=("broken",))(it) as measures:
             assert measures["broken"]()
+
+
+def inside(namespace: str, *command: str) -> str:
+    """Run a command in a namespace of the lab."""
+    return run("ip", "netns", "exec", namespace, *command).stdout
+
+
+def tracked(namespace: str) -> int:
+    """Return how many connections the kernel remembers there."""
+    return int(inside(namespace, "cat", "/proc/sys/net/netfilter/nf_conntrack_count"))
+
+
+def test_meshbox_is_measured_as_it_is_deployed() -> None:
+    """The client is redirected from a virtual IP, reaches no port of the proxy itself, others have none of that."""
+    peers.install()
+    with lab(seconds=1.0, quick=True) as it, http.server(it), contenders.meshbox(it, (Service(port=8080),)) as target:
+        port = rules.PROXY_PORTS[0] + 50
+        with target.in_place():
+            assert http._fetch(it, target.host, target.port, "/")["text"] == "hello"
+            for namespace, counts in ((CLIENT, 1), (PROXY, 2), (SERVER, 1)):
+                assert "chain refused" in inside(namespace, "nft", "list", "table", "inet", "meshbox")
+                assert tracked(namespace) == counts
+            for host, refused in ((PROXY_IP, port), (SERVER_IP, 8080)):
+                with pytest.raises(BenchError, match="refused"):
+                    http._fetch(it, host, refused, "/")
+        with pytest.raises(BenchError, match="unreachable"):
+            http._fetch(it, target.host, target.port, "/")
+        assert http._fetch(it, PROXY_IP, port, "/")["text"] == "hello"
+        for namespace in (CLIENT, SERVER):
+            assert not inside(namespace, "nft", "list", "tables")
+            assert not tracked(namespace)
+
+
+@pytest.mark.parametrize(
+    ("routes", "told"),
+    [([], "meshbox did not deliver"), ([("tcp", 8080, 21000)], "carried without its process")],
+    ids=["nowhere", "another's port"],
+)
+def test_a_redirect_that_leads_elsewhere_yields_no_figures(
+    monkeypatch: pytest.MonkeyPatch, routes: list[tuple[str, int, int]], told: str
+) -> None:
+    """Neither where the rules lack the virtual IP, nor where another contender carries what is dialled there."""
+    (work,) = (work for work in WORKS if work.name == "keepalive-1")
+    tables = rules.deployed(routes)
+    monkeypatch.setattr(rules, "deployed", lambda _: tables)
+    peers.install()
+    with (
+        lab(seconds=1.0, quick=True) as it,
+        pytest.raises(BenchError, match=told),
+        partial(work.open, names=("haproxy", "meshbox"))(it) as measures,
+    ):
+        measures["meshbox"]()

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import orjson
 import pytest
 
-from bench import contenders
+from bench import contenders, rules
 from bench.contenders import Target, Use
 from bench.figures import BenchError
 from bench.lab import Lab
@@ -43,6 +43,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> _Lab:
     """By whose proxy came twice as much as was received, as when all goes through it."""
     came = iter((0, 2000 * MIB))
     monkeypatch.setattr(contenders, "_came", lambda: next(came))
+    monkeypatch.setattr(rules, "in_place", lambda _: nullcontext())
     return _Lab(Path(), seconds=2.0, quick=False)
 
 

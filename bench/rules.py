@@ -1,0 +1,92 @@
+"""Tables of nft in the lab's namespaces: there while it is their contender's turn, so that they slow down no other.
+
+With the first rule that asks for a connection's state, the kernel tracks all connections of that namespace, and
+remembers them for minutes. So a turn ends with that forgotten, in the proxy's namespace, where all are tracked, too.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
+
+from appliance.model.names import Protocol
+from appliance.model.network import HostRuleset, NetnsId, Route, WorkloadRuleset
+from appliance.render.ruleset import REMOVE, render_host, render_workload
+from bench.lab import CLIENT, CLIENT_IP, PROXY, PROXY_IP, SERVER, SERVER_IP, SERVER_SIDE_IP, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+VIP = "240.0.0.1"
+"""What the client dials in place of meshbox's ports."""
+PROXY_PORTS = (20000, 29999)
+DNS_PORT = 53
+HOSTS = frozenset((IPv4Address(PROXY_IP), IPv4Address(SERVER_SIDE_IP)))
+SUBNETS = frozenset((IPv4Network("10.91.1.0/24"), IPv4Network("10.91.2.0/24")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table of one namespace: what nft reads to make it, and to remove it whether it is there or not."""
+
+    namespace: str
+    text: str
+    remove: str = REMOVE
+
+
+def deployed(routes: Sequence[tuple[str, int, int]]) -> tuple[Table, ...]:
+    """Return what meshbox has where client and server are containers of one host, each on a network of its own.
+
+    A route is a protocol, the port that the client dials at VIP, and the proxy's port for it.
+    """
+    client = _container(PROXY_IP, routes)
+    host = HostRuleset(
+        proxy_ports=PROXY_PORTS,
+        dns_port=DNS_PORT,
+        workloads=frozenset((IPv4Address(CLIENT_IP), IPv4Address(SERVER_IP))),
+        dns_addresses=HOSTS,
+        subnets=SUBNETS,
+        listening=frozenset((Protocol(protocol), port) for protocol, _, port in routes),
+    )
+    return (
+        Table(namespace=PROXY, text=render_host(host)),
+        Table(namespace=SERVER, text=render_workload(_container(SERVER_SIDE_IP))),
+        Table(namespace=CLIENT, text=render_workload(client)),
+    )
+
+
+def _container(gateway: str, routes: Sequence[tuple[str, int, int]] = ()) -> WorkloadRuleset:
+    return WorkloadRuleset(
+        netns=NetnsId(device=0, inode=0),
+        proxy=IPv4Address(gateway),
+        dns_port=DNS_PORT,
+        vip_range=IPv4Network("240.0.0.0/4"),
+        proxy_ports=PROXY_PORTS,
+        routes=frozenset(
+            Route(vip=IPv4Address(VIP), port=port, protocol=Protocol(protocol), proxy_port=proxy_port)
+            for protocol, port, proxy_port in routes
+        ),
+        gateways=frozenset((IPv4Address(gateway),)),
+        hosts=HOSTS,
+        subnets=SUBNETS,
+    )
+
+
+@contextmanager
+def in_place(tables: Sequence[Table]) -> Iterator[None]:
+    """Have these tables within the block; after it neither they, nor what the kernel has tracked meanwhile."""
+    try:
+        for table in tables:
+            _nft(table.namespace, table.text)
+        yield
+    finally:
+        for table in tables:
+            _nft(table.namespace, table.remove)
+        for namespace in (CLIENT, PROXY, SERVER):
+            run(["ip", "netns", "exec", namespace, "conntrack", "-F"])
+
+
+def _nft(namespace: str, text: str) -> None:
+    run(["ip", "netns", "exec", namespace, "nft", "-f", "-"], text=text)
