@@ -5,8 +5,8 @@ probe URL                    the same, but empty when nobody answers within a se
 echo HOST PORT SECONDS       round trips of one byte over one connection
 mirror HOST PORT tcp|udp SIZE  sends so many random bytes; fails if the same do not come back
 echod PORT [tcp|udp]         the server for both
-hold HOST PORT COUNT         opens COUNT connections, prints the time, keeps them until its input ends
-holdd PORT                   the server for it: accepts and keeps
+hold HOST COUNT PORT …       opens COUNT connections, prints the time, keeps them until its input ends
+holdd PORT …                 the server for it: accepts and keeps
 """
 
 from __future__ import annotations
@@ -109,12 +109,12 @@ def echod(port: str, protocol: str = "tcp") -> None:
                 sock.sendall(data)
 
 
-def hold(host: str, port: str, count: str) -> None:
-    """Open connections one after the other, each proven by one byte from the server."""
+def hold(host: str, count: str, *ports: str) -> None:
+    """Open connections one after the other, to each port in turn, each proven by one byte from the server."""
     start = perf_counter()
     socks = []
-    for _ in range(int(count)):
-        sock = socket.create_connection((host, int(port)), timeout=10)
+    for number in range(int(count)):
+        sock = socket.create_connection((host, int(ports[number % len(ports)])), timeout=10)
         if sock.recv(1) != b"!":
             raise SystemExit("the server's byte did not arrive")
         socks.append(sock)
@@ -122,16 +122,17 @@ def hold(host: str, port: str, count: str) -> None:
     sys.stdin.read()
 
 
-def holdd(port: str) -> None:
+def holdd(*ports: str) -> None:
     """Accept, say one byte, keep until the client closes."""
-    listener = _listen(port)
+    listeners = {listener.fileno(): listener for listener in map(_listen, ports)}
     epoll = select.epoll()
-    epoll.register(listener, select.EPOLLIN)
+    for fd in listeners:
+        epoll.register(fd, select.EPOLLIN)
     socks: dict[int, socket.socket] = {}
     while True:
         for fd, _ in epoll.poll():
-            if fd == listener.fileno():
-                sock, _ = listener.accept()
+            if fd in listeners:
+                sock, _ = listeners[fd].accept()
                 sock.send(b"!")
                 socks[sock.fileno()] = sock
                 epoll.register(sock, select.EPOLLIN)

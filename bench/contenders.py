@@ -17,7 +17,7 @@ import orjson
 
 from bench import rules
 from bench.figures import BenchError
-from bench.lab import CLIENT_IP, DIRECT_IP, LOCAL_PORTS, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
+from bench.lab import CLIENT_IP, DIRECT_IP, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
 from bench.process import Cpu
 from bench.rules import Table
 
@@ -32,8 +32,10 @@ _, FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
 """Open files that one process may have here; small machines allow 20,000."""
 PIPE_BYTES = 1 << 20
 """Of each of HAProxy's pipes when it splices: as much as meshbox takes, and the most without privilege."""
-MOST_CONNECTIONS = min((FILES - 2000) // 2, LOCAL_PORTS[1] - LOCAL_PORTS[0] - 1000, 30_000)
-"""Of one proxy here: two files each, some more for pipes, and a local port towards the server. More say nothing new."""
+FILES_BESIDE = 2000
+"""How many of them a proxy may need for pipes and else, beside two a connection."""
+MOST_CONNECTIONS = 50_000
+"""That one proxy is asked to hold, where there is room for them. More say nothing new."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +164,7 @@ def haproxy(lab: Lab, services: tuple[Service, ...], threads: int = 1, *, splice
     stats = f"{lab.folder}/{name}.sock"
     option = "option splice-request\n option splice-response" if splice else "option splice-auto"
     lines = [
-        f"global\n nbthread {threads}\n maxconn {MOST_CONNECTIONS}\n maxpipes 500\n stats socket {stats} level admin\n",
+        f"global\n nbthread {threads}\n maxconn {_most()}\n maxpipes 500\n stats socket {stats} level admin\n",
         f" tune.pipesize {PIPE_BYTES}\n" * splice,
         f"defaults\n mode tcp\n {option}\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n",
     ]
@@ -201,7 +203,7 @@ def nginx(lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
         f"user root; worker_processes 1; worker_rlimit_nofile {FILES}; daemon off;\n"
         f"pid {lab.folder}/nginx-proxy.pid; error_log {lab.folder}/nginx-proxy.err;\n"
         "load_module modules/ngx_stream_module.so;\n"
-        f"events {{ worker_connections {2 * MOST_CONNECTIONS + 500}; }}\nstream {{\n{servers}}}\n"
+        f"events {{ worker_connections {2 * _most() + 500}; }}\nstream {{\n{servers}}}\n"
     )
     command = ["nginx", "-c", lab.file("nginx-proxy.conf", text)]
     with lab.process("nginx", PROXY, command, cpu=lab.proxy_cpu, ready=_ready(ports, services)) as process:
@@ -261,6 +263,11 @@ def mirror(lab: Lab, targets: Mapping[str, Target], port: int, protocol: str, si
                     lab.client([*client, "mirror", target.host, str(target.port), protocol, str(size)])
             except BenchError as error:
                 raise BenchError(f"{name} did not carry {size} bytes there and back: {error}") from None
+
+
+def _most() -> int:
+    """Return how many connections a proxy is to be made ready for."""
+    return min(MOST_CONNECTIONS, (FILES - FILES_BESIDE) // 2)
 
 
 def _ports(first: int, services: tuple[Service, ...]) -> tuple[int, ...]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import subprocess
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
-from bench.contenders import MOST_CONNECTIONS, Service, proxies
+from bench.contenders import FILES, FILES_BESIDE, MOST_CONNECTIONS, Service, proxies
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import CLIENT, PROXY, PYTHON, SERVER, enter, run
 
@@ -27,23 +28,53 @@ PORT = 7200
 COUNT = 8000
 """Within the 20,000 open files of small machines, two for each connection."""
 QUICK_COUNT = 1000
+EACH = 25_000
+"""Connections to one port of the server: each takes a local port of client and proxy, of which there are 35,000."""
+ROOM_KIB = 32
+"""Memory that a connection may take in all: four sockets, and nginx's 10 KiB."""
+TRACKING_MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 NAMES = ("direct", "meshbox", "haproxy", "nginx")
 TRACKED = ("meshbox", "dnat")
 TRACKED_COUNT = 500
 
 
 @contextmanager
-def _open(lab: Lab, *, count: int) -> Iterator[Mapping[str, Callable[[], Sample]]]:
-    count = QUICK_COUNT if lab.quick else count
-    if count > MOST_CONNECTIONS:
-        raise BenchError(f"open files and local ports allow {MOST_CONNECTIONS:,} connections here, not {count:,}")
-    command = [PYTHON, "-m", "bench.clients", "holdd", str(PORT)]
-    with lab.process("holdd", SERVER, command, cpu=lab.server_cpu, ready=f"tcp:{PORT}"):
-        yield {name: partial(_measure, lab, name, count) for name in NAMES}
+def _open(lab: Lab, *, count: int | None) -> Iterator[Mapping[str, Callable[[], Sample]]]:
+    """Hold `count` connections; None: as many as there is room for, and say what allows no more."""
+    most, why = room()
+    wanted = QUICK_COUNT if lab.quick else count
+    if wanted is None:
+        print(f"{most:,} connections: {why} no more", flush=True)
+    elif wanted > most:
+        raise BenchError(f"{why} {most:,} connections here, not {wanted:,}")
+    with _server(lab, wanted or most) as services:
+        yield {name: partial(_measure, lab, name, services, wanted or most) for name in NAMES}
 
 
-def _measure(lab: Lab, name: str, count: int) -> Sample:
-    with proxies(lab, (name,), Service(port=PORT)) as targets:
+def room() -> tuple[int, str]:
+    """Return how many connections one proxy can hold here, up to MOST_CONNECTIONS, and what allows no more."""
+    available = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]
+    tracked = int(TRACKING_MAX.read_text())
+    return min(
+        ((FILES - FILES_BESIDE) // 2, f"{FILES:,} open files, two for each, allow"),
+        (tracked // 2, f"nf_conntrack_max, {tracked:,} and two for each, allows"),
+        (int(available) // ROOM_KIB, f"{int(available) // 1024:,} MiB of free memory allow"),
+        (MOST_CONNECTIONS, "this work wants"),
+    )
+
+
+@contextmanager
+def _server(lab: Lab, count: int) -> Iterator[tuple[Service, ...]]:
+    """Let a server listen on as many ports as so many connections need."""
+    services = tuple(Service(port=PORT + number) for number in range(-(-count // EACH)))
+    command = [PYTHON, "-m", "bench.clients", "holdd", *(str(service.port) for service in services)]
+    ready = " ".join(f"tcp:{service.port}" for service in services)
+    with lab.process("holdd", SERVER, command, cpu=lab.server_cpu, ready=ready):
+        yield services
+
+
+def _measure(lab: Lab, name: str, services: tuple[Service, ...], count: int) -> Sample:
+    with proxies(lab, (name,), *services) as targets:
         target = targets[name]
         empty = target.process.resident() if target.process else 0.0
         with target.used() as cpu, _held(lab, name, target, count) as opened:
@@ -61,7 +92,7 @@ def _measure(lab: Lab, name: str, count: int) -> Sample:
 @contextmanager
 def _held(lab: Lab, name: str, target: Target, count: int) -> Iterator[float]:
     """Hold so many connections; yield the seconds that it took to open them."""
-    command = [PYTHON, "-m", "bench.clients", "hold", target.host, str(target.port), str(count)]
+    command = [PYTHON, "-m", "bench.clients", "hold", target.host, str(count), *map(str, target.ports)]
     with subprocess.Popen(
         enter(CLIENT, lab.client_cpu) + command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as client:
@@ -75,13 +106,12 @@ def _held(lab: Lab, name: str, target: Target, count: int) -> Iterator[float]:
 
 @contextmanager
 def _tracked(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
-    command = [PYTHON, "-m", "bench.clients", "holdd", str(PORT)]
-    with lab.process("holdd", SERVER, command, cpu=lab.server_cpu, ready=f"tcp:{PORT}"):
-        yield {name: partial(_measure_tracked, lab, name) for name in TRACKED}
+    with _server(lab, TRACKED_COUNT) as services:
+        yield {name: partial(_measure_tracked, lab, name, services) for name in TRACKED}
 
 
-def _measure_tracked(lab: Lab, name: str) -> Sample:
-    with proxies(lab, (name,), Service(port=PORT)) as targets, targets[name].in_place():
+def _measure_tracked(lab: Lab, name: str, services: tuple[Service, ...]) -> Sample:
+    with proxies(lab, (name,), *services) as targets, targets[name].in_place():
         with _held(lab, name, targets[name], TRACKED_COUNT):
             held = _entries()
         run(["sleep", "1"])
@@ -113,7 +143,7 @@ IDLE = tuple(
     )
     for name, title, count in (
         ("idle", f"{COUNT:,} idle connections", COUNT),
-        ("idle-most", "As many idle connections as open files and local ports allow, up to 30,000", MOST_CONNECTIONS),
+        ("idle-most", f"As many idle connections as this machine allows, up to {MOST_CONNECTIONS:,}", None),
     )
 )
 WORKS = (

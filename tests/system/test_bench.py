@@ -19,7 +19,7 @@ from bench import contenders, peers, rules
 from bench.contenders import TCP, Service, Target
 from bench.figures import BenchError
 from bench.lab import CLIENT, DIRECT_IP, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, Lab, lab
-from bench.works import WORKS, http
+from bench.works import WORKS, http, idle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,3 +159,13 @@ def test_a_redirect_that_leads_elsewhere_yields_no_figures(
         partial(work.open, names=("haproxy", "meshbox"))(it) as measures,
     ):
         measures["meshbox"]()
+
+
+def test_idle_connections_are_spread_over_as_many_ports_as_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One port of the server has room for those of one address only; each contender takes all."""
+    (work,) = (work for work in WORKS if work.name == "idle-most")
+    monkeypatch.setattr(idle, "EACH", 400)
+    peers.install()
+    with lab(seconds=1.0, quick=True) as it, work.open(it) as measures:
+        assert len(inside(SERVER, "ss", "-Hltn").splitlines()) == 3
+        assert [measure()["connections"] for measure in measures.values()] == [1000] * len(idle.NAMES)
