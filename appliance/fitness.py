@@ -39,6 +39,13 @@ SMALLEST_VIP_RANGE = 256
 """Addresses. Virtual IPs are hashes of names: in a smaller range most names would collide."""
 FEW_FILES = 4096
 """Open files below which a busy proxy runs out: two per connection."""
+TRACKING = Path("/proc/sys/net/netfilter")
+"""Where the kernel says how many connections it tracks, and how many it may; absent until something asks it to."""
+FEW_TRACKED = 65_536
+"""Entries of connection tracking, as the kernel chooses with 1 GiB of memory: 32,768 open connections through a proxy,
+or 273 new ones a second, since each has two entries that stay for 120 s after it has closed (bench/SCALING.md)."""
+NEARLY_FULL = 0.75
+"""Part of the entries. At 0.95 the kernel begins to drop those of connections that are closing."""
 PROJECT_BEGAN = 1_790_000_000
 """Seconds since the epoch: a clock that is before this is wrong."""
 DNS_PORT = 53
@@ -82,7 +89,7 @@ async def examine(config: Config, *, running: bool = False, files: int | None = 
         findings.append(host_names(config))
     own = [(str(address), config.dns_port) for address in config.dns_listen]
     upstreams = HostResolvers(fixed=config.dns_upstreams, own=own)
-    findings += [resolvers(upstreams()), open_files(files), clock()]
+    findings += [resolvers(upstreams()), open_files(files), *tracking(), clock()]
     return tuple(findings)
 
 
@@ -335,6 +342,22 @@ def open_files(limit: int | None = None) -> Finding:
             "open files", f"limit is {limit}", "raise it (ulimit -n, LimitNOFILE=): two are used a connection"
         )
     return ok("open files", f"limit is {'none' if limit == resource.RLIM_INFINITY else limit}")
+
+
+def tracking(folder: Path = TRACKING) -> list[Finding]:
+    """Look whether the kernel has room to track more connections, where it tracks any: the first limit that is met."""
+    try:
+        count, most = (int((folder / f"nf_conntrack_{name}").read_text(encoding="ascii")) for name in ("count", "max"))
+    except FileNotFoundError:
+        return []
+    words = (
+        f"{count} connections are tracked, of {most} at most" if most else "any number of connections may be tracked"
+    )
+    if not most or (most >= FEW_TRACKED and count < NEARLY_FULL * most):
+        return [ok("tracking", words)]
+    wanted = max(4 * FEW_TRACKED, 2 * most)
+    remedy = f"sysctl -w net.netfilter.nf_conntrack_max={wanted}, or connections beyond that are dropped"
+    return [warning("tracking", words, remedy)]
 
 
 def clock() -> Finding:

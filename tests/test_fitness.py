@@ -136,6 +136,35 @@ def test_open_files(monkeypatch) -> None:
     assert fitness.open_files(20000).words == "limit is 20000", "that of the appliance that runs"
 
 
+@pytest.mark.parametrize(
+    ("count", "most", "wanted"),
+    [
+        (12, 262_144, None),
+        (49_151, 65_536, None),
+        (49_152, 65_536, 262_144),
+        (200_000, 262_144, 524_288),
+        (12, 65_535, 262_144),
+    ],
+)
+def test_connection_tracking(tmp_path, count, most, wanted) -> None:
+    """Too few entries, and three quarters of them in use, are a warning with the line that mends it."""
+    (tmp_path / "nf_conntrack_count").write_text(f"{count}\n")
+    (tmp_path / "nf_conntrack_max").write_text(f"{most}\n")
+    (found,) = fitness.tracking(tmp_path)
+    assert found.words == f"{count} connections are tracked, of {most} at most"
+    assert found.level is (Level.WARNING if wanted else Level.OK)
+    assert not wanted or f"sysctl -w net.netfilter.nf_conntrack_max={wanted}," in found.remedy
+
+
+def test_a_kernel_that_tracks_no_connections_or_any_number(tmp_path) -> None:
+    """Of the one there is nothing to say; 0 is no limit."""
+    assert fitness.tracking(tmp_path) == []
+    for name in ("count", "max"):
+        (tmp_path / f"nf_conntrack_{name}").write_text("0\n")
+    (found,) = fitness.tracking(tmp_path)
+    assert (found.level, found.words) == (Level.OK, "any number of connections may be tracked")
+
+
 def test_docker_subnet() -> None:
     """One that is somebody else's is a warning, since deploys will fail; a network of ours that is there is not."""
     config = Config(docker_subnet=IPv4Network("10.9.0.0/24"))
