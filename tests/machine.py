@@ -21,6 +21,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import orjson
 
 ROOT = Path(__file__).parent.parent
@@ -231,6 +232,13 @@ class Machine:
     def show(self, *args: str) -> Any:
         """Return what a noun says as JSON."""
         return orjson.loads(self.meshbox(*args, "--json").stdout)
+
+    def metric(self, name: str) -> float:
+        """Return the value of one of the appliance's metrics that has no labels."""
+        socket = f"{self.settings['MESHBOX_RUN_DIR']}/admin.sock"
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=socket), base_url="http://meshbox") as http:
+            (value,) = re.findall(rf"^{name} (\S+)$", http.get("/metrics").text, re.MULTILINE)
+        return float(value)
 
     def deploy(self, text: str, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Deploy a spec file of this text."""

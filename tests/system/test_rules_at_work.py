@@ -8,7 +8,6 @@ import shutil
 import threading
 from typing import TYPE_CHECKING, Any
 
-import httpx2
 import orjson
 import pytest
 from machine import IMAGE, wait_until
@@ -50,14 +49,6 @@ def events(machine: Machine) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in machine.log().splitlines() if line.startswith("{")]
 
 
-def metric(machine: Machine, name: str) -> float:
-    """Return a metric's value."""
-    socket = f"{machine.settings['MESHBOX_RUN_DIR']}/admin.sock"
-    with httpx2.Client(transport=httpx2.HTTPTransport(uds=socket), base_url="http://meshbox") as http:
-        (value,) = re.findall(rf"^{name} (\S+)$", http.get("/metrics").text, re.MULTILINE)
-    return float(value)
-
-
 @pytest.fixture
 def refusing(idle: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An appliance whose nft refuses everything in the namespace that this file names, as `net:[…]`."""
@@ -78,10 +69,10 @@ def refusing(idle: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_refused_change(idle: Machine, refusing: Path) -> None:
     """The former rules and names stay, the log has nft's own words, it is counted, and works when nft does."""
     neighbour = idle.address_of("server")
-    failed, logged = metric(idle, "meshbox_rulesets_failed_total"), len(events(idle))
+    failed, logged = idle.metric("meshbox_rulesets_failed_total"), len(events(idle))
     refusing.write_text(idle.exec_in("client", "readlink", "/proc/self/ns/net").stdout.strip())
     idle.run_container("late", IMAGE, service="late", container="server", ports="7000")
-    wait_until(lambda: metric(idle, "meshbox_rulesets_failed_total") >= failed + 3, "it is tried again and again")
+    wait_until(lambda: idle.metric("meshbox_rulesets_failed_total") >= failed + 3, "it is tried again and again")
     assert answers(idle, "server.far")
     (result,) = idle.client("client", "tcp", neighbour, "7000", "1")
     assert result["error"] == "ECONNREFUSED"

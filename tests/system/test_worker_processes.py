@@ -53,8 +53,9 @@ def counters(mesh: Machine) -> dict[str, Any]:
 
 
 def test_killed_worker_is_replaced_under_load(served: Machine) -> None:
-    """New connections go on being served, what was counted stays counted, and the log says once why it ended."""
+    """New connections are served, what was counted stays so; the log says once why it ended, metrics how often."""
     before = counters(served)["accepted"]
+    assert served.metric("meshbox_workers_restarted_total") == 0
     found: list[Any] = []
     load = threading.Thread(target=lambda: found.extend(served.client("client", "tcp", "server.far", "7000", "3000")))
     load.start()
@@ -64,6 +65,7 @@ def test_killed_worker_is_replaced_under_load(served: Machine) -> None:
         os.kill(pids[0], signal.SIGKILL)
         wait_until(lambda pids=pids: len(workers(served)) == 2 and workers(served) != pids, "it is replaced")
         wait_until(lambda turn=turn: served.log().count("killed by SIGKILL") == turn, "its death is logged")
+        assert served.metric("meshbox_workers_restarted_total") == turn
     load.join()
     errors = [one["error"] for one in found if "error" in one]
     assert len(found) == 3000
