@@ -18,3 +18,8 @@ def test_plans_are_measured() -> None:
 def test_destinations_are_measured() -> None:
     """One open file each, and they take what is exchanged."""
     assert re.search(r"2 callers, 3 backends: [\d.]+ KiB, 1 open file; [\d.]+ ms", grow._destinations(2, 3))
+
+
+def test_machines_are_read_as_consul_tells_of_them() -> None:
+    """All of them, or the time says nothing."""
+    assert grow._read(grow._machines(3)) > 0

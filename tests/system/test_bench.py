@@ -109,6 +109,20 @@ def test_a_contender_that_does_not_carry_its_traffic_is_no_contender(
             assert measures["broken"]()
 
 
+def test_what_a_machine_more_costs_is_measured() -> None:
+    """With the host's rules in a namespace of its own: those of this machine are let be."""
+    program = "from bench import grow; print(grow._mesh(3))"
+    before = run("nft", "list", "tables").stdout
+    row = run(PYTHON, "-c", program, cwd=ROOT).stdout
+    assert run("nft", "list", "tables").stdout == before
+    assert re.fullmatch(
+        r"3 other machines: one comes or goes: [\d.]+ ms to read them, [\d.]+ ms to plan, longest turn [\d.]+ ms,"
+        r" [\d.]+ ms to compare, [\d.]+ ms for 100 listeners, [\d.]+ ms for the host's rules, which take [\d.]+ ms at"
+        r" first; facts, plans and listeners -?\d+ KiB\n",
+        row,
+    )
+
+
 def inside(namespace: str, *command: str) -> str:
     """Run a command in a namespace of the lab."""
     return run("ip", "netns", "exec", namespace, *command).stdout
