@@ -4,7 +4,8 @@
 with a line of JSON: `cold` (everything from nothing), `backend` (one backend goes or comes), `service` (a service
 comes or goes that every workload may reach), `churn SECONDS` (a backend every 100 ms), `wait SECONDS`, and
 `idle SECONDS`, which looks for no stalls. "swaps" in the answer is how often other backends were applied.
-Workload 0 is the server of the lab and workload 1 its client, so that real traffic can run through it meanwhile.
+Workload 0 is the server of the lab and workload 1 its client, so that real traffic can run through it meanwhile, at the
+proxy's "port".
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class ControlHost:
         self.watch = RulesetWatch(on_drift=lambda _: None)
         self.applied = trio.Event()
         self._changing = Destination.parse(f"c.s{services - 1}:{PORT}/tcp")
+        self._served = Destination.parse(f"c.s0:{PORT}/tcp")
         self._backends = 0
         self._swaps = 0
         self.reconciler = Reconciler(
@@ -153,6 +155,7 @@ class ControlHost:
             "from": start,
             "to": start + took,
             "swaps": swaps,
+            "port": self.reconciler.have.listeners[self._served].port,
             "listeners": len(self.reconciler.have.listeners),
             "rulesets": len(self.reconciler.have.rulesets),
         }

@@ -23,7 +23,7 @@ those of a host (nft/host.nft), as the appliance renders them; the client dials 
 to the data plane with access check, balancer and counters. The others have none of these rules, nor the connection
 tracking that client and server get with them: rules are there in their contender's turns only. In the proxy's namespace
 the kernel tracks connections for all, as on every Docker host because of Docker's own rules. `meshbox, port dialled` is
-the data plane without rules. In `dns-*` its port is asked, in `churn*` dialled, beside a host's rules.
+the data plane without rules. In `dns-*` its port is asked, in `churn*` and `workers` dialled, beside a host's rules.
 """
 WORDS = {"met": "met", "missed": "**missed**", "not measured": "**not measured**"}
 

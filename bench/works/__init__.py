@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.works import appliance, bulk, control, dns, echo, http, idle, mesh, redis, ruleset, udp
+from bench.works import appliance, bulk, control, dns, echo, http, idle, mesh, redis, ruleset, udp, workers
 
 if TYPE_CHECKING:
     from bench.figures import Work
@@ -19,6 +19,7 @@ WORKS: tuple[Work, ...] = (
     *dns.WORKS,
     *ruleset.WORKS,
     *control.WORKS,
+    *workers.WORKS,
     *appliance.WORKS,
     *mesh.WORKS,
 )

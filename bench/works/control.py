@@ -17,7 +17,7 @@ import orjson
 
 from bench.controlhost import CHURN
 from bench.figures import BenchError, Figure, Sample, Work
-from bench.lab import CLIENT_IP, PROXY, PROXY_IP, PYTHON, ROOT, run
+from bench.lab import PROXY, PROXY_IP, PYTHON, ROOT, run
 from bench.process import resident
 from bench.works import http
 
@@ -31,6 +31,8 @@ CHANGES = 10
 """Changes of each kind in one measurement; their median counts, and the longest stall of any."""
 APPLIED = 0.9
 """Part of the changes beside traffic that must have been applied one by one; a late pass may take two at once."""
+WORKER = b"bench.stall"
+"""In the command line of a worker, and of no other helper."""
 CONTENDERS = {"workers=0": 0, "workers=1": 1}
 ANY_CPU = "Nothing keeps the appliance to one CPU: it shares all with client and server."
 STALL = (
@@ -38,8 +40,6 @@ STALL = (
     "due after 1 ms; its own work for traffic counts too. Waiting is that part of it for which its thread could have "
     "run and other programs had the CPUs (proc(5), schedstat)."
 )
-FIRST_PORT = 20000
-"""Where the proxy's ports begin; which of them leads to the lab's server is tried out."""
 
 
 class Host:
@@ -76,6 +76,13 @@ class Host:
     def resident(self) -> float:
         """Return its resident memory in MiB, without helpers."""
         return resident(self._popen.pid) / 1024
+
+    def memory(self) -> float:
+        """Return the memory of it and its workers in MiB, what several processes share divided among them."""
+        pid = self._popen.pid
+        children = (path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+        workers = [p for pids in children for p in pids if WORKER in Path(f"/proc/{p}/cmdline").read_bytes()]
+        return (_proportional(pid) + sum(map(_proportional, workers))) / 1024
 
     def close(self) -> None:
         """End it."""
@@ -136,15 +143,15 @@ def _measure_changes(lab: Lab, workers: int) -> Sample:
 @contextmanager
 def _churn(lab: Lab, workers: int) -> Iterator[Mapping[str, Callable[[], Sample]]]:
     with namespaces(lab), http.server(lab), host(lab, workers) as it:
-        it.do("cold")
-        port = _find_port(lab)
+        port = int(it.do("cold")["port"])
         yield {
-            "at rest": partial(_measure_churn, lab, it, port, "wait"),
-            "changing": partial(_measure_churn, lab, it, port, "churn"),
+            "at rest": partial(measure_churn, lab, it, port, "wait"),
+            "changing": partial(measure_churn, lab, it, port, "churn"),
         }
 
 
-def _measure_churn(lab: Lab, it: Host, port: int, command: str) -> Sample:
+def measure_churn(lab: Lab, it: Host, port: int, command: str) -> Sample:
+    """Let 32 connections send requests to a proxy port while the host carries out `churn` or `wait`."""
     seconds = max(2, int(lab.seconds))
     it.tell(f"{command} {seconds + 1}")
     output = lab.client(["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency", f"http://{PROXY_IP}:{port}/"])
@@ -155,15 +162,10 @@ def _measure_churn(lab: Lab, it: Host, port: int, command: str) -> Sample:
     return http.parse(command, output) | {key: answer[key] for key in ("stall ms", "waiting ms")}
 
 
-def _find_port(lab: Lab) -> int:
-    """Return the proxy port that leads to the lab's web server."""
-    listening = run(["ip", "netns", "exec", PROXY, "ss", "-Hltn"])
-    probe = [PYTHON, "-m", "bench.clients", "probe"]
-    ports = sorted(int(line.split()[3].rpartition(":")[2]) for line in listening.splitlines())
-    for port in ports:
-        if port >= FIRST_PORT and orjson.loads(lab.client([*probe, f"http://{PROXY_IP}:{port}/"]))["text"] == "hello":
-            return port
-    raise BenchError(f"no proxy port leads from {CLIENT_IP} to the lab's web server")
+def _proportional(pid: int | str) -> int:
+    """Return a process's memory in KiB, with its part of what others share."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def _stall(answers: list[dict[str, float]], kind: str) -> dict[str, float]:

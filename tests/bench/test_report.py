@@ -161,7 +161,7 @@ def test_a_quick_run_says_so_and_is_not_judged_by_bars_about_more_than_it_did() 
     assert len(list(verdicts([same]))) == 1
 
 
-@pytest.mark.parametrize("name", ["idle", "control", "churn", "churn-worker", "appliance", "mesh"])
+@pytest.mark.parametrize("name", ["idle", "control", "churn", "churn-worker", "workers", "appliance", "mesh"])
 def test_works_that_do_less_when_quick_have_a_title_of_their_own(name: str) -> None:
     """Which names how much they do then."""
     (work,) = (work for work in WORKS if work.name == name)
@@ -195,7 +195,7 @@ def test_every_way_of_bulk_is_judged_beside_haproxy_and_beside_no_proxy() -> Non
     }
 
 
-PINNED_OTHERWISE = ("two-*", "*echo", "ruleset", "control", "churn*", "appliance", "mesh", "scale")
+PINNED_OTHERWISE = ("two-*", "*echo", "ruleset", "control", "churn*", "workers", "appliance", "mesh", "scale")
 
 
 @pytest.mark.parametrize("work", [w for w in WORKS if any(fnmatch(w.name, p) for p in PINNED_OTHERWISE)])

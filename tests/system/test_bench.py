@@ -49,7 +49,7 @@ BATCHES = {
     "bulk": ("bulk-*",),
     "echo": ("echo", "udp-*"),
     "services": ("redis-*", "idle*", "conntrack", "dns-*"),
-    "rules": ("ruleset", "control", "churn*"),
+    "rules": ("ruleset", "control", "churn*", "workers"),
     "machines": ("appliance", "mesh"),  # and not scale, which takes many minutes
 }
 

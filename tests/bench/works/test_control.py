@@ -39,7 +39,7 @@ class _Lab(Lab):
 
 
 def _measure(host: _Host, command: str) -> dict[str, float]:
-    return control._measure_churn(_Lab(Path(), seconds=2.0, quick=False), host, 20000, command)  # type: ignore[arg-type]
+    return control.measure_churn(_Lab(Path(), seconds=2.0, quick=False), host, 20000, command)  # type: ignore[arg-type]
 
 
 def test_changes_are_applied_beside_traffic() -> None:
