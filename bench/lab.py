@@ -5,7 +5,8 @@
 
 The second line is for the contender `direct`. The proxy forwards packets, for the contender `dnat`. The client's other
 packets go to the proxy, as a container's go to its host: without rules, those for a virtual IP end there. The proxy's
-namespace stands for a Docker host, whose kernel tracks all connections because of Docker's own rules.
+namespace stands for a Docker host, client and server for containers on networks of a user's own, as `docker compose`
+makes them: in all three the kernel tracks all connections because of Docker's own rules.
 Everything is pinned: the contender alone on the last CPU, the load on the others.
 """
 
@@ -50,12 +51,20 @@ SYSCTLS = (
     "net.ipv4.ip_forward=1",
     "net.ipv6.conf.all.disable_ipv6=1",
 )
-DOCKERS = """\
+DOCKERS_HOST = """\
 table ip nat { chain POSTROUTING { type nat hook postrouting priority srcnat;
 ip saddr 172.17.0.0/16 oifname != "docker0" masquerade; }
 }
 """
 """What Docker adds on every host for its default network. It rewrites nothing here, but lets the kernel track."""
+DOCKERS_CONTAINER = """\
+table ip nat {
+chain DOCKER_OUTPUT { ip daddr 127.0.0.11 tcp dport 53 dnat to 127.0.0.11:40000
+ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:40001; }
+chain OUTPUT { type nat hook output priority -100; ip daddr 127.0.0.11 jump DOCKER_OUTPUT; }
+}
+"""
+"""What Docker adds in each container on such a network, for its own DNS server."""
 
 
 class Lab:
@@ -148,7 +157,8 @@ def _namespaces() -> Iterator[None]:
                 run(["ip", "-n", namespace, "link", "set", link, "up"])
         run(["ip", "-n", CLIENT, "route", "add", "default", "via", PROXY_IP])
         run(["ip", "-n", SERVER, "route", "add", "default", "via", SERVER_SIDE_IP])
-        run(["ip", "netns", "exec", PROXY, "nft", "-f", "-"], text=DOCKERS)
+        for namespace, text in ((PROXY, DOCKERS_HOST), (CLIENT, DOCKERS_CONTAINER), (SERVER, DOCKERS_CONTAINER)):
+            run(["ip", "netns", "exec", namespace, "nft", "-f", "-"], text=text)
         yield
     finally:
         _remove()

@@ -20,10 +20,10 @@ used, from /proc. `direct` is no proxy at all, `dnat` the kernel rewriting addre
 
 `meshbox` is what is deployed: client and server have the rules of a container (nft/workload.nft), the proxy's namespace
 those of a host (nft/host.nft), as the appliance renders them; the client dials a virtual IP, which its rules redirect
-to the data plane with access check, balancer and counters. The others have none of these rules, nor the connection
-tracking that client and server get with them: rules are there in their contender's turns only. In the proxy's namespace
-the kernel tracks connections for all, as on every Docker host because of Docker's own rules. `meshbox, port dialled` is
-the data plane without rules. In `dns-*` its port is asked, in `churn*` and `workers` dialled, beside a host's rules.
+to the data plane with access check, balancer and counters. These rules are there in its own turns only. In all three
+namespaces the kernel tracks connections for every contender, because of Docker's own rules for hosts and for containers
+on networks of a user's own. `meshbox, port dialled` is the data plane without rules. In `dns-*` its port is asked, in
+`churn*` and `workers` dialled, beside a host's rules.
 """
 WORDS = {"met": "met", "missed": "**missed**", "not measured": "**not measured**"}
 

@@ -1,7 +1,6 @@
 """Tables of nft in the lab's namespaces: there while it is their contender's turn, so that they slow down no other.
 
-With the first rule that asks for a connection's state, the kernel tracks all connections of that namespace, and
-remembers them for minutes. So a turn ends with that forgotten, in the proxy's namespace, where all are tracked, too.
+The kernel tracks the connections of all contenders, and remembers them for minutes: a turn ends with that forgotten.
 """
 
 from __future__ import annotations
