@@ -182,7 +182,6 @@ class Dials:
             self._timer = None
 
     def _sweep(self) -> None:
-        self._timer = None
         latest = time.monotonic() - TIMEOUT
         late = []
         for dial in self._dials:
@@ -192,5 +191,4 @@ class Dials:
         for dial in late:
             self.discard(dial)
             dial.retry(errno.ETIMEDOUT)
-        if self._dials and self._timer is None:
-            self._timer = self._loop.call_later(SWEEP, self._sweep)
+        self._timer = self._loop.call_later(SWEEP, self._sweep) if self._dials else None

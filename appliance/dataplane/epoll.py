@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import select
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-IN = EPOLLIN
-OUT = EPOLLOUT
-ERR = EPOLLERR
-HUP = EPOLLHUP
-RDHUP = EPOLLRDHUP
-PRI = EPOLLPRI
-NOT_OUT = ~EPOLLOUT
-CONNECTED = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET
+IN: Final = EPOLLIN
+OUT: Final = EPOLLOUT
+ERR: Final = EPOLLERR
+HUP: Final = EPOLLHUP
+RDHUP: Final = EPOLLRDHUP
+PRI: Final = EPOLLPRI
+NOT_OUT: Final = ~EPOLLOUT
+CONNECTED: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET
 """What connected and connecting sockets are registered for."""
 
-BATCH = 128
+BATCH: Final = 128
 """Most events fetched at a time."""
-ROUNDS = 8
+ROUNDS: Final = 8
 """Most batches in a row before uvloop gets its turn."""
-FEW = 4
+FEW: Final = 4
 """After a batch of fewer the next one is probably empty: waiting instead saves a system call."""
 STAY = 0.002
 """Most seconds of waiting here before uvloop gets its turn again, were it only for its timers."""

@@ -16,7 +16,7 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from appliance.dataplane.epoll import ERR, HUP, IN, NOT_OUT, OUT, PRI, RDHUP
 
@@ -27,27 +27,30 @@ if TYPE_CHECKING:
     from appliance.dataplane.listener import Source, TcpListener
     from appliance.dataplane.pipes import Pipe
 
-SIZE = 1 << 16
+SIZE: Final = 1 << 16
 """Most bytes of one read. What recv(2) does not fill of it is given back at once."""
-SMALL = 1 << 14
+SMALL: Final = 1 << 14
 """Bytes: a splice that moves fewer turns the direction back to recv and send, which are cheaper for so little."""
-TURNS = 2
+TURNS: Final = 2
 """Most reads of one direction in a row, so that one fast stream does not hold up the others."""
 SPLICE_SIZE = 1 << 20
 """Bytes asked of one splice: the size of a pipe."""
-SPLICE_FLAGS = 3
+SPLICE_FLAGS: Final = 3
 """SPLICE_F_MOVE | SPLICE_F_NONBLOCK, from linux/fcntl.h (in Python's os only where the C library had them)."""
 
-DONTWAIT = socket.MSG_DONTWAIT
-DONTWAIT_MORE = socket.MSG_DONTWAIT | socket.MSG_MORE
+DONTWAIT: Final = socket.MSG_DONTWAIT
+DONTWAIT_MORE: Final = socket.MSG_DONTWAIT | socket.MSG_MORE
 """When the end is known to follow, the last bytes wait for it and leave in the same segment."""
-ODD = ERR | HUP | RDHUP | PRI
+ODD: Final = ERR | HUP | RDHUP | PRI
 """Events after which a short read does not mean that there is nothing left."""
-HOW_IT_ENDS = ERR | RDHUP | PRI
+HOW_IT_ENDS: Final = ERR | RDHUP | PRI
 """If RDHUP is the only one of these that was seen, a short read is followed by the end of stream and nothing else."""
-MESSAGE = IN | OUT
+MESSAGE: Final = IN | OUT
 """What epoll reports in the ordinary case."""
-MESSAGES, BULK, STUCK, ENDED = range(4)
+MESSAGES: Final = 0
+BULK: Final = 1
+STUCK: Final = 2
+ENDED: Final = 3
 """Modes of a direction: recv and send; splice; waiting until the peer is writable; no more to come, and passed on."""
 LINGER_RESET = struct.pack("ii", 1, 0)
 UNSENT = 1 << 15
@@ -68,6 +71,7 @@ class End:
     """One side of a pair, and the direction of bytes from it to its peer."""
 
     __slots__ = ("fd", "flags", "mode", "moved", "odd", "pair", "peer", "pending", "pipe", "sock")
+    __deletable__ = ["peer"]  # noqa: RUF012 — mypyc wants it, and so
 
     peer: End
 
@@ -252,6 +256,7 @@ class Pair:
     """A client's connection joined to a backend's."""
 
     __slots__ = ("backend", "broken", "client", "closed", "listener", "opened", "source", "state")
+    __deletable__ = ["client", "backend"]  # noqa: RUF012 — mypyc wants it, and so
 
     def __init__(
         self, listener: TcpListener, source: Source, state: BackendState, client: SocketType, backend: SocketType

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from appliance.dataplane.udpsocket import BUFFER, reply_control
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from appliance.dataplane.datagram import UdpListener
     from appliance.dataplane.udpsocket import Client, Control
 
-BATCH = 32
+BATCH: Final = 32
 """Most datagrams read from one socket in one wake-up."""
-PROBE = 32
+PROBE: Final = 32
 """While traffic is sparse, every PROBE-th wake-up looks whether it has become dense."""
 HERE: Control = []
 """What tells nothing more than the socket does."""
