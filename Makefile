@@ -1,6 +1,6 @@
 # Everything here installs what it lacks and reuses what is there; on a fresh Debian 12 run it as root.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test test-more unit check bench lock clean setup image deb
+.PHONY: help demo demo-cluster test test-more unit check unit-compiled compiled bench lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
 SEPARATE := test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py test_bench.py
@@ -24,7 +24,8 @@ test: SETUP := --tests
 test: setup check  ## Checks and tests, one host and three in a mesh, on Docker Engines of their own (about 15 minutes, needs root).
 	@echo "make test: the tests that need no Docker run beside the others, and tell at the end"
 	@mkdir -p build
-	@nice $(PYTHON_BIN)/pytest -m 'not system' $(ARGS) >build/unit-tests.log 2>&1 & unit=$$!; \
+	@{ nice $(PYTHON_BIN)/pytest -m 'not system' $(ARGS); one=$$?; nice $(MAKE) --no-print-directory unit-compiled; test $$one$$? = 00; } \
+	>build/unit-tests.log 2>&1 & unit=$$!; \
 	$(PYTHON_BIN)/pytest -m system $(SEPARATE:%=--ignore=tests/system/%) $(ARGS); system=$$?; \
 	wait $$unit; unit=$$?; cat build/unit-tests.log; \
 	echo "make test: exit codes of pytest are $$system with Docker, $$unit without"; test $$system$$unit = 00
@@ -35,10 +36,17 @@ test-more: setup  ## The tests that take long: image, package, gateway, make dem
 unit: setup  ## Only the tests that need neither root nor Docker.
 	@$(PYTHON_BIN)/pytest -m 'not system' $(ARGS)
 
+unit-compiled: compiled  ## The data plane's tests, of what is compiled.
+	@PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/compiled $(PYTHON_BIN)/pytest tests/dataplane $(ARGS)
+
 check: setup  ## Lint, formatting and types.
 	@$(PYTHON_BIN)/ruff check --quiet .
 	@$(PYTHON_BIN)/ruff format --quiet --check .
 	@$(PYTHON_BIN)/mypy --no-error-summary
+
+unit-compiled compiled: SETUP := --tests
+compiled: setup  ## Make build/compiled: the appliance with its hot modules compiled, as image and package have it.
+	@$(PYTHON_BIN)/python packaging/compile.py --copy build/compiled
 
 bench: setup  ## Measure, and write bench/RESULTS.md.
 	@$(PYTHON_BIN)/python -m bench $(ARGS)

@@ -21,6 +21,7 @@ find_missing() {
     missing=()
     local command package
     if [ "$1" = --deb ]; then
+        find_missing_compiler
         find_missing_python
         return
     fi
@@ -40,8 +41,17 @@ find_missing() {
     if [ "$1" = --tests ]; then
         PATH="$PATH:/usr/sbin" command -v debootstrap >/dev/null || missing+=(debootstrap)
         command -v lintian >/dev/null || missing+=(lintian)
+        find_missing_compiler
     fi
     find_missing_python
+}
+
+# What packaging/compile.py needs.
+find_missing_compiler() {
+    command -v gcc >/dev/null || missing+=(gcc)
+    if ! "$python" -c 'import sysconfig; open(sysconfig.get_config_var("INCLUDEPY") + "/Python.h").close()' 2>/dev/null; then
+        missing+=(python3-dev)
+    fi
 }
 
 find_missing_python() {

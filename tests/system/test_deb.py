@@ -144,12 +144,12 @@ def needed(unpacked: Path) -> list[str]:
 
 
 def test_build_installs_what_it_lacks(tmp_path: Path) -> None:
-    """Where Python cannot make environments, `make deb` has apt-get bring that first, and names it to who may not."""
-    for program in ("bash", "dirname", "sed", "sort", "touch", "id", "sh", "mkdir"):
+    """What compiles, and makes Python's environments, `make deb` has apt-get bring first, and names to who may not."""
+    for program in ("bash", "dirname", "sed", "sort", "ln", "id", "sh", "mkdir"):
         (tmp_path / program).symlink_to(shutil.which(program) or program)
     fakes = {
-        "python3": f"#!/bin/sh\n[ \"$2\" != 'import ensurepip, venv' ] || [ -e {tmp_path}/installed ]\n",
-        "apt-get": f"#!/bin/sh\n[ $1 = update ] || {{ echo $@; touch {tmp_path}/installed; }} >&2\n",
+        "python3": f"#!/bin/sh\ncase $2 in *ensurepip*|*Python.h*) [ -e {tmp_path}/gcc ] ;; esac\n",
+        "apt-get": f"#!/bin/sh\n[ $1 = update ] || {{ echo $@; ln -s sh {tmp_path}/gcc; }} >&2\n",
     }
     for program, text in fakes.items():
         (tmp_path / program).write_text(text)
@@ -159,17 +159,17 @@ def test_build_installs_what_it_lacks(tmp_path: Path) -> None:
     shutil.copy(ROOT / "packaging/setup.sh", script)
     command, env = (script, "--deb"), {"PATH": str(tmp_path), "PYTHON": "python3"}
     said = run(*command, env=env)
-    assert said.stdout == "setup: installing python3-venv\n"
-    assert (tmp_path / "installed").exists()
-    assert (tmp_path / "clone/build/installed-packages").read_text() == "python3-venv\n"
+    assert said.stdout == "setup: installing gcc python3-dev python3-venv\n"
+    assert (tmp_path / "gcc").exists()
+    assert (tmp_path / "clone/build/installed-packages").read_text() == "gcc\npython3-dev\npython3-venv\n"
     assert run(*command, env=env).stdout == ""
-    (tmp_path / "installed").unlink()
+    (tmp_path / "gcc").unlink()
     (tmp_path / "id").unlink()
     (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
     (tmp_path / "id").chmod(0o755)
     refused = run(*command, env=env, check=False)
     assert refused.returncode == 1
-    assert "needs root to install: python3-venv" in refused.stderr
+    assert "needs root to install: gcc python3-dev python3-venv" in refused.stderr
 
 
 def test_lintian_finds_no_errors(package: Path) -> None:
