@@ -19,7 +19,7 @@ FROM system AS build
 # By this `docker image prune` finds what the build leaves; see the README.
 LABEL meshbox.stage=build
 RUN apt-get update -qq \
-    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends binutils ca-certificates python3-venv
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends binutils ca-certificates gcc python3-dev python3-venv
 WORKDIR /source
 COPY . .
 ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST PIP_FIND_LINKS PIP_NO_INDEX

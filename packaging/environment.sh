@@ -2,7 +2,7 @@
 # Makes meshbox's own Python environment: packaging/environment.sh DIRECTORY
 #
 # DIRECTORY is where it will be used, since its paths are written into it. It holds what requirements.lock pins and
-# meshbox itself, without pip, tests and debug symbols. pip's own settings (PIP_INDEX_URL, …) say where it all comes
+# meshbox itself, its hot modules compiled, without pip, tests and debug symbols. pip's own settings (PIP_INDEX_URL, …) say where it all comes
 # from; nothing of them is kept. MESHBOX_COMMIT: what `meshbox --version` names; default: the checkout's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,9 +35,10 @@ say "installing the locked libraries"
 into=("$pip" --python "$target/bin/python" install --no-compile --no-deps)
 "${into[@]}" --require-hashes --requirement packaging/requirements.lock
 "${into[@]}" "$scratch"/meshbox-*.whl
+packages="$(echo "$target"/lib/python3.*/site-packages)"
+"$scratch/tools/bin/python" packaging/compile.py --libraries "$target/bin/python" "$packages"
 
 # Not used at run time: activation scripts, headers, the libraries' own tests, and what some of them drop in wrong places.
-packages="$(echo "$target"/lib/python3.*/site-packages)"
 rm -rf "$target"/bin/[aA]ctivate* "$target/include" "$target/lib64" "$packages/__init__.py"
 sed -i '/^command = /d' "$target/pyvenv.cfg"
 find "$packages" -depth -type d \( -name tests -o -name _tests -o -name __pycache__ \) -exec rm -rf {} +

@@ -30,7 +30,7 @@ from debian import (
 from machine import IMAGE, IMAGES, ROOT, Program, Switch, run, wait_until
 from stand_ins import STAND_INS, load
 from test_bad_host import occupied
-from test_image import by_way_of
+from test_image import COMPILED, by_way_of
 from typer.main import get_command
 
 from appliance import __version__, config
@@ -283,6 +283,7 @@ def test_life_of_an_installation(
     said = debian("dpkg", "--force-confold", "--install", "/root/meshbox.deb", netns=machine.netns).stdout
     assert f"former version still runs (pid {appliance.pid})" in said
     assert debian("meshbox", "--version").stdout == version_of(package)
+    assert debian("/usr/lib/meshbox/bin/python", "-c", COMPILED).stdout.split() == [".so"] * 2
     assert (tmp_path / "etc/meshbox/meshbox.toml").read_text() == settings
     assert answers(machine) == address
     assert appliance.stop() == 0

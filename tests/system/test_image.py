@@ -38,6 +38,12 @@ CALL = (
 )
 """Connects, and prints who answers."""
 
+COMPILED = (
+    "import pathlib, appliance.dataplane.relay as relay, appliance.dataplane.datagram as datagram\n"
+    "for module in (relay, datagram): print(pathlib.Path(module.__file__).suffix)"
+)
+"""Prints of what kind the files are that the data plane's hot modules are loaded from."""
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -86,7 +92,7 @@ def kept(machine: WholeMachine) -> Iterator[None]:
 
 
 def test_image_is_small_and_holds_nothing_of_the_build(built: tuple[WholeMachine, str], source: Path) -> None:
-    """At most 150 MB, no compiler, no pip, nothing that names the build host's index; and it says what it is."""
+    """At most 150 MB, compiled, no compiler, no pip, no name of the build host's index; and it says what it is."""
     machine, index = built
     commit = run("git", "-C", source, "rev-parse", "HEAD").stdout.strip()
     found = orjson.loads(machine.docker("image", "inspect", "meshbox"))[0]
@@ -96,6 +102,8 @@ def test_image_is_small_and_holds_nothing_of_the_build(built: tuple[WholeMachine
     assert index.removeprefix("http://") not in str(found["Config"])
     search = f"grep -rlF '{index}' /etc /usr /var /root; ls /usr/bin | grep -xE 'pip.*|gcc|cc|g\\+\\+|as|ld'; true"
     assert machine.docker("run", "--rm", "--entrypoint=sh", "meshbox", "-c", search) == ""
+    python = ("run", "--rm", "--entrypoint=/usr/lib/meshbox/bin/python", "meshbox")
+    assert machine.docker(*python, "-c", COMPILED).split() == [".so"] * 2
     labels = found["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == "meshbox"
     assert labels["org.opencontainers.image.version"] == __version__
