@@ -17,7 +17,7 @@ import orjson
 
 from bench import rules
 from bench.figures import BenchError
-from bench.lab import CLIENT_IP, DIRECT_IP, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
+from bench.lab import CLIENT_IP, DIRECT_IP, INTERPRETED, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
 from bench.process import Cpu
 from bench.rules import Table
 
@@ -126,13 +126,15 @@ def dnat(_lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
 
 
 @contextmanager
-def meshbox(lab: Lab, services: tuple[Service, ...], workers: int = 0, *, rules_too: bool = True) -> Iterator[Target]:
-    """Run meshbox as deployed: its rules, access check, balancer, counters; on two CPUs with workers.
+def meshbox(
+    lab: Lab, services: tuple[Service, ...], workers: int = 0, *, rules_too: bool = True, interpreted: bool = False
+) -> Iterator[Target]:
+    """Run meshbox as deployed: compiled, its rules, access check, balancer, counters; on two CPUs with workers.
 
-    Without `rules_too` it is the data plane alone, whose ports the client dials.
+    Without `rules_too` it is the data plane alone, whose ports the client dials; `interpreted` it is not compiled.
     """
-    ports = _ports(20000 + 100 * workers + 50 * rules_too, services)
-    name = f"meshbox{workers or ''}{'' if rules_too else '-port'}"
+    ports = _ports(20000 + 100 * workers + 50 * rules_too + 25 * interpreted, services)
+    name = f"meshbox{workers or ''}{'' if rules_too else '-port'}{'-interpreted' * interpreted}"
     config = {
         "workers": workers,
         "caller": CLIENT_IP,
@@ -142,6 +144,7 @@ def meshbox(lab: Lab, services: tuple[Service, ...], workers: int = 0, *, rules_
         ],
     }
     command = [PYTHON, "-m", "bench.launcher", lab.file(f"{name}.json", orjson.dumps(config))]
+    command = [*INTERPRETED, *command] if interpreted else command
     cpu = lab.proxy_cpus if workers else lab.proxy_cpu
     with lab.process(name, PROXY, command, cpu=cpu, ready=_ready(ports, services)) as process:
         if not rules_too:
@@ -231,12 +234,15 @@ CONTENDERS: dict[str, Callable[[Lab, tuple[Service, ...]], AbstractContextManage
     "docker-proxy": docker_proxy,
     "dnat": dnat,
     "meshbox, port dialled": partial(meshbox, rules_too=False),
+    "meshbox, interpreted": partial(meshbox, interpreted=True),
     "meshbox workers=2": partial(meshbox, workers=2),
     "haproxy splice": partial(haproxy, splice=True),
     "haproxy nbthread=2": partial(haproxy, threads=2),
 }
 TCP = ("direct", "meshbox", "haproxy", "nginx", "docker-proxy", "dnat")
 BULK = ("direct", "meshbox", "haproxy splice", "nginx", "docker-proxy", "dnat")
+SOURCE = ("meshbox, interpreted",)
+"""What shows, where messages are small, what compiling brings."""
 TWO = ("meshbox workers=2", "haproxy nbthread=2")
 """Those that use two CPUs."""
 PORT_DIALLED = (*TCP[:2], "meshbox, port dialled", *TCP[2:])

@@ -27,6 +27,7 @@ PROGRAMS = {
     "conntrack": "conntrack",
     "ip": "iproute2",
     "taskset": "util-linux",
+    "gcc": "gcc python3-dev",
 }
 """Program → Debian packages. None of their services is started: policy-rc.d forbids it while they are installed."""
 VERSIONS = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from bench.contenders import PORT_DIALLED, TCP, TWO, Service, proxies
+from bench.contenders import PORT_DIALLED, SOURCE, TCP, TWO, Service, proxies
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import DIRECT_IP, PYTHON, SERVER
 
@@ -137,7 +137,7 @@ WORKS = (
             figures=FIGURES,
             open=partial(_open, connections=connections, keep=True, names=names),
         )
-        for connections, names in ((1, TCP), (32, PORT_DIALLED), (256, TCP))
+        for connections, names in ((1, TCP), (32, PORT_DIALLED + SOURCE), (256, TCP))
     ),
     Work(
         name="connections",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.contenders import UDP, Service, mirror, proxies
+from bench.contenders import SOURCE, UDP, Service, mirror, proxies
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import SERVER, run
 from bench.works.echo import ONE_CPU
@@ -132,7 +132,7 @@ WORKS = (
             *CPU,
         ),
         note=ONE_CPU,
-        open=partial(_open, one_way=False),
+        open=partial(_open, one_way=False, names=UDP + SOURCE),
         reference="nginx",
     ),
     Work(
