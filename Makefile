@@ -20,7 +20,7 @@ demo: setup  ## Deploy examples/app.py on this machine's Docker, show it at work
 demo-cluster: setup  ## The same on three machines that share a mesh through Consul; one of them dies and comes back.
 	@$(PYTHON_BIN)/python examples/demo_cluster.py
 
-test: SETUP := --tests
+test test-more: SETUP := --tests
 test: setup check  ## Checks and tests, one host and three in a mesh, on Docker Engines of their own (about 15 minutes, needs root).
 	@echo "make test: the tests that need no Docker run beside the others, and tell at the end"
 	@mkdir -p build
