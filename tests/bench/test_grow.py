@@ -10,7 +10,7 @@ def test_plans_are_measured() -> None:
     row = grow._plans(3, 2)
     assert re.fullmatch(
         r"3 containers x 2 services: first plan \d+ ms; a backend changes [\d.]+ ms and [\d.]+ ms to compare; a service"
-        r" appears \d+ ms, longest turn [\d.]+ ms; facts and plans \d+ MiB",
+        r" appears \d+ ms, longest turn [\d.]+ ms; facts and plans -?\d+ MiB",
         row,
     )
 

@@ -28,7 +28,7 @@ class _Host:
         self.told.append(command)
 
     def answer(self) -> dict[str, float]:
-        return {"swaps": self.swaps, "stall ms": 4.5}
+        return {"swaps": self.swaps, "stall ms": 4.5, "waiting ms": 1.5}
 
 
 class _Lab(Lab):
