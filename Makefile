@@ -46,7 +46,7 @@ check: setup  ## Lint, formatting and types.
 
 unit-compiled compiled: SETUP := --tests
 compiled: setup  ## Make build/compiled: the appliance with its hot modules compiled, as image and package have it.
-	@$(PYTHON_BIN)/python packaging/compile.py --copy build/compiled
+	@$(PYTHON_BIN)/python packaging/compile_dataplane.py --copy build/compiled
 
 bench: setup  ## Measure, and write bench/RESULTS.md.
 	@$(PYTHON_BIN)/python -m bench $(ARGS)

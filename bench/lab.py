@@ -149,7 +149,7 @@ def lab(*, seconds: float, quick: bool) -> Iterator[Lab]:
 @contextmanager
 def _compiled() -> Iterator[None]:
     """Compile the appliance, and let all that is started meanwhile find it before the sources. Raises BenchError."""
-    run([PYTHON, "packaging/compile.py", "--copy", str(COMPILED)], timeout=300.0)
+    run([PYTHON, "packaging/compile_dataplane.py", "--copy", str(COMPILED)], timeout=300.0)
     names = ("PYTHONPATH", "PYTHONSAFEPATH")
     before = {name: os.environ.get(name) for name in names}
     # The second keeps the working directory from coming first, where the sources are.

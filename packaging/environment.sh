@@ -36,7 +36,7 @@ into=("$pip" --python "$target/bin/python" install --no-compile --no-deps)
 "${into[@]}" --require-hashes --requirement packaging/requirements.lock
 "${into[@]}" "$scratch"/meshbox-*.whl
 packages="$(echo "$target"/lib/python3.*/site-packages)"
-"$scratch/tools/bin/python" packaging/compile.py --libraries "$target/bin/python" "$packages"
+"$scratch/tools/bin/python" packaging/compile_dataplane.py --libraries "$target/bin/python" "$packages"
 
 # Not used at run time: activation scripts, headers, the libraries' own tests, and what some of them drop in wrong places.
 rm -rf "$target"/bin/[aA]ctivate* "$target/include" "$target/lib64" "$packages/__init__.py"

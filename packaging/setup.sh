@@ -46,7 +46,7 @@ find_missing() {
     find_missing_python
 }
 
-# What packaging/compile.py needs.
+# What packaging/compile_dataplane.py needs.
 find_missing_compiler() {
     command -v gcc >/dev/null || missing+=(gcc)
     if ! "$python" -c 'import sysconfig; open(sysconfig.get_config_var("INCLUDEPY") + "/Python.h").close()' 2>/dev/null; then

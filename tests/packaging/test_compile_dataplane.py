@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-PROGRAM = ROOT / "packaging/compile.py"
+PROGRAM = ROOT / "packaging/compile_dataplane.py"
 
 
 def said(*arguments: Path | str, program: Path = PROGRAM, **environment: str) -> tuple[int, str]:
@@ -56,7 +56,7 @@ def test_a_source_that_changes_is_compiled_again(tmp_path: Path) -> None:
         module.write_text("one: int = 1\n")
 
     def again() -> tuple[int, str]:
-        return said("--copy", clone / "build", program=clone / "packaging/compile.py")
+        return said("--copy", clone / "build", program=clone / "packaging/compile_dataplane.py")
 
     assert again()[1].count("compiling") == 1
     assert again() == (0, "")

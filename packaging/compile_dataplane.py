@@ -1,11 +1,11 @@
-"""Compile the data plane's hot modules with mypyc: `compile.py FOLDER`, where FOLDER holds `appliance/`.
+"""Compile the data plane's hot modules with mypyc: `compile_dataplane.py FOLDER`, where FOLDER holds `appliance/`.
 
 The extension modules come to lie beside their sources there. Python prefers them, and takes the sources where they
 do not fit it: another interpreter, another machine. Both do the same.
 
-    compile.py FOLDER                    in what is installed there, or copied
-    compile.py --libraries PYTHON …      with the libraries' types of that interpreter; default: this one's
-    compile.py --copy FOLDER             copy this checkout's appliance/ and nft/ there first; nothing if that is done
+    FOLDER                in what is installed there, or copied
+    --libraries PYTHON …  with the libraries' types of that interpreter; default: this one's
+    --copy FOLDER         copy this checkout's appliance/ and nft/ there first; nothing if that is done
 
 Never in a checkout: there an edited source would not be what runs.
 """
