@@ -2,8 +2,8 @@
 # Makes meshbox's own Python environment: packaging/environment.sh DIRECTORY
 #
 # DIRECTORY is where it will be used, since its paths are written into it. It holds what requirements.lock pins and
-# meshbox itself, its hot modules compiled, without pip, tests and debug symbols. pip's own settings (PIP_INDEX_URL, …) say where it all comes
-# from; nothing of them is kept. MESHBOX_COMMIT: what `meshbox --version` names; default: the checkout's.
+# meshbox itself, its hot modules compiled, without pip, tests and debug symbols. pip's own settings (PIP_INDEX_URL, …)
+# say where it all comes from; nothing of them is kept. MESHBOX_COMMIT: what `meshbox --version` names; default: the checkout's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

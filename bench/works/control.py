@@ -152,14 +152,24 @@ def _churn(lab: Lab, workers: int) -> Iterator[Mapping[str, Callable[[], Sample]
 
 def measure_churn(lab: Lab, it: Host, port: int, command: str) -> Sample:
     """Let 32 connections send requests to a proxy port while the host carries out `churn` or `wait`."""
-    seconds = max(2, int(lab.seconds))
+    seconds = _seconds(lab)
     it.tell(f"{command} {seconds + 1}")
-    output = lab.client(["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency", f"http://{PROXY_IP}:{port}/"])
+    sample = load(lab, port)
     answer = it.answer()
     expected = round((seconds + 1) / CHURN) if command == "churn" else 0
     if answer["swaps"] < APPLIED * expected:
         raise BenchError(f"of {expected} changes beside traffic {answer['swaps']:.0f} were applied")
-    return http.parse(command, output) | {key: answer[key] for key in ("stall ms", "waiting ms")}
+    return sample | {key: answer[key] for key in ("stall ms", "waiting ms")}
+
+
+def load(lab: Lab, port: int, *more: str) -> Sample:
+    """Let 32 connections send requests to a proxy port, with `more` options of wrk. Raises BenchError if any fails."""
+    command = ["wrk", "-t1", "-c32", f"-d{_seconds(lab)}s", "--latency", *more, f"http://{PROXY_IP}:{port}/"]
+    return http.parse("meshbox", lab.client(command))
+
+
+def _seconds(lab: Lab) -> int:
+    return max(2, int(lab.seconds))
 
 
 def _proportional(pid: int | str) -> int:

@@ -10,9 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.figures import BenchError, Figure, Sample, Work
-from bench.lab import PROXY_IP
 from bench.works import http
-from bench.works.control import ANY_CPU, COUNT, QUICK_COUNT, STALL, host, measure_churn, namespaces
+from bench.works.control import ANY_CPU, COUNT, QUICK_COUNT, STALL, host, load, measure_churn, namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from bench.lab import Lab
 
 NUMBERS = (0, 1, 2)
-CONNECTIONS = 32
 
 
 @contextmanager
@@ -32,8 +30,8 @@ def _open(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
 def _measure(lab: Lab, workers: int) -> Sample:
     with host(lab, workers) as it:
         port = int(it.do("cold")["port"])
-        kept = _traffic(lab, port)
-        fresh = _traffic(lab, port, "-H", "Connection: close")
+        kept = load(lab, port)
+        fresh = load(lab, port, "-H", "Connection: close")
         changing = measure_churn(lab, it, port, "churn")
         appears = it.do("service")
         memory = it.memory()
@@ -50,13 +48,8 @@ def _measure(lab: Lab, workers: int) -> Sample:
     }
 
 
-def _traffic(lab: Lab, port: int, *more: str) -> Sample:
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(2, int(lab.seconds))}s", "--latency", *more]
-    return http.parse("meshbox", lab.client([*command, f"http://{PROXY_IP}:{port}/"]))
-
-
 def _title(count: int) -> str:
-    return f"workers = 0, 1 and 2: {CONNECTIONS} connections, {count} namespaces with routes to {count} services"
+    return f"workers = 0, 1 and 2: 32 connections, {count} namespaces with routes to {count} services"
 
 
 WORKS = (
