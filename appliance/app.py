@@ -27,7 +27,7 @@ from appliance.drain import drained
 from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import Docker
 from appliance.drivers.hostresolv import HostResolvers
-from appliance.drivers.nft import HostNft, Nft
+from appliance.drivers.nft import Nft, NftHelper
 from appliance.drivers.registry import open_registry
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import OWN_NAMESPACE, HostEffects
@@ -134,8 +134,8 @@ class Appliance:
                 faults=self.faults,
             )
         )
-        self._nft = Nft()
-        self._host_nft = HostNft()
+        self._nft_helper = NftHelper()
+        self._nft = Nft(self._nft_helper)
         self._watch = RulesetWatch(on_drift=self._drifted)
         self.deployer = Deployer(
             docker,
@@ -153,7 +153,7 @@ class Appliance:
             effects=HostEffects(
                 plane=self.plane,
                 nft=self._nft,
-                host_nft=self._host_nft,
+                nft_helper=self._nft_helper,
                 watch=self._watch,
                 registry=self.registry,
             ),
@@ -167,8 +167,8 @@ class Appliance:
             async with trio.open_nursery() as nursery:
                 self.plane.start()
                 await nursery.start(self.registry.run)
-                await nursery.start(self._host_nft.run)
-                await self._host_nft.probe()
+                await nursery.start(self._nft_helper.run)
+                await self._nft_helper.probe()
                 await nursery.start(self._watch.run)
                 await nursery.start(self._follow_host_addresses)
                 await nursery.start(self.inventory.run)
@@ -299,7 +299,7 @@ class Appliance:
             left = REMOVE
             if self.inventory.workloads and rules is not None:
                 left = change_host(rules, replace(rules, visitors=None))
-            await self._host_nft.command(left)
+            await self._nft_helper.command(left)
         except MeshboxError as error:
             log.warning("the host's table inet meshbox stays; run meshbox cleanup", cause=str(error))
 

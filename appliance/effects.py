@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.dataplane.face import Plane
-    from appliance.drivers.nft import HostNft, Nft
+    from appliance.drivers.nft import Nft, NftHelper
     from appliance.drivers.registry import Registry
     from appliance.drivers.rulesetwatch import RulesetWatch
     from appliance.model.facts import Allocations
@@ -28,10 +28,12 @@ OWN_NAMESPACE = "/proc/self/ns/net"
 class HostEffects:
     """Carries out steps on this host (`reconcile.Effects`)."""
 
-    def __init__(self, *, plane: Plane, nft: Nft, host_nft: HostNft, watch: RulesetWatch, registry: Registry) -> None:
+    def __init__(
+        self, *, plane: Plane, nft: Nft, nft_helper: NftHelper, watch: RulesetWatch, registry: Registry
+    ) -> None:
         self._plane = plane
         self._nft = nft
-        self._host_nft = host_nft
+        self._nft_helper = nft_helper
         self._watch = watch
         self._registry = registry
         self._rendering = trio.Lock()
@@ -60,7 +62,7 @@ class HostEffects:
 
     async def push_host_ruleset(self, before: HostRuleset | None, after: HostRuleset) -> None:
         """Bring the host's own table to `after`."""
-        await self._host_nft.command(text.change_host(before, after))
+        await self._nft_helper.command(text.change_host(before, after))
         identity = namespaces.identify(OWN_NAMESPACE)
         if identity is not None:
             self._watch.add(Netns(id=identity, path=OWN_NAMESPACE))

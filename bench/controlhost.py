@@ -31,7 +31,7 @@ from appliance.dataplane.plane import DataPlane
 from appliance.dataplane.workers import Workers
 from appliance.drivers import netns as namespaces
 from appliance.drivers.localstore import LocalStore
-from appliance.drivers.nft import HostNft, Nft
+from appliance.drivers.nft import Nft, NftHelper
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import HostEffects
 from appliance.logs import Faults
@@ -40,6 +40,7 @@ from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.reconcile import Reconciler
 from bench import stall
 from bench.lab import CLIENT_IP, PROXY_IP, SERVER_IP
+from bench.process import process_cpu
 
 if TYPE_CHECKING:
     import asyncio
@@ -75,7 +76,7 @@ class ControlHost:
         else:
             self._ticker = stall.Ticker(loop, self._stalls)
         self.plane.start()
-        self.host_nft = HostNft()
+        self.nft_helper = NftHelper()
         self.watch = RulesetWatch(on_drift=lambda _: None)
         self.applied = trio.Event()
         self._changing = Destination.parse(f"c.s{services - 1}:{PORT}/tcp")
@@ -85,7 +86,11 @@ class ControlHost:
         self.reconciler = Reconciler(
             snapshot=self.snapshot,
             effects=HostEffects(
-                plane=self.plane, nft=Nft(), host_nft=self.host_nft, watch=self.watch, registry=self.registry
+                plane=self.plane,
+                nft=Nft(self.nft_helper),
+                nft_helper=self.nft_helper,
+                watch=self.watch,
+                registry=self.registry,
             ),
             faults=self.faults,
             after_pass=self._after_pass,
@@ -117,9 +122,16 @@ class ControlHost:
             allocations=self.registry.allocations,
         )
 
+    def _cpu(self) -> tuple[float, float]:
+        """Return the CPU time that this process has used, and that its programs have, in seconds."""
+        used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        own, ended = (each.ru_utime + each.ru_stime for each in used)
+        pid = self.nft_helper.pid
+        return own, ended + (process_cpu(pid) if pid else 0.0)
+
     async def do(self, command: str, *arguments: str) -> dict[str, float]:
         """Carry out a command and return what it took."""
-        before = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        before = self._cpu()
         swaps = self._swaps
         stall.reset(self._stalls, looking=command != "idle")
         start = monotonic()
@@ -143,9 +155,8 @@ class ControlHost:
         swaps = self._swaps - swaps
         if self.faults.total or (command == "backend" and swaps != 1):
             raise SystemExit(f"{command}: {self.faults.total} faults, {swaps} times other backends were applied")
-        after = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = [a - b for a, b in zip(self._cpu(), before, strict=True)]
         longest, waited = stall.worst(self._stalls)
-        cpu = [a.ru_utime + a.ru_stime - b.ru_utime - b.ru_stime for a, b in zip(after, before, strict=True)]
         return {
             "ms": took * 1000,
             "own CPU ms": cpu[0] * 1000,
@@ -229,7 +240,7 @@ async def _main(
     host = ControlHost(loop, workloads(count, services), services, folder, workers)
     await host.registry.load()
     async with trio.open_nursery() as nursery:
-        await nursery.start(host.host_nft.run)
+        await nursery.start(host.nft_helper.run)
         await nursery.start(host.watch.run)
         commands = trio.lowlevel.FdStream(os.dup(0))
         pending = b""

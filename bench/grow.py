@@ -25,7 +25,7 @@ import uvloop
 
 from appliance.dataplane.plane import DataPlane
 from appliance.drivers import consulcodec
-from appliance.drivers.nft import HostNft
+from appliance.drivers.nft import NftHelper
 from appliance.errors import HostError
 from appliance.model.facts import DockerNetwork, Machine, Netns, Settings, Snapshot
 from appliance.model.names import Allowance, Destination
@@ -209,7 +209,7 @@ def _own_network() -> None:
 
 async def _push(rulesets: Sequence[HostRuleset]) -> tuple[float, float]:
     """Return the ms that the first ruleset took, and each step to the next one (median)."""
-    nft = HostNft()
+    nft = NftHelper()
     took: list[float] = []
     async with trio.open_nursery() as nursery:
         await nursery.start(nft.run)

@@ -43,7 +43,7 @@ def netns(tmp_path):
 def drop(netns, nft):
     """Carry out the step."""
     watch = RulesetWatch(on_drift=lambda _: None)
-    effects = HostEffects(plane=None, nft=nft, host_nft=None, watch=watch, registry=None)
+    effects = HostEffects(plane=None, nft=nft, nft_helper=None, watch=watch, registry=None)
     trio.run(effects.drop_ruleset, netns)
 
 
@@ -86,5 +86,5 @@ def test_a_listener_that_closes_ends_its_connections():
     """Nobody may reach it any more, so nobody goes on with what was allowed; others' connections stay."""
     plane = Plane()
     watch = RulesetWatch(on_drift=lambda _: None)
-    HostEffects(plane=plane, nft=None, host_nft=None, watch=watch, registry=None).close_listener(WEB)
+    HostEffects(plane=plane, nft=None, nft_helper=None, watch=watch, registry=None).close_listener(WEB)
     assert (plane.accepts, plane.carries) == (set(), {OTHER})

@@ -1,4 +1,4 @@
-"""nft(8) in workloads' namespaces, and libnftables in the host's. Text only: JSON crashes nft 1.0.6."""
+"""nft(8), entered by nsenter(1), and libnftables in a helper process. Text only: JSON crashes nft 1.0.6."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ TIMEOUT = 10.0
 OLDEST = (0, 9, 6)
 """The first nft whose maps of `address . port` values serve the redirect (DESIGN §2)."""
 
+SHORT = 4096
+"""Most characters of a transaction that the helper takes, if it is running. Starting nsenter and nft is nearly all of
+what they take for one element (6 ms of CPU, of which the transaction is 1); for a whole ruleset it is little, and they
+can do several at once."""
+
 IDLE = 30.0
 """Seconds without a command after which the helper ends until the next one: it holds 17 MB and starts in 0.1 s."""
 
@@ -42,9 +47,10 @@ RESTART = (0.1, 0.5, 2.0, 5.0)
 
 
 class Nft:
-    """Runs nft inside network namespaces."""
+    """Rules inside network namespaces."""
 
-    def __init__(self, *, at_once: int = AT_ONCE, timeout: float = TIMEOUT) -> None:
+    def __init__(self, helper: NftHelper | None = None, *, at_once: int = AT_ONCE, timeout: float = TIMEOUT) -> None:
+        self._helper = helper
         self._timeout = timeout
         self._slots = trio.CapacityLimiter(at_once)
         self.pushed = 0
@@ -60,7 +66,10 @@ class Nft:
         if not text:
             return
         try:
-            await self._checked(netns_path, ["-f", "-"], text)
+            if self._helper is not None and self._helper.pid is not None and len(text) <= SHORT:
+                await self._helper.command(text, netns_path)
+            else:
+                await self._checked(netns_path, ["-f", "-"], text)
         except RetryError:
             self.failed += 1
             raise
@@ -96,8 +105,9 @@ class Nft:
         return done
 
 
-def _refused(netns_path: str, error: str) -> RetryError:
-    return RetryError(f"nft in network namespace {netns_path}: {explain(error)}")
+def _refused(netns_path: str | None, error: str) -> RetryError:
+    place = "the host's namespace" if netns_path is None else f"network namespace {netns_path}"
+    return RetryError(f"nft in {place}: {explain(error)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +119,8 @@ class NftFeatures:
     """Of `workload rules` and `host rules`: which of our rulesets nft and the kernel accept."""
 
 
-class HostNft:
-    """Text commands for the host's namespace, carried out one after another by a helper process (nfthelper.py)."""
+class NftHelper:
+    """Text commands, carried out one after another by a helper process (nfthelper.py)."""
 
     def __init__(self, *, timeout: float = TIMEOUT, idle: float = IDLE) -> None:
         self._timeout = timeout
@@ -169,22 +179,29 @@ class HostNft:
             with trio.CancelScope(shield=True):
                 await _kill(process)
 
+    @property
+    def pid(self) -> int | None:
+        """Return the process id of the helper that a command would find; None if there is none that works."""
+        if self._process is None or self._fault is not None or not self._awake.is_set():
+            return None
+        return self._process.pid
+
     def _is_idle(self) -> bool:
         return not self._turn.locked() and trio.current_time() >= self._used + self._idle
 
-    async def command(self, text: str) -> str:
-        """Carry out a transaction in the host's namespace and return what it prints; an empty one is nothing to do.
+    async def command(self, text: str, netns_path: str | None = None) -> str:
+        """Carry out a transaction and return what it prints; an empty one is nothing to do.
 
-        Raises RetryError with nft's own message, or when the helper has died or hangs; HostError when the binding or
-        the library is missing.
+        In the host's namespace, or in another one that has a path. Raises RetryError with nft's own message, or when
+        the helper has died or hangs; HostError when the binding or the library is missing.
         """
-        return await self._ask(text, dry=False) if text else ""
+        return await self._ask(text, netns_path, dry=False) if text else ""
 
     async def dry_run(self, text: str) -> None:
-        """Let nft and the kernel check a transaction without applying it. Raises as `command` does."""
-        await self._ask(text, dry=True)
+        """Let nft and the kernel check a transaction, not apply it, in the host's namespace. Raises as `command`."""
+        await self._ask(text, None, dry=True)
 
-    async def _ask(self, text: str, *, dry: bool) -> str:
+    async def _ask(self, text: str, netns_path: str | None, *, dry: bool) -> str:
         async with self._turn:
             if not self._awake.is_set():
                 self._awake.set()
@@ -199,7 +216,7 @@ class HostNft:
             answer = None
             try:
                 with trio.move_on_after(self._timeout):
-                    await process.stdin.send_all(frame({"text": text, "dry": dry}))
+                    await process.stdin.send_all(frame({"text": text, "dry": dry, "netns": netns_path}))
                     answer = await _receive(process)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # told below, as when it dies later
@@ -212,7 +229,7 @@ class HostNft:
             self._used = trio.current_time()
         self._deaths = 0
         if answer["code"] != 0:
-            raise RetryError(f"nft in the host's namespace: {explain(answer['error'])}")
+            raise _refused(netns_path, answer["error"])
         return str(answer["output"])
 
     async def probe(self) -> NftFeatures:

@@ -1,19 +1,25 @@
 """The helper process around libnftables: `python -m appliance.drivers.nfthelper`.
 
 On standard input and output, frames of four octets of length (big endian) and that many of JSON. First the helper says
-`{"fault": null}`, or why it cannot work; then it answers each `{"text": …, "dry": bool}` with
-`{"code": int, "output": str, "error": str}`. It ends with its input. libnftables lives here because its 1.0.6 can
-crash the process that it is in; it gets text only.
+`{"fault": null}`, or why it cannot work; then it answers each `{"text": …, "dry": bool, "netns": path or null}` with
+`{"code": int, "output": str, "error": str}`. Without a namespace a command is for the one that the helper is in. It
+ends with its input. libnftables lives here because its 1.0.6 can crash the process that it is in; it gets text only.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from contextlib import suppress
+from functools import partial
 from struct import Struct
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import orjson
+
+from appliance.drivers.netlink import entered
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -50,15 +56,51 @@ def _fault() -> str | None:
     return None
 
 
-def _carry_out(text: str, *, dry: bool) -> dict[str, object]:
+def _answer(text: str, *, dry: bool, netns: str | None) -> dict[str, object]:
+    """Carry out a command in a namespace, or in the one that this process is in."""
+    carry_out = partial(_carry_out, text, dry=dry)
+    try:
+        answer, kept = carry_out() if netns is None else entered(netns, carry_out)
+    except OSError as error:
+        return {"code": -1, "output": "", "error": str(error.strerror)}
+    if kept:
+        Thread(target=_close, args=(kept,)).start()
+    return answer
+
+
+def _carry_out(text: str, *, dry: bool) -> tuple[dict[str, object], list[int]]:
+    """Return the answer, and descriptors that are to be closed once other namespaces have their turn.
+
+    After a deletion the kernel frees what was deleted before a close of the socket returns, which takes 15 ms; the
+    context would wait for that. The socket's port, by which others know us (nftcommits.py), is free at once.
+    """
     import nftables  # noqa: PLC0415 — known to be there since the greeting
 
+    others = _sockets()
     # A context for each command: definitions outlive a command in its context, and cannot be made twice.
     context = nftables.Nftables()
     if dry:
         _set_dry_run(context)
     code, output, error = context.cmd(text)
-    return {"code": code, "output": output, "error": error}
+    kept = []
+    if "delete" in text:
+        now = _sockets()
+        kept = [os.dup(now[socket]) for socket in now.keys() - others.keys()]
+    return {"code": code, "output": output, "error": error}, kept
+
+
+def _sockets() -> dict[str, int]:
+    """Return this process's sockets, of which only libnftables makes any, and a descriptor of each."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 — for each command
+        with suppress(FileNotFoundError):  # that of the listing itself, or just closed
+            found[os.readlink(f"/proc/self/fd/{name}")] = int(name)  # noqa: PTH115 — as above
+    return {link: descriptor for link, descriptor in found.items() if link.startswith("socket:")}
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _set_dry_run(context: Any) -> None:
@@ -75,7 +117,7 @@ def main() -> None:
     stdout.write(frame({"fault": _fault()}))
     stdout.flush()
     while (command := _read(stdin)) is not None:
-        stdout.write(frame(_carry_out(command["text"], dry=command["dry"])))
+        stdout.write(frame(_answer(**command)))
         stdout.flush()
 
 

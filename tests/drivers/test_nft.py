@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from appliance.drivers.netns import HOST
-from appliance.drivers.nft import HostNft, Nft, samples
+from appliance.drivers.nft import Nft, NftHelper, samples
 from appliance.errors import HostError, RetryError
 
 
@@ -17,7 +17,7 @@ def test_an_empty_transaction_starts_nothing(monkeypatch):
     """A delta between equal rulesets is empty."""
     monkeypatch.setenv("PATH", "/nonexistent")
     trio.run(Nft().push, "/nowhere", "")
-    assert trio.run(HostNft().command, "") == ""
+    assert trio.run(NftHelper().command, "") == ""
 
 
 def test_a_missing_nft_is_named(tmp_path, monkeypatch):
@@ -65,7 +65,7 @@ def test_only_so_many_run_at_once(tmp_path, monkeypatch):
 def test_without_its_helper_the_hosts_nft_asks_to_be_tried_again():
     """Between two lives of the helper."""
     with pytest.raises(RetryError, match="started again"):
-        trio.run(HostNft().command, "list ruleset\n")
+        trio.run(NftHelper().command, "list ruleset\n")
 
 
 def test_samples_use_every_kind_of_rule():

@@ -39,7 +39,7 @@ def talk(tmp_path, binding: str, data: bytes) -> tuple[int, list[object]]:
 
 def test_commands_are_answered_in_turn(tmp_path):
     """After the greeting, one answer for each; it ends with its input."""
-    commands = [{"text": text, "dry": False} for text in ("one", "bad", "ünïcode", "x" * 200_000)]
+    commands = [{"text": text, "dry": False, "netns": None} for text in ("one", "bad", "ünïcode", "x" * 200_000)]
     code, said = talk(tmp_path, BINDING, b"".join(map(frame, commands)))
     assert code == 0
     assert said == [
@@ -54,7 +54,7 @@ def test_commands_are_answered_in_turn(tmp_path):
 @pytest.mark.parametrize("cut", [1, 4, 10])
 def test_a_cut_off_command_is_not_carried_out(tmp_path, cut):
     """The appliance died while it wrote."""
-    code, said = talk(tmp_path, BINDING, frame({"text": "one", "dry": False})[:cut])
+    code, said = talk(tmp_path, BINDING, frame({"text": "one", "dry": False, "netns": None})[:cut])
     assert (code, said) == (0, [{"fault": None}])
 
 

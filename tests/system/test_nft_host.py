@@ -1,10 +1,11 @@
-"""libnftables in its helper process, working on a namespace of the test's own in the host's place."""
+"""libnftables in its helper process: a namespace of the test's own is the host's, from where it enters others."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -14,13 +15,19 @@ from nsworld import World
 from test_ruleset_walk import GUARD, RULES
 
 from appliance.drivers import nft as driver
-from appliance.drivers.nft import HostNft
+from appliance.drivers.nft import Nft, NftHelper
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.errors import HostError, RetryError
-from appliance.model.network import HostRuleset, NetnsId
-from appliance.render.ruleset import REMOVE, change_host, render_host, render_workload
+from appliance.model.names import Protocol
+from appliance.model.network import HostRuleset, NetnsId, Route
+from appliance.render.ruleset import REMOVE, change_host, change_workload, render_host, render_workload
 
 pytestmark = pytest.mark.system
+
+MORE = replace(
+    RULES,
+    routes=RULES.routes | {Route(vip=IPv4Address("240.0.0.99"), port=80, protocol=Protocol.TCP, proxy_port=20003)},
+)
 
 
 @pytest.fixture
@@ -41,7 +48,7 @@ def helped(scenario, timeout: float = 10.0, idle: float = 30.0) -> None:
     async def main() -> None:
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
-                host = HostNft(timeout=timeout, idle=idle)
+                host = NftHelper(timeout=timeout, idle=idle)
                 await nursery.start(host.run)
                 await scenario(host)
                 nursery.cancel_scope.cancel()
@@ -60,7 +67,7 @@ def test_commands_work_on_the_host_and_answer_what_they_print(world):
         listening=frozenset(),
     )
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         await host.command(render_host(GUARD))
         await host.command(render_host(GUARD))
         delta = change_host(GUARD, more)
@@ -80,7 +87,7 @@ def test_commands_work_on_the_host_and_answer_what_they_print(world):
 def test_an_idle_helper_ends_and_comes_back_for_the_next_command(world):
     """Nobody pays for a helper that is not needed, and nobody notices that it was away."""
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         for _ in range(3):
             process = host._process
             await process.wait()
@@ -96,7 +103,7 @@ def test_an_idle_helper_ends_and_comes_back_for_the_next_command(world):
 def test_a_refused_command_brings_nfts_words_and_changes_nothing(world):
     """The helper goes on after an error."""
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         await host.command(render_host(GUARD))
         before = world.list_table("host")
         with pytest.raises(RetryError, match="No such file or directory"):
@@ -111,7 +118,7 @@ def test_a_refused_command_brings_nfts_words_and_changes_nothing(world):
 def test_the_probe_tells_version_and_features_and_changes_nothing(world):
     """All our rulesets are checked by nft and the kernel in a dry run."""
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         found = await host.probe()
         assert found.version >= driver.OLDEST
         assert "rules of workloads" in found.features
@@ -127,7 +134,7 @@ def test_the_probe_tells_version_and_features_and_changes_nothing(world):
 def test_a_helper_that_dies_is_started_again(world):
     """A crash costs the command under way, and nothing else."""
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         for deaths in (1, 2):
             await host.command(render_host(GUARD))
             assert host._process is not None
@@ -144,7 +151,7 @@ def test_a_helper_that_dies_is_started_again(world):
 def test_a_helper_that_hangs_is_killed(world):
     """A command that takes too long fails, and the next one has a helper of its own."""
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         assert host._process is not None
         hanging = host._process
         os.kill(hanging.pid, signal.SIGSTOP)
@@ -162,7 +169,7 @@ def test_a_helper_that_hangs_is_killed(world):
 def test_a_cancelled_command_does_not_answer_the_next_one(world):
     """Whoever asks gets the answer to its own question."""
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         await host.command(render_host(GUARD))
         assert host._process is not None
         os.kill(host._process.pid, signal.SIGSTOP)
@@ -179,7 +186,7 @@ def test_the_helper_ends_with_the_appliance(world):
     """No process is left behind, and what was pushed stays."""
     pids = []
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         await host.command(render_host(GUARD))
         assert host._process is not None
         pids.append(host._process.pid)
@@ -194,7 +201,7 @@ def test_changes_of_the_hosts_table_by_others_are_told_and_our_own_are_not(world
     """The same watch as in workloads' namespaces serves the host's."""
     drifts: list[NetnsId] = []
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         async with trio.open_nursery() as nursery:
             watch = RulesetWatch(on_drift=drifts.append)
             await nursery.start(watch.run)
@@ -219,7 +226,7 @@ def test_a_missing_binding_says_what_to_install(world, tmp_path, monkeypatch):
     (tmp_path / "nftables.py").write_text("raise ImportError('no such thing')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         with pytest.raises(HostError, match="pip install pip-nftables"):
             await host.command(REMOVE)
         with pytest.raises(HostError, match="pip install pip-nftables"):
@@ -233,7 +240,7 @@ def test_a_missing_library_says_what_to_install(world, tmp_path, monkeypatch):
     (tmp_path / "nftables.py").write_text("def Nftables():\n    raise OSError('libnftables.so.1: cannot open')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         with pytest.raises(HostError, match="apt-get install libnftables1"):
             await host.probe()
 
@@ -248,8 +255,97 @@ def test_too_old_an_nft_is_named(world, tmp_path, monkeypatch, version):
     old.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    async def scenario(host: HostNft) -> None:
+    async def scenario(host: NftHelper) -> None:
         with pytest.raises(HostError, match=r"older than 0\.9\.6; apt-get install nftables"):
             await host.probe()
+
+    helped(scenario)
+
+
+def test_a_change_of_elements_starts_no_program(world, monkeypatch):
+    """The helper enters the workload's namespace for it, and is back in the host's for the next command."""
+
+    async def scenario(host: NftHelper) -> None:
+        nft = Nft(host)
+        await nft.push(world.path("workload"), render_workload(RULES))
+        with monkeypatch.context() as without:
+            without.setenv("PATH", "/nonexistent")
+            await nft.push(world.path("workload"), change_workload(RULES, MORE))
+            await host.command(render_host(GUARD))
+            with pytest.raises(HostError, match="nsenter"):
+                await nft.push(world.path("workload"), render_workload(RULES))
+        assert "240.0.0.99" in world.list_table("workload")
+        assert "chain guard" in world.list_table("host")
+        await nft.push(world.path("workload"), change_workload(MORE, RULES))
+        assert "240.0.0.99" not in world.list_table("workload")
+        await nft.push(world.path("workload"), REMOVE)
+        assert world.list_table("workload") == ""
+        assert (nft.pushed, nft.failed) == (4, 0)
+
+    helped(scenario)
+
+
+def test_a_refused_change_names_the_namespace_and_leaves_all_as_it_was(world):
+    """One line, whether nft refuses it or the namespace has gone; the helper goes on in its own."""
+
+    async def scenario(host: NftHelper) -> None:
+        nft = Nft(host)
+        before = world.list_table("workload")
+        with pytest.raises(RetryError, match=f"nft in network namespace {world.path('workload')}: .*No such file"):
+            await nft.push(world.path("workload"), change_workload(RULES, MORE))
+        with pytest.raises(RetryError, match="nft in network namespace /run/netns/gone: No such file or directory"):
+            await nft.push("/run/netns/gone", change_workload(RULES, MORE))
+        with pytest.raises(RetryError, match="nft in network namespace /dev/null: Invalid argument"):
+            await nft.push("/dev/null", change_workload(RULES, MORE))
+        assert world.list_table("workload") == before
+        assert (nft.pushed, nft.failed, host.restarts) == (0, 3, 0)
+        await host.command(render_host(GUARD))
+        assert "chain guard" in world.list_table("host")
+
+    helped(scenario)
+
+
+def test_a_change_does_not_wait_for_a_helper(world):
+    """One that sleeps, has died or has never started: nft does it."""
+
+    async def scenario(host: NftHelper) -> None:
+        nft = Nft(host)
+        await nft.push(world.path("workload"), render_workload(RULES))
+        assert host._process is not None
+        if host._idle < 1:
+            await host._process.wait()
+        else:
+            os.kill(host._process.pid, signal.SIGKILL)
+            await host._process.wait()
+            with pytest.raises(RetryError, match="started again"):
+                await nft.push(world.path("workload"), change_workload(RULES, MORE))
+        assert host.pid is None
+        await nft.push(world.path("workload"), change_workload(RULES, MORE))
+        assert "240.0.0.99" in world.list_table("workload")
+
+    helped(scenario, idle=0.05)
+    helped(scenario)
+    never = Nft(NftHelper())
+    trio.run(never.push, world.path("workload"), change_workload(MORE, RULES))
+    assert "240.0.0.99" not in world.list_table("workload")
+
+
+def test_changes_that_follow_each_other_are_not_taken_for_others(world):
+    """Also where the kernel still frees what the one before has deleted."""
+    drifts: list[NetnsId] = []
+
+    async def scenario(host: NftHelper) -> None:
+        async with trio.open_nursery() as nursery:
+            watch = RulesetWatch(on_drift=drifts.append)
+            await nursery.start(watch.run)
+            watch.add(world.netns("workload"))
+            nft = Nft(host)
+            await nft.push(world.path("workload"), render_workload(RULES))
+            for _ in range(10):
+                await nft.push(world.path("workload"), change_workload(RULES, MORE))
+                await nft.push(world.path("workload"), change_workload(MORE, RULES))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert drifts == []
+            nursery.cancel_scope.cancel()
 
     helped(scenario)
