@@ -44,10 +44,13 @@ class Compiler:
     def compile(self, s: Snapshot) -> Generator[None, None, HostState]:
         """Return all that this host should have, in turns."""
         members = self._members.read(s)
+        yield
         remote = remote_backends(s.endpoints, s.settings.node, own_address(s))
         shape = yield from self._shaper.shape(s, members, frozenset(remote))
         local = local_backends(members, shape.addresses, retiring(s))
+        yield
         self._listen(shape, choose(local, remote, prefer_local=s.settings.prefer_local))
+        yield
         return HostState(
             listeners=self._listeners,
             rulesets=shape.rulesets,
