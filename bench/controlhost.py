@@ -79,6 +79,8 @@ class ControlHost:
         self.nft_helper = NftHelper()
         self.watch = RulesetWatch(on_drift=lambda _: None)
         self.applied = trio.Event()
+        self._changed = 0.0
+        """When the change was made that `applied` is about."""
         self._changing = Destination.parse(f"c.s{services - 1}:{PORT}/tcp")
         self._served = Destination.parse(f"c.s0:{PORT}/tcp")
         self._backends = 0
@@ -96,12 +98,13 @@ class ControlHost:
             after_pass=self._after_pass,
         )
 
-    async def _after_pass(self, _: Snapshot) -> float:
+    async def _after_pass(self, facts: Snapshot) -> float:
         listener = self.reconciler.have.listeners.get(self._changing)
         backends = len(listener.backends) if listener else 0
         self._swaps += backends != self._backends
         self._backends = backends
-        self.applied.set()
+        if facts.now >= self._changed:  # a pass that was under way did not see the change
+            self.applied.set()
         return inf
 
     def snapshot(self) -> Snapshot:
@@ -188,6 +191,7 @@ class ControlHost:
 
     async def _wait_applied(self) -> None:
         self.applied = trio.Event()
+        self._changed = monotonic()
         self.reconciler.ring()
         await self.applied.wait()
         await bridge.answer(self.plane, LEFT)  # workers have heard of it
