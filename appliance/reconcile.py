@@ -112,6 +112,9 @@ class Reconciler:
         self._namespaces: dict[NetnsId, Netns] = {}
         self._standing: set[NetnsId] = set()
         """Namespaces where a change was refused, so that the rules before it are in force."""
+        self._edited: set[NetnsId] = set()
+        self._host_edited = False
+        """What was forgotten since the pass compared: its own steps do not make that known again."""
         self._failures = 0
         self._due = FULL_PASS
         self.have = st.HostState()
@@ -131,8 +134,9 @@ class Reconciler:
     def forget_ruleset(self, netns: NetnsId) -> None:
         """Somebody else changed the table in this namespace: push it anew."""
         self._standing.discard(netns)
-        if netns in self.have.rulesets:
-            self._forget({netns})
+        self._edited.add(netns)
+        if netns in self.have.rulesets or netns in self.want.rulesets:  # in place, or a push of it is under way
+            self._forget_edited()
             self.ring(urgent=True)
 
     def _forget(self, namespaces: set[NetnsId]) -> None:
@@ -141,8 +145,14 @@ class Reconciler:
 
     def forget_host_ruleset(self) -> None:
         """Somebody else changed the host's table: push it anew."""
-        self.have = replace(self.have, host_ruleset=None)
+        self._host_edited = True
+        self._forget_edited()
         self.ring(urgent=True)
+
+    def _forget_edited(self) -> None:
+        self._forget(self._edited)
+        if self._host_edited:
+            self.have = replace(self.have, host_ruleset=None)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Started once the first pass is through."""
@@ -183,6 +193,7 @@ class Reconciler:
             self._faults.over("plan")
         self._tried = set()
         await _pause()
+        self._edited, self._host_edited = set(), False
         steps = diff(self.have, self.want)
         await _pause()
         complete = await self._apply_all(steps, facts)
@@ -216,12 +227,13 @@ class Reconciler:
                     if not number % TURN:
                         await _pause()
             self.have = apply(done, self.have)
+            self._forget_edited()
             self._standing -= {s.after.netns for s in done if isinstance(s, st.PushRuleset)}
             self.steps += len(done)
             if len(done) < len(tried):
                 complete = False
                 refused = [s for s in tried if isinstance(s, st.PushRuleset) and s not in done]
-                self._standing |= {s.after.netns for s in refused if s.before is not None}
+                self._standing |= {s.after.netns for s in refused if s.before is not None} - self._edited
                 unlocked |= {s.after.netns for s in refused}
                 self._forget(unlocked)  # a refused change says that what is there is not what we think
                 if not self.unusable_ports <= facts.unusable_ports:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from math import inf
@@ -53,6 +54,8 @@ class FakeEffects:
 
     calls: list[str] = field(default_factory=list)
     fail: dict[str, Exception] = field(default_factory=dict)
+    meanwhile: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """What happens once while a call takes its time, after it took effect."""
     open: set = field(default_factory=set)
     rulesets: dict = field(default_factory=dict)
     zone: object = None
@@ -84,11 +87,13 @@ class FakeEffects:
 
     async def push_host_ruleset(self, before, after):
         self._note("host ruleset")
+        self.meanwhile.pop("host ruleset", lambda: None)()
 
     async def push_ruleset(self, before, after, netns):
         self._note("push", netns.path)
         assert before in (None, self.rulesets.get(netns.id))
         self.rulesets[netns.id] = after
+        self.meanwhile.pop("push", lambda: None)()
 
     async def drop_ruleset(self, netns):
         self._note("drop", netns.path)
@@ -337,6 +342,41 @@ def test_edited_rules_do_not_wait_for_the_full_pass(autojump_clock, whose: str) 
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
 
+    trio.run(main, clock=autojump_clock)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("whose", ["host", "container"])
+def test_rules_edited_while_a_pass_pushes_them_are_pushed_anew(autojump_clock, whose: str, known: bool) -> None:
+    """An edit right after a push, before its pass has ended, is not taken for what was pushed."""
+    host = Host(SERVER, CLIENT)
+
+    def edit() -> None:
+        if whose == "host":
+            host.reconciler.forget_host_ruleset()
+        else:
+            host.effects.rulesets.pop(CLIENT.netns.id)
+            host.reconciler.forget_ruleset(CLIENT.netns.id)
+
+    push = "host ruleset" if whose == "host" else "push /netns/3"
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            if not known:
+                host.effects.meanwhile["push" if whose == "container" else push] = edit
+            await nursery.start(host.reconciler.run)
+            if known:
+                host.effects.calls.clear()
+                host.effects.meanwhile["push" if whose == "container" else push] = edit
+                edit()
+            with trio.fail_after(2):
+                while host.effects.calls.count(push) < 2 or host.reconciler.have != host.reconciler.want:
+                    await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked()
+            assert host.effects.calls.count(push) == 2
+            nursery.cancel_scope.cancel()
+
+    host.facts = replace(host.facts, workloads=(CLIENT,) if whose == "container" else (SERVER, CLIENT))
     trio.run(main, clock=autojump_clock)
 
 
