@@ -81,7 +81,10 @@ def _carry_out(text: str, *, dry: bool) -> tuple[dict[str, object], list[int]]:
     context = nftables.Nftables()
     if dry:
         _set_dry_run(context)
-    code, output, error = context.cmd(text)
+    with os.fdopen(os.memfd_create("transaction"), "wb", buffering=0) as file:
+        file.write(text.encode())
+        # Of a file an error tells its line; of a command it shows the first, whichever it is about.
+        code, output, error = context.cmd(f'include "/proc/self/fd/{file.fileno()}"')
     kept = []
     if "delete" in text:
         now = _sockets()

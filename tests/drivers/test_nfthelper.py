@@ -14,6 +14,10 @@ from appliance.drivers.nfthelper import LENGTH, frame
 BINDING = """
 class Nftables:
     def cmd(self, text):
+        include, path, _ = text.split('"')
+        assert include == "include "
+        with open(path, encoding="utf-8") as transaction:
+            text = transaction.read()
         return (0, text.upper(), "") if text != "bad" else (-1, "", "words")
 """
 
