@@ -9,8 +9,11 @@ from appliance.dataplane import worker
 
 
 def command(*, level: str, form: str) -> tuple[str, ...]:
-    """Return what starts a worker that logs like this process; the descriptor of its channel is to be added."""
-    return (sys.executable, "-m", "appliance.worker", level, form)
+    """Return what starts a worker that logs like this process; the descriptor of its channel is to be added.
+
+    Not from the working directory (-P): whoever may write there would be root here.
+    """
+    return (sys.executable, "-P", "-m", "appliance.worker", level, form)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ can do several at once."""
 IDLE = 30.0
 """Seconds without a command after which the helper ends until the next one: it holds 17 MB and starts in 0.1 s."""
 
+HELPER = (sys.executable, "-P", "-m", "appliance.drivers.nfthelper")
+"""What starts the helper. Not from the working directory (-P): whoever may write there would be root here."""
+
 RESTART = (0.1, 0.5, 2.0, 5.0)
 """Seconds until the helper is started again after its 1st, 2nd, … death since a command went through."""
 
@@ -158,8 +161,7 @@ class NftHelper:
 
     async def _serve(self, task_status: trio.TaskStatus[None]) -> bool:
         """Start a helper and wait until it has ended (False) or was idle for long enough (True)."""
-        command = [sys.executable, "-m", "appliance.drivers.nfthelper"]
-        process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = await trio.lowlevel.open_process(HELPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         OWN.add(process.pid)
         try:
             greeting = await _receive(process)

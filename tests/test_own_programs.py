@@ -1,0 +1,22 @@
+"""What the appliance starts of itself: its workers and the helper around libnftables."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from appliance import worker
+from appliance.drivers import nft
+
+
+@pytest.mark.parametrize(
+    "command", [nft.HELPER, (*worker.command(level="info", form="text"), "no descriptor")], ids=["helper", "worker"]
+)
+def test_a_stranger_in_the_working_directory_is_not_run(tmp_path, command):
+    """Whoever calls meshbox as root in somebody else's folder runs nothing that lies there."""
+    (tmp_path / "appliance").mkdir()
+    (tmp_path / "appliance" / "__init__.py").write_text("print('stranger')")
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, cwd=tmp_path, check=False)
+    assert b"stranger" not in done.stdout
+    assert b"fault" in done.stdout or b"'no descriptor'" in done.stderr, "it is ours that was started"
