@@ -37,7 +37,7 @@ def world(tmp_path, monkeypatch):
         wrapper = tmp_path / "python"
         wrapper.write_text(f'#!/bin/sh\nexec nsenter --net={made.path("host")} {sys.executable} "$@"\n')
         wrapper.chmod(0o755)
-        monkeypatch.setattr(driver.sys, "executable", str(wrapper))
+        monkeypatch.setattr(driver, "HELPER", (str(wrapper), *driver.HELPER[1:]))
         monkeypatch.setattr(driver, "RESTART", (0.01,))
         yield made
 

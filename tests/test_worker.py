@@ -1,4 +1,4 @@
-"""What the appliance starts of itself: its workers and the helper around libnftables."""
+"""What the appliance starts of itself: a worker, and the helper around libnftables."""
 
 from __future__ import annotations
 
