@@ -150,7 +150,8 @@ class Reconciler:
         self.ring(urgent=True)
 
     def _forget_edited(self) -> None:
-        self._forget(self._edited)
+        if self._edited:
+            self._forget(self._edited)
         if self._host_edited:
             self.have = replace(self.have, host_ruleset=None)
 

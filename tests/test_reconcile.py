@@ -358,16 +358,16 @@ def test_rules_edited_while_a_pass_pushes_them_are_pushed_anew(autojump_clock, w
             host.effects.rulesets.pop(CLIENT.netns.id)
             host.reconciler.forget_ruleset(CLIENT.netns.id)
 
-    push = "host ruleset" if whose == "host" else "push /netns/3"
+    kind, push = ("host ruleset",) * 2 if whose == "host" else ("push", "push /netns/3")
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             if not known:
-                host.effects.meanwhile["push" if whose == "container" else push] = edit
+                host.effects.meanwhile[kind] = edit
             await nursery.start(host.reconciler.run)
             if known:
                 host.effects.calls.clear()
-                host.effects.meanwhile["push" if whose == "container" else push] = edit
+                host.effects.meanwhile[kind] = edit
                 edit()
             with trio.fail_after(2):
                 while host.effects.calls.count(push) < 2 or host.reconciler.have != host.reconciler.want:
