@@ -23,11 +23,12 @@ from appliance.dataplane import face
 from appliance.dataplane.plane import DataPlane
 from appliance.dataplane.workers import Workers
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
+from appliance.doors import Doors
 from appliance.drain import drained
 from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import Docker
 from appliance.drivers.hostresolv import HostResolvers
-from appliance.drivers.nft import Nft, NftHelper
+from appliance.drivers.nft import DOOR_RULES, Nft, NftHelper
 from appliance.drivers.registry import open_registry
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import OWN_NAMESPACE, HostEffects
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.config import Config
+    from appliance.drivers.nft import NftFeatures
     from appliance.drivers.registry import Registry
     from appliance.drivers.registryfacts import RegistryFacts
     from appliance.model.facts import Workload
@@ -137,6 +139,7 @@ class Appliance:
         self._nft_helper = NftHelper()
         self._nft = Nft(self._nft_helper)
         self._watch = RulesetWatch(on_drift=self._drifted)
+        self._doors = Doors(self.plane, self.faults)
         self.deployer = Deployer(
             docker,
             network=config.docker_network,
@@ -152,6 +155,7 @@ class Appliance:
             snapshot=self.snapshot,
             effects=HostEffects(
                 plane=self.plane,
+                doors=self._doors,
                 nft=self._nft,
                 nft_helper=self._nft_helper,
                 watch=self._watch,
@@ -168,8 +172,9 @@ class Appliance:
                 self.plane.start()
                 await nursery.start(self.registry.run)
                 await nursery.start(self._nft_helper.run)
-                await self._nft_helper.probe()
+                self._note(await self._nft_helper.probe())
                 await nursery.start(self._watch.run)
+                await nursery.start(self._doors.run)
                 await nursery.start(self._follow_host_addresses)
                 await nursery.start(self.inventory.run)
                 self.registry.watch(interests(self.snapshot()))
@@ -282,6 +287,14 @@ class Appliance:
         removed = await self.registry.remove_spec(name)
         self.ring(urgent=True)
         return removed
+
+    def _note(self, nft: NftFeatures) -> None:
+        if self.config.doors and DOOR_RULES not in nft.features:
+            log.warning(
+                "this host has no doors into containers: their connections go the longer way, through the host",
+                remedy="a kernel with nft_tproxy, or doors = false",
+            )
+            self._settings = replace(self._settings, doors=False)
 
     async def _drain(self) -> None:
         self.plane.stop()

@@ -109,12 +109,13 @@ async def _remove_rules(paths: list[str], config: Config, report: Report) -> Non
         try:
             if await nft.list_table(path) is None:
                 continue
+            if identity != host:
+                containers += 1
+                await namespaces.drop_local_route(path, config.vip_range)
+                await _remove_route(path, str(config.vip_range))
             await nft.push(path, REMOVE)
             if identity == host:
                 report.done.append("rules of this host")
-            else:
-                containers += 1
-                await _remove_route(path, str(config.vip_range))
         except RetryError as error:
             report.failed.append(str(error))
     if containers:

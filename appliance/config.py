@@ -90,6 +90,11 @@ class Config:
     workers: int = _option(
         0, values.integer(0, 64), "processes that carry the traffic; 0: the one that also plans and watches"
     )
+    doors: bool = _option(
+        "true",
+        values.boolean,
+        "true: connections are accepted and made inside of containers' namespaces, which is faster; false: on the host",
+    )
     registry: str = _option(
         "local",
         values.choice("local", "consul"),
@@ -154,6 +159,7 @@ class Config:
             suffix=self.suffix,
             docker_network=self.docker_network,
             prefer_local=self.balance.prefer == "local",
+            doors=self.doors,
             meta=self.meta,
             gateway=gateway,
             visitors=self.visitors(gateway=gateway),

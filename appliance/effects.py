@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.dataplane.face import Plane
+    from appliance.doors import Doors
     from appliance.drivers.nft import Nft, NftHelper
     from appliance.drivers.registry import Registry
     from appliance.drivers.rulesetwatch import RulesetWatch
@@ -29,9 +30,17 @@ class HostEffects:
     """Carries out steps on this host (`reconcile.Effects`)."""
 
     def __init__(
-        self, *, plane: Plane, nft: Nft, nft_helper: NftHelper, watch: RulesetWatch, registry: Registry
+        self,
+        *,
+        plane: Plane,
+        doors: Doors,
+        nft: Nft,
+        nft_helper: NftHelper,
+        watch: RulesetWatch,
+        registry: Registry,
     ) -> None:
         self._plane = plane
+        self._doors = doors
         self._nft = nft
         self._nft_helper = nft_helper
         self._watch = watch
@@ -77,10 +86,12 @@ class HostEffects:
         if after.internal:
             await namespaces.wait_neighbour(netns.path, after.proxy)  # a starting container's interface is up in 100 ms
             await namespaces.ensure_route(netns.path, after.vip_range, after.proxy)
+        self._doors.keep(after, netns, anew=before is None)
 
     async def drop_ruleset(self, netns: Netns) -> None:
         """Remove the table from a namespace, if that still exists."""
         self._watch.remove(netns.id)
+        await self._doors.drop(netns)
         try:
             if namespaces.identify(netns.path) == netns.id:
                 await self._nft.push(netns.path, text.REMOVE)

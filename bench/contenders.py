@@ -17,7 +17,7 @@ import orjson
 
 from bench import rules
 from bench.figures import BenchError
-from bench.lab import CLIENT_IP, DIRECT_IP, INTERPRETED, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
+from bench.lab import CLIENT, CLIENT_IP, DIRECT_IP, INTERPRETED, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
 from bench.process import Cpu
 from bench.rules import Table
 
@@ -64,6 +64,8 @@ class Target:
     """Whether traffic comes through the proxy's namespace."""
     spliced: Callable[[], int] | None = None
     """How many bytes it has spliced so far, where that has to be proven."""
+    inside: bool = False
+    """Whether traffic comes to the proxy inside of the client's namespace, through its loopback interface."""
     tables: tuple[Table, ...] = ()
     """Rules without which the client does not reach it; there in its own turns only."""
 
@@ -81,14 +83,14 @@ class Target:
         """Have its rules in place, and yield a value that holds, after the block, what it used within it."""
         use = Use()
         with self.in_place():
-            before = _came()
+            before = _came(inside=self.inside)
             if self.process is None:
                 yield use
             else:
                 with self.process.used() as cpu:
                     yield use
                 use.total, use.user = cpu.total, cpu.user
-            use.came = _came() - before
+            use.came = _came(inside=self.inside) - before
 
     def prove(self, name: str, use: Use, carried: float) -> None:
         """Raise BenchError if so many bytes of payload cannot have gone the contender's way."""
@@ -98,11 +100,11 @@ class Target:
             raise BenchError(f"{name}: {carried:.0f} bytes were carried without its process")
 
 
-def _came() -> int:
-    """Return how many bytes the links of the proxy's namespace have received."""
-    lines = run(["ip", "netns", "exec", PROXY, "cat", "/proc/net/dev"]).splitlines()
+def _came(*, inside: bool) -> int:
+    """Return how many bytes the links of the proxy's namespace have received, or the client's loopback interface."""
+    lines = run(["ip", "netns", "exec", CLIENT if inside else PROXY, "cat", "/proc/net/dev"]).splitlines()
     links = (line.partition(":") for line in lines if ":" in line)
-    return sum(int(counters.split()[0]) for name, _, counters in links if name.strip() != "lo")
+    return sum(int(counters.split()[0]) for name, _, counters in links if (name.strip() == "lo") == inside)
 
 
 @contextmanager
@@ -143,6 +145,10 @@ def meshbox(
             for port, service in zip(ports, services, strict=True)
         ],
     }
+    door = f"127.66.{workers}.{2 - interpreted}"
+    if rules_too:
+        into = {CLIENT_IP: f"/run/netns/{CLIENT}", SERVER_IP: f"/run/netns/{SERVER}"}
+        config["doors"] = {"at": door, "vip": rules.VIP, "vip_range": str(rules.VIP_RANGE), "into": into}
     command = [PYTHON, "-m", "bench.launcher", lab.file(f"{name}.json", orjson.dumps(config))]
     command = [*INTERPRETED, *command] if interpreted else command
     cpu = lab.proxy_cpus if workers else lab.proxy_cpu
@@ -152,7 +158,13 @@ def meshbox(
             return
         dialled = tuple(service.port for service in services)
         routes = [(s.protocol, s.port, port) for s, port in zip(services, ports, strict=True)]
-        yield Target(host=rules.VIP, ports=dialled, process=process, tables=rules.deployed(routes))
+        yield Target(
+            host=rules.VIP,
+            ports=dialled,
+            process=process,
+            tables=rules.deployed(routes, door),
+            inside=all(service.protocol == "tcp" for service in services),
+        )
 
 
 @contextmanager

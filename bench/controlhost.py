@@ -29,6 +29,7 @@ from appliance import bridge, logs
 from appliance.dataplane.face import LEFT
 from appliance.dataplane.plane import DataPlane
 from appliance.dataplane.workers import Workers
+from appliance.doors import Doors
 from appliance.drivers import netns as namespaces
 from appliance.drivers.localstore import LocalStore
 from appliance.drivers.nft import Nft, NftHelper
@@ -78,6 +79,7 @@ class ControlHost:
         self.plane.start()
         self.nft_helper = NftHelper()
         self.watch = RulesetWatch(on_drift=lambda _: None)
+        self.doors = Doors(self.plane, self.faults)
         self.applied = trio.Event()
         self._changed = 0.0
         """When the change was made that `applied` is about."""
@@ -89,6 +91,7 @@ class ControlHost:
             snapshot=self.snapshot,
             effects=HostEffects(
                 plane=self.plane,
+                doors=self.doors,
                 nft=Nft(self.nft_helper),
                 nft_helper=self.nft_helper,
                 watch=self.watch,

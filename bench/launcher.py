@@ -1,7 +1,8 @@
 """Run the data plane alone, as the appliance runs it: `python -m bench.launcher CONFIG.json`.
 
 CONFIG: {"workers": number, "caller": address, "listeners": [{"port", "protocol", "backend": [address, port]}],
-"dns": {"port", "address", "names": {"c.s": address}, "upstream": [address, port]}}
+"dns": {"port", "address", "names": {"c.s": address}, "upstream": [address, port]},
+"doors": {"at": address, "vip": address, "vip_range": network, "into": {address: file of its namespace}}}
 """
 
 from __future__ import annotations
@@ -9,18 +10,24 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-from ipaddress import IPv4Address
+from functools import partial
+from io import FileIO
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import trio
 import uvloop
 
 from appliance import worker
+from appliance.dataplane.entrance import listen
 from appliance.dataplane.plane import DataPlane
 from appliance.dataplane.workers import Workers
+from appliance.drivers import netns as namespaces
 from appliance.model.names import Destination, Name, Protocol
-from appliance.model.network import Backend, Listener, Zone
+from appliance.model.network import Backend, Door, Listener, Zone
+from appliance.render.ruleset import DOOR_PORT
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,8 +48,11 @@ def main() -> None:
         dns_port=dns["port"] if dns else 53,
     )
     plane.start()
+    doors = config.get("doors")
+    if doors:
+        _open_doors(plane, doors)
     for number, entry in enumerate(config.get("listeners", ())):
-        plane.open_listener(_listener(number, entry, caller))
+        plane.open_listener(_listener(number, entry, caller, doors))
     if dns:
         names = {Name.parse(name): IPv4Address(address) for name, address in dns["names"].items()}
         plane.set_zone(Zone(suffix="mesh.internal", names=names, views={caller: frozenset(names)}))
@@ -61,15 +71,31 @@ def make_plane(loop: asyncio.AbstractEventLoop, *, workers: int, **options: Any)
     return Workers(loop, number=workers, command=worker.command(level="warning", form="text"), **options)
 
 
-def _listener(number: int, entry: dict[str, Any], caller: IPv4Address) -> Listener:
+def _open_doors(plane: Plane, config: dict[str, Any]) -> None:
+    """Do what the appliance does (appliance/doors.py), at an address of this contender's."""
+    vip_range = IPv4Network(config["vip_range"])
+    for address, path in config["into"].items():
+        netns, caller = namespaces.identify(path), IPv4Address(address)
+        if netns is None:
+            raise SystemExit(f"{path} is no network namespace")
+        open_sockets = partial(listen, DOOR_PORT, plane.accepting, config["at"], transparent=True)
+        sockets = namespaces.entered(path, open_sockets)
+        trio.run(namespaces.lead_inside, path, vip_range, caller)
+        door = Door(netns=netns, caller=caller, dialler=vip_range.network_address)
+        plane.open_door(door, sockets, FileIO(path))
+
+
+def _listener(number: int, entry: dict[str, Any], caller: IPv4Address, doors: dict[str, Any] | None) -> Listener:
     address, port = entry["backend"]
+    inside = namespaces.identify(doors["into"][address]) if doors else None
     return Listener(
         destination=Destination(
             name=Name(container=f"c{number}", service="bench"), port=port, protocol=Protocol(entry["protocol"])
         ),
         port=entry["port"],
+        vip=IPv4Address(doors["vip"]) if doors else None,
         callers=frozenset((caller,)),
-        backends=(Backend(address=IPv4Address(address), port=port, local=True, label="server"),),
+        backends=(Backend(address=IPv4Address(address), port=port, local=True, label="server", netns=inside),),
     )
 
 

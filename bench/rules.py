@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from appliance.model.names import Protocol
 from appliance.model.network import HostRuleset, NetnsId, Route, WorkloadRuleset
-from appliance.render.ruleset import REMOVE, render_host, render_workload
+from appliance.render.ruleset import DOOR_ADDRESS, REMOVE, render_host, render_workload
 from bench.lab import CLIENT, CLIENT_IP, PROXY, PROXY_IP, SERVER, SERVER_IP, SERVER_SIDE_IP, run
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VIP = "240.0.0.1"
 """What the client dials in place of meshbox's ports."""
+VIP_RANGE = IPv4Network("240.0.0.0/4")
 PROXY_PORTS = (20000, 29999)
 DNS_PORT = 53
 HOSTS = frozenset((IPv4Address(PROXY_IP), IPv4Address(SERVER_SIDE_IP)))
@@ -35,12 +36,17 @@ class Table:
     remove: str = REMOVE
 
 
-def deployed(routes: Sequence[tuple[str, int, int]]) -> tuple[Table, ...]:
+def deployed(routes: Sequence[tuple[str, int, int]], door: str = str(DOOR_ADDRESS)) -> tuple[Table, ...]:
     """Return what meshbox has where client and server are containers of one host, each on a network of its own.
 
-    A route is a protocol, the port that the client dials at VIP, and the proxy's port for it.
+    A route is a protocol, the port that the client dials at VIP, and the proxy's port for it. Of several contenders
+    with doors in the same namespaces each has its own address there.
     """
-    client = _container(PROXY_IP, routes)
+
+    def container(address: str, gateway: str, routes: Sequence[tuple[str, int, int]] = ()) -> str:
+        text = render_workload(_container(address, gateway, routes))
+        return text.replace(f"= {DOOR_ADDRESS}\n", f"= {door}\n")
+
     host = HostRuleset(
         proxy_ports=PROXY_PORTS,
         dns_port=DNS_PORT,
@@ -51,17 +57,17 @@ def deployed(routes: Sequence[tuple[str, int, int]]) -> tuple[Table, ...]:
     )
     return (
         Table(namespace=PROXY, text=render_host(host)),
-        Table(namespace=SERVER, text=render_workload(_container(SERVER_SIDE_IP))),
-        Table(namespace=CLIENT, text=render_workload(client)),
+        Table(namespace=SERVER, text=container(SERVER_IP, SERVER_SIDE_IP)),
+        Table(namespace=CLIENT, text=container(CLIENT_IP, PROXY_IP, routes)),
     )
 
 
-def _container(gateway: str, routes: Sequence[tuple[str, int, int]] = ()) -> WorkloadRuleset:
+def _container(address: str, gateway: str, routes: Sequence[tuple[str, int, int]]) -> WorkloadRuleset:
     return WorkloadRuleset(
         netns=NetnsId(device=0, inode=0),
         proxy=IPv4Address(gateway),
         dns_port=DNS_PORT,
-        vip_range=IPv4Network("240.0.0.0/4"),
+        vip_range=VIP_RANGE,
         proxy_ports=PROXY_PORTS,
         routes=frozenset(
             Route(vip=IPv4Address(VIP), port=port, protocol=Protocol(protocol), proxy_port=proxy_port)
@@ -70,6 +76,8 @@ def _container(gateway: str, routes: Sequence[tuple[str, int, int]] = ()) -> Wor
         gateways=frozenset((IPv4Address(gateway),)),
         hosts=HOSTS,
         subnets=SUBNETS,
+        address=IPv4Address(address),
+        door=True,
     )
 
 

@@ -23,7 +23,18 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("balance", "datagram", "dial", "epoll", "listener", "relay", "udpsession")
+MODULES = (
+    "balance",
+    "datagram",
+    "dial",
+    "door",
+    "entrance",
+    "epoll",
+    "inside",
+    "listener",
+    "relay",
+    "udpsession",
+)
 """Of appliance/dataplane: what runs for each message, datagram or connection."""
 LIBRARY = "appliance"
 """All are one library, so that they call each other directly. It lies beside appliance/, as appliance__mypyc.…so."""

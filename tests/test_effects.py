@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from appliance.doors import Doors
 from appliance.drivers import netns as namespaces
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import HostEffects
@@ -43,7 +44,8 @@ def netns(tmp_path):
 def drop(netns, nft):
     """Carry out the step."""
     watch = RulesetWatch(on_drift=lambda _: None)
-    effects = HostEffects(plane=None, nft=nft, nft_helper=None, watch=watch, registry=None)
+    doors = Doors(None, None)
+    effects = HostEffects(plane=None, doors=doors, nft=nft, nft_helper=None, watch=watch, registry=None)
     trio.run(effects.drop_ruleset, netns)
 
 
@@ -86,5 +88,5 @@ def test_a_listener_that_closes_ends_its_connections():
     """Nobody may reach it any more, so nobody goes on with what was allowed; others' connections stay."""
     plane = Plane()
     watch = RulesetWatch(on_drift=lambda _: None)
-    HostEffects(plane=plane, nft=None, nft_helper=None, watch=watch, registry=None).close_listener(WEB)
+    HostEffects(plane=plane, doors=None, nft=None, nft_helper=None, watch=watch, registry=None).close_listener(WEB)
     assert (plane.accepts, plane.carries) == (set(), {OTHER})

@@ -29,6 +29,7 @@ class BackendState:
         "ejected_until",
         "failed",
         "failures",
+        "inside",
         "opened",
         "source",
     )
@@ -54,6 +55,8 @@ class BackendState:
         self.backend = backend
         self.source = (str(backend.source), 0) if backend.source is not None else None
         """Where to dial from, with port 0."""
+        self.inside = "" if backend.netns is None else str(backend.netns)
+        """Whose door to dial from, where there is one."""
 
 
 class Balancer:

@@ -13,6 +13,7 @@ import pickle
 import socket
 from collections import deque
 from contextlib import suppress
+from io import FileIO
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +51,15 @@ class Channel:
         self._ended = ended
         self._in = bytearray()
         self._sockets: deque[list[int]] = deque()
-        self._out: deque[tuple[memoryview, Sequence[SocketType]]] = deque()
+        self._out: deque[tuple[memoryview, Sequence[SocketType | FileIO]]] = deque()
         self._closed = False
         sock.setblocking(False)
         loop.add_reader(sock, self._readable)
 
-    def send(self, message: object, sockets: Sequence[SocketType] = ()) -> None:
+    def send(self, message: object, sockets: Sequence[SocketType | FileIO] = ()) -> None:
         """Send a value and these sockets, now or later. Nothing is sent to a closed end.
 
-        A message whose sockets are closed before it can leave is not sent: it is out of date.
+        A message whose sockets are closed before it can leave is not sent: it is out of date. Files go like sockets.
         """
         if self._closed:
             return
@@ -86,7 +87,7 @@ class Channel:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _write(self, data: memoryview, sockets: Sequence[SocketType]) -> int:
+    def _write(self, data: memoryview, sockets: Sequence[SocketType | FileIO]) -> int:
         try:
             if sockets:
                 return socket.send_fds(self._sock, [data], [sock.fileno() for sock in sockets])
@@ -101,7 +102,7 @@ class Channel:
     def _flush(self) -> None:
         while self._out:
             data, sockets = self._out[0]
-            if any(sock.fileno() < 0 for sock in sockets):
+            if any(_is_closed(sock) for sock in sockets):
                 self._out.popleft()
                 continue
             sent = self._write(data, sockets)
@@ -135,3 +136,7 @@ class Channel:
             message = pickle.loads(memoryview(self._in)[HEADER.size : end].toreadonly())  # noqa: S301 — from ourselves
             del self._in[:end]
             self._take(message, self._sockets.popleft() if count else [])
+
+
+def _is_closed(sock: SocketType | FileIO) -> bool:
+    return sock.closed if isinstance(sock, FileIO) else sock.fileno() < 0

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from appliance.dataplane.balance import BackendState
+    from appliance.dataplane.inside import Inside
     from appliance.dataplane.listener import Source, TcpListener
 
 log = structlog.get_logger()
@@ -65,14 +66,11 @@ class Dial:
             if state is None:
                 break
             try:
-                self._sock = sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
+                self._sock = sock = _socket(listener.insides.get(state.inside))
                 listener.epoll.add(sock.fileno(), self)
             except OSError as error:
                 listener.pause(error)
                 break
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for option in KEEPALIVE:
-                sock.setsockopt(*option)
             code = _connect(sock, state)
             if code in (0, errno.EINPROGRESS):
                 self.state = state
@@ -137,6 +135,17 @@ class Dial:
         reset_on_close(self.client)
         self.listener.epoll.close(self.client)
         self.listener.went()
+
+
+def _socket(inside: Inside | None) -> SocketType:
+    """Make a socket: in the backend's own namespace, where the data plane has a door there. Raises OSError."""
+    sock = None if inside is None else inside.socket()
+    if sock is None:
+        sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for option in KEEPALIVE:
+            sock.setsockopt(*option)
+    return sock
 
 
 def _connect(sock: SocketType, state: BackendState) -> int:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from io import FileIO
     from ipaddress import IPv4Address
+    from socket import SocketType
 
     from appliance.model.names import Destination
-    from appliance.model.network import Listener, Zone
+    from appliance.model.network import Door, Listener, NetnsId, Zone
     from appliance.model.stats import Connection, ListenerStats
 
 T = TypeVar("T")
@@ -64,6 +66,19 @@ class Plane(Protocol):
 
     def end_pairs(self, destination: Destination) -> None:
         """Reset what is left of closed listeners of this destination."""
+
+    @property
+    def accepting(self) -> int:
+        """How many sockets a door needs."""
+
+    def open_door(self, door: Door, sockets: tuple[SocketType, ...], netns: FileIO) -> None:
+        """Accept from these sockets, which are inside of a namespace, and dial from there; `netns` is its file.
+
+        They are the data plane's to close from now on. A door that is open there already is replaced.
+        """
+
+    def close_door(self, netns: NetnsId) -> None:
+        """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
 
     def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
         """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""

@@ -17,6 +17,7 @@ from appliance.dataplane.channel import Channel
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping, Sequence
+    from io import FileIO
     from socket import SocketType
 
     from appliance.dataplane.face import Question
@@ -87,7 +88,7 @@ class Member:
         self._channel = Channel(self._loop, ours, take=lambda message, _: self._take(self, message), ended=lambda: None)
         self._born(self)
 
-    def send(self, order: object, sockets: Sequence[SocketType] = ()) -> None:
+    def send(self, order: object, sockets: Sequence[SocketType | FileIO] = ()) -> None:
         """Send an order; the next process learns of it by `born` if there is none at present."""
         if self._channel is not None:
             self._channel.send(order, sockets)

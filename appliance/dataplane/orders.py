@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from appliance.dataplane.face import Question
     from appliance.model.names import Destination
-    from appliance.model.network import Backend, Listener, Zone
+    from appliance.model.network import Backend, Door, Listener, NetnsId, Zone
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Serve:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """Accept for this listener from the socket of the worker at `place`, too; it comes along."""
+    """Accept for this listener, or at that door, from the socket of the worker at `place`, too; it comes along."""
 
-    destination: Destination
+    what: Destination | NetnsId
     place: int
 
 
@@ -68,6 +68,20 @@ class Close:
     """Accept no more."""
 
     destination: Destination
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDoor:
+    """Accept and dial inside of a namespace; the listening socket comes along, and the namespace's file."""
+
+    door: Door
+
+
+@dataclass(frozen=True, slots=True)
+class CloseDoor:
+    """Accept and dial there no more."""
+
+    netns: NetnsId
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +136,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A socket of this listener was lost: there was no file descriptor for it."""
+    """A socket of this listener or door was lost: there was no file descriptor for it."""
 
-    destination: Destination
+    what: Destination | NetnsId
     place: int | None = None
-    """Of the worker to be covered; None for the listener's own."""
+    """Of the worker to be covered; None for the worker's own."""

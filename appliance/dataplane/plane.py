@@ -6,19 +6,22 @@ from typing import TYPE_CHECKING
 
 from appliance.dataplane.datagram import UdpListener
 from appliance.dataplane.dnsserver import NONE_OPENED, DnsServer
-from appliance.dataplane.listener import Shared, TcpListener
-from appliance.model.names import Protocol
+from appliance.dataplane.door import DoorWay
+from appliance.dataplane.entrance import Entrance, Shared
+from appliance.dataplane.inside import Inside
+from appliance.dataplane.listener import TcpListener
+from appliance.model.names import Destination, Protocol
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from io import FileIO
     from ipaddress import IPv4Address
     from socket import SocketType
 
     from appliance.dataplane.dnsserver import DnsSockets
     from appliance.dataplane.face import Question, T
-    from appliance.model.names import Destination
-    from appliance.model.network import Listener, Zone
+    from appliance.model.network import Door, Listener, NetnsId, Zone
     from appliance.model.stats import Connection, ListenerStats
 
 
@@ -26,6 +29,7 @@ class DataPlane:
     """All listeners and the DNS server (`face.Plane`)."""
 
     restarted = 0
+    accepting = 1
 
     def __init__(
         self,
@@ -41,6 +45,9 @@ class DataPlane:
         self._shared = Shared(loop)
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
+        self._doors: dict[NetnsId, DoorWay] = {}
+        self._dialled: dict[tuple[str, int], TcpListener] = {}
+        """By virtual IP and port."""
         self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams)
 
     @property
@@ -64,6 +71,7 @@ class DataPlane:
             self.swap_listener(listener, sock)
             return
         self._listeners[listener.destination] = self._open(listener, sock)
+        self._lead(listener)
 
     def swap_listener(self, listener: Listener, sock: SocketType | None = None) -> None:
         """Take new callers, peers and backends. Pairs that are still allowed go on, also to backends that vanished.
@@ -73,29 +81,47 @@ class DataPlane:
         former = self._listeners[listener.destination]
         if former.port == listener.port:
             former.swap(listener)
+            self._lead(listener)
             return
         self._listeners[listener.destination] = self._open(listener, sock)
+        self._lead(listener)
         self._retire(former)
 
     def close_listener(self, destination: Destination) -> None:
         """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""
         listener = self._listeners.pop(destination, None)
         if listener is not None:
+            if isinstance(listener, TcpListener):
+                self._unlead(listener)
             self._retire(listener)
 
-    def cover(self, destination: Destination, place: int, sock: SocketType) -> None:
-        """Accept for another process, from its socket, until `uncover`."""
-        listener = self._listeners.get(destination)
-        if isinstance(listener, TcpListener):
-            listener.cover(place, sock)
+    def cover(self, what: Destination | NetnsId, place: int, sock: SocketType) -> None:
+        """Accept for another process, from its socket for a listener or door, until `uncover`."""
+        entrance = self._listeners.get(what) if isinstance(what, Destination) else self._doors.get(what)
+        if isinstance(entrance, Entrance):
+            entrance.cover(place, sock)
         else:
             sock.close()
 
     def uncover(self, place: int) -> None:
         """Leave that process's sockets to it."""
-        for listener in self._listeners.values():
-            if isinstance(listener, TcpListener):
-                listener.uncover(place)
+        for entrance in (*self._listeners.values(), *self._doors.values()):
+            if isinstance(entrance, Entrance):
+                entrance.uncover(place)
+
+    def open_door(self, door: Door, sockets: Sequence[SocketType], netns: FileIO) -> None:
+        """Accept from this one socket, which is inside of a namespace, and dial from there; `netns` is its file."""
+        self.close_door(door.netns)
+        (sock,) = sockets
+        self._doors[door.netns] = DoorWay(self._shared, door, sock, self._dialled)
+        self._shared.insides[str(door.netns)] = Inside(door, netns)
+
+    def close_door(self, netns: NetnsId) -> None:
+        """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
+        door = self._doors.pop(netns, None)
+        if door is not None:
+            door.stop()
+            self._shared.insides.pop(str(netns)).close()
 
     def end_pairs(self, destination: Destination) -> None:
         """Reset what is left of closed listeners of this destination."""
@@ -142,6 +168,8 @@ class DataPlane:
 
     def stop(self) -> None:
         """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
+        for door in self._doors.values():
+            door.stop()
         for destination in list(self._listeners):
             self.close_listener(destination)
         self.dns.close()
@@ -151,6 +179,8 @@ class DataPlane:
         self.stop()
         for listener in list(self._draining):
             listener.end_pairs()
+        for netns in list(self._doors):
+            self.close_door(netns)
         self._shared.close()
 
     def _all(self) -> Iterator[TcpListener | UdpListener]:
@@ -166,6 +196,20 @@ class DataPlane:
         return UdpListener(
             self._loop, self._shared.epoll, listener, idle=self._idle_udp, on_empty=self._forget, sock=sock
         )
+
+    def _lead(self, listener: Listener) -> None:
+        """Let doors know what leads to this listener."""
+        served = self._listeners[listener.destination]
+        if isinstance(served, TcpListener) and listener.vip is not None:
+            dialled = (str(listener.vip), listener.destination.port)
+            if dialled != served.dialled:
+                self._unlead(served)
+                served.dialled = dialled
+            self._dialled[dialled] = served
+
+    def _unlead(self, listener: TcpListener) -> None:
+        if self._dialled.get(listener.dialled) is listener:
+            del self._dialled[listener.dialled]
 
     def _retire(self, listener: TcpListener | UdpListener) -> None:
         self._draining.add(listener)

@@ -8,9 +8,11 @@ all that should be served, so that what runs never differs from what the parent 
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 from dataclasses import replace
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -75,6 +77,10 @@ class Worker:
             case orders.Close():
                 self._listeners.pop(order.destination, None)
                 self.plane.close_listener(order.destination)
+            case orders.OpenDoor():
+                self._open_door(order, sockets)
+            case orders.CloseDoor():
+                self.plane.close_door(order.netns)
             case orders.EndPairs():
                 self.plane.end_pairs(order.destination)
             case orders.ServeDns():
@@ -114,9 +120,18 @@ class Worker:
 
     def _cover(self, order: orders.Cover, sockets: list[int]) -> None:
         if sockets:
-            self.plane.cover(order.destination, order.place, _adopt(sockets[0], socket.SOCK_STREAM))
+            self.plane.cover(order.what, order.place, _adopt(sockets[0], socket.SOCK_STREAM))
         else:
-            self._channel.send(orders.Missing(order.destination, order.place))
+            self._channel.send(orders.Missing(order.what, order.place))
+
+    def _open_door(self, order: orders.OpenDoor, descriptors: list[int]) -> None:
+        if len(descriptors) == 2:
+            sock, netns = descriptors
+            self.plane.open_door(order.door, (_adopt(sock, socket.SOCK_STREAM),), FileIO(netns))
+        else:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._channel.send(orders.Missing(order.door.netns))
 
     def _balance(self, order: orders.Balance) -> None:
         if self.plane.serves(order.destination):

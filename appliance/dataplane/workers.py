@@ -16,20 +16,20 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from appliance.dataplane import dnsserver, face, merge, orders, udpsocket
-from appliance.dataplane.listener import listen as listen_tcp
+from appliance.dataplane.entrance import listen as listen_tcp
 from appliance.dataplane.member import Member
-from appliance.model.names import Protocol
+from appliance.model.names import Destination, Protocol
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from io import FileIO
     from ipaddress import IPv4Address
     from socket import SocketType
 
     from appliance.dataplane.dnsserver import DnsSockets
     from appliance.dataplane.face import Question, T
-    from appliance.model.names import Destination
-    from appliance.model.network import Listener, Zone
+    from appliance.model.network import Door, Listener, NetnsId, Zone
     from appliance.model.stats import ListenerStats
 
 UPSTREAMS_LOOK = 5.0
@@ -67,6 +67,7 @@ class Workers:
         self._listeners: dict[Destination, Listener] = {}
         self._sockets: dict[Destination, tuple[SocketType, ...]] = {}
         """One for each worker; for UDP only one."""
+        self._doors: dict[NetnsId, tuple[Door, tuple[SocketType, ...], FileIO]] = {}
         self._up: set[Member] = set()
         """Those that have heard all that they should serve."""
         self._covers: dict[int, Member] = {}
@@ -133,6 +134,28 @@ class Workers:
         for member in self._members:
             member.send(orders.EndPairs(destination))
 
+    @property
+    def accepting(self) -> int:
+        """How many sockets a door needs: one for each worker."""
+        return len(self._members)
+
+    def open_door(self, door: Door, sockets: tuple[SocketType, ...], netns: FileIO) -> None:
+        """Accept from these sockets, which are inside of a namespace, and dial from there; `netns` is its file."""
+        self.close_door(door.netns)
+        self._doors[door.netns] = door, sockets, netns
+        for member in self._members:
+            self._hand_over_door(member, door.netns)
+        for place in self._covers:
+            self._hand_over_cover(place, door.netns)
+
+    def close_door(self, netns: NetnsId) -> None:
+        """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
+        if netns in self._doors:
+            _, sockets, file = self._doors.pop(netns)
+            for member in self._members:
+                member.send(orders.CloseDoor(netns))
+            _close(*sockets, file)
+
     def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
         """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
         first = self._members[0]
@@ -180,6 +203,8 @@ class Workers:
         """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
         for member in self._members:
             member.send(orders.Stop())
+        for door in list(self._doors):
+            self.close_door(door)
         _close(*_all(self._sockets), *_all(self._dns))
         for known in (self._listeners, self._sockets, self._past, self._dns):
             known.clear()
@@ -191,6 +216,8 @@ class Workers:
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
+        for _, sockets, netns in self._doors.values():
+            _close(*sockets, netns)
         for member in self._members:
             member.close()
         for member in self._members:
@@ -218,9 +245,18 @@ class Workers:
         sock = sockets[member.index if destination.protocol is Protocol.TCP else 0]
         member.send(orders.Serve(self._listeners[destination], opened=True), (sock,))
 
-    def _hand_over_cover(self, place: int, destination: Destination) -> None:
-        if destination.protocol is Protocol.TCP:
-            self._covers[place].send(orders.Cover(destination, place), (self._sockets[destination][place],))
+    def _hand_over_door(self, member: Member, netns: NetnsId) -> None:
+        door, sockets, file = self._doors[netns]
+        member.send(orders.OpenDoor(door), (sockets[member.index], file))
+
+    def _hand_over_cover(self, place: int, what: Destination | NetnsId) -> None:
+        if not isinstance(what, Destination):
+            _, sockets, _ = self._doors[what]
+        elif what.protocol is Protocol.TCP:
+            sockets = self._sockets[what]
+        else:
+            return
+        self._covers[place].send(orders.Cover(what, place), (sockets[place],))
 
     def _retire(self, destination: Destination, sockets: tuple[SocketType, ...], port: int) -> None:
         key = destination.protocol, port
@@ -249,6 +285,8 @@ class Workers:
         for destination, listener in self._listeners.items():
             if member in self._serving(destination.protocol, listener.port):
                 self._hand_over(member, destination)
+        for netns in self._doors:
+            self._hand_over_door(member, netns)
         if member.index == 0:
             member.send(orders.SetUpstreams(self._upstreams))
             if self._zone is not None:
@@ -280,6 +318,8 @@ class Workers:
             if by is not member:
                 for destination in self._listeners:
                     self._hand_over_cover(place, destination)
+                for netns in self._doors:
+                    self._hand_over_cover(place, netns)
 
     def _hand_over_dns(self, member: Member, address: IPv4Address, all_so_far: Iterable[IPv4Address]) -> None:
         member.send(orders.ServeDns(frozenset(all_so_far), address), self._dns[address])
@@ -289,15 +329,18 @@ class Workers:
             case orders.Answer():
                 member.asked.pop(message.number)(message.value)
             case orders.Missing():
-                self._loop.call_later(MISSING, self._hand_over_again, member, message.destination, message.place)
+                self._loop.call_later(MISSING, self._hand_over_again, member, message.what, message.place)
 
-    def _hand_over_again(self, member: Member, destination: Destination, place: int | None) -> None:
-        if destination not in self._listeners or self._closed:
+    def _hand_over_again(self, member: Member, what: Destination | NetnsId, place: int | None) -> None:
+        if (what not in self._listeners and what not in self._doors) or self._closed:
             return
-        if place is None:
-            self._hand_over(member, destination)
-        elif self._covers.get(place) is member:
-            self._hand_over_cover(place, destination)
+        if place is not None:
+            if self._covers.get(place) is member:
+                self._hand_over_cover(place, what)
+        elif isinstance(what, Destination):
+            self._hand_over(member, what)
+        else:
+            self._hand_over_door(member, what)
 
     def _forget(self, member: Member) -> None:
         """Keep what an ended worker has counted, and wait for its answers no longer."""
@@ -358,6 +401,6 @@ def _all(sockets: Mapping[Any, Iterable[SocketType]]) -> Iterator[SocketType]:
     return chain.from_iterable(sockets.values())
 
 
-def _close(*sockets: SocketType) -> None:
+def _close(*sockets: SocketType | FileIO) -> None:
     for sock in sockets:
         sock.close()

@@ -134,6 +134,7 @@ def complete(
         ports=base.ports,
         connect_to=base.connect_to,
         published=source.published,
+        own_rules=inspected.own_rules or source.own_rules,
         healthy=inspected.healthy,
         exit_code=inspected.exit_code,
         started_at=inspected.started_at,

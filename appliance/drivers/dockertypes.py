@@ -72,6 +72,8 @@ class Inspected:
     """Path of its network namespace as Docker sees it; empty when it has none of its own."""
     joined: tuple[Joined, ...] = ()
     published: frozenset[tuple[Protocol, int]] = frozenset()
+    own_rules: bool = False
+    """Whether it may make rules in its own network namespace."""
     healthy: bool | None = None
     exit_code: int | None = None
     started_at: float = 0.0
@@ -124,6 +126,8 @@ class _Config(msgspec.Struct, rename="pascal"):
 class _HostConfig(msgspec.Struct, rename="pascal"):
     network_mode: str = ""
     runtime: str = ""
+    privileged: bool = False
+    cap_add: list[str] | None = None
 
 
 class _Endpoint(msgspec.Struct, rename="pascal"):
@@ -198,6 +202,10 @@ class _Event(msgspec.Struct, rename="pascal"):
     time_nano: int = msgspec.field(default=0, name="timeNano")
 
 
+_NET_ADMIN = frozenset({"ALL", "CAP_NET_ADMIN", "NET_ADMIN"})
+"""What Docker calls the right to do so, and all rights."""
+
+
 def decode(text: bytes, kind: type[T], what: str) -> T:
     """Decode JSON that Docker sent as `what`. Raises RetryError."""
     try:
@@ -241,6 +249,7 @@ def parse_inspect(text: bytes) -> Inspected:
         sandbox_key=settings.sandbox_key,
         joined=tuple(_joined(name, endpoint) for name, endpoint in (settings.networks or {}).items() if endpoint),
         published=_published(settings.ports or {}),
+        own_rules=container.host_config.privileged or not _NET_ADMIN.isdisjoint(container.host_config.cap_add or ()),
         healthy=_healthy(state.health),
         exit_code=state.exit_code if state.status in {RunState.EXITED, RunState.DEAD, RunState.RESTARTING} else None,
         started_at=_seconds(state.started_at),

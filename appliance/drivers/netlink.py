@@ -24,7 +24,10 @@ _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
 
 REQUEST = 0x1
+ACK = 0x4
 DUMP = 0x300
+REPLACE = 0x505
+"""NLM_F_REPLACE | NLM_F_CREATE | NLM_F_ACK."""
 
 _CLONE_NEWNET = 0x40000000
 """linux/sched.h. os.setns and os.CLONE_NEWNET come with Python 3.12."""
@@ -137,7 +140,7 @@ def ask(sock: socket.socket, question: bytes) -> list[Message]:
     """
     sock.send(question)
     answers: list[Message] = []
-    dump = _header.unpack_from(question)[2] & DUMP
+    dump = _header.unpack_from(question)[2] & DUMP == DUMP
     while True:
         for message in messages(sock.recv(65536)):
             if message.type == NLMSG_DONE:

@@ -45,6 +45,9 @@ IDLE = 30.0
 HELPER = (sys.executable, "-P", "-m", "appliance.drivers.nfthelper")
 """What starts the helper. Not from the working directory (-P): whoever may write there would be root here."""
 
+DOOR_RULES = "rules of workloads with a door"
+"""The name of what a host can do without."""
+
 RESTART = (0.1, 0.5, 2.0, 5.0)
 """Seconds until the helper is started again after its 1st, 2nd, … death since a command went through."""
 
@@ -119,7 +122,7 @@ class NftFeatures:
 
     version: tuple[int, ...]
     features: frozenset[str]
-    """Of `workload rules` and `host rules`: which of our rulesets nft and the kernel accept."""
+    """Which of our rulesets, by their names in `samples` and DOOR_RULES, nft and the kernel accept."""
 
 
 class NftHelper:
@@ -254,7 +257,13 @@ class NftHelper:
                 raise HostError(
                     f"this host cannot do the {name}: {error}; a kernel with nf_tables is needed"
                 ) from error
-        return NftFeatures(version=version, features=frozenset(name for name, _ in samples()))
+        features = {name for name, _ in samples()}
+        try:
+            await self.dry_run(door_sample())
+            features.add(DOOR_RULES)
+        except RetryError as error:
+            log.debug("no doors", cause=str(error))
+        return NftFeatures(version=version, features=frozenset(features))
 
 
 async def _receive(process: trio.Process) -> Any:
@@ -277,17 +286,28 @@ async def _kill(process: trio.Process) -> None:
             await stream.aclose()
 
 
-def samples() -> tuple[tuple[str, str], ...]:
-    """Return rulesets that use everything, and ones that use as little as can be, by name."""
-    a, n = IPv4Address, IPv4Network
-    netns, vips, ports = NetnsId(device=0, inode=0), n("240.0.0.0/4"), (20000, 29999)
-    bare = WorkloadRuleset(netns=netns, proxy=a("192.0.2.1"), dns_port=53, vip_range=vips, proxy_ports=ports)
-    full = WorkloadRuleset(
-        netns=netns,
-        proxy=a("192.0.2.1"),
+def _bare() -> WorkloadRuleset:
+    return WorkloadRuleset(
+        netns=NetnsId(device=0, inode=0),
+        proxy=IPv4Address("192.0.2.1"),
         dns_port=53,
-        vip_range=vips,
-        proxy_ports=ports,
+        vip_range=IPv4Network("240.0.0.0/4"),
+        proxy_ports=(20000, 29999),
+    )
+
+
+def door_sample() -> str:
+    """Return a ruleset with a door."""
+    return render_workload(replace(_bare(), door=True))
+
+
+def samples() -> tuple[tuple[str, str], ...]:
+    """Return rulesets that use everything but doors, and ones that use as little as can be, by name."""
+    a, n = IPv4Address, IPv4Network
+    bare = _bare()
+    vips, ports = bare.vip_range, bare.proxy_ports
+    full = replace(
+        bare,
         routes=frozenset(Route(vip=a("240.0.0.1"), port=80, protocol=p, proxy_port=20001) for p in Protocol),
         gateways=frozenset({a("192.0.2.1"), IPv6Address("2001:db8::1")}),
         hosts=frozenset({a("198.51.100.1")}),

@@ -71,6 +71,8 @@ class Workload:
     ports: tuple[Port, ...] = ()
     connect_to: tuple[Allowance, ...] = ()
     published: frozenset[tuple[Protocol, int]] = frozenset()
+    own_rules: bool = False
+    """Whether it may have rules of its own in its namespace, as for containers in the container (CAP_NET_ADMIN)."""
     healthy: bool | None = None
     """Docker's health check; None where it has none."""
     accepting: frozenset[int] = frozenset()
@@ -157,6 +159,8 @@ class Settings:
     suffix: str = "mesh.internal"
     docker_network: str = "meshbox"
     prefer_local: bool = False
+    doors: bool = True
+    """Whether the data plane accepts and dials inside of containers' namespaces."""
     meta: tuple[tuple[str, str], ...] = ()
     """What a service's constraint may ask of this machine."""
     gateway: bool = False

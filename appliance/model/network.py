@@ -42,6 +42,8 @@ class Backend:
     """On its way out: only peers that have not heard of it yet still get there, when there is nothing else."""
     source: IPv4Address | None = None
     """For a peer's proxy: the address of this host that it lets in, whatever other ones there are. None: any."""
+    netns: NetnsId | None = None
+    """For a container: its namespace, from within which it is dialled where the data plane has a door there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,8 @@ class Listener:
 
     destination: Destination
     port: int
+    vip: IPv4Address | None = None
+    """What clients dial whose connections come through the door in their namespace."""
     callers: frozenset[IPv4Address] = frozenset()
     peers: frozenset[IPv4Address] = frozenset()
     backends: tuple[Backend, ...] = ()
@@ -63,6 +67,17 @@ class Listener:
         return (self.callers is other.callers or self.callers == other.callers) and (
             self.peers is other.peers or self.peers == other.peers
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Where the data plane is inside of a workload's namespace: it accepts there, and dials from there."""
+
+    netns: NetnsId
+    caller: IPv4Address
+    """The workload's address, by which listeners know whoever comes through."""
+    dialler: IPv4Address
+    """The address that the workload sees connections come from that the data plane makes in there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -97,6 +112,15 @@ class WorkloadRuleset:
     """Container ports that Docker publishes: reachable from everywhere."""
     internal: bool = False
     """All its networks are `internal`: without a default route, it needs one to the virtual IPs."""
+    address: IPv4Address | None = None
+    """Its own address: the source of what it sends to virtual IPs."""
+    door: bool = False
+    """Whether the data plane accepts TCP connections inside of it."""
+
+    @property
+    def dialler(self) -> IPv4Address:
+        """Return the address in there that the data plane dials from: that of `vip_range` which no name gets."""
+        return self.vip_range.network_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

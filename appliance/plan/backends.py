@@ -34,7 +34,10 @@ def local_backends(
         label, going = member.workload.docker_name, member.workload.id in retiring
         for destination, port in member.offers:
             if serves(member.workload, port) and not (going and port.protocol is Protocol.UDP):
-                backend = Backend(address=address, port=port.container, local=True, label=label, retiring=going)
+                inside = None if member.workload.own_rules else member.netns
+                backend = Backend(
+                    address=address, port=port.container, local=True, label=label, retiring=going, netns=inside
+                )
                 found.setdefault(destination, []).append(backend)
     return found
 

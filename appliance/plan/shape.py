@@ -133,6 +133,7 @@ class Shaper:
             d: Listener(
                 destination=d,
                 port=port,
+                vip=allocations.vips[d.name],
                 callers=frozenset().union(*callers.get(port, ())),
                 peers=peers if d in offered else frozenset(),
             )
@@ -289,6 +290,8 @@ def _rulesets(
             subnets=subnets,
             published=g.published,
             internal=g.internal,
+            address=g.address,
+            door=s.settings.doors and g.address is not None,
         )
         for g in inside
     }

@@ -11,6 +11,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appliance.model.names import Protocol
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -21,6 +23,11 @@ TABLE = "inet meshbox"
 
 REMOVE = f"add table {TABLE}\ndelete table {TABLE}\n"
 """Removes our table whether or not it exists. nft 1.0.6 has no `destroy`."""
+
+DOOR_ADDRESS = IPv4Address("127.66.0.1")
+DOOR_PORT = 4
+"""Where the data plane accepts inside of a workload's namespace. What listens on a port keeps others from it at all
+addresses, so it is one that nothing uses (unassigned in IANA's registry of ports)."""
 
 RANGES = ("subnets", "subnets6")
 """Sets of ranges: overlapping ones cannot be exchanged element by element, so a change here is a full replace."""
@@ -39,11 +46,13 @@ def _template(name: str) -> str:
 _WORKLOAD = _template("workload.nft")
 _HOST = _template("host.nft")
 _VISITORS = _template("visitors.nft")
+_DOOR = _template("door.nft")
 
 
 def render_workload(r: WorkloadRuleset) -> str:
     """Return the text that replaces the table in a workload's namespace, whatever was there."""
-    return _render(_workload_values(r), _route_sets(r.proxy, r.routes) | _workload_sets(r), _WORKLOAD)
+    rules = f"{_WORKLOAD}\n{_DOOR}" if r.door else _WORKLOAD
+    return _render(_workload_values(r), _route_sets(r, r.routes) | _workload_sets(r), rules)
 
 
 def render_host(r: HostRuleset) -> str:
@@ -65,8 +74,8 @@ def change_workload(before: WorkloadRuleset | None, after: WorkloadRuleset) -> s
     if _ranges_differ(old, new):
         return render_workload(after)
     differing = before.routes ^ after.routes  # compares the many equal ones once, not twice
-    gone = _route_sets(before.proxy, before.routes & differing)
-    come = _route_sets(after.proxy, after.routes & differing)
+    gone = _route_sets(before, before.routes & differing)
+    come = _route_sets(after, after.routes & differing)
     return _change(gone | _minus(old, new), come | _minus(new, old))
 
 
@@ -79,21 +88,26 @@ def change_host(before: HostRuleset | None, after: HostRuleset) -> str:
 
 
 def _workload_values(r: WorkloadRuleset) -> dict[str, str]:
-    return {
+    values = {
         "proxy": str(r.proxy),
         "dns_port": str(int(r.dns_port)),
         "vip_range": str(r.vip_range),
         "proxy_ports": _port_range(r.proxy_ports),
     }
+    if not r.door:
+        return values
+    return values | {"door": str(DOOR_ADDRESS), "door_port": str(DOOR_PORT), "dialler": str(r.dialler)}
 
 
-def _route_sets(proxy: IPv4Address, routes: Iterable[Route]) -> _Sets:
-    to, allowed = [], []
+def _route_sets(ruleset: WorkloadRuleset, routes: Iterable[Route]) -> _Sets:
+    to, allowed, inside = [], [], []
     for r in routes:
         dialled = f"{r.vip} . {r.protocol.value} . "
-        to.append(f"{dialled}{int(r.port)} : {proxy} . {int(r.proxy_port)}")
+        to.append(f"{dialled}{int(r.port)} : {ruleset.proxy} . {int(r.proxy_port)}")
         allowed.append(f"{dialled}{int(r.proxy_port)}")
-    return {"routes": frozenset(to), "allowed": frozenset(allowed)}
+        if ruleset.door and r.protocol is Protocol.TCP:
+            inside.append(f"{r.vip} . {int(r.port)}")
+    return {"routes": frozenset(to), "allowed": frozenset(allowed), "inside": frozenset(inside)}
 
 
 def _workload_sets(r: WorkloadRuleset) -> _Sets:

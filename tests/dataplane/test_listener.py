@@ -22,7 +22,8 @@ from tcpworld import (
     refused_or_reset,
 )
 
-from appliance.dataplane.listener import ACCEPTS, TcpListener
+from appliance.dataplane.entrance import ACCEPTS
+from appliance.dataplane.listener import TcpListener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,7 +207,7 @@ def test_a_taken_port_is_an_error(world: World) -> None:
 
 def test_out_of_file_descriptors_accepting_pauses(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """When accept fails for want of descriptors it is logged once, does not spin, and goes on when there are some."""
-    monkeypatch.setattr("appliance.dataplane.listener.PAUSE", 0.05)
+    monkeypatch.setattr("appliance.dataplane.entrance.PAUSE", 0.05)
     backend = world.backend()
     listener = world.open(backend)
     clients = [world.client() for _ in range(4)]
@@ -232,7 +233,7 @@ def test_out_of_file_descriptors_accepting_pauses(world: World, monkeypatch: pyt
 
 def test_a_pause_is_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that wait while there are no file descriptors keep nobody busy."""
-    monkeypatch.setattr("appliance.dataplane.listener.PAUSE", 3600.0)
+    monkeypatch.setattr("appliance.dataplane.entrance.PAUSE", 3600.0)
     backend = world.backend()
     listener = world.open(backend)
     client = world.client()

@@ -112,6 +112,9 @@ def test_workload_on_a_bridge():
     assert workload.problem is None
     assert workload.netns == NETNS
     assert workload.addresses == (IPv4Address("172.17.0.9"),)
+    assert not workload.own_rules
+    assert whole(sharer(), owner=inspected("meshbox", own_rules=True)).own_rules
+    assert whole(sharer(own_rules=True), owner=inspected("meshbox")).own_rules
     assert workload.attachments[0].gateway == IPv4Address("172.17.0.1")
 
 

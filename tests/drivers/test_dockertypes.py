@@ -43,6 +43,22 @@ def test_health(status, healthy):
     assert parse.parse_inspect(orjson.dumps(said)).healthy is healthy
 
 
+@pytest.mark.parametrize(
+    ("changes", "own"),
+    [
+        ({}, False),
+        ({"HostConfig__CapAdd": ["NET_RAW"]}, False),
+        ({"HostConfig__CapAdd": ["NET_ADMIN"]}, True),
+        ({"HostConfig__CapAdd": ["CAP_NET_ADMIN"]}, True),
+        ({"HostConfig__CapAdd": ["ALL"]}, True),
+        ({"HostConfig__Privileged": True}, True),
+    ],
+)
+def test_who_may_have_rules_of_its_own(changes, own):
+    """Docker names the right with and without its first part; who has all rights has this one."""
+    assert parse.parse_inspect(orjson.dumps(dockersays.inspect(**changes))).own_rules is own
+
+
 def test_stopped_container():
     """A stopped container has an exit code, no address, and one that never ran has no start."""
     said = dockersays.inspect(

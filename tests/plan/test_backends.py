@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from appliance.model.network import Backend, Registration
+from appliance.model.network import Backend, NetnsId, Registration
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
 from appliance.plan.members import Members
 from appliance.plan.rollout import revision
@@ -16,7 +16,14 @@ WEB = dest("web.web:80")
 
 def local(number: int, port: int = 80, *, retiring: bool = False) -> Backend:
     """The backend that container `number` is."""
-    return Backend(address=address(number), port=port, local=True, label=f"c{number}", retiring=retiring)
+    return Backend(
+        address=address(number),
+        port=port,
+        local=True,
+        label=f"c{number}",
+        retiring=retiring,
+        netns=NetnsId(device=4, inode=number),
+    )
 
 
 def remote(last: int, weight: int = 1) -> Backend:
@@ -37,6 +44,13 @@ def test_local_backends():
     assert local_backends(members, addresses, frozenset({workloads[2].id})) == {
         WEB: [local(2, 8080), local(4, 8080, retiring=True)]
     }
+
+
+def test_containers_with_rules_of_their_own_are_dialled_from_the_host():
+    """What comes from inside passes none of the rules that they may have for what comes in."""
+    (member,) = Members().read(snapshot(container(2, "web.web", ports=("80:8080",), own_rules=True)))
+    (backend,) = local_backends([member], {member.workload.id: address(2)}, frozenset())[WEB]
+    assert backend.netns is None
 
 
 def test_remote_backends():

@@ -42,7 +42,14 @@ def test_one_server_and_one_client():
     listener = want.listeners[APPLE]
     assert listener.port == want.allocations.ports[APPLE]
     assert listener.callers == {address(2), address(3)}
-    assert listener.backends == (Backend(address=address(2), port=8080, local=True, label="c2"),)
+    inside = SERVER.netns.id
+    assert listener.backends == (Backend(address=address(2), port=8080, local=True, label="c2", netns=inside),)
+    assert listener.vip == want.allocations.vips[APPLE.name]
+    rules = want.rulesets[inside]
+    assert (rules.door, rules.address, rules.dialler) == (True, address(2), SETTINGS.vip_range.network_address)
+    without = snapshot(SERVER, CLIENT)
+    without = replace(without, settings=replace(SETTINGS, doors=False))
+    assert {rules.door for rules in compile_host(without).rulesets.values()} == {False}
     assert {n.inode for n in want.rulesets} == {2, 3}
     assert want.zone.names[APPLE.name] == want.allocations.vips[APPLE.name]
     assert want.host_ruleset.workloads == {address(2), address(3)}

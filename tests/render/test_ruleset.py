@@ -84,10 +84,13 @@ HOST_VISITORS = replace(
     ),
 )
 
+DOOR = replace(FULL, door=True, address=IPv4Address("172.18.0.2"))
+
 TEXTS = {
     "host-visitors.nft": render_host(HOST_VISITORS),
     "workload-bare.nft": render_workload(BARE),
     "workload-full.nft": render_workload(FULL),
+    "workload-door.nft": render_workload(DOOR),
     "host-bare.nft": render_host(HOST_BARE),
     "host-full.nft": render_host(HOST_FULL),
 }
@@ -236,9 +239,10 @@ def rulesets(draw):
 
 
 @settings(max_examples=100, deadline=None)
-@given(before=rulesets(), after=rulesets())
-def test_a_delta_leads_to_the_elements_of_the_replace(before, after):
+@given(before=rulesets(), after=rulesets(), door=st.booleans())
+def test_a_delta_leads_to_the_elements_of_the_replace(before, after, door):
     """Carried out on sets as nft does it, which refuses what is there already and what is not there."""
+    before, after = replace(before, door=door), replace(after, door=door)
     have = elements(render_workload(before))
     for verb, name, listed in re.findall(
         r"(add|delete) element \S+ \S+ (\w+) \{\n(.*?)\n\}", change_workload(before, after), re.DOTALL

@@ -17,13 +17,17 @@ import socket
 import subprocess
 import threading
 from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import orjson
+import trio
 
-from appliance.drivers.netns import identify
+from appliance.dataplane.entrance import listen
+from appliance.drivers.netns import entered, identify, lead_inside
 from appliance.model.facts import Netns
+from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,6 +182,13 @@ class World:
             sock.listen(512)
         self._servers[label] = sock
         return sock
+
+    def door(self, label: str, name: str) -> None:
+        """Listen as the data plane's door does in a namespace, and lead virtual IPs there."""
+        path = self.path(name)
+        (sock,) = entered(path, lambda: listen(DOOR_PORT, 1, str(DOOR_ADDRESS), transparent=True))
+        self._servers[label] = socket.socket(fileno=sock.detach())
+        trio.run(lead_inside, path, IPv4Network("240.0.0.0/4"), IPv4Address(WORKLOAD))
 
     def server(self, label: str) -> socket.socket:
         """Return a server's socket; its calls give up after SECONDS."""

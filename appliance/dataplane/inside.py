@@ -1,0 +1,109 @@
+"""Sockets made inside of a workload's namespace, to dial the workload from there: over its own loopback interface.
+
+A socket stays where it was made, so only making it means going there: the thread enters the namespace, makes a few, and
+comes back (setns(2)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import time
+from socket import SocketType
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from appliance.dataplane.dial import KEEPALIVE, NONBLOCKING
+from appliance.dataplane.sources import leave_from
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+    from appliance.model.network import Door
+
+AGAIN: Final = 10.0
+"""Seconds until it is tried again to dial from inside, after that was found to be impossible."""
+
+log = structlog.get_logger()
+
+FEW: Final = 4
+"""Sockets made at a time."""
+CLONE_NEWNET: Final = 0x40000000
+"""linux/sched.h; os.setns and os.CLONE_NEWNET come with Python 3.12."""
+HOME = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+"""The namespace that this process belongs in."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Inside:
+    """One namespace."""
+
+    def __init__(self, door: Door, netns: FileIO) -> None:
+        """`netns` is its file, which this closes."""
+        self._netns = netns
+        self._source = (str(door.dialler), 0)
+        self._made: list[SocketType] = []
+        self._not_before = 0.0
+        self._caller = str(door.caller)
+
+    def socket(self) -> SocketType | None:
+        """Return a socket that is ready to connect; None where there is no way to dial from inside any more.
+
+        Raises OSError when there are no file descriptors left.
+        """
+        if not self._made and time.monotonic() >= self._not_before:
+            self._make()
+        return self._made.pop() if self._made else None
+
+    def close(self) -> None:
+        """Leave the namespace alone: it can go once nothing of it is open."""
+        for sock in self._made:
+            sock.close()
+        self._made.clear()
+        self._netns.close()
+
+    def _make(self) -> None:
+        made: list[SocketType] = []
+        failed: OSError | None = None
+        _enter(self._netns.fileno())
+        try:
+            while len(made) < FEW:
+                made.append(SocketType(socket.AF_INET, NONBLOCKING, 0))
+        except OSError as error:
+            failed = error
+        finally:
+            _come_home()
+        if failed is not None and not made:
+            raise failed
+        try:
+            for sock in made:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for option in KEEPALIVE:
+                    sock.setsockopt(*option)
+                leave_from(sock, self._source)
+        except OSError as error:  # EADDRNOTAVAIL: somebody has removed the route that makes it an address of its own
+            self._not_before = time.monotonic() + AGAIN
+            log.info(
+                "dialled from the host: inside of the container it cannot be", address=self._caller, cause=str(error)
+            )
+            for sock in made:
+                sock.close()
+            return
+        self._made += made
+
+
+def _enter(netns: int) -> None:
+    if _libc.setns(netns, CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "setns")
+
+
+def _come_home() -> None:
+    """Go back to where all else of this process is; without that nothing it does would be right."""
+    for _ in range(100):
+        if _libc.setns(HOME, CLONE_NEWNET) == 0:
+            return
+    os.abort()

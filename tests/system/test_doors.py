@@ -1,0 +1,430 @@
+"""The data plane inside of workloads' namespaces: a real one, with the rules that lead to it and the doors' keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import signal
+import socket
+import threading
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import uvloop
+from nsworld import HOST, NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
+
+from appliance import worker
+from appliance.dataplane import face
+from appliance.dataplane.plane import DataPlane
+from appliance.dataplane.workers import Workers
+from appliance.doors import Doors
+from appliance.logs import Faults
+from appliance.model.names import Destination, Protocol
+from appliance.model.network import Backend, Listener, Route, WorkloadRuleset
+from appliance.render.ruleset import DOOR_PORT, render_workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from appliance.model.facts import Netns
+
+pytestmark = pytest.mark.system
+
+VIP = "240.1.1.1"
+UNDECLARED = "240.1.1.2"
+DIALLER = "240.0.0.0"
+WEB = Destination.parse("web.shop:8080")
+
+
+class Proxy:
+    """A data plane on a loop of its own thread, and the keeper of its doors. Also a `Plane`, for that keeper."""
+
+    def __init__(self, workers: int = 0) -> None:
+        self.loop = uvloop.new_event_loop()
+        self.errors: list[object] = []
+        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        options: dict[str, Any] = {"dns_upstreams": list, "dns_port": 5391}
+        command = worker.command(level="error", form="text")
+        make = (lambda: Workers(self.loop, number=workers, command=command, **options)) if workers else None
+        self.plane: Any = self.call(make or (lambda: DataPlane(self.loop, **options)))
+        self.call(self.plane.start)
+        self.faults = Faults()
+        self.doors = Doors(self, self.faults)
+        self.accepting = self.plane.accepting
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function on the loop's thread and return its result."""
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function(*args))
+            except BaseException as error:  # noqa: BLE001 — raised again in the caller's thread
+                done.set_exception(error)
+
+        self.loop.call_soon_threadsafe(run)
+        return done.result(10)
+
+    def open_door(self, *args: Any) -> None:
+        self.call(self.plane.open_door, *args)
+
+    def close_door(self, *args: Any) -> None:
+        self.call(self.plane.close_door, *args)
+
+    def ask(self, question: face.Question[Any]) -> Any:
+        """Return the answer to a question."""
+        answered: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self.call(self.plane.ask, question, answered.set_result)
+        return answered.result(10)
+
+    def keep(self, *rulesets: tuple[WorkloadRuleset, Netns], until: Callable[[], bool] | None = None) -> None:
+        """Let the keeper work until all these doors are open, or until something else is true."""
+
+        def done() -> bool:
+            return until() if until else all(self.doors._kept[netns.id].door is not None for _, netns in rulesets)
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.doors.run)
+                for ruleset, netns in rulesets:
+                    self.doors.keep(ruleset, netns, anew=True)
+                with trio.fail_after(10):
+                    while not done():
+                        await trio.sleep(0.005)
+                nursery.cancel_scope.cancel()
+
+        trio.run(main)
+
+    def close(self) -> None:
+        self.call(self.plane.close)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+        assert not self.errors
+
+
+class Mesh:
+    """A workload that may reach WEB, which the neighbour serves, and the proxy between them."""
+
+    def __init__(self, world: World, proxy: Proxy) -> None:
+        self.world = world
+        self.proxy = proxy
+        self.workload, self.neighbour = world.netns("workload"), world.netns("neighbour")
+        self.rules = replace(
+            ruleset(self.workload, WORKLOAD),
+            routes=frozenset(
+                {
+                    Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.TCP, proxy_port=20001),
+                    Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.UDP, proxy_port=20002),
+                }
+            ),
+        )
+        self.served = ruleset(self.neighbour, NEIGHBOUR)
+        for name, rules in (("workload", self.rules), ("neighbour", self.served)):
+            world.nft(name, render_workload(rules))
+        self.server = world.serve("the server", "neighbour", "tcp", 80)
+        self.server.settimeout(SECONDS)
+        backend = Backend(address=IPv4Address(NEIGHBOUR), port=80, local=True, label="server", netns=self.neighbour.id)
+        self.listener = Listener(
+            destination=WEB,
+            port=20001,
+            vip=IPv4Address(VIP),
+            callers=frozenset({IPv4Address(WORKLOAD)}),
+            backends=(backend,),
+        )
+        proxy.call(proxy.plane.open_listener, self.listener)
+
+    def open(self) -> None:
+        """Open both doors."""
+        self.proxy.keep((self.rules, self.workload), (self.served, self.neighbour))
+
+    def dial(self, source: str | None = None) -> socket.socket:
+        """Return a connection of the workload to the service."""
+        sock = self.world.socket("workload", "tcp")
+        if source is not None:
+            sock.bind((source, 0))
+        sock.connect((VIP, 8080))
+        return sock
+
+    def passes(self) -> bool:
+        """Return whether a new connection carries something there and back."""
+        with self.dial() as client:
+            served, _ = self.server.accept()
+            served.settimeout(SECONDS)
+            with served:
+                client.sendall(b"question")
+                served.sendall(b"answer" if served.recv(100) == b"question" else b"")
+                return client.recv(100) == b"answer"
+
+
+def ruleset(netns: Netns, address: str) -> WorkloadRuleset:
+    """Return the rules of a workload without routes."""
+    return WorkloadRuleset(
+        netns=netns.id,
+        proxy=IPv4Address(HOST),
+        dns_port=53,
+        vip_range=IPv4Network("240.0.0.0/4"),
+        proxy_ports=(20000, 29999),
+        gateways=frozenset({IPv4Address(HOST)}),
+        hosts=frozenset({IPv4Address(HOST)}),
+        subnets=frozenset({IPv4Network("172.30.0.0/16")}),
+        address=IPv4Address(address),
+        door=True,
+    )
+
+
+@pytest.fixture(params=[0, 2], ids=["", "workers"])
+def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
+    """Rules in both namespaces; no door is open yet."""
+    with World() as world:
+        proxy = Proxy(request.param)
+        try:
+            yield Mesh(world, proxy)
+        finally:
+            proxy.close()
+
+
+def packets(world: World, name: str) -> int:
+    """Return how many packets the workload's link has carried."""
+
+    def read() -> str:
+        with open("/proc/thread-self/net/dev") as file:  # noqa: PTH123 — of this thread's namespace
+            return file.read()
+
+    line = next(line for line in inside(world.path(name), read).splitlines() if "eth0:" in line)
+    counters = line.partition(":")[2].split()
+    return int(counters[1]) + int(counters[9])
+
+
+def test_both_ends_stay_in_their_namespaces(mesh: Mesh) -> None:
+    """The client sees what it has dialled, the server an address of the mesh, and no packet crosses a link."""
+    mesh.open()
+    before = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
+    with mesh.dial() as client:
+        served, (peer, *_) = mesh.server.accept()
+        with served:
+            assert client.getpeername() == (VIP, 8080)
+            assert client.getsockname()[0] == WORKLOAD
+            assert peer == f"::ffff:{DIALLER}"
+            client.sendall(b"x" * 100_000)
+            client.shutdown(socket.SHUT_WR)
+            got = b""
+            while part := served.recv(65536):
+                got += part
+            assert len(got) == 100_000
+            (connection,) = mesh.proxy.ask(face.CONNECTIONS)
+            assert connection.client == f"{WORKLOAD}:{client.getsockname()[1]}"
+    # IPv6 neighbour discovery may come by on its own
+    after = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
+    assert after[0] - before[0] < 10
+    assert after[1] - before[1] < 10
+
+
+def test_whoever_comes_through_is_the_workload(mesh: Mesh) -> None:
+    """Whatever address of its own it calls from."""
+    mesh.open()
+    for source in ("127.0.0.1", WORKLOAD, "240.7.7.7"):
+        with mesh.dial(source), mesh.server.accept()[0]:
+            pass
+
+
+def test_what_is_not_declared_is_refused_at_once(mesh: Mesh) -> None:
+    """As without a door; the workload's own servers at that port do not answer in its place."""
+    mesh.open()
+    mesh.world.serve("the workload itself", "workload", "tcp", 8080)
+    mesh.world.serve("the workload itself, UDP", "workload", "udp", 8080)
+    for protocol in ("tcp", "udp"):
+        assert mesh.world.probe("workload", protocol, UNDECLARED, 8080) == REFUSED
+        assert mesh.world.probe("workload", protocol, VIP, 8081) == REFUSED
+        assert mesh.world.probe("workload", protocol, DIALLER, 8080) == REFUSED
+    assert is_turned_away(mesh, "127.66.0.1", DOOR_PORT)
+    assert mesh.world.probe("workload", "tcp", "127.0.0.1", 8080) == "the workload itself"
+    assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the server"
+
+
+def test_what_the_data_plane_does_not_allow_is_reset(mesh: Mesh) -> None:
+    """The rules are not alone in deciding: a listener knows its callers, and who has none knows nobody."""
+    mesh.open()
+    mesh.proxy.call(mesh.proxy.plane.swap_listener, replace(mesh.listener, callers=frozenset()))
+    mesh.proxy.ask(face.LEFT)
+    assert is_turned_away(mesh, VIP, 8080)
+    mesh.proxy.call(mesh.proxy.plane.close_listener, WEB)
+    mesh.proxy.ask(face.LEFT)
+    assert is_turned_away(mesh, VIP, 8080)
+
+
+def is_turned_away(mesh: Mesh, address: str, port: int) -> bool:
+    """Return whether the workload's connection is reset, be it while connecting or after."""
+    with mesh.world.socket("workload", "tcp") as client:
+        try:
+            client.connect((address, port))
+            client.recv(1)
+        except ConnectionResetError:
+            return True
+    return False
+
+
+def test_without_the_appliance_all_is_refused(mesh: Mesh) -> None:
+    """At once, and by nobody else, though rules and route stay."""
+    mesh.open()
+    mesh.world.serve("the workload itself", "workload", "tcp", 8080)
+    mesh.proxy.call(mesh.proxy.plane.stop)
+    mesh.proxy.ask(face.LEFT)
+    assert mesh.world.probe("workload", "tcp", VIP, 8080) == REFUSED
+
+
+def test_a_namespace_that_leaves_the_mesh_keeps_nothing(mesh: Mesh) -> None:
+    """Neither the door nor the route; until the rules go too, what is dialled goes to the host, as before the door."""
+    mesh.open()
+    host = mesh.world.serve("the proxy's port", "host", "tcp", 20001)
+    for netns in (mesh.workload, mesh.neighbour):
+        trio.run(mesh.proxy.doors.drop, netns)
+    assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the proxy's port"
+    mesh.proxy.ask(face.LEFT)
+    assert not listening(mesh.world, "workload", DOOR_PORT)
+    host.close()
+
+
+def listening(world: World, name: str, port: int) -> bool:
+    """Return whether something in a namespace has a port."""
+    with world.socket(name, "tcp") as sock:
+        try:
+            sock.bind(("127.66.0.1", port))
+        except OSError:
+            return True
+        return False
+
+
+def test_a_connection_begun_before_the_door_goes_on(mesh: Mesh) -> None:
+    """It was redirected to the host, and stays there when a route leads virtual IPs elsewhere."""
+    host = mesh.world.serve("the proxy's port", "host", "tcp", 20001)
+    host.settimeout(SECONDS)
+    with mesh.dial() as client:
+        accepted, _ = host.accept()
+        accepted.settimeout(SECONDS)
+        with accepted:
+            mesh.open()
+            for _ in range(3):
+                client.sendall(b"question")
+                assert accepted.recv(100) == b"question"
+                accepted.sendall(b"answer")
+                assert client.recv(100) == b"answer"
+    assert mesh.passes()
+
+
+def test_datagrams_go_to_the_host_all_the_same(mesh: Mesh) -> None:
+    """Large ones too, though the route's interface would take them whole; only what is declared."""
+    mesh.open()
+    host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 20002)
+    host.settimeout(SECONDS)
+    with mesh.world.socket("workload", "udp") as client:
+        client.connect((VIP, 8080))
+        for size in (1, 1472, 1473, 9000, 60000):
+            client.send(b"x" * size)
+            data, sender = host.recvfrom(65536)
+            assert len(data) == size
+            host.sendto(data, sender)
+            assert len(client.recv(65536)) == size
+
+
+def test_no_connection_is_refused_while_rules_are_replaced(mesh: Mesh) -> None:
+    """The whole table in the client's namespace is exchanged again and again."""
+    mesh.open()
+    stop = threading.Event()
+    text = render_workload(mesh.rules)
+
+    def replace_rules() -> None:
+        while not stop.is_set():
+            mesh.world.nft("workload", text)
+
+    thread = threading.Thread(target=replace_rules)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert mesh.passes()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_established_connections_outlive_their_route_and_new_ones_do_not(mesh: Mesh) -> None:
+    """Ending them is up to the proxy, as the rules say."""
+    mesh.open()
+    with mesh.dial() as client, mesh.server.accept()[0] as served:
+        mesh.world.nft("workload", render_workload(replace(mesh.rules, routes=frozenset())))
+        client.sendall(b"question")
+        assert served.recv(100) == b"question"
+        assert mesh.world.probe("workload", "tcp", VIP, 8080) == REFUSED
+
+
+def test_a_port_that_is_taken_leaves_the_longer_way(mesh: Mesh) -> None:
+    """It is told, nothing leads to a door that is not there, and the door is opened when the port is free."""
+    mesh.open()
+    for netns in (mesh.workload, mesh.neighbour):
+        trio.run(mesh.proxy.doors.drop, netns)
+    mesh.proxy.ask(face.LEFT)
+    taken = mesh.world.serve("somebody", "workload", "tcp", DOOR_PORT)
+    mesh.world.serve("the proxy's port", "host", "tcp", 20001)
+    mesh.proxy.keep((mesh.rules, mesh.workload), until=lambda: bool(mesh.proxy.faults.current))
+    (fault,) = mesh.proxy.faults.current.values()
+    assert "in use" in fault.cause
+    assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the proxy's port"
+    taken.close()
+    mesh.open()
+    assert mesh.proxy.faults.current == {}
+    assert mesh.passes()
+
+
+def test_a_door_waits_for_the_workloads_address(mesh: Mesh) -> None:
+    """Docker gives it one only after the rules are in place. Without one there is no door, and that is told."""
+    mesh.world.ip("-n", mesh.world._name("workload"), "addr", "del", f"{WORKLOAD}/16", "dev", "eth0")
+    timer = threading.Timer(
+        0.2, mesh.world.ip, ("-n", mesh.world._name("workload"), "addr", "add", f"{WORKLOAD}/16", "dev", "eth0")
+    )
+    timer.start()
+    mesh.open()
+    timer.join()
+    assert mesh.passes()
+
+
+def test_without_its_route_a_server_is_dialled_from_the_host(mesh: Mesh) -> None:
+    """Somebody took away what makes the mesh's address one of its own: the door is no use there, and says so."""
+    mesh.open()
+    mesh.world.ip("-n", mesh.world._name("neighbour"), "route", "del", "local", "240.0.0.0/4", "dev", "lo")
+    moved = replace(mesh.listener, backends=(replace(mesh.listener.backends[0], address=IPv4Address("127.0.0.1")),))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(SECONDS)
+        port = server.getsockname()[1]
+        moved = replace(moved, backends=(replace(moved.backends[0], port=port),))
+        mesh.proxy.call(mesh.proxy.plane.swap_listener, moved)
+        mesh.proxy.ask(face.LEFT)
+        with mesh.dial(), server.accept()[0]:
+            pass
+
+
+def test_a_gone_namespace_is_no_fault_to_drop(mesh: Mesh) -> None:
+    """Docker removes its file with the container; the door let it live until then."""
+    mesh.open()
+    mesh.world.delete("workload")
+    trio.run(mesh.proxy.doors.drop, mesh.workload)
+    assert mesh.proxy.faults.total == 0
+
+
+@pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
+def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh) -> None:
+    """Another one accepts from its socket inside of the namespace, too, until it is replaced."""
+    mesh.open()
+    for _ in range(2):
+        os.kill(mesh.proxy.plane.pids[0], signal.SIGKILL)
+        for _ in range(50):
+            assert mesh.passes()
