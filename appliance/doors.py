@@ -59,6 +59,8 @@ class Doors:
         self._faults = faults
         self._kept: dict[NetnsId, _Kept] = {}
         self._nursery: trio.Nursery | None = None
+        self._opening = trio.Lock()
+        """One door is opened at a time, which takes 1 ms, and traffic has its turn after each."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open doors until cancelled. Those that are open then are the data plane's to close."""
@@ -100,7 +102,9 @@ class Doors:
             while True:
                 try:
                     if kept.ruleset.door and kept.ruleset.address is not None:
-                        await self._open(kept, kept.ruleset.address)
+                        await namespaces.wait_addresses(kept.netns.path)
+                        async with self._opening:
+                            await self._open(kept, kept.ruleset.address)
                     else:
                         await self._lead_past(kept)
                         self._close(kept)

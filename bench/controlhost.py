@@ -223,21 +223,27 @@ def make_workload(
         ports=(Port(mesh=PORT, container=PORT, protocol=Protocol.TCP),),
         connect_to=allowed,
         accepting=frozenset((PORT,)),
+        own_rules=address == IPv4Address(SERVER_IP),  # its server is in another namespace than its rules
     )
+
+
+def address(number: int) -> IPv4Address:
+    """Return the address of a workload; those of the lab's server and client stand for the first two."""
+    return {0: IPv4Address(SERVER_IP), 1: IPv4Address(CLIENT_IP)}.get(number, IPv4Address("10.92.0.0") + number)
 
 
 def workloads(count: int, services: int) -> list[Workload]:
     """Return `count` workloads, in the namespaces mbb-w0, …, that may all reach all services."""
     allowed = (*(Allowance.parse(f"c.s{n}:{PORT}") for n in range(services)), Allowance.parse("c.extra"))
-    first = {0: IPv4Address(SERVER_IP), 1: IPv4Address(CLIENT_IP)}
     made = []
     for number in range(count):
         path = f"/run/netns/mbb-w{number}"
         netns = namespaces.identify(path)
         if netns is None:
             raise SystemExit(f"{path} is no network namespace")
-        address = first.get(number, IPv4Address("10.92.0.0") + number)
-        made.append(make_workload(number, f"c.s{number % services}", address, Netns(id=netns, path=path), allowed))
+        made.append(
+            make_workload(number, f"c.s{number % services}", address(number), Netns(id=netns, path=path), allowed)
+        )
     return made
 
 
@@ -249,6 +255,7 @@ async def _main(
     async with trio.open_nursery() as nursery:
         await nursery.start(host.nft_helper.run)
         await nursery.start(host.watch.run)
+        await nursery.start(host.doors.run)
         commands = trio.lowlevel.FdStream(os.dup(0))
         pending = b""
         async for chunk in commands:

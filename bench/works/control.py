@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from bench.controlhost import CHURN
+from bench.controlhost import CHURN, address
 from bench.figures import BenchError, Figure, Sample, Work
 from bench.lab import PROXY, PROXY_IP, PYTHON, ROOT, run
 from bench.process import resident
@@ -102,12 +102,14 @@ def host(lab: Lab, workers: int = 0) -> Iterator[Host]:
 
 @contextmanager
 def namespaces(lab: Lab) -> Iterator[None]:
-    """Make a namespace for each workload."""
-    names = [f"mbb-w{number}" for number in range(QUICK_COUNT if lab.quick else COUNT)]
+    """Make a namespace for each workload, with its address."""
     with ExitStack() as stack:
-        for name in names:
+        for number in range(QUICK_COUNT if lab.quick else COUNT):
+            name = f"mbb-w{number}"
             run(["ip", "netns", "add", name])
             stack.callback(run, ["ip", "netns", "del", name])
+            run(["ip", "-n", name, "link", "set", "lo", "up"])
+            run(["ip", "-n", name, "addr", "add", f"{address(number)}/32", "dev", "lo"])
         yield
 
 
