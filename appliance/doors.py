@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 AGAIN = (0.2, 1.0, 5.0, 30.0)
 """Seconds until a door is tried again that could not be opened once, twice, …; the last value repeats."""
 
+LOOK = 10.0
+"""Seconds between looks whether namespaces are still there."""
+
 
 @dataclass(slots=True, kw_only=True)
 class _Kept:
@@ -68,9 +71,23 @@ class Doors:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await trio.sleep_forever()
+                while True:
+                    await trio.sleep(LOOK)
+                    self._look()
         finally:
             self._nursery = None
+
+    def _look(self) -> None:
+        """Let go of namespaces whose files are gone: a socket keeps one alive, with all that is in it."""
+        for kept in list(self._kept.values()):
+            if namespaces.identify(kept.netns.path) != kept.netns.id:
+                self._forget(kept)
+
+    def _forget(self, kept: _Kept) -> None:
+        kept.scope.cancel()
+        self._close(kept)
+        self._faults.drop(lambda key: key == _key(kept))
+        self._kept.pop(kept.netns.id, None)
 
     def keep(self, ruleset: WorkloadRuleset, netns: Netns, *, anew: bool) -> None:
         """Have a door where the rules in force make room for one; `anew` if the whole of them was just put there."""
@@ -91,9 +108,7 @@ class Doors:
             return
         kept.scope.cancel()
         await self._lead_past(kept)
-        self._close(kept)
-        self._faults.over(_key(kept))
-        del self._kept[netns.id]
+        self._forget(kept)
 
     async def _bring(self, kept: _Kept) -> None:
         """Bring a namespace to what its ruleset wants, however often that has to be tried."""

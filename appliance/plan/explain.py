@@ -154,11 +154,10 @@ def _rule(client: Workload, destination: Destination, have: HostState) -> Statio
             destination.port,
             destination.protocol,
         ) and ruleset is not None:
-            return Station(
-                station="rule",
-                passed=True,
-                words=f"its namespace redirects {vip}:{route.port} to {ruleset.proxy}:{route.proxy_port}",
-            )
+            words = f"its namespace redirects {vip}:{route.port} to {ruleset.proxy}:{route.proxy_port}"
+            if ruleset.door and route.protocol is Protocol.TCP:
+                words = f"its namespace hands {vip}:{route.port} to the proxy, which accepts in there"
+            return Station(station="rule", passed=True, words=words)
     return Station(
         station="rule",
         passed=False,

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
@@ -418,6 +419,27 @@ def test_a_gone_namespace_is_no_fault_to_drop(mesh: Mesh) -> None:
     mesh.world.delete("workload")
     trio.run(mesh.proxy.doors.drop, mesh.workload)
     assert mesh.proxy.faults.total == 0
+
+
+def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody says so: an open door would keep it alive for ever, with its link and its addresses."""
+    monkeypatch.setattr("appliance.doors.LOOK", 0.01)
+    mesh.open()
+    with mesh.dial(), mesh.server.accept()[0]:
+        pass
+    mesh.world.delete("workload")
+    mesh.proxy.keep(until=lambda: mesh.workload.id not in mesh.proxy.doors._kept)
+    mesh.proxy.ask(face.LEFT)
+    eventually(lambda: not mesh.world.has_link("host", "workload"))
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds: the kernel takes namespaces apart in its own time."""
+    end = time.monotonic() + 10
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < end
+        pause.wait(0.01)
 
 
 @pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
