@@ -289,11 +289,8 @@ class Appliance:
         return removed
 
     def _note(self, nft: NftFeatures) -> None:
-        if self.config.doors and DOOR_RULES not in nft.features:
-            log.warning(
-                "this host has no doors into containers: their connections go the longer way, through the host",
-                remedy="a kernel with nft_tproxy, or doors = false",
-            )
+        """Do without doors where the kernel does not know their rules; `fitness` has said so."""
+        if DOOR_RULES not in nft.features:
             self._settings = replace(self._settings, doors=False)
 
     async def _drain(self) -> None:

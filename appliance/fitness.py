@@ -61,7 +61,7 @@ async def examine(config: Config, *, running: bool = False, files: int | None = 
     """
     findings = [privileges(), *programs()]
     if all(finding.level is not Level.FAILED for finding in findings):
-        findings.append(await surroundings.rules())
+        findings.append(await surroundings.rules(doors=config.doors))
     findings += [fitfiles.state(config), fitfiles.run_dir(config)]
     networks: tuple[DockerNetwork, ...] = ()
     if config.is_gateway:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.drivers import netns
-from appliance.drivers.nft import Nft, samples
+from appliance.drivers.nft import Nft, door_sample, samples
 from appliance.errors import MeshboxError
 from appliance.findings import Finding, failed, ok, warning
 from appliance.gateway import WHOLE
@@ -36,8 +36,8 @@ INIT_ROOT = "/proc/1/root"
 """With --pid=host the root directory of the host, and otherwise that of the container itself."""
 
 
-async def rules() -> Finding:
-    """Let nft and the kernel check our rules, without applying them."""
+async def rules(*, doors: bool) -> Finding:
+    """Let nft and the kernel check our rules, without applying them; with `doors` also those one can do without."""
     for name, text in samples():
         try:
             await Nft().dry_run(netns.HOST, text)
@@ -45,7 +45,17 @@ async def rules() -> Finding:
             return failed(
                 "kernel", f"the {name} are refused: {error}", "use a kernel with nf_tables, nf_nat and nft_reject"
             )
-    return ok("kernel", "nf_tables takes the rules of workloads and of the host")
+    taken = "nf_tables takes the rules of workloads and of the host"
+    try:
+        if doors:
+            await Nft().dry_run(netns.HOST, door_sample())
+    except MeshboxError as error:
+        return warning(
+            "kernel",
+            f"{taken}, but not those of doors into containers, whose connections go the longer way: {error}",
+            "use a kernel with nft_tproxy, or set doors = false",
+        )
+    return ok("kernel", taken)
 
 
 def more_rights() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -140,7 +141,22 @@ def test_kernel_that_refuses_rules(monkeypatch) -> None:
         raise RetryError("No such file or directory")
 
     monkeypatch.setattr(Nft, "dry_run", refuse)
-    found = trio.run(surroundings.rules)
+    found = trio.run(partial(surroundings.rules, doors=True))
     assert found.level is Level.FAILED
     assert "No such file or directory" in found.words
     assert "nf_tables" in found.remedy
+
+
+def test_kernel_without_doors(monkeypatch) -> None:
+    """All goes on without, more slowly; who has set that already is told nothing."""
+
+    async def refuse_doors(_self, _path, text):
+        if "tproxy" in text:
+            raise RetryError("No such file or directory")
+
+    monkeypatch.setattr(Nft, "dry_run", refuse_doors)
+    found = trio.run(partial(surroundings.rules, doors=True))
+    assert found.level is Level.WARNING
+    assert "nft_tproxy" in found.remedy
+    assert "doors = false" in found.remedy
+    assert trio.run(partial(surroundings.rules, doors=False)).level is Level.OK

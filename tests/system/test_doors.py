@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -229,6 +230,18 @@ def test_both_ends_stay_in_their_namespaces(mesh: Mesh) -> None:
     after = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
     assert after[0] - before[0] < 10
     assert after[1] - before[1] < 10
+
+
+def test_the_kernel_tracks_it_once(mesh: Mesh) -> None:
+    """In the client's namespace, which is all that such a connection takes of the kernel's table."""
+    mesh.open()
+
+    def tracked() -> int:
+        return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
+    with mesh.dial(), mesh.server.accept()[0]:
+        counted = {name: inside(mesh.world.path(name), tracked) for name in ("workload", "host", "neighbour")}
+    assert counted == {"workload": 1, "host": 0, "neighbour": 0}
 
 
 def test_whoever_comes_through_is_the_workload(mesh: Mesh) -> None:

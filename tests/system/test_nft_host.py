@@ -121,12 +121,24 @@ def test_the_probe_tells_version_and_features_and_changes_nothing(world):
     async def scenario(host: NftHelper) -> None:
         found = await host.probe()
         assert found.version >= driver.OLDEST
-        assert "rules of workloads" in found.features
+        assert {"rules of workloads", driver.DOOR_RULES} <= found.features
         assert world.list_table("host") == ""
         with pytest.raises(RetryError):
             await host.dry_run("add rule inet meshbox nowhere accept\n")
         await host.dry_run(render_workload(RULES))
         assert world.list_table("host") == ""
+
+    helped(scenario)
+
+
+def test_a_kernel_without_doors_is_fine(world, monkeypatch):
+    """The probe tells that they are missing, and nothing else is."""
+    monkeypatch.setattr(driver, "door_sample", lambda: "add rule inet meshbox nowhere accept\n")
+
+    async def scenario(host: NftHelper) -> None:
+        found = await host.probe()
+        assert "rules of workloads" in found.features
+        assert driver.DOOR_RULES not in found.features
 
     helped(scenario)
 
