@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from appliance.dataplane.dial import KEEPALIVE, NONBLOCKING
+from appliance.dataplane.dial import NO_DESCRIPTORS, NONBLOCKING
 from appliance.dataplane.sources import leave_from
 
 if TYPE_CHECKING:
@@ -67,32 +67,35 @@ class Inside:
 
     def _make(self) -> None:
         made: list[SocketType] = []
-        failed: OSError | None = None
-        _enter(self._netns.fileno())
         try:
-            while len(made) < FEW:
-                made.append(SocketType(socket.AF_INET, NONBLOCKING, 0))
-        except OSError as error:
-            failed = error
-        finally:
-            _come_home()
-        if failed is not None and not made:
-            raise failed
-        try:
+            self._make_inside(made)
             for sock in made:
+                # No keepalive: both ends are this kernel's, which closes them with their programs.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                for option in KEEPALIVE:
-                    sock.setsockopt(*option)
                 leave_from(sock, self._source)
-        except OSError as error:  # EADDRNOTAVAIL: somebody has removed the route that makes it an address of its own
+        except OSError as error:
+            for sock in made:
+                sock.close()
+            if error.errno in NO_DESCRIPTORS:
+                raise
+            # EADDRNOTAVAIL as a rule: somebody has removed the route that makes the source an address in there.
             self._not_before = time.monotonic() + AGAIN
             log.info(
                 "dialled from the host: inside of the container it cannot be", address=self._caller, cause=str(error)
             )
-            for sock in made:
-                sock.close()
             return
         self._made += made
+
+    def _make_inside(self, made: list[SocketType]) -> None:
+        _enter(self._netns.fileno())
+        try:
+            while len(made) < FEW:
+                made.append(SocketType(socket.AF_INET, NONBLOCKING, 0))
+        except OSError:
+            if not made:
+                raise  # one will do
+        finally:
+            _come_home()
 
 
 def _enter(netns: int) -> None:

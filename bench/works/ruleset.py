@@ -85,6 +85,7 @@ def _ruleset(size: int) -> WorkloadRuleset:
         gateways=frozenset((IPv4Address("172.18.0.1"),)),
         hosts=frozenset((IPv4Address("192.0.2.1"),)),
         subnets=frozenset((IPv4Network("172.18.0.0/16"),)),
+        door=True,
     )
 
 

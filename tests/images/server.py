@@ -2,7 +2,7 @@
 
 7000 tcp, udp  the host name and a space, at once; then an echo; the same on 7001, which a test may publish
 7002 tcp       reads to the end, then answers with length and SHA-256, then ends
-7003 tcp       a line `reset` is answered with a reset; `seen` tells how the former connection ended
+7003 tcp       a line `reset` is answered with a reset; `seen` tells how the former connection ended, `who` who calls
 7004 tcp       HTTP: GET /N gives N bytes of 0, 1, …, 250; POST tells length and SHA-256
 """
 
@@ -45,6 +45,8 @@ async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.transport.abort()
     elif line == b"seen\n":
         writer.write((ENDED[-1] if ENDED else "nothing").encode())
+    elif line == b"who\n":
+        writer.write(writer.get_extra_info("peername")[0].encode())
     elif line:  # the appliance looks once whether the port accepts, and says nothing
         ENDED.append("end")
 

@@ -23,6 +23,11 @@ def rulesets(machine: Machine) -> list[str]:
     return [place for place in places if "meshbox" in place]
 
 
+def led_inside(machine: Machine, name: str) -> bool:
+    """Return whether virtual IPs are led to a container's own loopback interface."""
+    return "240.0.0.0/4" in machine.exec_in(name, "ip", "route", "show", "table", "local").stdout
+
+
 def folders(machine: Machine) -> list[str]:
     """Return which of meshbox's folders there are."""
     return [name for name in ("run", "state") if (machine.root / name).exists()]
@@ -41,6 +46,7 @@ def test_nothing_is_left_but_containers(mesh: Machine) -> None:
     mesh.meshbox("resolve", "server.kept", "--from", "labelled")
     mesh.stop()
     assert len(rulesets(mesh)) == 4
+    assert [led_inside(mesh, name) for name in mesh.containers()] == [True] * 3
     started = {name: mesh.inspect(name)["State"]["StartedAt"] for name in mesh.containers()}
 
     said = mesh.meshbox("cleanup").stdout
@@ -48,6 +54,7 @@ def test_nothing_is_left_but_containers(mesh: Machine) -> None:
     assert f"left: containers that meshbox made: docker rm --force {managed}\n" in said
     assert "left: Docker network meshbox, which containers use" in said
     assert rulesets(mesh) == []
+    assert [led_inside(mesh, name) for name in mesh.containers()] == [False] * 3
     assert "240.0.0.0" not in mesh.exec_in("inner", "ip", "route").stdout
     assert {name: mesh.inspect(name)["State"]["StartedAt"] for name in mesh.containers()} == started
     assert folders(mesh) == ["state"]

@@ -1,0 +1,59 @@
+"""Which way connections between containers take, by what the server sees: from inside of its namespace, or not."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from machine import IMAGE, wait_until
+
+if TYPE_CHECKING:
+    from machine import Machine
+
+pytestmark = pytest.mark.system
+
+INSIDE = "240.0.0.0"
+ASK = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 7003), 5) as sock:
+    sock.sendall(b"who\\n")
+    print(sock.recv(100).decode())
+"""
+
+
+def caller(machine: Machine, name: str) -> str:
+    """Return where a connection of the container `client` comes from, in the eyes of a server that it reaches."""
+    address = machine.meshbox("resolve", name, "--from", "client.near").stdout.split()[0]
+    return machine.exec_in("client", sys.executable, "-c", ASK, address).stdout.strip()
+
+
+def populate(machine: Machine) -> str:
+    """Run a server, one with rights of its own over its network, and a client; return the gateway of all three."""
+    machine.run_container("plain", IMAGE, service="far", container="plain", ports="7003")
+    machine.run_container("own", IMAGE, options=["--cap-add=NET_ADMIN"], service="far", container="own", ports="7003")
+    machine.run_container("client", IMAGE, service="near", container="client", connect_to="plain.far,own.far")
+    ready = {"plain", "own"}
+    wait_until(lambda: ready <= {w["docker_name"] for w in machine.show("workloads") if w["ready"]}, "both serve")
+    return str(machine.inspect("plain")["NetworkSettings"]["Gateway"])
+
+
+def test_servers_are_dialled_inside_unless_they_may_have_rules_of_their_own(mesh: Machine) -> None:
+    """Who may have rules for what comes in is dialled from the host, through which such rules see it come."""
+    gateway = populate(mesh)
+    wait_until(lambda: caller(mesh, "plain.far") == INSIDE, "the doors are open")
+    assert caller(mesh, "own.far") == gateway
+    assert "which accepts in there" in mesh.meshbox("why", "client.near", "plain.far:7003").stdout
+
+
+def test_without_doors_all_goes_through_the_host(idle: Machine) -> None:
+    """Also where an appliance with doors was before; and with doors again, as at first."""
+    idle.start()
+    gateway = populate(idle)
+    wait_until(lambda: caller(idle, "plain.far") == INSIDE, "the doors are open")
+    idle.stop()
+    idle.start(doors="false")
+    assert caller(idle, "plain.far") == gateway
+    idle.stop()
+    idle.start()
+    wait_until(lambda: caller(idle, "plain.far") == INSIDE, "the doors are open")
