@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,8 @@ def test_whoever_comes_through_is_the_doors_workload(world: Doors) -> None:
 
 def test_what_leads_nowhere_is_reset(world: Doors) -> None:
     """A virtual IP or port without a listener."""
-    assert is_reset(world.enter())
+    with suppress(ConnectionResetError):  # as fast as that
+        assert is_reset(world.enter())
 
 
 def test_those_who_wait_at_the_end_are_served(world: Doors) -> None:
@@ -101,9 +103,10 @@ def test_without_file_descriptors_for_a_backend_it_rests(world: Doors, monkeypat
     os.close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, hard))
     try:
-        first.connect((DIALLED, world.port))
+        with suppress(ConnectionResetError):  # as fast as that
+            first.connect((DIALLED, world.port))
+            assert is_reset(first)
         eventually(lambda: world.listeners[0].starved)
-        assert is_reset(first)
         assert world.call(lambda: world.door.pausing)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
