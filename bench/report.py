@@ -18,13 +18,14 @@ ratio to the contender in bold. Every contender does the same work. Where a work
 alone to one CPU, with one thread or process, and client and server share the others. CPU is what the contender itself
 used, from /proc. `direct` is no proxy at all, `dnat` the kernel rewriting addresses.
 
-`meshbox` is what is deployed: client and server have the rules of a container (nft/workload.nft), the proxy's namespace
-those of a host (nft/host.nft), as the appliance renders them; the client dials a virtual IP, which its rules redirect
-to the data plane with access check, balancer and counters, compiled as in image and package. These rules are there in
-its own turns only. In all three namespaces the kernel tracks connections for every contender, because of Docker's own
-rules for hosts and for containers on networks of a user's own. `meshbox, port dialled` is the data plane without rules;
-in `dns-*` its port is asked, in `churn*` and `workers` dialled, beside a host's rules. `meshbox, interpreted` is what
-is deployed, but run from source.
+`meshbox` is what is deployed: client and server have the rules of a container (nft/workload.nft, nft/door.nft), the
+proxy's namespace those of a host (nft/host.nft), as the appliance renders them. The client dials a virtual IP, and the
+data plane, compiled as in image and package, with access check, balancer and counters, accepts in the client's
+namespace and dials from inside of the server's (datagrams: its ports are dialled over the link, by redirection). These
+rules are there in its own turns only. In all three namespaces the kernel tracks connections for every contender,
+because of Docker's own rules for hosts and for containers on networks of a user's own. `meshbox, port dialled` is the
+data plane without rules and doors; in `dns-*` its port is asked, in `churn*` and `workers` dialled, beside a host's
+rules. `meshbox, interpreted` is what is deployed, but run from source.
 """
 WORDS = {"met": "met", "missed": "**missed**", "not measured": "**not measured**"}
 
