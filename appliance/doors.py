@@ -43,8 +43,6 @@ class _Kept:
     ruleset: WorkloadRuleset
     scope: trio.CancelScope
     """Of whoever opens it."""
-    door: Door | None
-    """As it is open."""
 
     def differs(self, ruleset: WorkloadRuleset, netns: Netns) -> bool:
         """Whether another ruleset asks for more than that a few elements change."""
@@ -61,6 +59,7 @@ class Doors:
         self._plane = plane
         self._faults = faults
         self._kept: dict[NetnsId, _Kept] = {}
+        self.open: dict[NetnsId, Door] = {}
         self._nursery: trio.Nursery | None = None
         self._opening = trio.Lock()
         """One door is opened at a time, which takes 1 ms, and traffic has its turn after each."""
@@ -96,9 +95,7 @@ class Doors:
             return
         if kept is not None:
             kept.scope.cancel()
-        scope = trio.CancelScope()
-        kept = _Kept(netns=netns, ruleset=ruleset, scope=scope, door=kept.door if kept is not None else None)
-        self._kept[netns.id] = kept
+        self._kept[netns.id] = kept = _Kept(netns=netns, ruleset=ruleset, scope=trio.CancelScope())
         self._nursery.start_soon(self._bring, kept)
 
     async def drop(self, netns: Netns) -> None:
@@ -140,7 +137,7 @@ class Doors:
         """Listen, then lead there what is dialled, then serve it. Raises OSError, RetryError."""
         ruleset, netns = kept.ruleset, kept.netns
         door = Door(netns=netns.id, caller=address, dialler=ruleset.dialler)
-        if kept.door == door:
+        if self.open.get(netns.id) == door:
             await namespaces.lead_inside(netns.path, ruleset.vip_range, address)
             return
         self._close(kept)
@@ -157,7 +154,7 @@ class Doors:
                 sock.close()
             raise
         self._plane.open_door(door, sockets, file)
-        kept.door = door
+        self.open[netns.id] = door
 
     async def _lead_past(self, kept: _Kept) -> None:
         path = kept.netns.path
@@ -169,9 +166,8 @@ class Doors:
                 raise  # otherwise the namespace went meanwhile
 
     def _close(self, kept: _Kept) -> None:
-        if kept.door is not None:
+        if self.open.pop(kept.netns.id, None) is not None:
             self._plane.close_door(kept.netns.id)
-            kept.door = None
 
 
 def _key(kept: _Kept) -> tuple[str, NetnsId]:

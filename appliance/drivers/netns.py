@@ -213,7 +213,10 @@ async def lead_inside(path: str, vip_range: IPv4Network, source: IPv4Address, *,
     address is there. Raises RetryError, also when it is not there after `timeout` seconds.
     """
     try:
-        with netlink.socket_in(path, netlink.NETLINK_ROUTE) as told, netlink.socket_in(path, 0) as asked:
+        with (
+            netlink.socket_in(path, netlink.NETLINK_ROUTE) as told,
+            netlink.socket_in(path, netlink.NETLINK_ROUTE) as asked,
+        ):
             netlink.join(told, _RTNLGRP_IPV4_IFADDR)
             with trio.move_on_after(timeout):
                 while source not in _addresses(asked):
@@ -222,7 +225,7 @@ async def lead_inside(path: str, vip_range: IPv4Network, source: IPv4Address, *,
             netlink.ask(asked, _local_route(_RTM_NEWROUTE, netlink.REPLACE, vip_range, source))
     except OSError as error:
         raise RetryError(
-            f"cannot lead {vip_range} to lo in network namespace {path}: {source}: {error.strerror}"
+            f"cannot lead {vip_range} from {source} to lo in network namespace {path}: {error.strerror}"
         ) from error
 
 

@@ -93,7 +93,7 @@ class Proxy:
         """Let the keeper work until all these doors are open, or until something else is true."""
 
         def done() -> bool:
-            return until() if until else all(self.doors._kept[netns.id].door is not None for _, netns in rulesets)
+            return until() if until else all(netns.id in self.doors.open for _, netns in rulesets)
 
         async def main() -> None:
             async with trio.open_nursery() as nursery:
