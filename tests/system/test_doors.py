@@ -388,6 +388,17 @@ def test_a_port_that_is_taken_leaves_the_longer_way(mesh: Mesh) -> None:
         trio.run(mesh.proxy.doors.drop, netns)
     mesh.proxy.ask(face.LEFT)
     taken = mesh.world.serve("somebody", "workload", "tcp", DOOR_PORT)
+    former = (
+        "route",
+        "add",
+        "local",
+        "240.0.0.0/4",
+        "dev",
+        "lo",
+        "proto",
+        "static",
+    )  # as an appliance that was killed leaves it
+    mesh.world.ip("-n", mesh.world._name("workload"), *former)
     mesh.world.serve("the proxy's port", "host", "tcp", 20001)
     mesh.proxy.keep((mesh.rules, mesh.workload), until=lambda: bool(mesh.proxy.faults.current))
     (fault,) = mesh.proxy.faults.current.values()
@@ -456,10 +467,24 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
-def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh) -> None:
-    """Another one accepts from its socket inside of the namespace, too, until it is replaced."""
+def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one accepts from its socket inside of the namespace, too, as long as it is not replaced."""
+    monkeypatch.setattr("appliance.dataplane.member.AGAIN", (3600.0,))
     mesh.open()
-    for _ in range(2):
-        os.kill(mesh.proxy.plane.pids[0], signal.SIGKILL)
-        for _ in range(50):
-            assert mesh.passes()
+    mesh.proxy.ask(face.LEFT)
+    os.kill(mesh.proxy.plane.pids[0], signal.SIGKILL)
+    for _ in range(50):
+        assert mesh.passes()
+
+
+@pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
+def test_a_worker_that_is_replaced_has_the_doors(mesh: Mesh) -> None:
+    """The next one is told of them; with both replaced nobody else is left to accept."""
+    mesh.open()
+    mesh.proxy.ask(face.LEFT)
+    former = mesh.proxy.plane.pids
+    for pid in former:
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: None not in mesh.proxy.plane.pids and not set(former) & set(mesh.proxy.plane.pids))
+    for _ in range(50):
+        assert mesh.passes()
