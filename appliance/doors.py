@@ -114,7 +114,7 @@ class Doors:
             while True:
                 try:
                     if kept.ruleset.door and kept.ruleset.address is not None:
-                        await namespaces.wait_addresses(kept.netns.path)
+                        await namespaces.wait_addresses(kept.netns.path, kept.ruleset.address)
                         async with self._opening:
                             await self._open(kept, kept.ruleset.address)
                     else:

@@ -119,12 +119,20 @@ async def addresses(path: str) -> tuple[IPv4Address, ...]:
         raise _unreadable(path, error) from error
 
 
-async def wait_addresses(path: str, *, timeout: float = 1.0) -> tuple[IPv4Address, ...]:  # noqa: ASYNC109 — as above
-    """Return the addresses as soon as there are any; none after `timeout` seconds. Raises RetryError."""
+async def wait_addresses(
+    path: str,
+    wanted: IPv4Address | None = None,
+    *,
+    timeout: float = 1.0,  # noqa: ASYNC109 — as above
+) -> tuple[IPv4Address, ...]:
+    """Return the addresses as soon as there are any, or as `wanted` is among them; none after `timeout` seconds.
+
+    Raises RetryError.
+    """
     try:
         with netlink.socket_in(path, netlink.NETLINK_ROUTE) as sock, trio.move_on_after(timeout):
             netlink.join(sock, _RTNLGRP_IPV4_IFADDR)
-            while not (found := _addresses(sock)):
+            while not (found := _addresses(sock)) or wanted not in {None, *found}:
                 await trio.lowlevel.wait_readable(sock)
             return found
     except OSError as error:
@@ -206,23 +214,15 @@ async def ensure_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) 
     return True
 
 
-async def lead_inside(path: str, vip_range: IPv4Network, source: IPv4Address, *, timeout: float = 1.0) -> None:  # noqa: ASYNC109 — as above
-    """Have virtual IPs led to the namespace's own loopback interface, as soon as `source` is an address in there.
+async def lead_inside(path: str, vip_range: IPv4Network, source: IPv4Address) -> None:
+    """Have virtual IPs led to the namespace's own loopback interface; what is sent to them comes from `source`.
 
-    What is sent to them comes from `source`. The kernel takes the route away with that address. About 0.3 ms when the
-    address is there. Raises RetryError, also when it is not there after `timeout` seconds.
+    That must be an address in there, and the kernel takes the route away with it. About 0.2 ms. Raises RetryError.
     """
+    await trio.lowlevel.checkpoint()
     try:
-        with (
-            netlink.socket_in(path, netlink.NETLINK_ROUTE) as told,
-            netlink.socket_in(path, netlink.NETLINK_ROUTE) as asked,
-        ):
-            netlink.join(told, _RTNLGRP_IPV4_IFADDR)
-            with trio.move_on_after(timeout):
-                while source not in _addresses(asked):
-                    await trio.lowlevel.wait_readable(told)
-                    told.recv(1 << 16)
-            netlink.ask(asked, _local_route(_RTM_NEWROUTE, netlink.REPLACE, vip_range, source))
+        with netlink.socket_in(path, netlink.NETLINK_ROUTE) as sock:
+            netlink.ask(sock, _local_route(_RTM_NEWROUTE, netlink.REPLACE, vip_range, source))
     except OSError as error:
         raise RetryError(
             f"cannot lead {vip_range} from {source} to lo in network namespace {path}: {error.strerror}"
