@@ -6,6 +6,7 @@ the rules alone lead them. So nothing waits for a door, and where one cannot be 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from appliance.dataplane import udpsocket
 from appliance.dataplane.entrance import listen
 from appliance.drivers import netns as namespaces
 from appliance.errors import RetryError
@@ -142,7 +144,7 @@ class Doors:
             return
         self._close(kept)
         try:
-            sockets, file = namespaces.entered(netns.path, partial(_listen, netns, self._plane.accepting))
+            tcp, udp, file = namespaces.entered(netns.path, partial(_listen, netns, self._plane.accepting))
         except OSError:
             await self._lead_past(kept)  # as a former appliance may have left it
             raise
@@ -150,10 +152,10 @@ class Doors:
             await namespaces.lead_inside(netns.path, ruleset.vip_range, address)
         except BaseException:
             file.close()
-            for sock in sockets:
+            for sock in (*tcp, udp):
                 sock.close()
             raise
-        self._plane.open_door(door, sockets, file)
+        self._plane.open_door(door, tcp, udp, file)
         self.open[netns.id] = door
 
     async def _lead_past(self, kept: _Kept) -> None:
@@ -174,13 +176,14 @@ def _key(kept: _Kept) -> tuple[str, NetnsId]:
     return "door", kept.netns.id
 
 
-def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], FileIO]:
+def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], SocketType, FileIO]:
     """Return listening sockets of the namespace that this thread is in, and the file of that. Raises OSError."""
-    file = FileIO(netns.path)
-    try:
+    with ExitStack() as undo:
+        file = undo.enter_context(FileIO(netns.path))
         if namespaces.identify(netns.path) != netns.id:
             raise FileNotFoundError(f"network namespace {netns.id} is gone")
-        return listen(DOOR_PORT, number, str(DOOR_ADDRESS), transparent=True), file
-    except BaseException:
-        file.close()
-        raise
+        udp = udpsocket.listen_inside(DOOR_PORT)
+        undo.callback(udp.close)
+        tcp = listen(DOOR_PORT, number, str(DOOR_ADDRESS), transparent=True)
+        undo.pop_all()
+    return tcp, udp, file

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from appliance.render.ruleset import DOOR_PORT
 from bench import rules
 from bench.figures import BenchError
 from bench.lab import CLIENT, CLIENT_IP, DIRECT_IP, INTERPRETED, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
@@ -145,10 +146,10 @@ def meshbox(
             for port, service in zip(ports, services, strict=True)
         ],
     }
-    door = f"127.66.{workers}.{2 - interpreted}"
+    door_port = DOOR_PORT + 2 * workers + interpreted
     if rules_too:
         into = {CLIENT_IP: f"/run/netns/{CLIENT}", SERVER_IP: f"/run/netns/{SERVER}"}
-        config["doors"] = {"at": door, "vip": rules.VIP, "vip_range": str(rules.VIP_RANGE), "into": into}
+        config["doors"] = {"port": door_port, "vip": rules.VIP, "vip_range": str(rules.VIP_RANGE), "into": into}
     command = [PYTHON, "-m", "bench.launcher", lab.file(f"{name}.json", orjson.dumps(config))]
     command = [*INTERPRETED, *command] if interpreted else command
     cpu = lab.proxy_cpus if workers else lab.proxy_cpu
@@ -162,8 +163,8 @@ def meshbox(
             host=rules.VIP,
             ports=dialled,
             process=process,
-            tables=rules.deployed(routes, door),
-            inside=all(service.protocol == "tcp" for service in services),
+            tables=rules.deployed(routes, door_port),
+            inside=True,
         )
 
 

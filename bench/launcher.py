@@ -2,7 +2,7 @@
 
 CONFIG: {"workers": number, "caller": address, "listeners": [{"port", "protocol", "backend": [address, port]}],
 "dns": {"port", "address", "names": {"c.s": address}, "upstream": [address, port]},
-"doors": {"at": address, "vip": address, "vip_range": network, "into": {address: file of its namespace}}}
+"doors": {"port": number, "vip": address, "vip_range": network, "into": {address: file of its namespace}}}
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import trio
 import uvloop
 
 from appliance import worker
+from appliance.dataplane import udpsocket
 from appliance.dataplane.entrance import listen
 from appliance.dataplane.plane import DataPlane
 from appliance.dataplane.workers import Workers
 from appliance.drivers import netns as namespaces
 from appliance.model.names import Destination, Name, Protocol
 from appliance.model.network import Backend, Door, Listener, Zone
-from appliance.render.ruleset import DOOR_PORT
+from appliance.render.ruleset import DOOR_ADDRESS
 
 if TYPE_CHECKING:
     import asyncio
@@ -72,17 +73,18 @@ def make_plane(loop: asyncio.AbstractEventLoop, *, workers: int, **options: Any)
 
 
 def _open_doors(plane: Plane, config: dict[str, Any]) -> None:
-    """Do what the appliance does (appliance/doors.py), at an address of this contender's."""
+    """Do what the appliance does (appliance/doors.py), at a port of this contender's."""
     vip_range = IPv4Network(config["vip_range"])
     for address, path in config["into"].items():
         netns, caller = namespaces.identify(path), IPv4Address(address)
         if netns is None:
             raise SystemExit(f"{path} is no network namespace")
-        open_sockets = partial(listen, DOOR_PORT, plane.accepting, config["at"], transparent=True)
-        sockets = namespaces.entered(path, open_sockets)
+        open_tcp = partial(listen, config["port"], plane.accepting, str(DOOR_ADDRESS), transparent=True)
+        tcp = namespaces.entered(path, open_tcp)
+        udp = namespaces.entered(path, partial(udpsocket.listen_inside, config["port"]))
         trio.run(namespaces.lead_inside, path, vip_range, caller)
         door = Door(netns=netns, caller=caller, dialler=vip_range.network_address)
-        plane.open_door(door, sockets, FileIO(path))
+        plane.open_door(door, tcp, udp, FileIO(path))
 
 
 def _listener(number: int, entry: dict[str, Any], caller: IPv4Address, doors: dict[str, Any] | None) -> Listener:

@@ -5,6 +5,7 @@ The kernel tracks the connections of all contenders, and remembers them for minu
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from appliance.model.names import Protocol
 from appliance.model.network import HostRuleset, NetnsId, Route, WorkloadRuleset
-from appliance.render.ruleset import DOOR_ADDRESS, REMOVE, render_host, render_workload
+from appliance.render.ruleset import DOOR_PORT, REMOVE, render_host, render_workload
 from bench.lab import CLIENT, CLIENT_IP, PROXY, PROXY_IP, SERVER, SERVER_IP, SERVER_SIDE_IP, run
 
 if TYPE_CHECKING:
@@ -36,16 +37,17 @@ class Table:
     remove: str = REMOVE
 
 
-def deployed(routes: Sequence[tuple[str, int, int]], door: str = str(DOOR_ADDRESS)) -> tuple[Table, ...]:
+def deployed(routes: Sequence[tuple[str, int, int]], door_port: int = DOOR_PORT) -> tuple[Table, ...]:
     """Return what meshbox has where client and server are containers of one host, each on a network of its own.
 
     A route is a protocol, the port that the client dials at VIP, and the proxy's port for it. Of several contenders
-    with doors in the same namespaces each has its own address there.
+    with doors in the same namespaces each has its own port there.
     """
 
     def container(address: str, gateway: str, routes: Sequence[tuple[str, int, int]] = ()) -> str:
         text = render_workload(_container(address, gateway, routes))
-        return text.replace(f"= {DOOR_ADDRESS}\n", f"= {door}\n")
+        text = text.replace(f"define door_port = {DOOR_PORT}\n", f"define door_port = {door_port}\n")
+        return re.sub(rf"( : 127\.66\.\d+\.\d+) \. {DOOR_PORT}\b", rf"\1 . {door_port}", text)
 
     host = HostRuleset(
         proxy_ports=PROXY_PORTS,

@@ -33,6 +33,7 @@ MODULES = (
     "inside",
     "listener",
     "relay",
+    "udpdoor",
     "udpsession",
 )
 """Of appliance/dataplane: what runs for each message, datagram or connection."""

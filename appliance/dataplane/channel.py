@@ -26,7 +26,7 @@ HEADER = Struct("!IB")
 """Length of the pickle in bytes, number of sockets."""
 READ = 1 << 18
 """Bytes read at a time."""
-MOST_SOCKETS = 2
+MOST_SOCKETS = 3
 """Of one message."""
 
 

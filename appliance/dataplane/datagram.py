@@ -5,6 +5,8 @@ Rules of this file:
 - Who may call, and which backend serves, is decided once per session; a datagram of an open session is forwarded.
 - Replies leave from the listener's port and from the address that the client asked: told by IP_PKTINFO, and from the
   first such datagram on by a socket at that address (`Face`), as control data costs a tenth of a round trip.
+- Who asks through the door in its namespace (udpdoor.py) gets, with its second datagram, a socket of its own there
+  (`Near`), and answers from there.
 - A session whose backend goes is parted from its client at once, and stays open for a second for what that backend
   still answers: the client's next datagram opens another.
 - Any error on a session's socket ends the session; the client's next datagram opens another. An ICMP error makes the
@@ -19,13 +21,14 @@ from __future__ import annotations
 import errno
 from contextlib import suppress
 from time import monotonic
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import structlog
 
 from appliance.dataplane.balance import Balancer
 from appliance.dataplane.epoll import IN
-from appliance.dataplane.udpsession import BATCH, PROBE, Face, Session
+from appliance.dataplane.udpsession import BATCH, PROBE, Face, Near, Session
 from appliance.dataplane.udpsocket import (
     BUFFER,
     BUFFERS,
@@ -40,19 +43,21 @@ from appliance.model.stats import BackendStats, Connection, ListenerStats
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from ipaddress import IPv4Address
     from socket import SocketType
 
     from appliance.dataplane.balance import BackendState
     from appliance.dataplane.epoll import EpollSet
+    from appliance.dataplane.inside import Inside
+    from appliance.dataplane.udpsession import Key
     from appliance.dataplane.udpsocket import Client, Control
     from appliance.model.network import Listener
 
 log = structlog.get_logger()
 
 SESSIONS = 1024
-"""Most sessions of one listener: each holds a file descriptor, of which small machines allow 20,000."""
+"""Most sessions of one listener: each holds one file descriptor or two, of which small machines allow 20,000."""
 FACES = 16
 """Most addresses of this host at which a listener has sockets: containers' networks are few."""
 EJECT_SECONDS = (2.0, 5.0, 10.0)
@@ -82,14 +87,18 @@ class UdpListener:
         limit: int = SESSIONS,
         on_empty: Callable[[UdpListener], None] = lambda _: None,
         sock: SocketType | None = None,
+        insides: Mapping[str, Inside] = MappingProxyType({}),
+        elsewhere: bool = False,
     ) -> None:
         """Open the port, or take over `sock`. Raises OSError (EADDRINUSE).
 
         A session ends after `idle` seconds without a datagram; there are at most `limit` of them. `on_empty` is called
-        once nothing is left after `stop`.
+        once nothing is left after `stop`. From within `insides` backends are asked; with `elsewhere` another process
+        serves the port, and this one only what comes through doors.
         """
         self.loop = loop
         self._epoll = epoll
+        self._insides = insides
         self._wanted = listener
         self.destination = listener.destination
         self.port = listener.port
@@ -107,7 +116,7 @@ class UdpListener:
         self._tick = idle / TICKS
         self._limit = limit
         self._timer: asyncio.TimerHandle | None = None
-        self._sessions: dict[Client, Session] = {}
+        self._sessions: dict[Key, Session] = {}
         self._parting: set[Session] = set()
         self._access = _access(listener)
         self._faces: dict[str, Face | None] = {}
@@ -116,8 +125,9 @@ class UdpListener:
         self._dense = False
         self._short = False
         """Whether the last session failed for want of a socket."""
-        self.sock = sock or listen(listener.port)
-        epoll.add(self.sock.fileno(), self, IN)
+        self._sock = None if elsewhere else sock or listen(listener.port)
+        if self._sock is not None:
+            epoll.add(self._sock.fileno(), self, IN)
 
     @property
     def active(self) -> int:
@@ -132,7 +142,7 @@ class UdpListener:
         self._wanted = listener
         access = self._access
         for session in self._all():
-            local_only = access.get(session.client[0])
+            local_only = access.get(session.caller)
             if local_only is None or (local_only and not session.state.backend.local):
                 self.end(session)
             elif session.state in gone:
@@ -180,13 +190,13 @@ class UdpListener:
         return tuple(
             Connection(
                 destination=self.destination,
-                client="{}:{}".format(*s.client),
+                client=f"{s.caller}:{s.client[1]}",
                 backend="{}:{}".format(*s.state.address),
                 label=s.state.backend.label,
                 bytes_in=s.bytes_in,
                 bytes_out=s.bytes_out,
                 age=now - s.started,
-                draining=self.stopped or s in self._parting,
+                draining=self.stopped or s.parting,
             )
             for s in self._all()
         )
@@ -195,9 +205,15 @@ class UdpListener:
         """Return the number of sessions whose backend has this address."""
         return sum(s.state.backend.address == address for s in self._all())
 
+    def leave(self, netns: str) -> None:
+        """Let go of a namespace: part its clients from their sessions, and its servers, who may get others."""
+        for session in tuple(self._sessions.values()):
+            if session.key[2:] == (netns,) or session.state.inside == netns:
+                self._part(session)
+
     def on_refused(self, session: Session, error: OSError) -> None:
         """Leave out the backend that refused this session's datagrams, and end the session."""
-        if session in self._parting:
+        if session.parting:
             self.end(session)
             return
         if not session.state.failures:
@@ -212,8 +228,11 @@ class UdpListener:
 
     def ready(self, _events: int) -> None:
         """Pass the clients' datagrams to their backends."""
+        sock = self._sock
+        if sock is None:
+            return
         self._wakes += 1
-        receive = self.sock.recvmsg_into
+        receive = sock.recvmsg_into
         count, most = 0, BATCH if self._dense or not self._wakes % PROBE else 1
         while count < most:
             try:
@@ -221,20 +240,49 @@ class UdpListener:
             except OSError:  # nothing left, or an error that the kernel has now forgotten
                 break
             count += 1
-            if self.take(size, client, None, asked) and self._open_face(asked):
+            if self.take(size, client, sock, asked) and self._open_face(sock, asked):
                 most = BATCH  # what is queued here came before what now comes in there
         self._dense = count > 1
 
     def fail(self) -> None:
         """Nothing to give up: the datagram whose handling failed is gone."""
 
-    def take(self, size: int, client: Client, face: Face | None, asked: Control) -> bool:
+    def take(self, size: int, client: Client, way: SocketType, asked: Control) -> bool:
         """Pass a client's datagram in BUFFER to its backend; return whether it may have one."""
-        session = self._sessions.get(client) or self._open(client)
+        session = self._sessions.get(client) or self._open(client, client, client[0])
         if session is None:
             return False
-        if session.face is not face or session.asked != asked:
-            session.came(face, asked)
+        if session.way is not way or session.asked != asked:
+            session.came(way, asked)
+        self.pass_on(session, size)
+        return True
+
+    def take_inside(self, size: int, key: Key, client: Client, caller: str, way: SocketType, asked: Control) -> None:
+        """Do that with one that came through the door of a namespace."""
+        session = self._sessions.get(key)
+        if session is None:
+            session = self._open(key, client, caller)
+            if session is None:
+                return
+            session.came(way, asked)
+        elif session.near is None:
+            self._come_near(session, key[-1])
+        self.pass_on(session, size)
+
+    def _come_near(self, session: Session, netns: object) -> None:
+        inside = self._insides.get(str(netns))
+        address = asked_address(session.asked)
+        if inside is None or address is None or session.way is None:
+            return
+        try:
+            sock = inside.answer_udp((address, session.way.getsockname()[1]), session.client)
+        except OSError:  # no descriptors left, as a rule: it works without, too
+            return
+        session.near = Near(session, sock)
+        self._epoll.add(sock.fileno(), session.near, IN)
+
+    def pass_on(self, session: Session, size: int) -> None:
+        """Pass a datagram in BUFFER to the session's backend."""
         session.quiet = 0
         session.bytes_in += size
         session.state.bytes_in += size
@@ -242,15 +290,23 @@ class UdpListener:
             session.sock.send(BUFFER[:size])
         except OSError as error:
             self._on_send_error(session, error, size)
-        return True
 
-    def _open_face(self, asked: Control) -> bool:
+    def renew(self, former: Session, tried: tuple[BackendState, ...] = ()) -> Session | None:
+        """Open another session for a client in the place of that one, which has ended or is about to."""
+        if self._sessions.get(former.key) is former:
+            del self._sessions[former.key]
+        another = self._sessions.get(former.key) or self._open(former.key, former.client, former.caller, tried)
+        if another is not None:
+            another.succeed(former)
+        return another
+
+    def _open_face(self, sock: SocketType, asked: Control) -> bool:
         """Have a socket at the address that was asked; return whether it is a new one."""
         address = asked_address(asked)
         if address is None or address in self._faces or len(self._faces) >= FACES:
             return False
         try:
-            face = Face(self, beside(self.sock, (address, self.port)))
+            face = Face(self, beside(sock, (address, self.port)))
         except OSError:  # the address has just gone, or there are no descriptors left: it works without, too
             self._faces[address] = None
             return False
@@ -261,19 +317,18 @@ class UdpListener:
     def _on_send_error(self, session: Session, error: OSError, size: int) -> None:
         # What failed is an earlier datagram, as the ICMP error tells; this one has not been sent.
         if error.errno not in PASSING:
+            another = self.renew(session, tried=(session.state,))
             self.on_refused(session, error)
-            another = self._open(session.client, tried=(session.state,))
             if another is not None:
-                another.came(session.face, session.asked)
-                another.bytes_in = size
+                another.bytes_in += size
                 another.state.bytes_in += size
                 with suppress(OSError):
                     another.sock.send(BUFFER[:size])
                     return
         self.dropped += 1
 
-    def _open(self, client: Client, tried: tuple[BackendState, ...] = ()) -> Session | None:
-        local_only = self._access.get(client[0])
+    def _open(self, key: Key, client: Client, caller: str, tried: tuple[BackendState, ...] = ()) -> Session | None:
+        local_only = self._access.get(caller)
         if local_only is None or self.stopped:
             self.refused += 1
             return None
@@ -284,7 +339,7 @@ class UdpListener:
             if state is None:
                 break
             try:
-                sock = connect(state.address, state.source)
+                sock = self._connect(state)
             except OSError as error:
                 if error.errno in NO_DESCRIPTORS:
                     self._on_no_descriptors(error)
@@ -292,14 +347,19 @@ class UdpListener:
                 self.balancer.failed(state)
                 tried += (state,)
                 continue
-            return self._add(Session(self, client, sock, state))
+            return self._add(Session(self, key, client, caller, sock, state))
         self.failed += 1
         return None
+
+    def _connect(self, state: BackendState) -> SocketType:
+        inside = self._insides.get(state.inside)
+        sock = None if inside is None else inside.dial_udp(state.address)
+        return connect(state.address, state.source) if sock is None else sock
 
     def _add(self, session: Session) -> Session:
         self._short = False
         self._epoll.add(session.sock.fileno(), session, IN)
-        self._sessions[session.client] = session
+        self._sessions[session.key] = session
         self.accepted += 1
         session.state.opened += 1
         session.state.active += 1
@@ -320,7 +380,8 @@ class UdpListener:
         if len(self._parting) >= self._limit:
             self.end(session)
             return
-        del self._sessions[session.client]
+        del self._sessions[session.key]
+        session.parting = True
         self._parting.add(session)
         self.loop.call_later(PARTING, self._end_parted, session)
 
@@ -330,12 +391,14 @@ class UdpListener:
 
     def end(self, session: Session) -> None:
         """End this session now."""
-        if session in self._parting:
+        if session.parting:
             self._parting.remove(session)
-        else:
-            del self._sessions[session.client]
+        elif self._sessions.get(session.key) is session:
+            del self._sessions[session.key]
         session.state.active -= 1
         self._epoll.close(session.sock)
+        if session.near is not None and session.near.session is session:
+            self._epoll.close(session.near.sock)
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:
@@ -349,7 +412,7 @@ class UdpListener:
             if session.quiet:
                 break
             session.quiet = 1
-            self._sessions[session.client] = self._sessions.pop(session.client)
+            self._sessions[session.key] = self._sessions.pop(session.key)
         self.evicted += 1
         self.end(next(iter(self._sessions.values())))
 
@@ -367,9 +430,12 @@ class UdpListener:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._epoll.remove(self.sock.fileno())  # closing does not, where the parent has the same socket
-        for sock in (self.sock, *(face.sock for face in self._faces.values() if face is not None)):
-            self._epoll.close(sock)
+        if self._sock is not None:
+            self._epoll.remove(self._sock.fileno())  # closing does not, where the parent has the same socket
+            self._epoll.close(self._sock)
+        for face in self._faces.values():
+            if face is not None:
+                self._epoll.close(face.sock)
         self._on_empty(self)
 
 

@@ -69,10 +69,10 @@ class Plane(Protocol):
 
     @property
     def accepting(self) -> int:
-        """How many sockets a door needs."""
+        """How many TCP sockets a door needs."""
 
-    def open_door(self, door: Door, sockets: tuple[SocketType, ...], netns: FileIO) -> None:
-        """Accept from these sockets, which are inside of a namespace, and dial from there; `netns` is its file.
+    def open_door(self, door: Door, tcp: tuple[SocketType, ...], udp: SocketType, netns: FileIO) -> None:
+        """Serve these sockets, which are inside of a namespace, and dial from there; `netns` is its file.
 
         They are the data plane's to close from now on. A door that is open there already is replaced.
         """

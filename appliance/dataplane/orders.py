@@ -38,6 +38,8 @@ class Serve:
 
     listener: Listener
     opened: bool
+    elsewhere: bool = False
+    """It is a new one whose port another worker serves; here is to be served what comes through doors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class OpenDoor:
     """Accept and dial inside of a namespace; the listening socket comes along, and the namespace's file."""
 
     door: Door
+    udp: bool
+    """Whether the socket for what comes in by UDP comes along, too; otherwise another worker has it."""
 
 
 @dataclass(frozen=True, slots=True)

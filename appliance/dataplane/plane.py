@@ -10,6 +10,7 @@ from appliance.dataplane.door import DoorWay
 from appliance.dataplane.entrance import Entrance, Shared
 from appliance.dataplane.inside import Inside
 from appliance.dataplane.listener import TcpListener
+from appliance.dataplane.udpdoor import UdpDoor
 from appliance.model.names import Destination, Protocol
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class DataPlane:
         self._doors: dict[NetnsId, DoorWay] = {}
         self._dialled: dict[tuple[str, int], TcpListener] = {}
         """By virtual IP and port."""
+        self._udp_doors: dict[NetnsId, UdpDoor] = {}
+        self._ports: dict[int, UdpListener] = {}
+        """By their port on the host."""
         self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams)
 
     @property
@@ -62,18 +66,18 @@ class DataPlane:
         """Whether it is open."""
         return destination in self._listeners
 
-    def open_listener(self, listener: Listener, sock: SocketType | None = None) -> None:
-        """Serve a destination, on `sock` if that is open already.
+    def open_listener(self, listener: Listener, sock: SocketType | None = None, *, elsewhere: bool = False) -> None:
+        """Serve a destination, on `sock` if that is open already; through doors only, if the port is `elsewhere`.
 
         Raises OSError (EADDRINUSE when something else holds the port).
         """
         if listener.destination in self._listeners:
-            self.swap_listener(listener, sock)
+            self.swap_listener(listener, sock, elsewhere=elsewhere)
             return
-        self._listeners[listener.destination] = self._open(listener, sock)
+        self._listeners[listener.destination] = self._open(listener, sock, elsewhere=elsewhere)
         self._lead(listener)
 
-    def swap_listener(self, listener: Listener, sock: SocketType | None = None) -> None:
+    def swap_listener(self, listener: Listener, sock: SocketType | None = None, *, elsewhere: bool = False) -> None:
         """Take new callers, peers and backends. Pairs that are still allowed go on, also to backends that vanished.
 
         Raises OSError when the port is another one than before and cannot be had; the former listener stays then.
@@ -83,16 +87,16 @@ class DataPlane:
             former.swap(listener)
             self._lead(listener)
             return
-        self._listeners[listener.destination] = self._open(listener, sock)
+        self._listeners[listener.destination] = self._open(listener, sock, elsewhere=elsewhere)
         self._lead(listener)
+        self._unlead(former)
         self._retire(former)
 
     def close_listener(self, destination: Destination) -> None:
         """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""
         listener = self._listeners.pop(destination, None)
         if listener is not None:
-            if isinstance(listener, TcpListener):
-                self._unlead(listener)
+            self._unlead(listener)
             self._retire(listener)
 
     def cover(self, what: Destination | NetnsId, place: int, sock: SocketType) -> None:
@@ -109,19 +113,31 @@ class DataPlane:
             if isinstance(entrance, Entrance):
                 entrance.uncover(place)
 
-    def open_door(self, door: Door, sockets: Sequence[SocketType], netns: FileIO) -> None:
-        """Accept from this one socket, which is inside of a namespace, and dial from there; `netns` is its file."""
+    def open_door(self, door: Door, tcp: Sequence[SocketType], udp: SocketType | None, netns: FileIO) -> None:
+        """Accept from this one TCP socket, which is inside of a namespace, and dial from there; `netns` is its file.
+
+        Without `udp` another process takes what comes in by UDP.
+        """
         self.close_door(door.netns)
-        (sock,) = sockets
-        self._doors[door.netns] = DoorWay(self._shared, door, sock, self._dialled)
+        (sock,) = tcp
         self._shared.insides[str(door.netns)] = Inside(door, netns)
+        self._doors[door.netns] = DoorWay(self._shared, door, sock, self._dialled)
+        if udp is not None:
+            self._udp_doors[door.netns] = UdpDoor(self._shared.epoll, door, udp, self._ports)
 
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
         door = self._doors.pop(netns, None)
-        if door is not None:
-            door.stop()
-            self._shared.insides.pop(str(netns)).close()
+        if door is None:
+            return
+        door.stop()
+        self._shared.insides.pop(str(netns)).close()
+        udp = self._udp_doors.pop(netns, None)
+        if udp is not None:
+            udp.close()
+        for listener in list(self._all()):
+            if isinstance(listener, UdpListener):
+                listener.leave(str(netns))
 
     def end_pairs(self, destination: Destination) -> None:
         """Reset what is left of closed listeners of this destination."""
@@ -187,28 +203,40 @@ class DataPlane:
         yield from self._listeners.values()
         yield from self._draining
 
-    def _open(self, listener: Listener, sock: SocketType | None) -> TcpListener | UdpListener:
+    def _open(self, listener: Listener, sock: SocketType | None, *, elsewhere: bool) -> TcpListener | UdpListener:
         if listener.destination.protocol is Protocol.TCP:
             return TcpListener(self._shared, listener, on_empty=self._forget, sock=sock)
         for former in list(self._draining):
             if isinstance(former, UdpListener) and former.port == listener.port:
                 former.end_pairs()  # its sessions need the socket, and so hold the port
         return UdpListener(
-            self._loop, self._shared.epoll, listener, idle=self._idle_udp, on_empty=self._forget, sock=sock
+            self._loop,
+            self._shared.epoll,
+            listener,
+            idle=self._idle_udp,
+            on_empty=self._forget,
+            sock=sock,
+            insides=self._shared.insides,
+            elsewhere=elsewhere,
         )
 
     def _lead(self, listener: Listener) -> None:
         """Let doors know what leads to this listener."""
         served = self._listeners[listener.destination]
-        if isinstance(served, TcpListener) and listener.vip is not None:
+        if isinstance(served, UdpListener):
+            self._ports[listener.port] = served
+        elif listener.vip is not None:
             dialled = (str(listener.vip), listener.destination.port)
             if dialled != served.dialled:
                 self._unlead(served)
                 served.dialled = dialled
             self._dialled[dialled] = served
 
-    def _unlead(self, listener: TcpListener) -> None:
-        if self._dialled.get(listener.dialled) is listener:
+    def _unlead(self, listener: TcpListener | UdpListener) -> None:
+        if isinstance(listener, UdpListener):
+            if self._ports.get(listener.port) is listener:
+                del self._ports[listener.port]
+        elif self._dialled.get(listener.dialled) is listener:
             del self._dialled[listener.dialled]
 
     def _retire(self, listener: TcpListener | UdpListener) -> None:

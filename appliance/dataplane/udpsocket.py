@@ -45,6 +45,16 @@ def listen(port: int) -> SocketType:
     return sock
 
 
+def listen_inside(port: int) -> SocketType:
+    """Return such a socket for a door in the namespace that this thread is in. Raises OSError (EADDRINUSE).
+
+    From then on it shares the port with the sockets that clients get there (SO_REUSEADDR, socket(7)).
+    """
+    sock = listen(port)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return sock
+
+
 def connect(address: tuple[str, int], source: tuple[str, int] | None = None) -> SocketType:
     """Return a socket for one backend. Raises OSError (EMFILE; ENETUNREACH, EADDRNOTAVAIL and the like)."""
     sock = _socket()
@@ -79,9 +89,15 @@ def beside(sock: SocketType, address: tuple[str, int]) -> SocketType:
 
 def asked_address(asked: Control) -> str | None:
     """Return which address of this host a datagram asked, by its control data."""
+    packed = packed_address(asked)
+    return None if packed is None else socket.inet_ntoa(packed)
+
+
+def packed_address(asked: Control) -> bytes | None:
+    """Return the same in its four bytes."""
     for level, kind, data in asked:
         if level == socket.IPPROTO_IP and kind == IP_PKTINFO and len(data) >= PKTINFO.size:
-            return socket.inet_ntoa(PKTINFO.unpack_from(data)[1])
+            return bytes(PKTINFO.unpack_from(data)[1])
     return None
 
 
@@ -95,8 +111,13 @@ def reply_control(asked: Control) -> Control:
 
 def _socket() -> SocketType:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    make_room(sock)
+    return sock
+
+
+def make_room(sock: SocketType) -> None:
+    """Let it queue bursts."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
-    return sock

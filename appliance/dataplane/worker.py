@@ -112,6 +112,9 @@ class Worker:
             kind = socket.SOCK_STREAM if listener.destination.protocol is Protocol.TCP else socket.SOCK_DGRAM
             self._listeners[listener.destination] = listener
             self.plane.open_listener(listener, _adopt(sockets[0], kind))
+        elif order.elsewhere:
+            self._listeners[listener.destination] = listener
+            self.plane.open_listener(listener, elsewhere=True)
         elif order.opened:
             self._channel.send(orders.Missing(listener.destination))
         elif self.plane.serves(listener.destination):
@@ -125,9 +128,10 @@ class Worker:
             self._channel.send(orders.Missing(order.what, order.place))
 
     def _open_door(self, order: orders.OpenDoor, descriptors: list[int]) -> None:
-        if len(descriptors) == 2:
-            sock, netns = descriptors
-            self.plane.open_door(order.door, (_adopt(sock, socket.SOCK_STREAM),), FileIO(netns))
+        if len(descriptors) == 2 + order.udp:
+            sock, netns, *udp = descriptors
+            datagrams = _adopt(udp[0], socket.SOCK_DGRAM) if udp else None
+            self.plane.open_door(order.door, (_adopt(sock, socket.SOCK_STREAM),), datagrams, FileIO(netns))
         else:
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -3,8 +3,9 @@
 - Every listening socket is opened here, and stays open here while it is wanted: what arrives while a worker is being
   replaced waits in its queue.
 - Each worker has a TCP socket of its own for a destination, so that a connection wakes one of them and not all; while
-  it is being replaced another one accepts from it, too. A UDP destination is served by one of them, known by its port,
-  because sessions live in one process; DNS by the first, whose one cache and one table of ready answers do for all.
+  it is being replaced another one accepts from it, too. UDP sessions live in one process: that of a destination known
+  by its port, and for all that comes through a door that of the door, known by its namespace. DNS is served by the
+  first, whose one cache and one table of ready answers do for all.
 - A worker is told only what changes; a new one the whole of it.
 - Counters are added up over the workers, those of ended ones included as they were last told.
 """
@@ -67,7 +68,7 @@ class Workers:
         self._listeners: dict[Destination, Listener] = {}
         self._sockets: dict[Destination, tuple[SocketType, ...]] = {}
         """One for each worker; for UDP only one."""
-        self._doors: dict[NetnsId, tuple[Door, tuple[SocketType, ...], FileIO]] = {}
+        self._doors: dict[NetnsId, tuple[Door, tuple[SocketType, ...], SocketType, FileIO]] = {}
         self._up: set[Member] = set()
         """Those that have heard all that they should serve."""
         self._covers: dict[int, Member] = {}
@@ -117,7 +118,6 @@ class Workers:
         only_backends = listener.same_access(self._listeners[destination])
         self._listeners[destination] = listener
         self._tell(
-            destination,
             orders.Balance(destination, listener.backends) if only_backends else orders.Serve(listener, opened=False),
         )
 
@@ -126,7 +126,7 @@ class Workers:
         former = self._listeners.pop(destination, None)
         if former is not None:
             self._past.pop(destination, None)
-            self._tell(destination, orders.Close(destination), port=former.port)
+            self._tell(orders.Close(destination))
             self._retire(destination, self._sockets.pop(destination), former.port)
 
     def end_pairs(self, destination: Destination) -> None:
@@ -136,13 +136,13 @@ class Workers:
 
     @property
     def accepting(self) -> int:
-        """How many sockets a door needs: one for each worker."""
+        """How many TCP sockets a door needs: one for each worker."""
         return len(self._members)
 
-    def open_door(self, door: Door, sockets: tuple[SocketType, ...], netns: FileIO) -> None:
-        """Accept from these sockets, which are inside of a namespace, and dial from there; `netns` is its file."""
+    def open_door(self, door: Door, tcp: tuple[SocketType, ...], udp: SocketType, netns: FileIO) -> None:
+        """Serve these sockets, which are inside of a namespace, and dial from there; `netns` is its file."""
         self.close_door(door.netns)
-        self._doors[door.netns] = door, sockets, netns
+        self._doors[door.netns] = door, tcp, udp, netns
         for member in self._members:
             self._hand_over_door(member, door.netns)
         for place in self._covers:
@@ -151,10 +151,10 @@ class Workers:
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
         if netns in self._doors:
-            _, sockets, file = self._doors.pop(netns)
+            _, tcp, udp, file = self._doors.pop(netns)
             for member in self._members:
                 member.send(orders.CloseDoor(netns))
-            _close(*sockets, file)
+            _close(*tcp, udp, file)
 
     def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
         """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
@@ -203,10 +203,10 @@ class Workers:
         """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
         for member in self._members:
             member.send(orders.Stop())
-        for door in list(self._doors):
-            self.close_door(door)
+        for _, tcp, udp, file in self._doors.values():
+            _close(*tcp, udp, file)
         _close(*_all(self._sockets), *_all(self._dns))
-        for known in (self._listeners, self._sockets, self._past, self._dns):
+        for known in (self._listeners, self._sockets, self._past, self._dns, self._doors):
             known.clear()
 
     def close(self) -> None:
@@ -216,8 +216,8 @@ class Workers:
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
-        for _, sockets, netns in self._doors.values():
-            _close(*sockets, netns)
+        for _, tcp, udp, file in self._doors.values():
+            _close(*tcp, udp, file)
         for member in self._members:
             member.close()
         for member in self._members:
@@ -232,7 +232,7 @@ class Workers:
         self._listeners[listener.destination] = listener
         self._sockets[listener.destination] = sockets
         self._past.pop(listener.destination, None)
-        for member in self._serving(*key):
+        for member in self._members:
             self._hand_over(member, listener.destination)
         for place in self._covers:
             self._hand_over_cover(place, listener.destination)
@@ -241,17 +241,27 @@ class Workers:
         return listen_tcp(port, len(self._members)) if protocol is Protocol.TCP else (udpsocket.listen(port),)
 
     def _hand_over(self, member: Member, destination: Destination) -> None:
-        sockets = self._sockets[destination]
-        sock = sockets[member.index if destination.protocol is Protocol.TCP else 0]
-        member.send(orders.Serve(self._listeners[destination], opened=True), (sock,))
+        sockets, listener = self._sockets[destination], self._listeners[destination]
+        if destination.protocol is Protocol.TCP:
+            member.send(orders.Serve(listener, opened=True), (sockets[member.index],))
+        elif self._has(member, listener.port):
+            member.send(orders.Serve(listener, opened=True), sockets)
+        else:
+            member.send(orders.Serve(listener, opened=True, elsewhere=True))
 
     def _hand_over_door(self, member: Member, netns: NetnsId) -> None:
-        door, sockets, file = self._doors[netns]
-        member.send(orders.OpenDoor(door), (sockets[member.index], file))
+        door, tcp, udp, file = self._doors[netns]
+        datagrams = self._has(member, netns.inode)
+        sockets = (tcp[member.index], file, *((udp,) if datagrams else ()))
+        member.send(orders.OpenDoor(door, udp=datagrams), sockets)
+
+    def _has(self, member: Member, number: int) -> bool:
+        """Whether it is the worker that has the UDP socket of such a number."""
+        return member is self._members[number % len(self._members)]
 
     def _hand_over_cover(self, place: int, what: Destination | NetnsId) -> None:
         if not isinstance(what, Destination):
-            _, sockets, _ = self._doors[what]
+            _, sockets, *_ = self._doors[what]
         elif what.protocol is Protocol.TCP:
             sockets = self._sockets[what]
         else:
@@ -269,22 +279,17 @@ class Workers:
 
         self.ask(PING, heard)
 
-    def _tell(self, destination: Destination, order: object, port: int | None = None) -> None:
-        for member in self._serving(destination.protocol, port or self._listeners[destination].port):
+    def _tell(self, order: object) -> None:
+        for member in self._members:
             member.send(order)
-
-    def _serving(self, protocol: Protocol, port: int) -> Iterable[Member]:
-        """Return the workers that serve such a destination."""
-        return self._members if protocol is Protocol.TCP else [self._members[port % len(self._members)]]
 
     # Workers
 
     def _tell_all(self, member: Member) -> None:
         """Tell a new process the whole of it."""
         member.send(orders.Start(dns_port=self._dns_port, idle_udp=self._idle_udp, alone=len(self._members) == 1))
-        for destination, listener in self._listeners.items():
-            if member in self._serving(destination.protocol, listener.port):
-                self._hand_over(member, destination)
+        for destination in self._listeners:
+            self._hand_over(member, destination)
         for netns in self._doors:
             self._hand_over_door(member, netns)
         if member.index == 0:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from appliance.model.names import Destination, Name, Protocol
 
 
+DATAGRAM_DOORS = IPv4Network("127.66.0.0/16")
+"""Where UDP destinations are inside of workloads' namespaces: at the address that ends in their port on the host."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class NetnsId:
     """A network namespace: device and inode of its nsfs file. A restarted container has a new one."""
@@ -115,7 +119,7 @@ class WorkloadRuleset:
     address: IPv4Address | None = None
     """Its own address: the source of what it sends to virtual IPs."""
     door: bool = False
-    """Whether the data plane accepts TCP connections inside of it."""
+    """Whether the data plane accepts and asks inside of it."""
 
     @property
     def dialler(self) -> IPv4Address:

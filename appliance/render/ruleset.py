@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.model.names import Protocol
+from appliance.model.network import DATAGRAM_DOORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -96,18 +97,33 @@ def _workload_values(r: WorkloadRuleset) -> dict[str, str]:
     }
     if not r.door:
         return values
-    return values | {"door": str(DOOR_ADDRESS), "door_port": str(DOOR_PORT), "dialler": str(r.dialler)}
+    return values | {
+        "door": str(DOOR_ADDRESS),
+        "doors": str(DATAGRAM_DOORS),
+        "door_port": str(DOOR_PORT),
+        "dialler": str(r.dialler),
+    }
 
 
 def _route_sets(ruleset: WorkloadRuleset, routes: Iterable[Route]) -> _Sets:
-    to, allowed, inside = [], [], []
+    to, allowed, inside, datagrams, answered = [], [], [], [], []
     for r in routes:
         dialled = f"{r.vip} . {r.protocol.value} . "
         to.append(f"{dialled}{int(r.port)} : {ruleset.proxy} . {int(r.proxy_port)}")
         allowed.append(f"{dialled}{int(r.proxy_port)}")
         if ruleset.door and r.protocol is Protocol.TCP:
             inside.append(f"{r.vip} . {int(r.port)}")
-    return {"routes": frozenset(to), "allowed": frozenset(allowed), "inside": frozenset(inside)}
+        elif ruleset.door:
+            door = DATAGRAM_DOORS.network_address + int(r.proxy_port)
+            datagrams.append(f"{r.vip} . {int(r.port)} : {door} . {DOOR_PORT}")
+            answered.append(f"{r.vip} . {door}")
+    return {
+        "routes": frozenset(to),
+        "allowed": frozenset(allowed),
+        "inside": frozenset(inside),
+        "datagrams": frozenset(datagrams),
+        "answered": frozenset(answered),
+    }
 
 
 def _workload_sets(r: WorkloadRuleset) -> _Sets:

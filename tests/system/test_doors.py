@@ -2,187 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import os
 import signal
 import socket
 import threading
-import time
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
-import uvloop
-from nsworld import HOST, NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
+from doorworld import DIALLER, UNDECLARED, VIP, WEB, Mesh, Proxy, eventually, packets
+from nsworld import REFUSED, SECONDS, WORKLOAD, World, inside
 
-from appliance import worker
 from appliance.dataplane import face
-from appliance.dataplane.plane import DataPlane
-from appliance.dataplane.workers import Workers
-from appliance.doors import Doors
-from appliance.logs import Faults
-from appliance.model.names import Destination, Protocol
-from appliance.model.network import Backend, Listener, Route, WorkloadRuleset
 from appliance.render.ruleset import DOOR_PORT, render_workload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from appliance.model.facts import Netns
 
 pytestmark = pytest.mark.system
-
-VIP = "240.1.1.1"
-UNDECLARED = "240.1.1.2"
-DIALLER = "240.0.0.0"
-WEB = Destination.parse("web.shop:8080")
-
-
-class Proxy:
-    """A data plane on a loop of its own thread, and the keeper of its doors. Also a `Plane`, for that keeper."""
-
-    def __init__(self, workers: int = 0) -> None:
-        self.loop = uvloop.new_event_loop()
-        self.errors: list[object] = []
-        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-        options: dict[str, Any] = {"dns_upstreams": list, "dns_port": 5391}
-        command = worker.command(level="error", form="text")
-        make = (lambda: Workers(self.loop, number=workers, command=command, **options)) if workers else None
-        self.plane: Any = self.call(make or (lambda: DataPlane(self.loop, **options)))
-        self.call(self.plane.start)
-        self.faults = Faults()
-        self.doors = Doors(self, self.faults)
-        self.accepting = self.plane.accepting
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function on the loop's thread and return its result."""
-        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-        def run() -> None:
-            try:
-                done.set_result(function(*args))
-            except BaseException as error:  # noqa: BLE001 — raised again in the caller's thread
-                done.set_exception(error)
-
-        self.loop.call_soon_threadsafe(run)
-        return done.result(10)
-
-    def open_door(self, *args: Any) -> None:
-        self.call(self.plane.open_door, *args)
-
-    def close_door(self, *args: Any) -> None:
-        self.call(self.plane.close_door, *args)
-
-    def ask(self, question: face.Question[Any]) -> Any:
-        """Return the answer to a question."""
-        answered: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        self.call(self.plane.ask, question, answered.set_result)
-        return answered.result(10)
-
-    def keep(self, *rulesets: tuple[WorkloadRuleset, Netns], until: Callable[[], bool] | None = None) -> None:
-        """Let the keeper work until all these doors are open, or until something else is true."""
-
-        def done() -> bool:
-            return until() if until else all(netns.id in self.doors.open for _, netns in rulesets)
-
-        async def main() -> None:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self.doors.run)
-                for ruleset, netns in rulesets:
-                    self.doors.keep(ruleset, netns, anew=True)
-                with trio.fail_after(10):
-                    while not done():
-                        await trio.sleep(0.005)
-                nursery.cancel_scope.cancel()
-
-        trio.run(main)
-
-    def close(self) -> None:
-        self.call(self.plane.close)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
-        self.loop.close()
-        assert not self.errors
-
-
-class Mesh:
-    """A workload that may reach WEB, which the neighbour serves, and the proxy between them."""
-
-    def __init__(self, world: World, proxy: Proxy) -> None:
-        self.world = world
-        self.proxy = proxy
-        self.workload, self.neighbour = world.netns("workload"), world.netns("neighbour")
-        self.rules = replace(
-            ruleset(self.workload, WORKLOAD),
-            routes=frozenset(
-                {
-                    Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.TCP, proxy_port=20001),
-                    Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.UDP, proxy_port=20002),
-                }
-            ),
-        )
-        self.served = ruleset(self.neighbour, NEIGHBOUR)
-        for name, rules in (("workload", self.rules), ("neighbour", self.served)):
-            world.nft(name, render_workload(rules))
-        self.server = world.serve("the server", "neighbour", "tcp", 80)
-        self.server.settimeout(SECONDS)
-        backend = Backend(address=IPv4Address(NEIGHBOUR), port=80, local=True, label="server", netns=self.neighbour.id)
-        self.listener = Listener(
-            destination=WEB,
-            port=20001,
-            vip=IPv4Address(VIP),
-            callers=frozenset({IPv4Address(WORKLOAD)}),
-            backends=(backend,),
-        )
-        proxy.call(proxy.plane.open_listener, self.listener)
-
-    def open(self) -> None:
-        """Open both doors."""
-        self.proxy.keep((self.rules, self.workload), (self.served, self.neighbour))
-
-    def dial(self, source: str | None = None) -> socket.socket:
-        """Return a connection of the workload to the service."""
-        sock = self.world.socket("workload", "tcp")
-        if source is not None:
-            sock.bind((source, 0))
-        sock.connect((VIP, 8080))
-        return sock
-
-    def passes(self) -> bool:
-        """Return whether a new connection carries something there and back."""
-        with self.dial() as client:
-            served, _ = self.server.accept()
-            served.settimeout(SECONDS)
-            with served:
-                client.sendall(b"question")
-                served.sendall(b"answer" if served.recv(100) == b"question" else b"")
-                return client.recv(100) == b"answer"
-
-
-def ruleset(netns: Netns, address: str) -> WorkloadRuleset:
-    """Return the rules of a workload without routes."""
-    return WorkloadRuleset(
-        netns=netns.id,
-        proxy=IPv4Address(HOST),
-        dns_port=53,
-        vip_range=IPv4Network("240.0.0.0/4"),
-        proxy_ports=(20000, 29999),
-        gateways=frozenset({IPv4Address(HOST)}),
-        hosts=frozenset({IPv4Address(HOST)}),
-        subnets=frozenset({IPv4Network("172.30.0.0/16")}),
-        address=IPv4Address(address),
-        door=True,
-    )
 
 
 @pytest.fixture(params=[0, 2], ids=["", "workers"])
@@ -194,18 +35,6 @@ def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
             yield Mesh(world, proxy)
         finally:
             proxy.close()
-
-
-def packets(world: World, name: str) -> int:
-    """Return how many packets the workload's link has carried."""
-
-    def read() -> str:
-        with open("/proc/thread-self/net/dev") as file:  # noqa: PTH123 — of this thread's namespace
-            return file.read()
-
-    line = next(line for line in inside(world.path(name), read).splitlines() if "eth0:" in line)
-    counters = line.partition(":")[2].split()
-    return int(counters[1]) + int(counters[9])
 
 
 def test_both_ends_stay_in_their_namespaces(mesh: Mesh) -> None:
@@ -260,7 +89,7 @@ def test_what_is_not_declared_is_refused_at_once(mesh: Mesh) -> None:
     for protocol in ("tcp", "udp"):
         assert mesh.world.probe("workload", protocol, UNDECLARED, 8080) == REFUSED
         assert mesh.world.probe("workload", protocol, VIP, 8081) == REFUSED
-        assert mesh.world.probe("workload", protocol, DIALLER, 8080) == REFUSED
+    assert mesh.world.probe("workload", "tcp", DIALLER, 8080) == REFUSED
     assert is_turned_away(mesh, "127.66.0.1", DOOR_PORT)
     assert mesh.world.probe("workload", "tcp", "127.0.0.1", 8080) == "the workload itself"
     assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the server"
@@ -334,21 +163,6 @@ def test_a_connection_begun_before_the_door_goes_on(mesh: Mesh) -> None:
                 accepted.sendall(b"answer")
                 assert client.recv(100) == b"answer"
     assert mesh.passes()
-
-
-def test_datagrams_go_to_the_host_all_the_same(mesh: Mesh) -> None:
-    """Large ones too, though the route's interface would take them whole; only what is declared."""
-    mesh.open()
-    host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 20002)
-    host.settimeout(SECONDS)
-    with mesh.world.socket("workload", "udp") as client:
-        client.connect((VIP, 8080))
-        for size in (1, 1472, 1473, 9000, 60000):
-            client.send(b"x" * size)
-            data, sender = host.recvfrom(65536)
-            assert len(data) == size
-            host.sendto(data, sender)
-            assert len(client.recv(65536)) == size
 
 
 def test_no_connection_is_refused_while_rules_are_replaced(mesh: Mesh) -> None:
@@ -455,15 +269,6 @@ def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch)
     mesh.proxy.keep(until=lambda: mesh.workload.id not in mesh.proxy.doors._kept)
     mesh.proxy.ask(face.LEFT)
     eventually(lambda: not mesh.world.has_link("host", "workload"))
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds: the kernel takes namespaces apart in its own time."""
-    end = time.monotonic() + 10
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < end
-        pause.wait(0.01)
 
 
 @pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)

@@ -1,0 +1,311 @@
+"""UDP through the doors in workloads' namespaces: real ones, with the rules that lead there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import replace
+from io import FileIO
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets
+from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World
+
+from appliance.dataplane import face
+from appliance.dataplane.inside import Inside
+from appliance.model.names import Destination
+from appliance.model.network import Backend, Listener
+from appliance.render.ruleset import DOOR_PORT, render_workload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.system
+
+NAME = Destination.parse("web.shop:8080/udp")
+SIZES = (1, 1472, 1473, 9000, 60000)
+
+
+class UdpMesh(Mesh):
+    """The neighbour serves the destination by UDP, too."""
+
+    def __init__(self, world: World, proxy: Proxy) -> None:
+        super().__init__(world, proxy)
+        self.udp = self.serve("the server, UDP", 81)
+        self.named = Listener(
+            destination=NAME,
+            port=20002,
+            vip=IPv4Address(VIP),
+            callers=frozenset({IPv4Address(WORKLOAD)}),
+            backends=(self.backend(81),),
+        )
+        proxy.call(proxy.plane.open_listener, self.named)
+
+    def serve(self, label: str, port: int) -> socket.socket:
+        """Return a server's socket in the neighbour's namespace."""
+        sock = self.world.serve(label, "neighbour", "udp", port)
+        sock.settimeout(SECONDS)
+        return sock
+
+    def backend(self, port: int) -> Backend:
+        """Return the value that names it."""
+        return Backend(address=IPv4Address(NEIGHBOUR), port=port, local=True, label="server", netns=self.neighbour.id)
+
+    def client(self, source: str | None = None) -> socket.socket:
+        """Return a socket of the workload that is connected to the destination."""
+        sock = self.world.socket("workload", "udp")
+        if source is not None:
+            sock.bind((source, 0))
+        sock.connect((VIP, 8080))
+        return sock
+
+    def swap(self, **fields: object) -> None:
+        """Change the listener, everywhere."""
+        self.named = replace(self.named, **fields)  # type: ignore[arg-type]
+        self.proxy.call(self.proxy.plane.swap_listener, self.named)
+        self.proxy.ask(face.LEFT)
+
+
+@pytest.fixture(params=[0, 2], ids=["", "workers"])
+def mesh(request: pytest.FixtureRequest) -> Iterator[UdpMesh]:
+    """Rules in both namespaces; no door is open yet."""
+    with World() as world:
+        proxy = Proxy(request.param)
+        try:
+            yield UdpMesh(world, proxy)
+        finally:
+            proxy.close()
+
+
+def carry(client: socket.socket, server: socket.socket, data: bytes = b"question") -> str:
+    """Send something there and back; return from where the server has it."""
+    client.send(data)
+    got, sender = server.recvfrom(1 << 16)
+    assert got == data
+    server.sendto(data[::-1], sender)
+    assert client.recv(1 << 16) == data[::-1]
+    return str(sender[0])
+
+
+def test_both_ends_stay_in_their_namespaces(mesh: UdpMesh) -> None:
+    """The client is answered by what it has asked, the server by an address of the mesh; no packet crosses a link."""
+    mesh.open()
+    before = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
+    with mesh.client() as client:
+        for size in SIZES:
+            assert carry(client, mesh.udp, os.urandom(size)) == f"::ffff:{DIALLER}"
+        (connection,) = mesh.proxy.ask(face.CONNECTIONS)
+        assert connection.client == f"{WORKLOAD}:{client.getsockname()[1]}"
+        assert connection.bytes_in == connection.bytes_out == sum(SIZES)
+    # IPv6 neighbour discovery may come by on its own
+    after = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
+    assert after[0] - before[0] < 10
+    assert after[1] - before[1] < 10
+
+
+def test_many_at_once_are_told_apart(mesh: UdpMesh) -> None:
+    """From the same port at several addresses, and from many ports."""
+    mesh.open()
+    clients = [mesh.client() for _ in range(50)]
+    port = clients[0].getsockname()[1]
+    for source in ("127.0.0.1", "127.0.0.2"):
+        other = mesh.world.socket("workload", "udp")
+        other.bind((source, port))
+        other.connect((VIP, 8080))
+        clients.append(other)
+    for turn in range(3):
+        for number, client in enumerate(clients):
+            client.send(f"{turn} {number}".encode())
+        for _ in clients:
+            data, sender = mesh.udp.recvfrom(100)
+            mesh.udp.sendto(data, sender)
+        for number, client in enumerate(clients):
+            assert client.recv(100) == f"{turn} {number}".encode()
+    assert len(mesh.proxy.ask(face.CONNECTIONS)) == len(clients)
+    for client in clients:
+        client.close()
+
+
+def test_a_flow_changes_over_as_the_door_comes_and_goes(mesh: UdpMesh) -> None:
+    """One that goes on without a pause, from the same port, which the kernel would remember."""
+    host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 20002)
+    host.settimeout(SECONDS)
+    with mesh.client() as client:
+        for size in SIZES:
+            assert carry(client, host, bytes(size)) == f"::ffff:{WORKLOAD}"
+        mesh.open()
+        assert carry(client, mesh.udp) == f"::ffff:{DIALLER}"
+        assert carry(client, mesh.udp) == f"::ffff:{DIALLER}"
+        trio.run(mesh.proxy.doors.drop, mesh.workload)
+        mesh.proxy.ask(face.LEFT)
+        assert carry(client, host) == f"::ffff:{WORKLOAD}"
+        mesh.open()
+        assert carry(client, mesh.udp) == f"::ffff:{DIALLER}"
+
+
+def test_without_the_appliance_it_is_refused_at_once(mesh: UdpMesh) -> None:
+    """Though rules and route stay; and by nobody else. Those who go on asking are served again when it is back."""
+    mesh.open()
+    mesh.world.serve("the workload itself, UDP", "workload", "udp", 8080)
+    with mesh.client() as client:
+        carry(client, mesh.udp)
+        carry(client, mesh.udp)
+        mesh.proxy.close_door(mesh.workload.id)
+        del mesh.proxy.doors.open[mesh.workload.id]
+        eventually(lambda: not mesh.proxy.ask(face.CONNECTIONS))
+        client.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+        assert mesh.world.probe("workload", "udp", VIP, 8080) == REFUSED
+        mesh.open()
+        carry(client, mesh.udp)
+
+
+def test_what_is_declared_no_longer_is_refused_at_once(mesh: UdpMesh) -> None:
+    """Also in a flow that goes on; and the data plane ends its session, whatever the rules say."""
+    mesh.open()
+    with mesh.client() as client, mesh.client() as other:
+        for each in (client, other):
+            carry(each, mesh.udp)
+            carry(each, mesh.udp)
+        mesh.world.nft("workload", render_workload(replace(mesh.rules, routes=frozenset())))
+        assert refused(client)
+        mesh.world.nft("workload", render_workload(mesh.rules))
+        mesh.swap(callers=frozenset())
+        assert mesh.proxy.ask(face.CONNECTIONS) == ()
+        other.send(b"let me in")
+
+        def turned_away() -> int:
+            (stats,) = (stats for stats in mesh.proxy.ask(face.STATS) if stats.destination == NAME)
+            return int(stats.refused)
+
+        eventually(lambda: turned_away() == 1)
+
+
+def refused(client: socket.socket) -> bool:
+    """Return whether what it sends comes back as an error at once."""
+    try:
+        client.send(b"?")
+        client.recv(1)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def test_the_doors_own_address_is_none_to_dial(mesh: UdpMesh) -> None:
+    """Only virtual IPs are; what else is there in the workload is its own."""
+    mesh.open()
+    with mesh.world.socket("workload", "udp") as client:
+        client.connect(("127.66.78.34", DOOR_PORT))  # of port 20002
+        assert refused(client)
+
+
+def test_a_backend_that_goes_may_still_answer(mesh: UdpMesh) -> None:
+    """The client's next datagram goes to another one, from the same socket, and both answers come."""
+    mesh.open()
+    second = mesh.serve("another server, UDP", 82)
+    with mesh.client() as client:
+        carry(client, mesh.udp)
+        carry(client, mesh.udp)
+        client.send(b"first")
+        _, sender = mesh.udp.recvfrom(100)
+        mesh.swap(backends=(mesh.backend(82),))
+        carry(client, second)
+        mesh.udp.sendto(b"late", sender)
+        assert client.recv(100) == b"late"
+        carry(client, second)
+
+
+def test_another_backend_takes_over_from_one_that_refuses(mesh: UdpMesh) -> None:
+    """In the server's own namespace a port without a program is refused at once."""
+    mesh.open()
+    with mesh.client() as client:
+        carry(client, mesh.udp)
+        carry(client, mesh.udp)
+        mesh.swap(backends=(mesh.backend(83),))
+        client.send(b"lost")
+        eventually(lambda: not [c for c in mesh.proxy.ask(face.CONNECTIONS) if not c.draining])
+        mesh.swap(backends=(mesh.backend(81), mesh.backend(83)))
+        for _ in range(20):
+            carry(client, mesh.udp)
+
+
+def test_a_port_that_is_taken_leaves_the_longer_way(mesh: UdpMesh) -> None:
+    """It is told, and the door is opened when the port is free."""
+    taken = mesh.world.serve("somebody", "workload", "udp", DOOR_PORT)
+    host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 20002)
+    host.settimeout(SECONDS)
+    mesh.proxy.keep((mesh.rules, mesh.workload), until=lambda: bool(mesh.proxy.faults.current))
+    (fault,) = mesh.proxy.faults.current.values()
+    assert "in use" in fault.cause
+    with mesh.client() as client:
+        carry(client, host)
+        taken.close()
+        mesh.open()
+        assert mesh.proxy.faults.current == {}
+        carry(client, mesh.udp)
+
+
+@pytest.mark.parametrize("gone", ["workload", "neighbour"])
+def test_a_gone_namespace_is_let_go(mesh: UdpMesh, gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session is silent for a minute until it ends: its sockets would keep alive the client's or the server's."""
+    monkeypatch.setattr("appliance.doors.LOOK", 0.01)
+    mesh.open()
+    with mesh.client() as client:
+        carry(client, mesh.udp)
+        carry(client, mesh.udp)
+    mesh.world.close_servers()
+    netns = mesh.workload if gone == "workload" else mesh.neighbour
+    mesh.world.delete(gone)
+    mesh.proxy.keep(until=lambda: netns.id not in mesh.proxy.doors._kept)
+    port = gone if mesh.world.has_link("host", gone) else ""
+    assert port
+    eventually(lambda: not mesh.world.has_link("host", port))
+
+
+def test_another_address_of_a_server_is_asked_from_the_host(mesh: UdpMesh) -> None:
+    """What is asked from within answers from the door's address, which is not the one that was asked then."""
+    mesh.open()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, mesh.client() as client:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(SECONDS)
+        elsewhere = replace(mesh.backend(server.getsockname()[1]), address=IPv4Address("127.0.0.1"))
+        mesh.swap(backends=(elsewhere,))
+        assert carry(client, server) == "127.0.0.1"
+        assert carry(client, server) == "127.0.0.1"
+
+
+def test_without_its_route_a_server_is_not_asked_from_within(mesh: UdpMesh) -> None:
+    """Somebody may take that away; it is told once, and tried again after a while."""
+    mesh.open()
+    door = mesh.proxy.doors.open[mesh.neighbour.id]
+    within = Inside(door, FileIO(mesh.neighbour.path))
+    sock = within.dial_udp((NEIGHBOUR, 81))
+    assert sock is not None
+    assert sock.getsockname()[0] == DIALLER
+    sock.close()
+    mesh.world.ip("-n", mesh.world._name("neighbour"), "route", "del", "local", "240.0.0.0/4", "dev", "lo")
+    assert within.dial_udp((NEIGHBOUR, 81)) is None
+    assert within.dial_udp((NEIGHBOUR, 81)) is None
+    within.close()
+
+
+@pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
+def test_a_worker_that_is_replaced_goes_on_with_clients(mesh: UdpMesh) -> None:
+    """What they send meanwhile waits for the next one."""
+    mesh.open()
+    with mesh.client() as client:
+        carry(client, mesh.udp)
+        carry(client, mesh.udp)
+        former = mesh.proxy.plane.pids
+        for pid in former:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: None not in mesh.proxy.plane.pids and not set(former) & set(mesh.proxy.plane.pids))
+        carry(client, mesh.udp)
+        carry(client, mesh.udp)
