@@ -94,15 +94,10 @@ def _workload_values(r: WorkloadRuleset) -> dict[str, str]:
         "dns_port": str(int(r.dns_port)),
         "vip_range": str(r.vip_range),
         "proxy_ports": _port_range(r.proxy_ports),
-    }
-    if not r.door:
-        return values
-    return values | {
-        "door": str(DOOR_ADDRESS),
         "doors": str(DATAGRAM_DOORS),
         "door_port": str(DOOR_PORT),
-        "dialler": str(r.dialler),
     }
+    return values | {"door": str(DOOR_ADDRESS), "dialler": str(r.dialler)} if r.door else values
 
 
 def _route_sets(ruleset: WorkloadRuleset, routes: Iterable[Route]) -> _Sets:
