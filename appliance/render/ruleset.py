@@ -94,14 +94,19 @@ def _workload_values(r: WorkloadRuleset) -> dict[str, str]:
         "dns_port": str(int(r.dns_port)),
         "vip_range": str(r.vip_range),
         "proxy_ports": _port_range(r.proxy_ports),
+    }
+    if not r.door:
+        return values
+    return values | {
+        "door": str(DOOR_ADDRESS),
         "doors": str(DATAGRAM_DOORS),
         "door_port": str(DOOR_PORT),
+        "dialler": str(r.dialler),
     }
-    return values | {"door": str(DOOR_ADDRESS), "dialler": str(r.dialler)} if r.door else values
 
 
 def _route_sets(ruleset: WorkloadRuleset, routes: Iterable[Route]) -> _Sets:
-    to, allowed, inside, datagrams, answered = [], [], [], [], []
+    to, allowed, inside, datagrams, vips, ports = [], [], [], [], [], []
     for r in routes:
         dialled = f"{r.vip} . {r.protocol.value} . "
         to.append(f"{dialled}{int(r.port)} : {ruleset.proxy} . {int(r.proxy_port)}")
@@ -110,15 +115,13 @@ def _route_sets(ruleset: WorkloadRuleset, routes: Iterable[Route]) -> _Sets:
             inside.append(f"{r.vip} . {int(r.port)}")
         elif ruleset.door:
             door = DATAGRAM_DOORS.network_address + int(r.proxy_port)
-            datagrams.append(f"{r.vip} . {int(r.port)} : {door} . {DOOR_PORT}")
-            answered.append(f"{r.vip} . {door}")
-    return {
-        "routes": frozenset(to),
-        "allowed": frozenset(allowed),
-        "inside": frozenset(inside),
-        "datagrams": frozenset(datagrams),
-        "answered": frozenset(answered),
-    }
+            datagrams.append(f"{r.vip} . {int(r.port)} : {door}")
+            vips.append(f"{door} : {r.vip}")
+            ports.append(f"{door} : {int(r.port)}")
+    sets = {"routes": to, "allowed": allowed, "inside": inside}
+    if ruleset.door:
+        sets |= {"datagrams": datagrams, "vips": vips, "ports": ports}
+    return {name: frozenset(elements) for name, elements in sets.items()}
 
 
 def _workload_sets(r: WorkloadRuleset) -> _Sets:

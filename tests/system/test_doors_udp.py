@@ -198,14 +198,6 @@ def refused(client: socket.socket) -> bool:
     return False
 
 
-def test_the_doors_own_address_is_none_to_dial(mesh: UdpMesh) -> None:
-    """Only virtual IPs are; what else is there in the workload is its own."""
-    mesh.open()
-    with mesh.world.socket("workload", "udp") as client:
-        client.connect(("127.66.78.34", DOOR_PORT))  # of port 20002
-        assert refused(client)
-
-
 def test_a_backend_that_goes_may_still_answer(mesh: UdpMesh) -> None:
     """The client's next datagram goes to another one, from the same socket, and both answers come."""
     mesh.open()
