@@ -70,12 +70,16 @@ class Inside:
         """
         if address[0] != self._caller or time.monotonic() < self._not_before:
             return None
-        sock = self._udp()
+        sock = None
         try:
+            sock = self._udp()
             leave_from(sock, self._source)
             sock.connect(address)
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
+            if error.errno in NO_DESCRIPTORS:
+                raise
             self._give_up(error)
             return None
         return sock
