@@ -265,18 +265,20 @@ class UdpListener:
             if session is None:
                 return
             session.came(way, asked)
-        elif session.near is None:
-            self._come_near(session, key[-1])
+        elif not session.asked_again:
+            session.asked_again = True
+            self._come_near(session, str(key[-1]))
         self.pass_on(session, size)
 
-    def _come_near(self, session: Session, netns: object) -> None:
-        inside = self._insides.get(str(netns))
+    def _come_near(self, session: Session, netns: str) -> None:
+        """Give the client a socket of its own; without, it works too."""
+        inside = self._insides.get(netns)
         address = asked_address(session.asked)
         if inside is None or address is None or session.way is None:
             return
         try:
             sock = inside.answer_udp((address, session.way.getsockname()[1]), session.client)
-        except OSError:  # no descriptors left, as a rule: it works without, too
+        except OSError:  # no descriptors left, as a rule
             return
         session.near = Near(session, sock)
         self._epoll.add(sock.fileno(), session.near, IN)
@@ -397,8 +399,10 @@ class UdpListener:
             del self._sessions[session.key]
         session.state.active -= 1
         self._epoll.close(session.sock)
-        if session.near is not None and session.near.session is session:
-            self._epoll.close(session.near.sock)
+        near = session.near
+        if near is not None and near.session is session:
+            near.closed = True
+            self._epoll.close(near.sock)
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:

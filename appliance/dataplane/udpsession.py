@@ -31,6 +31,7 @@ class Session:
 
     __slots__ = (
         "asked",
+        "asked_again",
         "bytes_in",
         "bytes_out",
         "caller",
@@ -63,7 +64,9 @@ class Session:
         self.reply: Control = HERE
         """Control data that makes a reply leave from that address."""
         self.near: Near | None = None
-        """The client's own socket, once it has one."""
+        """The client's own socket, if it could have one."""
+        self.asked_again = False
+        """Whether it has been tried to get one."""
         self.parting = False
         """Whether it only waits for what its backend still answers."""
         self.sock = sock
@@ -120,9 +123,10 @@ class Session:
     def succeed(self, former: Session) -> None:
         """Take the place of another session of this client."""
         self.way, self.asked, self.reply = former.way, former.asked, former.reply
-        if former.near is not None:
+        if former.near is not None and not former.near.closed:
             self.near = former.near
             self.near.session = self
+            self.asked_again = True
 
 
 class Face:
@@ -163,6 +167,7 @@ class Near:
         self.sock = sock
         self.session = session
         """The client's present session; or the last one, which is parting."""
+        self.closed = False
         self._wakes = 0
         self._dense = False
 
@@ -180,6 +185,8 @@ class Near:
             except OSError:  # nothing left, or the client was not there to take an answer
                 break
             self._pass_on(size)
+            if self.closed:
+                break
         self._dense = count > 1
 
     def _look_twice(self) -> None:
@@ -191,6 +198,8 @@ class Near:
             session = self.session
             if client == session.client:
                 self._pass_on(size)
+                if self.closed:
+                    break
             elif session.way is not None:
                 key = (client[0], client[1], str(session.key[-1]))
                 session.listener.take_inside(size, key, client, session.caller, session.way, session.asked)

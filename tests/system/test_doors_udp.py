@@ -8,12 +8,13 @@ import socket
 from dataclasses import replace
 from io import FileIO
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets
-from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World
+from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
 
 from appliance.dataplane import face
 from appliance.dataplane.inside import Inside
@@ -92,12 +93,17 @@ def carry(client: socket.socket, server: socket.socket, data: bytes = b"question
 
 
 def test_both_ends_stay_in_their_namespaces(mesh: UdpMesh) -> None:
-    """The client is answered by what it has asked, the server by an address of the mesh; no packet crosses a link."""
+    """The client is answered by what it has asked, the server by an address of the mesh.
+
+    No packet crosses a link, and the kernel remembers nothing.
+    """
     mesh.open()
     before = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
     with mesh.client() as client:
         for size in SIZES:
             assert carry(client, mesh.udp, os.urandom(size)) == f"::ffff:{DIALLER}"
+        for path in (mesh.world.path(name) for name in ("workload", "host", "neighbour")):
+            assert inside(path, tracked) == 0
         (connection,) = mesh.proxy.ask(face.CONNECTIONS)
         assert connection.client == f"{WORKLOAD}:{client.getsockname()[1]}"
         assert connection.bytes_in == connection.bytes_out == sum(SIZES)
@@ -105,6 +111,11 @@ def test_both_ends_stay_in_their_namespaces(mesh: UdpMesh) -> None:
     after = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
     assert after[0] - before[0] < 10
     assert after[1] - before[1] < 10
+
+
+def tracked() -> int:
+    """Return how many flows the kernel remembers of this thread's namespace."""
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
 
 
 def test_many_at_once_are_told_apart(mesh: UdpMesh) -> None:
