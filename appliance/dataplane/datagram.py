@@ -22,7 +22,7 @@ import errno
 from contextlib import suppress
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
     from appliance.dataplane.balance import BackendState
     from appliance.dataplane.epoll import EpollSet
-    from appliance.dataplane.inside import Inside
     from appliance.dataplane.udpsession import Key
     from appliance.dataplane.udpsocket import Client, Control
     from appliance.model.network import Listener
@@ -74,6 +73,16 @@ SECOND_CHANCES = 16
 NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
 
 
+class Within(Protocol):
+    """What makes sockets inside of a namespace (inside.Inside)."""
+
+    def dial_udp(self, address: Client) -> SocketType | None:
+        """Return one that is connected to the workload; None where there is no way from inside. Raises OSError."""
+
+    def answer_udp(self, address: Client, client: Client) -> SocketType:
+        """Return one for what this client sends to that address. Raises OSError."""
+
+
 class UdpListener:
     """The socket of one UDP destination, and its sessions."""
 
@@ -87,7 +96,7 @@ class UdpListener:
         limit: int = SESSIONS,
         on_empty: Callable[[UdpListener], None] = lambda _: None,
         sock: SocketType | None = None,
-        insides: Mapping[str, Inside] = MappingProxyType({}),
+        insides: Mapping[str, Within] = MappingProxyType({}),
         elsewhere: bool = False,
     ) -> None:
         """Open the port, or take over `sock`. Raises OSError (EADDRINUSE).
