@@ -25,6 +25,7 @@ import orjson
 import trio
 
 from appliance.dataplane.entrance import listen
+from appliance.dataplane.udpsocket import listen_inside
 from appliance.drivers.netns import entered, identify, lead_inside
 from appliance.model.facts import Netns
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
@@ -184,8 +185,12 @@ class World:
         return sock
 
     def door(self, label: str, name: str) -> None:
-        """Listen as the data plane's door does in a namespace, and lead virtual IPs there."""
+        """Listen as the data plane's door does in a namespace, and lead virtual IPs there.
+
+        Probes that get there by UDP are called `label` and `, UDP`.
+        """
         path = self.path(name)
+        self._servers[f"{label}, UDP"] = entered(path, lambda: listen_inside(DOOR_PORT))
         (sock,) = entered(path, lambda: listen(DOOR_PORT, 1, str(DOOR_ADDRESS), transparent=True))
         self._servers[label] = socket.socket(fileno=sock.detach())
         trio.run(lead_inside, path, IPv4Network("240.0.0.0/4"), IPv4Address(WORKLOAD))
