@@ -233,7 +233,10 @@ class UdpListener:
                 error=error.strerror,
             )
         self.balancer.failed(session.state)
-        self.end(session)
+        if session.near is not None and session.near.session is session:
+            self._part(session)  # what the client has sent meanwhile is for another backend
+        else:
+            self.end(session)
 
     def ready(self, _events: int) -> None:
         """Pass the clients' datagrams to their backends."""
@@ -391,7 +394,8 @@ class UdpListener:
         if len(self._parting) >= self._limit:
             self.end(session)
             return
-        del self._sessions[session.key]
+        if self._sessions.get(session.key) is session:
+            del self._sessions[session.key]
         session.parting = True
         self._parting.add(session)
         self.loop.call_later(PARTING, self._end_parted, session)
