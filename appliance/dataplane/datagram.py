@@ -18,17 +18,17 @@ Rules of this file:
 
 from __future__ import annotations
 
-import errno
 from contextlib import suppress
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
 from appliance.dataplane.balance import Balancer
+from appliance.dataplane.dial import NO_DESCRIPTORS
 from appliance.dataplane.epoll import IN
-from appliance.dataplane.udpsession import BATCH, PROBE, Face, Near, Session
+from appliance.dataplane.udpsession import BATCH, PROBE, Face, Session, bring_near
 from appliance.dataplane.udpsocket import (
     BUFFER,
     BUFFERS,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from appliance.dataplane.balance import BackendState
     from appliance.dataplane.epoll import EpollSet
-    from appliance.dataplane.udpsession import Key
+    from appliance.dataplane.udpsession import Key, Within
     from appliance.dataplane.udpsocket import Client, Control
     from appliance.model.network import Listener
 
@@ -69,18 +69,6 @@ TRIES = 3
 """Most backends tried for one datagram."""
 SECOND_CHANCES = 16
 """Most busy sessions passed over when one has to go."""
-
-NO_DESCRIPTORS = frozenset((errno.EMFILE, errno.ENFILE))
-
-
-class Within(Protocol):
-    """What makes sockets inside of a namespace (inside.Inside)."""
-
-    def dial_udp(self, address: Client) -> SocketType | None:
-        """Return one that is connected to the workload; None where there is no way from inside. Raises OSError."""
-
-    def answer_udp(self, address: Client, client: Client) -> SocketType:
-        """Return one for what this client sends to that address. Raises OSError."""
 
 
 class UdpListener:
@@ -285,15 +273,10 @@ class UdpListener:
     def _come_near(self, session: Session, netns: str) -> None:
         """Give the client a socket of its own; without, it works too."""
         inside = self._insides.get(netns)
-        address = asked_address(session.asked)
-        if inside is None or address is None or session.way is None:
-            return
-        try:
-            sock = inside.answer_udp((address, session.way.getsockname()[1]), session.client)
-        except OSError:  # no descriptors left, as a rule
-            return
-        session.near = Near(session, sock)
-        self._epoll.add(sock.fileno(), session.near, IN)
+        near = None if inside is None else bring_near(session, inside)
+        if near is not None:
+            session.near = near
+            self._epoll.add(near.sock.fileno(), near, IN)
 
     def pass_on(self, session: Session, size: int) -> None:
         """Pass a datagram in BUFFER to the session's backend."""

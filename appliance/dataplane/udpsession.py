@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from appliance.dataplane.udpsocket import BUFFER, reply_control
+from appliance.dataplane.udpsocket import BUFFER, asked_address, reply_control
 
 if TYPE_CHECKING:
     from socket import SocketType
@@ -24,6 +24,16 @@ UNSURE: Final = 1000
 """Wake-ups in which a client's own socket may still have a datagram of somebody else."""
 HERE: Control = []
 """What tells nothing more than the socket does."""
+
+
+class Within(Protocol):
+    """What makes sockets inside of a namespace (inside.Inside)."""
+
+    def dial_udp(self, address: Client) -> SocketType | None:
+        """Return one that is connected to the workload; None where there is no way from inside. Raises OSError."""
+
+    def answer_udp(self, address: Client, client: Client) -> SocketType:
+        """Return one for what this client sends to that address. Raises OSError."""
 
 
 class Session:
@@ -215,3 +225,14 @@ class Near:
     def fail(self) -> None:
         """End the session after an error in its handler."""
         self.session.listener.end(self.session)
+
+
+def bring_near(session: Session, inside: Within) -> Near | None:
+    """Return a socket of its own for a session's client, where there can be one."""
+    address = asked_address(session.asked)
+    if address is None or session.way is None:
+        return None
+    try:
+        return Near(session, inside.answer_udp((address, session.way.getsockname()[1]), session.client))
+    except OSError:  # no descriptors left, as a rule
+        return None
