@@ -120,8 +120,8 @@ class Mesh:
             ruleset(self.workload, WORKLOAD),
             routes=frozenset(
                 {
-                    Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.TCP, proxy_port=20001),
-                    Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.UDP, proxy_port=20002),
+                    Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.TCP, proxy_port=29001),
+                    Route(vip=IPv4Address(VIP), port=8080, protocol=Protocol.UDP, proxy_port=29002),
                 }
             ),
         )
@@ -133,7 +133,7 @@ class Mesh:
         backend = Backend(address=IPv4Address(NEIGHBOUR), port=80, local=True, label="server", netns=self.neighbour.id)
         self.listener = Listener(
             destination=WEB,
-            port=20001,
+            port=29001,
             vip=IPv4Address(VIP),
             callers=frozenset({IPv4Address(WORKLOAD)}),
             backends=(backend,),

@@ -129,7 +129,7 @@ def test_without_the_appliance_all_is_refused(mesh: Mesh) -> None:
 def test_a_namespace_that_leaves_the_mesh_keeps_nothing(mesh: Mesh) -> None:
     """Neither the door nor the route; until the rules go too, what is dialled goes to the host, as before the door."""
     mesh.open()
-    host = mesh.world.serve("the proxy's port", "host", "tcp", 20001)
+    host = mesh.world.serve("the proxy's port", "host", "tcp", 29001)
     for netns in (mesh.workload, mesh.neighbour):
         trio.run(mesh.proxy.doors.drop, netns)
     assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the proxy's port"
@@ -150,7 +150,7 @@ def listening(world: World, name: str, port: int) -> bool:
 
 def test_a_connection_begun_before_the_door_goes_on(mesh: Mesh) -> None:
     """It was redirected to the host, and stays there when a route leads virtual IPs elsewhere."""
-    host = mesh.world.serve("the proxy's port", "host", "tcp", 20001)
+    host = mesh.world.serve("the proxy's port", "host", "tcp", 29001)
     host.settimeout(SECONDS)
     with mesh.dial() as client:
         accepted, _ = host.accept()
@@ -213,7 +213,7 @@ def test_a_port_that_is_taken_leaves_the_longer_way(mesh: Mesh) -> None:
         "static",
     )  # as an appliance that was killed leaves it
     mesh.world.ip("-n", mesh.world._name("workload"), *former)
-    mesh.world.serve("the proxy's port", "host", "tcp", 20001)
+    mesh.world.serve("the proxy's port", "host", "tcp", 29001)
     mesh.proxy.keep((mesh.rules, mesh.workload), until=lambda: bool(mesh.proxy.faults.current))
     (fault,) = mesh.proxy.faults.current.values()
     assert "in use" in fault.cause

@@ -39,7 +39,7 @@ class UdpMesh(Mesh):
         self.udp = self.serve("the server, UDP", 81)
         self.named = Listener(
             destination=NAME,
-            port=20002,
+            port=29002,
             vip=IPv4Address(VIP),
             callers=frozenset({IPv4Address(WORKLOAD)}),
             backends=(self.backend(81),),
@@ -143,7 +143,7 @@ def test_many_at_once_are_told_apart(mesh: UdpMesh) -> None:
 
 def test_a_flow_changes_over_as_the_door_comes_and_goes(mesh: UdpMesh) -> None:
     """One that goes on without a pause, from the same port, which the kernel would remember."""
-    host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 20002)
+    host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 29002)
     host.settimeout(SECONDS)
     with mesh.client() as client:
         for size in SIZES:
@@ -242,7 +242,7 @@ def test_another_backend_takes_over_from_one_that_refuses(mesh: UdpMesh) -> None
 def test_a_port_that_is_taken_leaves_the_longer_way(mesh: UdpMesh) -> None:
     """It is told, and the door is opened when the port is free."""
     taken = mesh.world.serve("somebody", "workload", "udp", DOOR_PORT)
-    host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 20002)
+    host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 29002)
     host.settimeout(SECONDS)
     mesh.proxy.keep((mesh.rules, mesh.workload), until=lambda: bool(mesh.proxy.faults.current))
     (fault,) = mesh.proxy.faults.current.values()
