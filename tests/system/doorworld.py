@@ -7,9 +7,10 @@ import concurrent.futures
 import socket
 import threading
 import time
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 import uvloop
@@ -26,7 +27,7 @@ from appliance.model.network import Backend, Listener, Route, WorkloadRuleset
 from appliance.render.ruleset import render_workload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from appliance.model.facts import Netns
 
@@ -34,6 +35,8 @@ VIP = "240.1.1.1"
 UNDECLARED = "240.1.1.2"
 DIALLER = "240.0.0.0"
 WEB = Destination.parse("web.shop:8080")
+
+Kind = TypeVar("Kind", bound="Mesh")
 
 
 class Proxy:
@@ -177,6 +180,13 @@ def ruleset(netns: Netns, address: str) -> WorkloadRuleset:
         address=IPv4Address(address),
         door=True,
     )
+
+
+@contextmanager
+def proxied(kind: type[Kind], workers: int) -> Iterator[Kind]:
+    """Make such a mesh, with a data plane in this process or in so many workers."""
+    with World() as world, closing(Proxy(workers)) as proxy:
+        yield kind(world, proxy)
 
 
 def packets(world: World, name: str) -> int:

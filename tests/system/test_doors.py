@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from doorworld import DIALLER, UNDECLARED, VIP, WEB, Mesh, Proxy, eventually, packets
+from doorworld import DIALLER, UNDECLARED, VIP, WEB, Mesh, eventually, packets, proxied
 from nsworld import REFUSED, SECONDS, WORKLOAD, World, inside
 
 from appliance.dataplane import face
@@ -29,12 +29,8 @@ pytestmark = pytest.mark.system
 @pytest.fixture(params=[0, 2], ids=["", "workers"])
 def mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
     """Rules in both namespaces; no door is open yet."""
-    with World() as world:
-        proxy = Proxy(request.param)
-        try:
-            yield Mesh(world, proxy)
-        finally:
-            proxy.close()
+    with proxied(Mesh, request.param) as made:
+        yield made
 
 
 def test_both_ends_stay_in_their_namespaces(mesh: Mesh) -> None:

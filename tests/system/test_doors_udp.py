@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets
+from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets, proxied
 from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
 
 from appliance.dataplane import face
@@ -56,11 +56,9 @@ class UdpMesh(Mesh):
         """Return the value that names it."""
         return Backend(address=IPv4Address(NEIGHBOUR), port=port, local=True, label="server", netns=self.neighbour.id)
 
-    def client(self, source: str | None = None) -> socket.socket:
+    def client(self) -> socket.socket:
         """Return a socket of the workload that is connected to the destination."""
         sock = self.world.socket("workload", "udp")
-        if source is not None:
-            sock.bind((source, 0))
         sock.connect((VIP, 8080))
         return sock
 
@@ -74,12 +72,8 @@ class UdpMesh(Mesh):
 @pytest.fixture(params=[0, 2], ids=["", "workers"])
 def mesh(request: pytest.FixtureRequest) -> Iterator[UdpMesh]:
     """Rules in both namespaces; no door is open yet."""
-    with World() as world:
-        proxy = Proxy(request.param)
-        try:
-            yield UdpMesh(world, proxy)
-        finally:
-            proxy.close()
+    with proxied(UdpMesh, request.param) as made:
+        yield made
 
 
 def carry(client: socket.socket, server: socket.socket, data: bytes = b"question") -> str:
