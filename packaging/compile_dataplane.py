@@ -24,19 +24,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
-    "balance",
-    "datagram",
-    "dial",
-    "door",
-    "entrance",
-    "epoll",
-    "inside",
-    "listener",
-    "relay",
-    "udpdoor",
-    "udpsession",
+    "appliance.dataplane.balance",
+    "appliance.dataplane.datagram",
+    "appliance.dataplane.dial",
+    "appliance.dataplane.door",
+    "appliance.dataplane.entrance",
+    "appliance.dataplane.epoll",
+    "appliance.dataplane.inside",
+    "appliance.dataplane.listener",
+    "appliance.dataplane.relay",
+    "appliance.dataplane.udpdoor",
+    "appliance.dataplane.udpsession",
 )
-"""Of appliance/dataplane: what runs for each message, datagram or connection."""
+"""What runs for each message, datagram or connection."""
 LIBRARY = "appliance"
 """All are one library, so that they call each other directly. It lies beside appliance/, as appliance__mypyc.…so."""
 NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.so")
@@ -94,7 +94,7 @@ def _compile(folder: Path, libraries: str) -> str:
         shutil.copytree(folder / "appliance", Path(scratch, "appliance"), ignore=NOT_COPIED)
         built = Path(scratch, "built")
         done = subprocess.run(
-            [sys.executable, "-c", _BUILD, LIBRARY, libraries, *(f"appliance/dataplane/{name}.py" for name in MODULES)],
+            [sys.executable, "-c", _BUILD, LIBRARY, libraries, *(f"{name.replace('.', '/')}.py" for name in MODULES)],
             cwd=scratch,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

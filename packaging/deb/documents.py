@@ -1,7 +1,7 @@
 """What the package says, written from the program itself: `documents.py TREE` fills TREE.
 
-The commands' own help becomes meshbox(1); the options of `appliance.config` become meshbox.toml(5) and the default
-/etc/meshbox/meshbox.toml. Also the shells' completions, and the licences of the libraries that come along.
+The commands' own help becomes meshbox(1); the options of `appliance.config` become meshbox.toml(5) and
+the default /etc/meshbox/meshbox.toml. Also the shells' completions, and the licences of the libraries that come along.
 """
 
 from __future__ import annotations

@@ -427,8 +427,8 @@ PARENT = """
 import sys, uvloop
 sys.path.insert(0, "tests/dataplane")
 from tcpworld import listener_of
-from appliance import worker
-from appliance.dataplane import face
+import appliance.worker as worker
+import appliance.dataplane.face as face
 from appliance.dataplane.workers import Workers
 loop = uvloop.new_event_loop()
 command = worker.command(level="error", form="text")

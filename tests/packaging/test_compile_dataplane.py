@@ -52,7 +52,7 @@ def test_a_source_that_changes_is_compiled_again(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     for name in ("appliance", "nft", "packaging"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for module in (clone / "appliance/dataplane").glob("*.py"):
+    for module in (clone / "appliance/dataplane").rglob("*.py"):
         module.write_text("one: int = 1\n")
 
     def again() -> tuple[int, str]:
@@ -61,12 +61,13 @@ def test_a_source_that_changes_is_compiled_again(tmp_path: Path) -> None:
     assert again()[1].count("compiling") == 1
     assert again() == (0, "")
     found = subprocess.check_output(
-        [sys.executable, "-c", "from appliance.dataplane import relay; print(relay.one, relay.__file__)"],
+        [sys.executable, "-c", "import appliance.dataplane.relay as relay; print(relay.one, relay.__file__)"],
         env={**os.environ, "PYTHONPATH": str(clone / "build"), "PYTHONSAFEPATH": "1"},
         text=True,
     )
-    assert found.startswith(f"1 {clone}/build/appliance/dataplane/relay.cpython")
-    (clone / "appliance/dataplane/relay.py").write_text("one: int = 'two'\n")
+    module = Path("appliance/dataplane/relay.py")
+    assert found.startswith(f"1 {clone / 'build' / module.with_suffix('')}.cpython")
+    (clone / module).write_text("one: int = 'two'\n")
     code, words = again()
     assert code == 1
     assert "relay.py:1: error" in words
