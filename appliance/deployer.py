@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.backoff import Backoff
 from appliance.drivers import dockerlabels as labels
 from appliance.drivers.dockercreate import create_body, docker_name
 from appliance.drivers.dockerhttp import ConflictError, DockerError, NotFoundError
@@ -21,6 +20,7 @@ from appliance.errors import MeshboxError
 from appliance.logs import Faults
 from appliance.model.facts import RunState
 from appliance.model.rollout import Action, Create, Progress, ReplicaKey, Retire, Start
+from appliance.retry import Backoff
 from appliance.surroundings import own_network
 
 if TYPE_CHECKING:

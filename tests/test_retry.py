@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.backoff import LAST, QUIET, Backoff
+from appliance.retry import LAST, QUIET, Backoff
 
 
 def test_delay_doubles_to_its_limit():
