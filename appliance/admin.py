@@ -27,7 +27,6 @@ from starlette.routing import Route
 from appliance import __version__, metrics, views
 from appliance.errors import HostError, InputError, MeshboxError, did_you_mean
 from appliance.model.names import Allowance
-from appliance.model.specparse import check_services, parse_service
 from appliance.plan.allocate import misfit
 from appliance.plan.changes import Kind, changes, removal
 from appliance.plan.elsewhere import elsewhere
@@ -35,6 +34,7 @@ from appliance.plan.explain import find_client, why
 from appliance.plan.placement import check_constraint
 from appliance.plan.rollout import progress
 from appliance.plan.visitors import EVERYTHING
+from appliance.spec.parse import check_services, parse_service
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

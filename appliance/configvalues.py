@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from appliance.errors import InputError, did_you_mean
-from appliance.model.fieldparse import parse_seconds, shown
 from appliance.model.names import MAX_LABEL, Allowance, parse_label
 from appliance.model.visitors import ConnectTo
+from appliance.spec.fields import parse_seconds, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,11 +18,11 @@ from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Sn
 from appliance.model.names import Name
 from appliance.model.network import NetnsId
 from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
-from appliance.model.specparse import parse_service, service_to_raw
 from appliance.model.state import HostState
 from appliance.model.stats import BackendStats, Connection, ListenerStats
 from appliance.plan.compile import compile_host
 from appliance.plan.rollout import images, rollout
+from appliance.spec.parse import parse_service, service_to_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

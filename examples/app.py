@@ -1,7 +1,7 @@
 """The example: two services, three containers, one of them allowed to call another service.
 
 `meshbox deploy examples/app.py` makes flask.flask:8080, redis.flask:8080 and apple.orange:8080.
-`service` and `container` need no import; for an editor: from appliance.dsl import container, service
+`service` and `container` need no import; for an editor: from appliance.spec.dsl import container, service
 """
 
 # Answers every TCP connection and every datagram with its host name and what it was told.

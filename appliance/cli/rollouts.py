@@ -21,11 +21,11 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from appliance import dsl
 from appliance.cli import tables
 from appliance.cli.client import in_image
 from appliance.errors import HostError, InputError, did_you_mean
-from appliance.model.specparse import service_to_raw
+from appliance.spec import dsl
+from appliance.spec.parse import service_to_raw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -18,7 +18,7 @@ import orjson
 from appliance.errors import HostError, InputError, MeshboxError
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination, Name, Protocol, parse_port_number
-from appliance.model.specparse import parse_service, service_to_raw
+from appliance.spec.parse import parse_service, service_to_raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,7 +12,7 @@ import orjson
 from appliance.errors import HostError, MeshboxError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
-from appliance.model.specparse import parse_service, service_to_raw
+from appliance.spec.parse import parse_service, service_to_raw
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from appliance.errors import InputError
 from appliance.model.names import Allowance, Name, Port, Protocol
 from appliance.model.spec import Container, Health, Service
-from appliance.model.specparse import check_services, parse_service, service_to_raw
+from appliance.spec.parse import check_services, parse_service, service_to_raw
 
 
 def raw_service(**fields):

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import InputError, did_you_mean
-from appliance.model.fieldparse import (
+from appliance.model.names import Name, parse_label, parse_service_name
+from appliance.model.spec import Container, Health, Service
+from appliance.spec.fields import (
     parse_allowances,
     parse_command,
     parse_environment,
@@ -23,9 +25,7 @@ from appliance.model.fieldparse import (
     parse_volumes,
     shown,
 )
-from appliance.model.names import Name, parse_label, parse_service_name
-from appliance.model.spec import Container, Health, Service
-from appliance.model.tlds import is_top_level_domain
+from appliance.spec.tlds import is_top_level_domain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

@@ -5,9 +5,9 @@ from textwrap import dedent
 
 import pytest
 
-from appliance import dsl
 from appliance.errors import InputError
 from appliance.model.names import Port
+from appliance.spec import dsl
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_example_of_the_design(write):
 def test_import_is_possible(write):
     """The same file works with the names imported, as editors and type checkers want it."""
     bare, _ = dsl.load(write(DESIGN))
-    imported, _ = dsl.load(write("from appliance.dsl import service, container\n" + dedent(DESIGN)))
+    imported, _ = dsl.load(write("from appliance.spec.dsl import service, container\n" + dedent(DESIGN)))
     assert imported == bare
 
 

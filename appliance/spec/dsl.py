@@ -1,7 +1,7 @@
 """The language of spec files: `service()`, `container()`, and `load()`, which evaluates a file.
 
 A spec file is Python that runs in the command line's process with the caller's rights; only its values travel on.
-It needs no import (both names are bound), and works with `from appliance.dsl import service, container` as well.
+It needs no import (both names are bound), and works with `from appliance.spec.dsl import service, container` as well.
 What counts are the services that module-level variables hold, singly or in lists.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import InputError
 from appliance.model.spec import Container, Service
-from appliance.model.specparse import check_services, parse_container, parse_service
+from appliance.spec.parse import check_services, parse_container, parse_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,0 +1,1 @@
+"""What a user writes: spec files and labels, parsed once into values."""
