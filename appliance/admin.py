@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from appliance.config import Config
+    from appliance.config.options import Config
     from appliance.drivers.registryfacts import RegistryFacts
     from appliance.logs import Faults
     from appliance.model.facts import Snapshot, Workload

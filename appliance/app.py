@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from ipaddress import IPv4Address
 
-    from appliance.config import Config
+    from appliance.config.options import Config
     from appliance.drivers.nft import NftFeatures
     from appliance.drivers.registry import Registry
     from appliance.drivers.registryfacts import RegistryFacts

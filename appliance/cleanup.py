@@ -22,7 +22,7 @@ from appliance.model.facts import RunState
 from appliance.render.ruleset import REMOVE
 
 if TYPE_CHECKING:
-    from appliance.config import Config
+    from appliance.config.options import Config
 
 DOCKER_TIMEOUT = 10.0
 """Seconds that Docker gets for one question: removal must not hang on a Docker that does."""

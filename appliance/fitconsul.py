@@ -14,7 +14,7 @@ from appliance.errors import HostError, RetryError
 from appliance.findings import Finding, failed, ok, warning
 
 if TYPE_CHECKING:
-    from appliance.config import Config
+    from appliance.config.options import Config
     from appliance.drivers.consulapi import ConsulApi
 
 PATIENCE = 5.0

@@ -18,7 +18,7 @@ from appliance.findings import Finding, failed, ok, warning
 from appliance.lock import only_one
 
 if TYPE_CHECKING:
-    from appliance.config import Config
+    from appliance.config.options import Config
 
 
 def state(config: Config) -> Finding:

@@ -30,7 +30,7 @@ from appliance.model.facts import RunState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from appliance.config import Config
+    from appliance.config.options import Config
     from appliance.model.facts import DockerNetwork
 
 OLDEST_NFT = (0, 9, 6)

@@ -13,7 +13,7 @@ from appliance.errors import MeshboxError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from appliance.config import Config
+    from appliance.config.options import Config
     from appliance.logs import Faults
     from appliance.model.visitors import ConnectTo, Visitors
 

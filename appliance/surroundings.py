@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Address
 
-    from appliance.config import Config
+    from appliance.config.options import Config
     from appliance.model.facts import DockerNetwork
 
 IMAGE_MARK = Path("/usr/lib/meshbox/healthcheck.py")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
-    from appliance.config import Config
+    from appliance.config.options import Config
     from appliance.model.rollout import Action
     from appliance.model.spec import Service
 

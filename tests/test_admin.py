@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from appliance import admin, logs
-from appliance.config import Config
+from appliance.config.options import Config
 from appliance.errors import HostError
 from appliance.model.names import Destination
 from appliance.model.stats import Connection

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from appliance import fitconsul
-from appliance.config import Config, Consul
+from appliance.config.options import Config, Consul
 from appliance.findings import Level
 from tests.faultyconsul import FaultyConsul
 from tests.realconsul import ConsulAgent, free_ports

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from appliance import fitfiles, lock
-from appliance.config import Config
+from appliance.config.options import Config
 from appliance.drivers import netnsdir
 from appliance.drivers.statefile import SCHEMA
 from appliance.findings import Level

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from appliance import fitness, surroundings
-from appliance.config import Config
+from appliance.config.options import Config
 from appliance.findings import Level
 from appliance.model.facts import DockerNetwork
 

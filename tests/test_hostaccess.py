@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from appliance.config import Config
+from appliance.config.options import Config
 from appliance.drivers.hostnames import HostNames
 from appliance.errors import HostError
 from appliance.hostaccess import LOOK, SETTLE, HostAccess

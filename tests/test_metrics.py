@@ -4,7 +4,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from appliance import metrics
-from appliance.config import Config
+from appliance.config.options import Config
 from appliance.testing import FakeAppliance
 from tests.plan.cases import container
 

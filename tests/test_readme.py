@@ -8,8 +8,9 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from appliance import __version__, config
+from appliance import __version__
 from appliance.cli.commands import app
+from appliance.config import options as config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

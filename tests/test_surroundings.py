@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from appliance import surroundings
-from appliance.config import Config, Consul
+from appliance.config.options import Config, Consul
 from appliance.drivers.nft import Nft
 from appliance.errors import RetryError
 from appliance.findings import Level

@@ -13,7 +13,7 @@ from appliance.cli.client import Client
 from appliance.errors import HostError
 
 if TYPE_CHECKING:
-    from appliance.config import Config
+    from appliance.config.options import Config
     from appliance.findings import Finding
 
 PATIENCE = 5.0

@@ -13,7 +13,7 @@ from appliance import cleanup
 from appliance.cli import tables
 
 if TYPE_CHECKING:
-    from appliance.config import Config
+    from appliance.config.options import Config
 
 
 def clean(config: Config, *, state: bool, as_json: bool) -> bool:

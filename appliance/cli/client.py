@@ -18,7 +18,7 @@ from appliance.errors import HostError, InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from appliance.config import Config
+    from appliance.config.options import Config
 
 TIMEOUT = 30.0
 """Seconds until an appliance that does not answer is given up."""

@@ -16,7 +16,7 @@ import typer
 from typer.exceptions import TyperException
 
 import appliance
-from appliance import config
+from appliance.config import options as config
 from appliance.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from appliance import config
+from appliance.config import options as config
 from appliance.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:

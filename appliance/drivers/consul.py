@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from appliance.config import Consul as ConsulSettings
+    from appliance.config.options import Consul as ConsulSettings
     from appliance.model.facts import Allocations, Endpoint, Machine
     from appliance.model.names import Destination
     from appliance.model.network import Registration

@@ -11,7 +11,7 @@ from appliance.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from appliance.config import Consul as ConsulSettings
+    from appliance.config.options import Consul as ConsulSettings
 
 WAIT = 30
 """Seconds that a blocking query waits. Consul keeps the place of a query that was given up until this is over."""

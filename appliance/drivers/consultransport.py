@@ -20,7 +20,7 @@ from appliance.errors import HostError, RetryError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from appliance.config import Consul as ConsulSettings
+    from appliance.config.options import Consul as ConsulSettings
 
 CALL_TIMEOUT = 10.0
 """Seconds that Consul may take for an ordinary answer; a blocking query has its own wait on top."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv4Address
 
-    from appliance.config import Config
+    from appliance.config.options import Config
     from appliance.drivers.registryfacts import RegistryFacts
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration

@@ -1,6 +1,6 @@
 """What the package says, written from the program itself: `documents.py TREE` fills TREE.
 
-The commands' own help becomes meshbox(1); the options of `appliance.config` become meshbox.toml(5) and
+The commands' own help becomes meshbox(1); the options of `appliance.config.options` become meshbox.toml(5) and
 the default /etc/meshbox/meshbox.toml. Also the shells' completions, and the licences of the libraries that come along.
 """
 
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import typer.main
 from typer._completion_shared import get_completion_script
 
-from appliance import __version__, config
+from appliance import __version__
 from appliance.cli.commands import app
+from appliance.config import options as config
 from appliance.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import trio
 
 from appliance import admin
 from appliance.cli import main
-from appliance.config import Config
+from appliance.config.options import Config
 from appliance.testing import FakeAppliance
 
 

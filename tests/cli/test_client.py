@@ -9,7 +9,7 @@ import pytest
 
 from appliance import lock, surroundings
 from appliance.cli import checks, client
-from appliance.config import Config
+from appliance.config.options import Config
 
 NOT_RUNNING = "meshbox is not running here"
 

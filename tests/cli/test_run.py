@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from appliance import config
 from appliance.cli.run import parse
+from appliance.config import options as config
 from appliance.errors import InputError
 
 

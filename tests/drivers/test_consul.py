@@ -14,7 +14,7 @@ import pytest
 import trio
 from dnslib import DNSRecord
 
-from appliance.config import Consul as ConsulSettings
+from appliance.config.options import Consul as ConsulSettings
 from appliance.drivers import consulliveness
 from appliance.drivers.consul import ConsulRegistry
 from appliance.drivers.consulannounce import SETTLE, Announcer

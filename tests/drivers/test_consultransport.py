@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from appliance.config import Consul as ConsulSettings
+from appliance.config.options import Consul as ConsulSettings
 from appliance.drivers.consulapi import ConsulApi
 from appliance.drivers.consultransport import ConsulError
 from appliance.errors import HostError, RetryError

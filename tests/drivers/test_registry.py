@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.config import Config, Consul
+from appliance.config.options import Config, Consul
 from appliance.drivers.consul import ConsulRegistry
 from appliance.drivers.localstore import LocalStore
 from appliance.drivers.registry import open_registry

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "examples"))
 
 import demo  # examples/ is no package
 
-from appliance import config
+from appliance.config import options as config
 
 
 class FakeDocker:

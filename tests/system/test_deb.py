@@ -33,8 +33,9 @@ from test_bad_host import occupied
 from test_image import COMPILED, by_way_of
 from typer.main import get_command
 
-from appliance import __version__, config
+from appliance import __version__
 from appliance.cli.commands import app
+from appliance.config import options as config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance import configvalues as values
+from appliance.config import values
 from appliance.errors import InputError, did_you_mean
 from appliance.model.facts import Settings
 from appliance.model.visitors import Visitors

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from appliance import config
-from appliance.configvalues import node_from
+from appliance.config import options as config
+from appliance.config.values import node_from
 from appliance.errors import InputError
 from appliance.model.facts import Settings
 

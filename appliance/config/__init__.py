@@ -1,0 +1,1 @@
+"""The configuration: its options, and how their values are read."""
