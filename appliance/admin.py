@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from appliance.config.options import Config
-    from appliance.drivers.registryfacts import RegistryFacts
     from appliance.logs import Faults
     from appliance.model.facts import Snapshot, Workload
+    from appliance.model.registry import RegistryFacts
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState

@@ -33,13 +33,13 @@ from appliance.drivers.registry import open_registry
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
-from appliance.findings import Level
 from appliance.gateway import NoContainers
 from appliance.hostaccess import HostAccess
 from appliance.inventory import Inventory
 from appliance.lock import only_one
 from appliance.logs import Faults
 from appliance.model.facts import Snapshot
+from appliance.model.finding import Level
 from appliance.model.names import Protocol
 from appliance.notify import Notifier
 from appliance.plan.interests import interests
@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
     from appliance.drivers.nft import NftFeatures
     from appliance.drivers.registry import Registry
-    from appliance.drivers.registryfacts import RegistryFacts
     from appliance.model.facts import Workload
     from appliance.model.network import NetnsId
+    from appliance.model.registry import RegistryFacts
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState

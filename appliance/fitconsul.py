@@ -11,7 +11,7 @@ import trio
 
 from appliance.drivers.netns import host
 from appliance.errors import HostError, RetryError
-from appliance.findings import Finding, failed, ok, warning
+from appliance.model.finding import Finding, failed, ok, warning
 
 if TYPE_CHECKING:
     from appliance.config.options import Config

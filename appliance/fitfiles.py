@@ -14,8 +14,8 @@ from appliance.drivers import statefile
 from appliance.drivers.netnsdir import watch_directory
 from appliance.drivers.statefile import DamagedError
 from appliance.errors import HostError
-from appliance.findings import Finding, failed, ok, warning
 from appliance.lock import only_one
+from appliance.model.finding import Finding, failed, ok, warning
 
 if TYPE_CHECKING:
     from appliance.config.options import Config

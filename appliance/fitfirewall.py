@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from appliance.drivers.netlink import entered
-from appliance.findings import Finding, ok, warning
+from appliance.model.finding import Finding, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

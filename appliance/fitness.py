@@ -24,8 +24,8 @@ from appliance.drivers.dockerhttp import NotFoundError
 from appliance.drivers.hostnames import ROUTE_PROTOCOL, HostNames, chosen
 from appliance.drivers.hostresolv import RESOLV_CONF, HostResolvers
 from appliance.errors import MeshboxError
-from appliance.findings import Finding, Level, failed, ok, warning
 from appliance.model.facts import RunState
+from appliance.model.finding import Finding, Level, failed, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from appliance.drivers import netns
 from appliance.drivers.nft import Nft, door_sample, samples
 from appliance.errors import MeshboxError
-from appliance.findings import Finding, failed, ok, warning
 from appliance.gateway import WHOLE
+from appliance.model.finding import Finding, failed, ok, warning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import trio
 import trio.lowlevel
 
-from appliance.drivers.registryfacts import RegistryFacts
 from appliance.errors import RetryError
 from appliance.logs import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Snapshot, Workload
 from appliance.model.names import Name
 from appliance.model.network import NetnsId
+from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
 from appliance.model.state import HostState
 from appliance.model.stats import BackendStats, Connection, ListenerStats

@@ -14,10 +14,10 @@ from appliance.plan.rollout import revision
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from appliance.drivers.registryfacts import RegistryFacts
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.names import Allowance, Port
     from appliance.model.network import Backend
+    from appliance.model.registry import RegistryFacts
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState

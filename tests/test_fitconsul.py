@@ -9,7 +9,7 @@ import trio
 
 from appliance import fitconsul
 from appliance.config.options import Config, Consul
-from appliance.findings import Level
+from appliance.model.finding import Level
 from tests.faultyconsul import FaultyConsul
 from tests.realconsul import ConsulAgent, free_ports
 

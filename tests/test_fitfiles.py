@@ -12,8 +12,8 @@ from appliance import fitfiles, lock
 from appliance.config.options import Config
 from appliance.drivers import netnsdir
 from appliance.drivers.statefile import SCHEMA
-from appliance.findings import Level
 from appliance.lock import only_one
+from appliance.model.finding import Level
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ import pytest
 from machine import run
 
 from appliance.drivers.netlink import entered
-from appliance.findings import Level
 from appliance.fitfirewall import firewall
 from appliance.model.facts import DockerNetwork
+from appliance.model.finding import Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from appliance.findings import Finding
+    from appliance.model.finding import Finding
 
 pytestmark = pytest.mark.system
 

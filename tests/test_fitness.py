@@ -13,8 +13,8 @@ import pytest
 
 from appliance import fitness, surroundings
 from appliance.config.options import Config
-from appliance.findings import Level
 from appliance.model.facts import DockerNetwork
+from appliance.model.finding import Level
 
 RANGE = IPv4Network("240.0.0.0/4")
 

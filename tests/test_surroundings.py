@@ -15,9 +15,9 @@ from appliance import surroundings
 from appliance.config.options import Config, Consul
 from appliance.drivers.nft import Nft
 from appliance.errors import RetryError
-from appliance.findings import Level
 from appliance.gateway import WHOLE
 from appliance.model.facts import DockerNetwork
+from appliance.model.finding import Level
 
 BRIDGE = DockerNetwork(
     name="bridge", driver="bridge", subnets=(IPv4Network("172.17.0.0/16"),), gateways=(IPv4Address("172.17.0.1"),)

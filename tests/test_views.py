@@ -6,9 +6,9 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from appliance import views
-from appliance.drivers.registryfacts import RegistryFacts
 from appliance.model.facts import RunState
 from appliance.model.names import Destination
+from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import Progress, ReplicaKey
 from appliance.plan.compile import compile_host
 from appliance.plan.elsewhere import elsewhere

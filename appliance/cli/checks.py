@@ -14,7 +14,7 @@ from appliance.errors import HostError
 
 if TYPE_CHECKING:
     from appliance.config.options import Config
-    from appliance.findings import Finding
+    from appliance.model.finding import Finding
 
 PATIENCE = 5.0
 """Seconds until an appliance that does not answer counts as one that hangs."""

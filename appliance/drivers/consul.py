@@ -32,8 +32,8 @@ from appliance.drivers.consulrejoin import rejoin
 from appliance.drivers.consulspecs import FOLDER, Specs
 from appliance.drivers.consulwatch import START, Held, Interests, Queries
 from appliance.drivers.localstore import LocalStore
-from appliance.drivers.registryfacts import RegistryFacts
 from appliance.errors import RetryError
+from appliance.model.registry import RegistryFacts
 from appliance.plan.visitors import EVERYTHING
 
 if TYPE_CHECKING:

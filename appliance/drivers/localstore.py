@@ -14,9 +14,9 @@ import structlog
 import trio
 
 from appliance.drivers import consulfile, statefile
-from appliance.drivers.registryfacts import RegistryFacts
 from appliance.drivers.statefile import DamagedError, State
 from appliance.errors import HostError, RetryError
+from appliance.model.registry import RegistryFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

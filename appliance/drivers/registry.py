@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.config.options import Config
-    from appliance.drivers.registryfacts import RegistryFacts
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
+    from appliance.model.registry import RegistryFacts
     from appliance.model.spec import Service
 
 
