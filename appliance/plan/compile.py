@@ -16,7 +16,7 @@ from appliance.model.state import HostState
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
 from appliance.plan.members import Members
 from appliance.plan.rollout import retiring
-from appliance.plan.shape import Shape, Shaper, at_once
+from appliance.plan.skeleton import Shape, Shaper, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping

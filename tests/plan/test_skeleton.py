@@ -9,7 +9,7 @@ from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Name, Protocol
 from appliance.model.network import NetnsId, Route
 from appliance.plan.members import Members
-from appliance.plan.shape import Shaper, at_once
+from appliance.plan.skeleton import Shaper, at_once
 from tests.plan.cases import (
     BRIDGE,
     GATEWAY,
