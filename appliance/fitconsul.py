@@ -15,7 +15,7 @@ from appliance.model.finding import Finding, failed, ok, warning
 
 if TYPE_CHECKING:
     from appliance.config.options import Config
-    from appliance.drivers.consulapi import ConsulApi
+    from appliance.drivers.consul.api import ConsulApi
 
 PATIENCE = 5.0
 """Seconds that Consul gets for all questions together."""
@@ -25,7 +25,7 @@ async def consul(config: Config) -> list[Finding]:
     """Look at Consul, if it is the registry."""
     if config.registry != "consul":
         return []
-    from appliance.drivers.consulapi import ConsulApi  # noqa: PLC0415 — 6 MB that a machine alone does not need
+    from appliance.drivers.consul.api import ConsulApi  # noqa: PLC0415 — 6 MB that a machine alone does not need
 
     try:
         api = ConsulApi(config.consul)
@@ -44,8 +44,8 @@ async def consul(config: Config) -> list[Finding]:
 
 
 async def _answers(api: ConsulApi, config: Config) -> Finding:
-    from appliance.drivers import consulcodec as codec  # noqa: PLC0415 — as above
-    from appliance.drivers.consulspecs import FOLDER  # noqa: PLC0415
+    from appliance.drivers.consul import codec  # noqa: PLC0415 — as above
+    from appliance.drivers.consul.specs import FOLDER  # noqa: PLC0415
 
     own = codec.machine_id(config.node)
     try:

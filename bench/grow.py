@@ -24,7 +24,7 @@ import trio
 import uvloop
 
 from appliance.dataplane.plane import DataPlane
-from appliance.drivers import consulcodec
+from appliance.drivers.consul import codec as consulcodec
 from appliance.drivers.nft import NftHelper
 from appliance.errors import HostError
 from appliance.model.facts import DockerNetwork, Machine, Netns, Settings, Snapshot

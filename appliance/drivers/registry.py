@@ -78,7 +78,7 @@ def open_registry(
     """
     state_dir = Path(config.state_dir)
     if config.registry == "consul":
-        from appliance.drivers.consul import ConsulRegistry  # noqa: PLC0415 — 6 MB that a machine alone does not need
+        from appliance.drivers.consul.registry import ConsulRegistry  # noqa: PLC0415 — 6 MB that a machine alone does not need
 
         return ConsulRegistry(
             config.consul,

@@ -17,7 +17,7 @@ from ipaddress import IPv4Address
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
-from appliance.drivers import consulcodec
+from appliance.drivers.consul import codec as consulcodec
 from appliance.model.facts import Machine
 from appliance.model.names import Destination
 from appliance.model.network import Registration

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.drivers.consultransport import ConsulError
+from appliance.drivers.consul.transport import ConsulError
 
 
 class FakeKeys:

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 import trio
 
-from appliance.drivers import consulfile
+from appliance.drivers.consul import cache as consulfile
 from appliance.drivers.localstore import TOMBSTONE_LIFE, LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations

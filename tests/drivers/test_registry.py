@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.config.options import Config, Consul
-from appliance.drivers.consul import ConsulRegistry
+from appliance.drivers.consul.registry import ConsulRegistry
 from appliance.drivers.localstore import LocalStore
 from appliance.drivers.registry import open_registry
 from appliance.errors import HostError

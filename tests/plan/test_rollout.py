@@ -8,7 +8,7 @@ from math import inf
 import pytest
 from hypothesis import given
 
-from appliance.drivers.consulcodec import TTL
+from appliance.drivers.consul.codec import TTL
 from appliance.model.facts import RunState
 from appliance.model.names import Allowance, Destination, Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start

@@ -18,7 +18,7 @@ from cluster import Between, Census, Kept, Load
 from machine import IMAGE, NEVER, wait_until
 from meshworld import TRIO, WHERE, heard, name_of, names, spread, wait_until_agreed
 
-from appliance.drivers.consulcodec import TTL
+from appliance.drivers.consul.codec import TTL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

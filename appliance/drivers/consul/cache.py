@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from appliance.drivers.consulcodec import parse_presence_port
+from appliance.drivers.consul.codec import parse_presence_port
 from appliance.errors import MeshboxError
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination

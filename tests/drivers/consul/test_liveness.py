@@ -12,9 +12,10 @@ import pytest
 import structlog
 import trio
 
-from appliance.drivers import consulliveness, presence
-from appliance.drivers.consulliveness import Liveness
-from appliance.drivers.presence import Presence
+from appliance.drivers.consul import liveness as consulliveness
+from appliance.drivers.consul import presence
+from appliance.drivers.consul.liveness import Liveness
+from appliance.drivers.consul.presence import Presence
 from appliance.model.facts import Machine
 from tests.realconsul import free_ports
 

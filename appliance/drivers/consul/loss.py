@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 import trio
 
-from appliance.drivers.consulcodec import MESHBOX, TTL, machine_id
+from appliance.drivers.consul.codec import MESHBOX, TTL, machine_id
 from appliance.errors import RetryError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from appliance.drivers.consulapi import ConsulApi
-    from appliance.drivers.consulwatch import Held
+    from appliance.drivers.consul.api import ConsulApi
+    from appliance.drivers.consul.watch import Held
 
 log = structlog.get_logger()
 

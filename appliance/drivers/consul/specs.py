@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.consulcodec import StoredSpec, dump_spec, parse_spec
-from appliance.drivers.consultransport import ConsulError
+from appliance.drivers.consul.codec import StoredSpec, dump_spec, parse_spec
+from appliance.drivers.consul.transport import ConsulError
 from appliance.errors import HostError, InputError, RetryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from appliance.drivers.consulapi import ConsulApi
+    from appliance.drivers.consul.api import ConsulApi
     from appliance.model.spec import Service
 
 log = structlog.get_logger()

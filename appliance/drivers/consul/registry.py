@@ -20,17 +20,25 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers import consulfile, statefile
 from appliance.drivers import netns as namespaces
-from appliance.drivers.consulannounce import Announcer
-from appliance.drivers.consulapi import ConsulApi
-from appliance.drivers.consulcodec import MESHBOX, StoredSpec, check_meta, one_per_node, parse_endpoints, parse_machines
-from appliance.drivers.consuldeparted import Departed
-from appliance.drivers.consulevidence import AWAY, EPOCH, GRACE, LOOK, Evidence
-from appliance.drivers.consulliveness import Liveness
-from appliance.drivers.consulrejoin import rejoin
-from appliance.drivers.consulspecs import FOLDER, Specs
-from appliance.drivers.consulwatch import START, Held, Interests, Queries
+from appliance.drivers import statefile
+from appliance.drivers.consul import cache as consulfile
+from appliance.drivers.consul.announce import Announcer
+from appliance.drivers.consul.api import ConsulApi
+from appliance.drivers.consul.codec import (
+    MESHBOX,
+    StoredSpec,
+    check_meta,
+    one_per_node,
+    parse_endpoints,
+    parse_machines,
+)
+from appliance.drivers.consul.departed import Departed
+from appliance.drivers.consul.liveness import Liveness
+from appliance.drivers.consul.loss import AWAY, EPOCH, GRACE, LOOK, Evidence
+from appliance.drivers.consul.rejoin import rejoin
+from appliance.drivers.consul.specs import FOLDER, Specs
+from appliance.drivers.consul.watch import START, Held, Interests, Queries
 from appliance.drivers.localstore import LocalStore
 from appliance.errors import RetryError
 from appliance.model.registry import RegistryFacts

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 import orjson
 import pytest
 
-from appliance.drivers.consulfile import Known, dump, load
+from appliance.drivers.consul.cache import Known, dump, load
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination
 

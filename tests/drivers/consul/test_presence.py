@@ -13,8 +13,8 @@ import pytest
 import structlog
 import trio
 
-from appliance.drivers import presence
-from appliance.drivers.presence import NoAnswerError, Presence, ask
+from appliance.drivers.consul import presence
+from appliance.drivers.consul.presence import NoAnswerError, Presence, ask
 from tests.realconsul import free_ports
 
 ONE, TWO, STRANGER = (IPv4Address(f"127.0.0.{number}") for number in (1, 2, 3))

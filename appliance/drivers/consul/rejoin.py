@@ -15,8 +15,8 @@ import trio
 from appliance.errors import RetryError
 
 if TYPE_CHECKING:
-    from appliance.drivers.consulapi import ConsulApi
-    from appliance.drivers.consulwatch import Held
+    from appliance.drivers.consul.api import ConsulApi
+    from appliance.drivers.consul.watch import Held
 
 log = structlog.get_logger()
 

@@ -10,10 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from appliance.drivers.consulannounce import COMPARE, HEARTBEAT, PATIENCE, SETTLE, Announcer
-from appliance.drivers.consulcodec import TTL, destination_id, destination_service, machine_service
-from appliance.drivers.consultransport import ConsulError
-from appliance.drivers.consulwatch import Held
+from appliance.drivers.consul.announce import COMPARE, HEARTBEAT, PATIENCE, SETTLE, Announcer
+from appliance.drivers.consul.codec import TTL, destination_id, destination_service, machine_service
+from appliance.drivers.consul.transport import ConsulError
+from appliance.drivers.consul.watch import Held
 from appliance.errors import HostError
 from appliance.model.facts import Machine
 from appliance.model.names import Destination

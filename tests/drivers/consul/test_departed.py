@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 import trio
 import trio.testing
 
-from appliance.drivers.consuldeparted import MAY_CALL, Departed
+from appliance.drivers.consul.departed import MAY_CALL, Departed
 from appliance.model.facts import Machine
 
 

@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from appliance.config.options import Consul as ConsulSettings
-from appliance.drivers.consulapi import ConsulApi
-from appliance.drivers.consultransport import ConsulError
+from appliance.drivers.consul.api import ConsulApi
+from appliance.drivers.consul.transport import ConsulError
 from appliance.errors import HostError, RetryError
 from tests.certificates import client_settings, make_certificates, tls_settings
 from tests.faultyconsul import FaultyConsul

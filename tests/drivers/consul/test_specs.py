@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import trio
 
-from appliance.drivers.consulcodec import StoredSpec, dump_spec
-from appliance.drivers.consulspecs import LIFE, TRIES, Specs
+from appliance.drivers.consul.codec import StoredSpec, dump_spec
+from appliance.drivers.consul.specs import LIFE, TRIES, Specs
 from appliance.errors import HostError, RetryError
 from appliance.model.spec import Container, Service
 from tests.drivers.fakekeys import FakeKeys

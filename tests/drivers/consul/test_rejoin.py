@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from appliance.drivers.consulrejoin import AT_ONCE, PERIOD, rejoin
-from appliance.drivers.consulwatch import Held
+from appliance.drivers.consul.rejoin import AT_ONCE, PERIOD, rejoin
+from appliance.drivers.consul.watch import Held
 from appliance.errors import RetryError
 
 

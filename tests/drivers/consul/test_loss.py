@@ -6,9 +6,9 @@ import pytest
 import trio
 import trio.testing
 
-from appliance.drivers.consulcodec import TTL
-from appliance.drivers.consulevidence import EPOCH, GRACE, Evidence
-from appliance.drivers.consulwatch import Held
+from appliance.drivers.consul.codec import TTL
+from appliance.drivers.consul.loss import EPOCH, GRACE, Evidence
+from appliance.drivers.consul.watch import Held
 from appliance.errors import RetryError
 from tests.drivers.fakekeys import FakeKeys
 

@@ -7,8 +7,8 @@ import itertools
 import trio
 import trio.testing
 
-from appliance.drivers.consulapi import WAIT
-from appliance.drivers.consulwatch import BACKOFF, Held, Interests, Queries
+from appliance.drivers.consul.api import WAIT
+from appliance.drivers.consul.watch import BACKOFF, Held, Interests, Queries
 from appliance.errors import RetryError
 
 

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address
 import orjson
 import pytest
 
-from appliance.drivers import consulcodec as codec
-from appliance.drivers.consulcodec import StoredSpec
+from appliance.drivers.consul import codec
+from appliance.drivers.consul.codec import StoredSpec
 from appliance.errors import HostError, InputError
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.presence import NoAnswerError, Presence, ask
+from appliance.drivers.consul.presence import NoAnswerError, Presence, ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

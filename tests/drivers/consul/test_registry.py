@@ -15,10 +15,10 @@ import trio
 from dnslib import DNSRecord
 
 from appliance.config.options import Consul as ConsulSettings
-from appliance.drivers import consulliveness
-from appliance.drivers.consul import ConsulRegistry
-from appliance.drivers.consulannounce import SETTLE, Announcer
-from appliance.drivers.consulapi import ConsulApi
+from appliance.drivers.consul import liveness as consulliveness
+from appliance.drivers.consul.announce import SETTLE, Announcer
+from appliance.drivers.consul.api import ConsulApi
+from appliance.drivers.consul.registry import ConsulRegistry
 from appliance.drivers.localstore import LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
@@ -486,8 +486,8 @@ def test_backup_is_restored(machines, consul_agent, tmp_path):
 
 def test_consul_restarted_with_its_data(machines, consul_agent, monkeypatch):
     """Agents take machines for dead until their next heartbeat; for one TTL nobody believes that, for longer all do."""
-    monkeypatch.setattr("appliance.drivers.consul.AWAY", 1.0)
-    monkeypatch.setattr("appliance.drivers.consulevidence.TTL", 4.0)
+    monkeypatch.setattr("appliance.drivers.consul.registry.AWAY", 1.0)
+    monkeypatch.setattr("appliance.drivers.consul.loss.TTL", 4.0)
 
     def status(node: str) -> str:
         checks = consul_agent.get("/v1/health/checks/meshbox") or ()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from appliance.drivers.consulapi import WAIT
+from appliance.drivers.consul.api import WAIT
 from appliance.errors import RetryError
 
 if TYPE_CHECKING:

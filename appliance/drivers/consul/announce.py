@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.consulcodec import (
+from appliance.drivers.consul.codec import (
     TTL,
     destination_id,
     destination_service,
@@ -32,8 +32,8 @@ from appliance.model.facts import Machine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from appliance.drivers.consulapi import ConsulApi
-    from appliance.drivers.consulwatch import Held
+    from appliance.drivers.consul.api import ConsulApi
+    from appliance.drivers.consul.watch import Held
     from appliance.model.names import Destination
     from appliance.model.network import Registration
 

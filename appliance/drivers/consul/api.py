@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from appliance.drivers.consulcodec import is_own
-from appliance.drivers.consultransport import Client, ConsulError, explained
+from appliance.drivers.consul.codec import is_own
+from appliance.drivers.consul.transport import Client, ConsulError, explained
 from appliance.errors import HostError
 
 if TYPE_CHECKING:

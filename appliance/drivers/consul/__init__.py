@@ -1,0 +1,1 @@
+"""Consul: specs, machines and endpoints shared with other machines."""
