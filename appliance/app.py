@@ -26,16 +26,16 @@ from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.doors import Doors
 from appliance.drain import drained
 from appliance.drivers import netns as namespaces
-from appliance.drivers.docker import Docker
+from appliance.drivers.docker.client import Docker
+from appliance.drivers.docker.inventory import Inventory
+from appliance.drivers.docker.none import NoContainers
 from appliance.drivers.hostresolv import HostResolvers
 from appliance.drivers.nft import DOOR_RULES, Nft, NftHelper
 from appliance.drivers.registry import open_registry
 from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
-from appliance.gateway import NoContainers
 from appliance.hostaccess import HostAccess
-from appliance.inventory import Inventory
 from appliance.lock import only_one
 from appliance.logs import Faults
 from appliance.model.facts import Snapshot

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers import dockerlabels as label
 from appliance.drivers import netns as namespaces
-from appliance.drivers.docker import Docker
-from appliance.drivers.dockerhttp import DockerError
+from appliance.drivers.docker import labels as label
+from appliance.drivers.docker.client import Docker
+from appliance.drivers.docker.http import DockerError
 from appliance.drivers.hostnames import HostNames
 from appliance.drivers.nft import Nft
 from appliance.drivers.process import run

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers import dockerlabels as labels
-from appliance.drivers.dockercreate import create_body, docker_name
-from appliance.drivers.dockerhttp import ConflictError, DockerError, NotFoundError
+from appliance.drivers.docker import labels
+from appliance.drivers.docker.create import create_body, docker_name
+from appliance.drivers.docker.http import ConflictError, DockerError, NotFoundError
 from appliance.errors import MeshboxError
 from appliance.logs import Faults
 from appliance.model.facts import RunState
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
     from ipaddress import IPv4Address, IPv4Network
 
-    from appliance.drivers.docker import Docker
-    from appliance.drivers.dockertypes import Inspected
-    from appliance.inventory import Bell
+    from appliance.drivers.docker.client import Docker
+    from appliance.drivers.docker.inventory import Bell
+    from appliance.drivers.docker.types import Inspected
     from appliance.model.facts import DockerNetwork
 
 log = structlog.get_logger()

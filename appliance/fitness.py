@@ -19,8 +19,8 @@ import trio
 
 from appliance import fitfiles, fitfirewall, surroundings
 from appliance.drivers import netns
-from appliance.drivers.docker import Docker
-from appliance.drivers.dockerhttp import NotFoundError
+from appliance.drivers.docker.client import Docker
+from appliance.drivers.docker.http import NotFoundError
 from appliance.drivers.hostnames import ROUTE_PROTOCOL, HostNames, chosen
 from appliance.drivers.hostresolv import RESOLV_CONF, HostResolvers
 from appliance.errors import MeshboxError

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.drivers import netns
+from appliance.drivers.docker.none import WHOLE
 from appliance.drivers.nft import Nft, door_sample, samples
 from appliance.errors import MeshboxError
-from appliance.gateway import WHOLE
 from appliance.model.finding import Finding, failed, ok, warning
 
 if TYPE_CHECKING:

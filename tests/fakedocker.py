@@ -9,9 +9,9 @@ from math import inf
 
 import trio
 
-from appliance.drivers.docker import ImageError
-from appliance.drivers.dockerhttp import ConflictError, DockerAbsentError, DockerError, NotFoundError
-from appliance.drivers.dockertypes import Event, Inspected, Joined, Listed, Members
+from appliance.drivers.docker.client import ImageError
+from appliance.drivers.docker.http import ConflictError, DockerAbsentError, DockerError, NotFoundError
+from appliance.drivers.docker.types import Event, Inspected, Joined, Listed, Members
 from appliance.model.facts import DockerNetwork, RunState
 
 BRIDGE = DockerNetwork(

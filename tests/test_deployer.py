@@ -13,7 +13,7 @@ from fakedocker import BRIDGE, FakeDocker, until
 from structlog.testing import capture_logs
 
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
-from appliance.drivers.dockercreate import docker_name, labels
+from appliance.drivers.docker.create import docker_name, labels
 from appliance.errors import RetryError
 from appliance.model.facts import RunState
 from appliance.model.names import Port

@@ -14,8 +14,8 @@ from machine import IMAGE, Machine
 
 from appliance.deployer import Deployer
 from appliance.drivers import netns as namespaces
-from appliance.drivers.docker import Docker
-from appliance.inventory import Inventory
+from appliance.drivers.docker.client import Docker
+from appliance.drivers.docker.inventory import Inventory
 from appliance.model.facts import RunState
 from appliance.model.names import Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start

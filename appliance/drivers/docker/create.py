@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from appliance.drivers import dockerlabels as label
+from appliance.drivers.docker import labels as label
 from appliance.errors import InputError
 
 if TYPE_CHECKING:

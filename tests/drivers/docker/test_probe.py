@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 import trio
 from fakedocker import until
 
-from appliance.drivers.probe import Probe, Prober, accepts
+from appliance.drivers.docker.probe import Probe, Prober, accepts
 from appliance.model.network import NetnsId
 
 LOOPBACK = IPv4Address("127.0.0.1")

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from appliance.drivers import dockerlabels as labels
-from appliance.drivers.dockerhttp import NotFoundError
-from appliance.drivers.newborn import Newborn, NewbornWatch
-from appliance.drivers.probe import Probe, Prober
+from appliance.drivers.docker import labels
+from appliance.drivers.docker.http import NotFoundError
+from appliance.drivers.docker.prestart import Newborn, NewbornWatch
+from appliance.drivers.docker.probe import Probe, Prober
+from appliance.drivers.docker.workloads import Roster
 from appliance.errors import RetryError
 from appliance.logs import Faults
 from appliance.model import names
 from appliance.model.facts import DockerNetwork, RunState, Workload
-from appliance.roster import Roster
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from ipaddress import IPv4Address
 
-    from appliance.drivers.docker import Docker
-    from appliance.drivers.dockertypes import Event, Inspected
+    from appliance.drivers.docker.client import Docker
+    from appliance.drivers.docker.types import Event, Inspected
     from appliance.model.network import NetnsId
 
 NETNS_DIR = "/var/run/docker/netns"

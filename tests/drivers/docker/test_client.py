@@ -12,8 +12,8 @@ import orjson
 import pytest
 import trio
 
-from appliance.drivers.docker import Docker, ImageError
-from appliance.drivers.dockerhttp import ConflictError, DockerAbsentError, DockerError, NotFoundError
+from appliance.drivers.docker.client import Docker, ImageError
+from appliance.drivers.docker.http import ConflictError, DockerAbsentError, DockerError, NotFoundError
 from appliance.errors import HostError, RetryError
 
 GONE = object()

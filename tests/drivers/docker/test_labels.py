@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.drivers import dockerlabels as labels
-from appliance.drivers.dockertypes import Inspected, Joined, Listed
+from appliance.drivers.docker import labels
+from appliance.drivers.docker.types import Inspected, Joined, Listed
 from appliance.model.facts import DockerNetwork, Netns, RunState
 from appliance.model.names import Allowance, Name, Port
 from appliance.model.network import NetnsId

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from appliance.drivers import dockerlabels as labels
 from appliance.drivers import netns as namespaces
+from appliance.drivers.docker import labels
 from appliance.model.facts import DockerNetwork, Netns, RunState, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from appliance.drivers.dockertypes import Event, Inspected, Listed
-    from appliance.drivers.newborn import Newborn
+    from appliance.drivers.docker.prestart import Newborn
+    from appliance.drivers.docker.types import Event, Inspected, Listed
     from appliance.logs import Faults
     from appliance.model.network import NetnsId
 

@@ -10,8 +10,8 @@ import trio.testing
 from fakedocker import FakeDocker, cid, until
 
 from appliance.drivers import netns as namespaces
-from appliance.drivers.dockertypes import Joined
-from appliance.inventory import Inventory
+from appliance.drivers.docker.inventory import Inventory
+from appliance.drivers.docker.types import Joined
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Port
 
@@ -180,7 +180,7 @@ def test_answer_that_removal_has_overtaken_is_dropped(world):
 
 def test_docker_away_keeps_what_was_known(world, monkeypatch):
     """While Docker is away nothing is forgotten; when it is back everything is listed again, and what went is gone."""
-    monkeypatch.setattr("appliance.inventory.RECONNECT", (0.01, 0.02))
+    monkeypatch.setattr("appliance.drivers.docker.inventory.RECONNECT", (0.01, 0.02))
 
     async def scene():
         before = world.inventory.workloads
@@ -201,7 +201,7 @@ def test_docker_away_keeps_what_was_known(world, monkeypatch):
 
 def test_reconnect_asks_for_events_since_the_last_one(world, monkeypatch):
     """No event falls between two streams: the next one begins where the last one ended."""
-    monkeypatch.setattr("appliance.inventory.RECONNECT", (0.01, 0.02))
+    monkeypatch.setattr("appliance.drivers.docker.inventory.RECONNECT", (0.01, 0.02))
 
     async def scene():
         world.docker.tell("container", "update", cid(2), at=5e9, **LABELS)
@@ -215,7 +215,7 @@ def test_reconnect_asks_for_events_since_the_last_one(world, monkeypatch):
 
 def test_start_waits_for_docker(world, monkeypatch):
     """Without Docker the inventory does not start, and starts as soon as it is there."""
-    monkeypatch.setattr("appliance.inventory.RECONNECT", (0.01, 0.02))
+    monkeypatch.setattr("appliance.drivers.docker.inventory.RECONNECT", (0.01, 0.02))
     world.docker.down = True
 
     async def scene():
@@ -390,7 +390,7 @@ def test_start_that_fails_leaves_its_file_for_a_while(world):
 
 def test_list_from_before_the_start_changes_nothing(world, monkeypatch):
     """A full list while a container is being started does not take its rules away again."""
-    monkeypatch.setattr("appliance.inventory.FULL_LIST", 0.02)
+    monkeypatch.setattr("appliance.drivers.docker.inventory.FULL_LIST", 0.02)
     del world.docker.there[cid(2)]
 
     async def scene():
@@ -465,7 +465,7 @@ def test_sharer_follows_its_owner(world):
 
 def test_failing_inspect_is_reported_once_and_tried_again(world, monkeypatch):
     """A container that cannot be looked at keeps its entry; the next full list tries again."""
-    monkeypatch.setattr("appliance.inventory.FULL_LIST", 0.02)
+    monkeypatch.setattr("appliance.drivers.docker.inventory.FULL_LIST", 0.02)
 
     async def scene():
         world.docker.refuse["inspect"] = "internal error"

@@ -11,10 +11,10 @@ import orjson
 import structlog
 import trio
 
-from appliance.drivers import dockerlabels as label
-from appliance.drivers import dockertypes as parse
-from appliance.drivers.dockercreate import PullProgress, image_reference
-from appliance.drivers.dockerhttp import (
+from appliance.drivers.docker import labels as label
+from appliance.drivers.docker import types as parse
+from appliance.drivers.docker.create import PullProgress, image_reference
+from appliance.drivers.docker.http import (
     CALL_TIMEOUT,
     ConflictError,
     DockerAbsentError,

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 import orjson
 import pytest
 
-from appliance.drivers.dockercreate import PullProgress, create_body, docker_name, image_reference, words
-from appliance.drivers.dockerlabels import parse_labels
+from appliance.drivers.docker.create import PullProgress, create_body, docker_name, image_reference, words
+from appliance.drivers.docker.labels import parse_labels
 from appliance.errors import InputError
 from appliance.model.names import Allowance, Name, Port
 from appliance.model.rollout import ReplicaKey

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from ipaddress import IPv4Address, IPv6Address
 
-    from appliance.drivers.dockertypes import Inspected, Joined, Listed
+    from appliance.drivers.docker.types import Inspected, Joined, Listed
 
 SERVICE = "meshbox.service"
 CONTAINER = "meshbox.container"

@@ -8,7 +8,7 @@ import dockersays
 import orjson
 import pytest
 
-from appliance.drivers import dockertypes as parse
+from appliance.drivers.docker import types as parse
 from appliance.errors import RetryError
 from appliance.model.facts import RunState
 from appliance.model.names import Protocol

@@ -11,7 +11,7 @@ import trio.testing
 from fakedocker import cid, until
 
 from appliance.drivers import netns as namespaces
-from appliance.drivers.newborn import Newborn, NewbornWatch
+from appliance.drivers.docker.prestart import Newborn, NewbornWatch
 from appliance.errors import RetryError
 
 ADDRESS = IPv4Address("172.17.0.2")

@@ -8,11 +8,11 @@ import pytest
 from fakedocker import BRIDGE, FakeDocker, cid
 
 from appliance.drivers import netns as namespaces
-from appliance.drivers.dockertypes import Event
-from appliance.drivers.newborn import Newborn
+from appliance.drivers.docker.prestart import Newborn
+from appliance.drivers.docker.types import Event
+from appliance.drivers.docker.workloads import STARTING_LIFE, Roster
 from appliance.logs import Faults
 from appliance.model.facts import Netns, RunState
-from appliance.roster import STARTING_LIFE, Roster
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "web"}
 
@@ -114,7 +114,7 @@ def test_old_word_does_not_undo_a_birth(scene, monkeypatch):
     scene.roster.seen(scene.inspected, None)
     assert scene.workload.netns is not None
     now = scene.roster._starting[cid(2)].since
-    monkeypatch.setattr("appliance.roster.time.time", lambda: now + STARTING_LIFE + 1)
+    monkeypatch.setattr("appliance.drivers.docker.workloads.time.time", lambda: now + STARTING_LIFE + 1)
     scene.roster.seen(scene.inspected, None)
     assert scene.workload.state is RunState.CREATED
     assert scene.workload.netns is None

@@ -1,0 +1,1 @@
+"""Docker Engine: containers that run, start, and are made."""
