@@ -25,14 +25,14 @@ from appliance.dataplane.workers import Workers
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.doors import Doors
 from appliance.drain import drained
-from appliance.drivers import netns as namespaces
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.none import NoContainers
-from appliance.drivers.hostresolv import HostResolvers
-from appliance.drivers.nft import DOOR_RULES, Nft, NftHelper
+from appliance.drivers.host.resolvers import HostResolvers
+from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.nft.client import DOOR_RULES, Nft, NftHelper
+from appliance.drivers.nft.drift import RulesetWatch
 from appliance.drivers.registry import open_registry
-from appliance.drivers.rulesetwatch import RulesetWatch
 from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
 from appliance.hostaccess import HostAccess
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.config.options import Config
-    from appliance.drivers.nft import NftFeatures
+    from appliance.drivers.nft.client import NftFeatures
     from appliance.drivers.registry import Registry
     from appliance.model.facts import Workload
     from appliance.model.network import NetnsId

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import labels as label
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import DockerError
-from appliance.drivers.hostnames import HostNames
-from appliance.drivers.nft import Nft
+from appliance.drivers.host.resolvconf import HostNames
+from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.nft.client import Nft
 from appliance.drivers.process import run
 from appliance.errors import HostError, RetryError
 from appliance.lock import only_one

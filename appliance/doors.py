@@ -16,7 +16,7 @@ import trio
 
 from appliance.dataplane import udpsocket
 from appliance.dataplane.entrance import listen
-from appliance.drivers import netns as namespaces
+from appliance.drivers.netns import identity as namespaces
 from appliance.errors import RetryError
 from appliance.model.network import Door
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers import netns as namespaces
+from appliance.drivers.netns import identity as namespaces
 from appliance.errors import RetryError
 from appliance.model.facts import Netns
 from appliance.render import ruleset as text
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from appliance.dataplane.face import Plane
     from appliance.doors import Doors
-    from appliance.drivers.nft import Nft, NftHelper
+    from appliance.drivers.nft.client import Nft, NftHelper
+    from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.registry import Registry
-    from appliance.drivers.rulesetwatch import RulesetWatch
     from appliance.model.facts import Allocations
     from appliance.model.names import Destination
     from appliance.model.network import HostRuleset, Listener, Registration, WorkloadRuleset, Zone

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers.netns import host
+from appliance.drivers.netns.identity import host
 from appliance.errors import HostError, RetryError
 from appliance.model.finding import Finding, failed, ok, warning
 

@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.drivers import statefile
-from appliance.drivers.netnsdir import watch_directory
-from appliance.drivers.statefile import DamagedError
+from appliance.drivers.local import statefile
+from appliance.drivers.local.statefile import DamagedError
+from appliance.drivers.netns.directory import watch_directory
 from appliance.errors import HostError
 from appliance.lock import only_one
 from appliance.model.finding import Finding, failed, ok, warning

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from appliance.drivers.netlink import entered
+from appliance.drivers.netns.netlink import entered
 from appliance.model.finding import Finding, ok, warning
 
 if TYPE_CHECKING:

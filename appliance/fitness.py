@@ -18,11 +18,11 @@ import orjson
 import trio
 
 from appliance import fitfiles, fitfirewall, surroundings
-from appliance.drivers import netns
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import NotFoundError
-from appliance.drivers.hostnames import ROUTE_PROTOCOL, HostNames, chosen
-from appliance.drivers.hostresolv import RESOLV_CONF, HostResolvers
+from appliance.drivers.host.resolvconf import ROUTE_PROTOCOL, HostNames, chosen
+from appliance.drivers.host.resolvers import RESOLV_CONF, HostResolvers
+from appliance.drivers.netns import identity as netns
 from appliance.errors import MeshboxError
 from appliance.model.facts import RunState
 from appliance.model.finding import Finding, Level, failed, ok, warning

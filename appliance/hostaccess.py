@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.hostnames import HostNames, chosen
+from appliance.drivers.host.resolvconf import HostNames, chosen
 from appliance.errors import MeshboxError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.drivers import netns
 from appliance.drivers.docker.none import WHOLE
-from appliance.drivers.nft import Nft, door_sample, samples
+from appliance.drivers.netns import identity as netns
+from appliance.drivers.nft.client import Nft, door_sample, samples
 from appliance.errors import MeshboxError
 from appliance.model.finding import Finding, failed, ok, warning
 

@@ -30,10 +30,10 @@ from appliance.dataplane.face import LEFT
 from appliance.dataplane.plane import DataPlane
 from appliance.dataplane.workers import Workers
 from appliance.doors import Doors
-from appliance.drivers import netns as namespaces
-from appliance.drivers.localstore import LocalStore
-from appliance.drivers.nft import Nft, NftHelper
-from appliance.drivers.rulesetwatch import RulesetWatch
+from appliance.drivers.local.store import LocalStore
+from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.nft.client import Nft, NftHelper
+from appliance.drivers.nft.drift import RulesetWatch
 from appliance.effects import HostEffects
 from appliance.logs import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload

@@ -25,7 +25,7 @@ from appliance.dataplane import udpsocket
 from appliance.dataplane.entrance import listen
 from appliance.dataplane.plane import DataPlane
 from appliance.dataplane.workers import Workers
-from appliance.drivers import netns as namespaces
+from appliance.drivers.netns import identity as namespaces
 from appliance.model.names import Destination, Name, Protocol
 from appliance.model.network import Backend, Door, Listener, Zone
 from appliance.render.ruleset import DOOR_ADDRESS

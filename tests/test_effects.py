@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from appliance.doors import Doors
-from appliance.drivers import netns as namespaces
-from appliance.drivers.rulesetwatch import RulesetWatch
+from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.nft.drift import RulesetWatch
 from appliance.effects import HostEffects
 from appliance.errors import RetryError
 from appliance.model.facts import Netns

@@ -10,8 +10,8 @@ import trio
 
 from appliance import fitfiles, lock
 from appliance.config.options import Config
-from appliance.drivers import netnsdir
-from appliance.drivers.statefile import SCHEMA
+from appliance.drivers.local.statefile import SCHEMA
+from appliance.drivers.netns import directory as netnsdir
 from appliance.lock import only_one
 from appliance.model.finding import Level
 

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from appliance.config.options import Config
-from appliance.drivers.hostnames import HostNames
+from appliance.drivers.host.resolvconf import HostNames
 from appliance.errors import HostError
 from appliance.hostaccess import LOOK, SETTLE, HostAccess
 from appliance.logs import Faults

@@ -14,7 +14,7 @@ import trio
 from appliance import surroundings
 from appliance.config.options import Config, Consul
 from appliance.drivers.docker.none import WHOLE
-from appliance.drivers.nft import Nft
+from appliance.drivers.nft.client import Nft
 from appliance.errors import RetryError
 from appliance.model.facts import DockerNetwork
 from appliance.model.finding import Level

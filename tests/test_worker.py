@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from appliance import worker
-from appliance.drivers import nft
+from appliance.drivers.nft import client as nft
 
 
 @pytest.mark.parametrize(

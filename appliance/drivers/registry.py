@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from appliance.drivers.localstore import LocalStore
+from appliance.drivers.local.store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

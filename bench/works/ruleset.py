@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers.nft import Nft
+from appliance.drivers.nft.client import Nft
 from appliance.model.names import Protocol
 from appliance.model.network import NetnsId, Route, WorkloadRuleset
 from appliance.render.ruleset import change_workload, render_workload

@@ -6,7 +6,7 @@ import pytest
 
 from appliance.config.options import Config, Consul
 from appliance.drivers.consul.registry import ConsulRegistry
-from appliance.drivers.localstore import LocalStore
+from appliance.drivers.local.store import LocalStore
 from appliance.drivers.registry import open_registry
 from appliance.errors import HostError
 

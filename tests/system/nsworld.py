@@ -26,7 +26,7 @@ import trio
 
 from appliance.dataplane.entrance import listen
 from appliance.dataplane.udpsocket import listen_inside
-from appliance.drivers.netns import entered, identify, lead_inside
+from appliance.drivers.netns.identity import entered, identify, lead_inside
 from appliance.model.facts import Netns
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
 

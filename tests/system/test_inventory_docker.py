@@ -13,9 +13,9 @@ from fakedocker import until
 from machine import IMAGE, Machine
 
 from appliance.deployer import Deployer
-from appliance.drivers import netns as namespaces
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
+from appliance.drivers.netns import identity as namespaces
 from appliance.model.facts import RunState
 from appliance.model.names import Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from nsworld import HOST, NEIGHBOUR, WORKLOAD, World
 
-from appliance.drivers import netns
+from appliance.drivers.netns import identity as netns
 from appliance.errors import RetryError
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import trio.testing
 from nsworld import World
 from test_ruleset_walk import GUARD, RULES
 
-from appliance.drivers import nft as driver
-from appliance.drivers.nft import Nft, NftHelper
-from appliance.drivers.rulesetwatch import RulesetWatch
+from appliance.drivers.nft import client as driver
+from appliance.drivers.nft.client import Nft, NftHelper
+from appliance.drivers.nft.drift import RulesetWatch
 from appliance.errors import HostError, RetryError
 from appliance.model.names import Protocol
 from appliance.model.network import HostRuleset, NetnsId, Route

@@ -10,10 +10,10 @@ import trio.testing
 from nsworld import World
 from test_ruleset_walk import RULES
 
-from appliance.drivers import rulesetwatch
-from appliance.drivers.nft import Nft
-from appliance.drivers.nftcommits import OWN
-from appliance.drivers.rulesetwatch import RulesetWatch
+from appliance.drivers.nft import drift as rulesetwatch
+from appliance.drivers.nft.client import Nft
+from appliance.drivers.nft.commits import OWN
+from appliance.drivers.nft.drift import RulesetWatch
 from appliance.errors import RetryError
 from appliance.model.facts import Netns
 from appliance.model.network import NetnsId

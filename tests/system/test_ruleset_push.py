@@ -13,8 +13,8 @@ import trio
 from nsworld import HOST, NEIGHBOUR, REFUSED, World
 from test_ruleset_walk import RULES, VIP
 
-from appliance.drivers import netns
-from appliance.drivers.nft import Nft
+from appliance.drivers.netns import identity as netns
+from appliance.drivers.nft.client import Nft
 from appliance.errors import RetryError
 from appliance.model.names import Protocol
 from appliance.model.network import Route

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers import netns as namespaces
-from appliance.drivers import statefile
 from appliance.drivers.consul import cache as consulfile
 from appliance.drivers.consul.announce import Announcer
 from appliance.drivers.consul.api import ConsulApi
@@ -39,7 +37,9 @@ from appliance.drivers.consul.loss import AWAY, EPOCH, GRACE, LOOK, Evidence
 from appliance.drivers.consul.rejoin import rejoin
 from appliance.drivers.consul.specs import FOLDER, Specs
 from appliance.drivers.consul.watch import START, Held, Interests, Queries
-from appliance.drivers.localstore import LocalStore
+from appliance.drivers.local import statefile
+from appliance.drivers.local.store import LocalStore
+from appliance.drivers.netns import identity as namespaces
 from appliance.errors import RetryError
 from appliance.model.registry import RegistryFacts
 from appliance.plan.visitors import EVERYTHING

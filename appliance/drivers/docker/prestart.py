@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 import trio
 
-from appliance.drivers import netns as namespaces
+from appliance.drivers.netns import identity as namespaces
 from appliance.errors import MeshboxError
 from appliance.model.facts import Netns
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from appliance.drivers import netns as namespaces
 from appliance.drivers.docker import labels
+from appliance.drivers.netns import identity as namespaces
 from appliance.model.facts import DockerNetwork, Netns, RunState, Workload
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from appliance.drivers.consul import liveness as consulliveness
 from appliance.drivers.consul.announce import SETTLE, Announcer
 from appliance.drivers.consul.api import ConsulApi
 from appliance.drivers.consul.registry import ConsulRegistry
-from appliance.drivers.localstore import LocalStore
+from appliance.drivers.local.store import LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name

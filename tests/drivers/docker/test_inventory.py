@@ -9,9 +9,9 @@ import trio
 import trio.testing
 from fakedocker import FakeDocker, cid, until
 
-from appliance.drivers import netns as namespaces
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.types import Joined
+from appliance.drivers.netns import identity as namespaces
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Port
 

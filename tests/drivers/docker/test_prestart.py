@@ -10,8 +10,8 @@ import trio
 import trio.testing
 from fakedocker import cid, until
 
-from appliance.drivers import netns as namespaces
 from appliance.drivers.docker.prestart import Newborn, NewbornWatch
+from appliance.drivers.netns import identity as namespaces
 from appliance.errors import RetryError
 
 ADDRESS = IPv4Address("172.17.0.2")

@@ -7,10 +7,10 @@ from ipaddress import IPv4Address
 import pytest
 from fakedocker import BRIDGE, FakeDocker, cid
 
-from appliance.drivers import netns as namespaces
 from appliance.drivers.docker.prestart import Newborn
 from appliance.drivers.docker.types import Event
 from appliance.drivers.docker.workloads import STARTING_LIFE, Roster
+from appliance.drivers.netns import identity as namespaces
 from appliance.logs import Faults
 from appliance.model.facts import Netns, RunState
 

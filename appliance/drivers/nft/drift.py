@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers import netlink
-from appliance.drivers.netns import identify
-from appliance.drivers.nftcommits import OWN
+from appliance.drivers.netns import netlink
+from appliance.drivers.netns.identity import identify
+from appliance.drivers.nft.commits import OWN
 from appliance.errors import RetryError
 from appliance.render.ruleset import TABLE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from appliance.drivers import netns
+from appliance.drivers.netns import identity as netns
 
 
 def test_only_a_namespace_is_identified(tmp_path):

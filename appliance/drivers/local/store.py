@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers import statefile
 from appliance.drivers.consul import cache as consulfile
-from appliance.drivers.statefile import DamagedError, State
+from appliance.drivers.local import statefile
+from appliance.drivers.local.statefile import DamagedError, State
 from appliance.errors import HostError, RetryError
 from appliance.model.registry import RegistryFacts
 

@@ -1,4 +1,4 @@
-"""The helper process around libnftables: `python -m appliance.drivers.nfthelper`.
+"""The helper process around libnftables: `python -m appliance.drivers.nft.helper_main`.
 
 On standard input and output, frames of four octets of length (big endian) and that many of JSON. First the helper says
 `{"fault": null}`, or why it cannot work; then it answers each `{"text": …, "dry": bool, "netns": path or null}` with
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from appliance.drivers.netlink import entered
+from appliance.drivers.netns.netlink import entered
 
 if TYPE_CHECKING:
     from typing import BinaryIO

@@ -9,7 +9,7 @@ import sys
 import orjson
 import pytest
 
-from appliance.drivers.nfthelper import LENGTH, frame
+from appliance.drivers.nft.helper_main import LENGTH, frame
 
 BINDING = """
 class Nftables:
@@ -26,7 +26,7 @@ def talk(tmp_path, binding: str, data: bytes) -> tuple[int, list[object]]:
     """Give the helper its whole input; return its exit code and what it said."""
     (tmp_path / "nftables.py").write_text(binding)
     done = subprocess.run(
-        [sys.executable, "-m", "appliance.drivers.nfthelper"],
+        [sys.executable, "-m", "appliance.drivers.nft.helper_main"],
         input=data,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE,

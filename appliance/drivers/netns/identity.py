@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers import netlink
-from appliance.drivers.netlink import entered
-from appliance.drivers.netnsdir import FileChange, watch_directory
+from appliance.drivers.netns import netlink
+from appliance.drivers.netns.directory import FileChange, watch_directory
+from appliance.drivers.netns.netlink import entered
 from appliance.drivers.process import run
 from appliance.errors import RetryError
 from appliance.model.network import NetnsId

@@ -14,8 +14,8 @@ import orjson
 import structlog
 import trio
 
-from appliance.drivers.nftcommits import OWN, explain
-from appliance.drivers.nfthelper import LENGTH, frame
+from appliance.drivers.nft.commits import OWN, explain
+from appliance.drivers.nft.helper_main import LENGTH, frame
 from appliance.drivers.process import Finished, run
 from appliance.errors import HostError, RetryError
 from appliance.model.names import Protocol
@@ -42,7 +42,7 @@ can do several at once."""
 IDLE = 30.0
 """Seconds without a command after which the helper ends until the next one: it holds 17 MB and starts in 0.1 s."""
 
-HELPER = (sys.executable, "-P", "-m", "appliance.drivers.nfthelper")
+HELPER = (sys.executable, "-P", "-m", "appliance.drivers.nft.helper_main")
 """What starts the helper. Not from the working directory (-P): whoever may write there would be root here."""
 
 DOOR_RULES = "rules of workloads with a door"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.drivers.nftcommits import OwnCommits, explain
+from appliance.drivers.nft.commits import OwnCommits, explain
 
 SYNTAX = """/dev/stdin:3:23-23: Error: syntax error, unexpected '}', expecting hook
  chain x { type bogus }

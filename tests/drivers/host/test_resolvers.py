@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appliance.drivers.hostresolv import HostResolvers, parse
+from appliance.drivers.host.resolvers import HostResolvers, parse
 
 
 def test_reads_ipv4_nameservers_in_order() -> None:

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from appliance.drivers import netnsdir
-from appliance.drivers.netnsdir import FileChange, watch_directory
+from appliance.drivers.netns import directory as netnsdir
+from appliance.drivers.netns.directory import FileChange, watch_directory
 from appliance.errors import HostError
 
 

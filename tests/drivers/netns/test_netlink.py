@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.drivers import netlink
-from appliance.drivers.netlink import Message, attribute, attributes, messages, request
+from appliance.drivers.netns import netlink
+from appliance.drivers.netns.netlink import Message, attribute, attributes, messages, request
 
 
 def test_a_request_reads_as_it_was_written():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from appliance.drivers.netns import HOST
-from appliance.drivers.nft import Nft, NftHelper, door_sample, samples
+from appliance.drivers.netns.identity import HOST
+from appliance.drivers.nft.client import Nft, NftHelper, door_sample, samples
 from appliance.errors import HostError, RetryError
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.drivers.statefile import SCHEMA, DamagedError, State, dump, load, set_aside, write
+from appliance.drivers.local.statefile import SCHEMA, DamagedError, State, dump, load, set_aside, write
 from appliance.errors import HostError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from appliance.drivers.consul import cache as consulfile
-from appliance.drivers.localstore import TOMBSTONE_LIFE, LocalStore
+from appliance.drivers.local.store import TOMBSTONE_LIFE, LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
 from appliance.model.names import Name

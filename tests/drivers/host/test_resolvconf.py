@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from appliance.drivers import hostnames
-from appliance.drivers.hostnames import HostNames
+from appliance.drivers.host import resolvconf as hostnames
+from appliance.drivers.host.resolvconf import HostNames
 from appliance.drivers.process import Finished
 from appliance.errors import HostError
 

@@ -6,9 +6,9 @@ from struct import pack
 
 import pytest
 
-from appliance.drivers.netlink import attribute
-from appliance.drivers.nftcommits import OWN
-from appliance.drivers.rulesetwatch import _by_others
+from appliance.drivers.netns.netlink import attribute
+from appliance.drivers.nft.commits import OWN
+from appliance.drivers.nft.drift import _by_others
 
 OURS, THEIRS = 4_000_001, 4_000_002
 INET, IP = 1, 2

@@ -1,0 +1,1 @@
+"""The name resolution of this host itself."""

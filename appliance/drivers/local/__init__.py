@@ -1,0 +1,1 @@
+"""The embedded registry of a machine by itself, and files that outlive the process."""

@@ -1,0 +1,1 @@
+"""Network namespaces: which one a file leads to, and what it has."""

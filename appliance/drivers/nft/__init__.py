@@ -1,0 +1,1 @@
+"""nftables: rulesets pushed, and watched for changes by others."""
