@@ -19,9 +19,9 @@ import structlog
 import trio
 
 from appliance import admin, bridge, fitness, logs, worker
-from appliance.dataplane import face
-from appliance.dataplane.plane import DataPlane
-from appliance.dataplane.workers import Workers
+from appliance.dataplane import api as face
+from appliance.dataplane.inprocess import DataPlane
+from appliance.dataplane.workers.pool import Workers
 from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.doors import Doors
 from appliance.drain import drained

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import outcome
 
-    from appliance.dataplane.face import Plane, Question
+    from appliance.dataplane.api import Plane, Question
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

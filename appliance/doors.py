@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.dataplane import udpsocket
-from appliance.dataplane.entrance import listen
+from appliance.dataplane.tcp.accept import listen
+from appliance.dataplane.udp import sockets as udpsocket
 from appliance.drivers.netns import identity as namespaces
 from appliance.errors import RetryError
 from appliance.model.network import Door
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
     from socket import SocketType
 
-    from appliance.dataplane.face import Plane
+    from appliance.dataplane.api import Plane
     from appliance.logs import Faults
     from appliance.model.facts import Netns
     from appliance.model.network import NetnsId, WorkloadRuleset

@@ -14,7 +14,7 @@ from appliance.render import ruleset as text
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
-    from appliance.dataplane.face import Plane
+    from appliance.dataplane.api import Plane
     from appliance.doors import Doors
     from appliance.drivers.nft.client import Nft, NftHelper
     from appliance.drivers.nft.drift import RulesetWatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from appliance import logs
-from appliance.dataplane import worker
+from appliance.dataplane.workers import worker
 
 
 def command(*, level: str, form: str) -> tuple[str, ...]:

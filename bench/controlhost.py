@@ -26,9 +26,9 @@ import orjson
 import trio
 
 from appliance import bridge, logs
-from appliance.dataplane.face import LEFT
-from appliance.dataplane.plane import DataPlane
-from appliance.dataplane.workers import Workers
+from appliance.dataplane.api import LEFT
+from appliance.dataplane.inprocess import DataPlane
+from appliance.dataplane.workers.pool import Workers
 from appliance.doors import Doors
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity as namespaces
@@ -46,7 +46,7 @@ from bench.process import process_cpu
 if TYPE_CHECKING:
     import asyncio
 
-    from appliance.dataplane.face import Plane
+    from appliance.dataplane.api import Plane
 
 PORT = 8080
 TICKS = 0.01

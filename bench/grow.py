@@ -23,7 +23,7 @@ import orjson
 import trio
 import uvloop
 
-from appliance.dataplane.plane import DataPlane
+from appliance.dataplane.inprocess import DataPlane
 from appliance.drivers.consul import codec as consulcodec
 from appliance.drivers.nft.client import NftHelper
 from appliance.errors import HostError

@@ -155,7 +155,7 @@ def _compiled() -> Iterator[None]:
     # The second keeps the working directory from coming first, where the sources are.
     os.environ.update(zip(names, (str(COMPILED), "1"), strict=True))
     try:
-        found = run([PYTHON, "-c", "import appliance.dataplane.relay as relay; print(relay.__file__)"]).strip()
+        found = run([PYTHON, "-c", "import appliance.dataplane.tcp.relay as relay; print(relay.__file__)"]).strip()
         if not found.startswith(str(COMPILED)) or not found.endswith(".so"):
             raise BenchError(f"what would be measured is not compiled: {found}")
         yield

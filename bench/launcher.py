@@ -21,10 +21,10 @@ import trio
 import uvloop
 
 from appliance import worker
-from appliance.dataplane import udpsocket
-from appliance.dataplane.entrance import listen
-from appliance.dataplane.plane import DataPlane
-from appliance.dataplane.workers import Workers
+from appliance.dataplane.inprocess import DataPlane
+from appliance.dataplane.tcp.accept import listen
+from appliance.dataplane.udp import sockets as udpsocket
+from appliance.dataplane.workers.pool import Workers
 from appliance.drivers.netns import identity as namespaces
 from appliance.model.names import Destination, Name, Protocol
 from appliance.model.network import Backend, Door, Listener, Zone
@@ -33,7 +33,7 @@ from appliance.render.ruleset import DOOR_ADDRESS
 if TYPE_CHECKING:
     import asyncio
 
-    from appliance.dataplane.face import Plane
+    from appliance.dataplane.api import Plane
 
 
 def main() -> None:

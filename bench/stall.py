@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from appliance import logs
-from appliance.dataplane.worker import Worker
+from appliance.dataplane.workers.worker import Worker
 
 if TYPE_CHECKING:
     import asyncio

@@ -25,16 +25,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "appliance.dataplane.balance",
-    "appliance.dataplane.datagram",
-    "appliance.dataplane.dial",
-    "appliance.dataplane.door",
-    "appliance.dataplane.entrance",
-    "appliance.dataplane.epoll",
-    "appliance.dataplane.inside",
-    "appliance.dataplane.listener",
-    "appliance.dataplane.relay",
-    "appliance.dataplane.udpdoor",
-    "appliance.dataplane.udpsession",
+    "appliance.dataplane.udp.listener",
+    "appliance.dataplane.tcp.dial",
+    "appliance.dataplane.tcp.door",
+    "appliance.dataplane.tcp.accept",
+    "appliance.dataplane.loop.epoll",
+    "appliance.dataplane.namespace",
+    "appliance.dataplane.tcp.listener",
+    "appliance.dataplane.tcp.relay",
+    "appliance.dataplane.udp.door",
+    "appliance.dataplane.udp.session",
 )
 """What runs for each message, datagram or connection."""
 LIBRARY = "appliance"

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from appliance import bridge
-from appliance.dataplane import face
+from appliance.dataplane import api as face
 
 
 def test_returns_what_the_guest_returns() -> None:

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from appliance.dataplane import datagram, relay
+from appliance.dataplane.tcp import relay
+from appliance.dataplane.udp import listener as datagram
 
 
 @pytest.fixture(scope="session", autouse=True)

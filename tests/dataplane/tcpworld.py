@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 from structlog.testing import capture_logs
 
-from appliance.dataplane.entrance import Shared
-from appliance.dataplane.listener import TcpListener
+from appliance.dataplane.tcp.accept import Shared
+from appliance.dataplane.tcp.listener import TcpListener
 from appliance.model.names import Destination
 from appliance.model.network import Backend, Listener
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from appliance.dataplane.datagram import UdpListener
-from appliance.dataplane.epoll import EpollSet
+from appliance.dataplane.loop.epoll import EpollSet
+from appliance.dataplane.udp.listener import UdpListener
 from appliance.model.names import Destination
 from appliance.model.network import Backend, Listener
 

@@ -61,11 +61,11 @@ def test_a_source_that_changes_is_compiled_again(tmp_path: Path) -> None:
     assert again()[1].count("compiling") == 1
     assert again() == (0, "")
     found = subprocess.check_output(
-        [sys.executable, "-c", "import appliance.dataplane.relay as relay; print(relay.one, relay.__file__)"],
+        [sys.executable, "-c", "import appliance.dataplane.tcp.relay as relay; print(relay.one, relay.__file__)"],
         env={**os.environ, "PYTHONPATH": str(clone / "build"), "PYTHONSAFEPATH": "1"},
         text=True,
     )
-    module = Path("appliance/dataplane/relay.py")
+    module = Path("appliance/dataplane/tcp/relay.py")
     assert found.startswith(f"1 {clone / 'build' / module.with_suffix('')}.cpython")
     (clone / module).write_text("one: int = 'two'\n")
     code, words = again()

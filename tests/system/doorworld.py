@@ -17,9 +17,9 @@ import uvloop
 from nsworld import HOST, NEIGHBOUR, SECONDS, WORKLOAD, World, inside
 
 from appliance import worker
-from appliance.dataplane import face
-from appliance.dataplane.plane import DataPlane
-from appliance.dataplane.workers import Workers
+from appliance.dataplane import api as face
+from appliance.dataplane.inprocess import DataPlane
+from appliance.dataplane.workers.pool import Workers
 from appliance.doors import Doors
 from appliance.logs import Faults
 from appliance.model.names import Destination, Protocol

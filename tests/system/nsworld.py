@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 import trio
 
-from appliance.dataplane.entrance import listen
-from appliance.dataplane.udpsocket import listen_inside
+from appliance.dataplane.tcp.accept import listen
+from appliance.dataplane.udp.sockets import listen_inside
 from appliance.drivers.netns.identity import entered, identify, lead_inside
 from appliance.model.facts import Netns
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT

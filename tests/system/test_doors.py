@@ -16,7 +16,7 @@ import trio
 from doorworld import DIALLER, UNDECLARED, VIP, WEB, Mesh, eventually, packets, proxied
 from nsworld import REFUSED, SECONDS, WORKLOAD, World, inside
 
-from appliance.dataplane import face
+from appliance.dataplane import api as face
 from appliance.render.ruleset import DOOR_PORT, render_workload
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
 def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one accepts from its socket inside of the namespace, too, as long as it is not replaced."""
-    monkeypatch.setattr("appliance.dataplane.member.AGAIN", (3600.0,))
+    monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", (3600.0,))
     mesh.open()
     mesh.proxy.ask(face.LEFT)
     os.kill(mesh.proxy.plane.pids[0], signal.SIGKILL)

@@ -16,8 +16,8 @@ import trio
 from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets, proxied
 from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
 
-from appliance.dataplane import face
-from appliance.dataplane.inside import Inside
+from appliance.dataplane import api as face
+from appliance.dataplane.namespace import Inside
 from appliance.model.names import Destination
 from appliance.model.network import Backend, Listener
 from appliance.render.ruleset import DOOR_PORT, render_workload

@@ -39,7 +39,7 @@ CALL = (
 """Connects, and prints who answers."""
 
 COMPILED = (
-    "import pathlib, appliance.dataplane.relay as relay, appliance.dataplane.datagram as datagram\n"
+    "import pathlib, appliance.dataplane.tcp.relay as relay, appliance.dataplane.udp.listener as datagram\n"
     "for module in (relay, datagram): print(pathlib.Path(module.__file__).suffix)"
 )
 """Prints of what kind the files are that the data plane's hot modules are loaded from."""

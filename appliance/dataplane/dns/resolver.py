@@ -1,0 +1,174 @@
+"""Names that are not ours: asked of the host's resolvers once, kept for as long as they say, told to everybody.
+
+Answers that have run out are kept for a day and told when no upstream answers (RFC 8767).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from appliance.dataplane.dns.upstream import Ask, Question
+from appliance.render.dnsforward import Response
+from appliance.render.dnsmessage import (
+    EDE_NO_REACHABLE_AUTHORITY,
+    EDE_STALE_ANSWER,
+    EDE_STALE_NXDOMAIN,
+    NXDOMAIN,
+    SERVFAIL,
+    Ede,
+)
+from appliance.render.dnswire import CD
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from appliance.dataplane.dns.upstream import Server
+    from appliance.render.dnsmessage import Query
+
+MAX_ENTRIES = 4096
+MAX_KEPT_BODY = 4096
+"""Octets of the largest answer that is kept: with MAX_ENTRIES this bounds the cache's memory."""
+
+MAX_STALE = 86400.0
+"""Seconds for which an answer that has run out may still be told (RFC 8767 §5 suggests one to three days)."""
+
+STALE_SECONDS = 30
+"""For how long a stale answer is told before the upstreams are asked again, and its TTL (RFC 8767 §4, §5)."""
+
+FAILURE_SECONDS = 2.0
+"""For how long a failure is told before the upstreams are asked again (RFC 9520 §3.2: at least 1 s)."""
+
+SLOW_SECONDS = 30.0
+"""For how long an upstream that kept silent is asked after the others."""
+
+MAX_IN_FLIGHT = 512
+"""Different questions on their way at once; each takes up to 4 sockets."""
+
+MAX_WAITING_PER_ASKER = 128
+"""Questions of one asker that may wait for upstreams, so that one asker cannot take all the places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """An answer to tell: `age` is the whole seconds for which it was kept."""
+
+    response: Response
+    age: int = 0
+    ede: Ede | None = None
+
+
+@dataclass(slots=True)
+class _Entry:
+    response: Response
+    since: float
+    until: float
+    ede: Ede | None = None
+    stale_at: float = 0.0
+    """When its own lifetime ended, however often it was told after that."""
+
+
+class Resolver:
+    """Cache and forwarder. Not for our own names."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, upstreams: Callable[[], Sequence[Server]]) -> None:
+        self._loop = loop
+        self._upstreams = upstreams
+        self._cache: dict[Question, _Entry] = {}
+        self._asks: dict[Question, Ask] = {}
+        self._waiting: dict[Question, list[tuple[str, Callable[[Resolved], None]]]] = {}
+        self._waiting_by_asker: Counter[str] = Counter()
+        self._slow: dict[Server, float] = {}
+        self.stats = dict.fromkeys(("forwarded", "cached", "coalesced", "stale", "failed", "overflowed"), 0)
+
+    def resolve(self, query: Query, asker: str, tell: Callable[[Resolved], None]) -> None:
+        """Call `tell` once with the answer: at once where it is known, within TOTAL_SECONDS otherwise."""
+        question = Question(
+            query.name, query.qtype, query.edns is not None and query.edns.dnssec, bool(query.flags & CD)
+        )
+        entry = self._cache.get(question)
+        now = self._loop.time()
+        if entry is not None and now < entry.until:
+            self.stats["cached"] += 1
+            tell(Resolved(entry.response, int(now - entry.since), entry.ede))
+            return
+        waiting = self._waiting.get(question)
+        full = self._waiting_by_asker[asker] >= MAX_WAITING_PER_ASKER
+        if full or (waiting is None and len(self._waiting) >= MAX_IN_FLIGHT):
+            self.stats["overflowed"] += 1
+            tell(_failure("too many questions are waiting for the upstream resolvers"))
+            return
+        self._waiting_by_asker[asker] += 1
+        if waiting is not None:
+            self.stats["coalesced"] += 1
+            waiting.append((asker, tell))
+            return
+        self._waiting[question] = [(asker, tell)]
+        self.stats["forwarded"] += 1
+        ask = Ask(
+            self._loop, self._in_turn(now), question, lambda response, silent: self._came(question, response, silent)
+        )
+        self._asks[question] = ask
+        ask.start()
+
+    def close(self) -> None:
+        """Drop every question on its way; nobody is told anything."""
+        for ask in self._asks.values():
+            ask.cancel()
+        self._asks.clear()
+        self._waiting.clear()
+
+    def _in_turn(self, now: float) -> list[Server]:
+        """Return the upstreams in the host's order, those that kept silent lately last."""
+        return sorted(dict.fromkeys(self._upstreams()), key=lambda server: self._slow.get(server, 0.0) > now)
+
+    def _came(self, question: Question, response: Response | None, silent: list[Server]) -> None:
+        now = self._loop.time()
+        self._slow = {s: until for s, until in self._slow.items() if until > now}
+        for server in silent:
+            self._slow[server] = now + SLOW_SECONDS
+        self._asks.pop(question, None)
+        if response is not None and response.usable:
+            self._keep(question, _Entry(response, now, now + response.lifetime, None, now + response.lifetime))
+            resolved = Resolved(response)
+        else:
+            resolved = self._make_do(question, response, now)
+        for asker, tell in self._waiting.pop(question):
+            self._waiting_by_asker[asker] -= 1
+            if not self._waiting_by_asker[asker]:
+                del self._waiting_by_asker[asker]
+            tell(resolved)
+
+    def _make_do(self, question: Question, response: Response | None, now: float) -> Resolved:
+        """Return a stale answer or the failure, and keep it for a moment."""
+        former = self._cache.get(question)
+        if former is not None and former.response.usable and now < former.stale_at + MAX_STALE:
+            self.stats["stale"] += 1
+            stale = former.response if former.ede else former.response.with_ttl(STALE_SECONDS)
+            ede = Ede(code=EDE_STALE_NXDOMAIN if stale.rcode == NXDOMAIN else EDE_STALE_ANSWER)
+            self._keep(question, _Entry(stale, now, now + STALE_SECONDS, ede, former.stale_at))
+            return Resolved(stale, 0, ede)
+        self.stats["failed"] += 1
+        if response is None:
+            servers = ", ".join(host for host, _ in self._upstreams())
+            resolved = _failure(
+                f"no upstream resolver answered ({servers})" if servers else "no upstream resolver is set"
+            )
+        else:
+            resolved = Resolved(Response(rcode=response.rcode))
+        self._keep(question, _Entry(resolved.response, now, now + FAILURE_SECONDS, resolved.ede))
+        return resolved
+
+    def _keep(self, question: Question, entry: _Entry) -> None:
+        if entry.until <= entry.since or len(entry.response.body) > MAX_KEPT_BODY:
+            return
+        self._cache.pop(question, None)
+        while len(self._cache) >= MAX_ENTRIES:
+            del self._cache[next(iter(self._cache))]
+        self._cache[question] = entry
+
+
+def _failure(text: str) -> Resolved:
+    return Resolved(Response(rcode=SERVFAIL), 0, Ede(code=EDE_NO_REACHABLE_AUTHORITY, text=text))

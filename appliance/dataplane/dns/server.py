@@ -1,0 +1,353 @@
+"""The DNS server of this host's containers: UDP and TCP on the gateway addresses, a view for each asker.
+
+A question takes the first of these that fits:
+
+1. The very same bytes came from the same asker before: the answer is there, encoded (`_ready`, `_recent`).
+2. It cannot be read, or is of a kind that nobody here answers: an error, or silence.
+3. The asker has no view yet but may get one: the question is held, for 2 s at most. Any other stranger is refused.
+4. The name is ours: answered from the zone, and kept under 1 until the zone changes.
+5. The resolver asks upstream, or knows already.
+"""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+import structlog
+
+from appliance.dataplane.dns.resolver import Resolver
+from appliance.dataplane.dns.tcp import TcpLimits, TcpListener
+from appliance.render.dnsforward import encode_response
+from appliance.render.dnsmessage import (
+    EDE_NOT_AUTHORITATIVE,
+    EDE_PROHIBITED,
+    REFUSED,
+    Ede,
+    Query,
+    Reply,
+    encode_reply,
+    parse_query,
+)
+from appliance.render.dnswire import MAX_MESSAGE, RD
+from appliance.render.zone import ZoneAnswers
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping, Sequence
+
+    from appliance.dataplane.dns.resolver import Resolved
+    from appliance.model.network import Zone
+
+log = structlog.get_logger()
+
+IP_FREEBIND = getattr(socket, "IP_FREEBIND", 15)
+"""Lets us listen on a gateway address before Docker has put it on its bridge (ip(7))."""
+
+BATCH = 64
+"""Questions answered in one go before the rest of the loop gets its turn: about half a millisecond."""
+
+SLOW_BATCH = 8
+"""The same for questions that go through the codec: these take ten times as long."""
+
+RECEIVE_SIZE = 4096
+"""Octets read of a datagram. No real question comes near; a longer one is cut and so answered with an error."""
+
+MAX_READY = 8192
+"""Encoded answers kept, in each of the two tables; a full one is emptied."""
+
+RECENT_SECONDS = 1.0
+"""For how long an encoded upstream answer is told without counting down its TTLs: their unit is a second."""
+
+HOLD_SECONDS = 2.0
+"""How long an asker without a view waits for it."""
+
+MAX_HELD = 256
+MAX_HELD_PER_ASKER = 8
+
+RECEIVE_BUFFER = 1 << 20
+"""Octets of a socket's receive queue; the kernel gives what net.core.rmem_max allows."""
+
+
+DnsSockets = tuple[socket.socket, socket.socket]
+"""For UDP, and listening for TCP."""
+NONE_OPENED: Mapping[IPv4Address, DnsSockets] = {}
+
+
+def listen(address: IPv4Address, port: int) -> DnsSockets:
+    """Return the sockets for one address. Raises OSError."""
+    where = (str(address), port)
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        for sock in (udp, tcp):
+            sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        udp.bind(where)
+        tcp.bind(where)
+        tcp.listen(128)
+    except OSError:
+        udp.close()
+        tcp.close()
+        raise
+    return udp, tcp
+
+
+def cannot_listen(failed: Sequence[tuple[IPv4Address, OSError]], port: int) -> OSError:
+    """Return one error for all addresses that could not be had."""
+    what = "; ".join(f"{address}:{port}: {error.strerror or error}" for address, error in failed)
+    return OSError(
+        failed[0][1].errno, f"DNS cannot listen on {what} (see `ss -lnp 'sport = :{port}'`, or set another dns_port)"
+    )
+
+
+class _Asked:
+    """A question on its way through the server."""
+
+    __slots__ = ("asker", "data", "limit", "query", "send", "tcp")
+
+    def __init__(self, data: bytes, asker: str, send: Callable[[bytes], None], query: Query, *, tcp: bool) -> None:
+        self.data = data
+        self.asker = asker
+        self.send = send
+        self.query = query
+        self.tcp = tcp
+        self.limit = MAX_MESSAGE if tcp else query.udp_limit
+
+
+class DnsServer:
+    """Answers from one Zone, and from the host's resolvers for everything that is not ours.
+
+    Askers are known by address alone: whoever is to be answered gets a view in the zone, container or not.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, port: int, upstreams: Callable[[], Sequence[tuple[str, int]]]
+    ) -> None:
+        self._loop = loop
+        self._port = port
+        self._upstreams = upstreams
+        self._resolver = Resolver(loop, self._foreign_upstreams)
+        self._zone: ZoneAnswers | None = None
+        self._udp: dict[IPv4Address, socket.socket] = {}
+        self._tcp: dict[IPv4Address, TcpListener] = {}
+        self._limits = TcpLimits()
+        self._ready: dict[tuple[str, bytes], bytes] = {}
+        """Answers behind the id, by asker and question behind the id. Valid until the zone changes."""
+        self._recent: dict[tuple[str, bytes], bytes] = {}
+        """The same for upstream answers, for RECENT_SECONDS."""
+        self._forget: asyncio.TimerHandle | None = None
+        self._held: dict[str, list[_Asked]] = {}
+        self._held_timers: dict[str, asyncio.TimerHandle] = {}
+        self._held_count = 0
+        self._stats = dict.fromkeys(
+            (
+                "questions",
+                "ready",
+                "malformed",
+                "ignored",
+                "ours",
+                "refused",
+                "held",
+                "hold_expired",
+                "hold_overflowed",
+                "unsent",
+            ),
+            0,
+        )
+
+    def set_addresses(
+        self, addresses: frozenset[IPv4Address], opened: Mapping[IPv4Address, DnsSockets] = NONE_OPENED
+    ) -> None:
+        """Listen on exactly these, on the sockets of `opened` where there are any.
+
+        Keeps those that could be opened and raises OSError for the others at the end.
+        """
+        for address in self._udp.keys() - addresses:
+            self._close_address(address)
+        failed: list[tuple[IPv4Address, OSError]] = []
+        for address in sorted(addresses - self._udp.keys()):
+            try:
+                self._serve(address, *(opened.get(address) or listen(address, self._port)))
+            except OSError as error:
+                failed.append((address, error))
+        if failed:
+            raise cannot_listen(failed, self._port)
+
+    def set_zone(self, zone: Zone) -> None:
+        """Answer from this zone from now on, and tell the askers that waited for their view."""
+        self._zone = ZoneAnswers(zone)
+        self._ready.clear()
+        self._recent.clear()
+        for asker in list(self._held):
+            if self._waits(IPv4Address(asker)):
+                continue
+            for asked in self._release(asker):
+                self._route(asked)
+
+    def stats(self) -> dict[str, int]:
+        """Return the counters; all only grow, except those that end in `_now`."""
+        return {
+            **self._stats,
+            "questions": self._stats["questions"] + self._stats["ready"],
+            **{f"upstream_{name}": value for name, value in self._resolver.stats.items()},
+            "tcp_opened": self._limits.opened,
+            "tcp_refused": self._limits.refused,
+            "held_now": self._held_count,
+            "ready_now": len(self._ready),
+        }
+
+    def close(self) -> None:
+        """Close every socket and forget every question."""
+        for address in list(self._udp):
+            self._close_address(address)
+        for asker in list(self._held):
+            self._release(asker)
+        self._resolver.close()
+        if self._forget is not None:
+            self._forget.cancel()
+
+    def _foreign_upstreams(self) -> list[tuple[str, int]]:
+        """Return the upstreams without ourselves: a resolv.conf that names us would make questions go in circles."""
+        ours = {(str(address), self._port) for address in self._udp}
+        return [server for server in self._upstreams() if server not in ours]
+
+    def _serve(self, address: IPv4Address, udp: socket.socket, tcp: socket.socket) -> None:
+        self._udp[address] = udp
+        self._tcp[address] = TcpListener(self._loop, tcp, self._limits, self._tcp_question)
+        self._loop.add_reader(udp, self._udp_readable, udp)
+
+    def _close_address(self, address: IPv4Address) -> None:
+        sock = self._udp.pop(address)
+        self._loop.remove_reader(sock)
+        sock.close()
+        self._tcp.pop(address).close()
+
+    def _udp_readable(self, sock: socket.socket) -> None:
+        """Answer what has come, BATCH questions at most. The hot path: two look-ups and two system calls each."""
+        recvfrom, sendto = sock.recvfrom, sock.sendto
+        ready, recent = self._ready, self._recent
+        known = slow = 0
+        try:
+            for _ in range(BATCH):
+                data, client = recvfrom(RECEIVE_SIZE)
+                key = (client[0], data[2:])
+                answer = ready.get(key) or recent.get(key)
+                if answer is not None:
+                    sendto(data[:2] + answer, client)
+                    known += 1
+                    continue
+                self._question(data, client[0], partial(self._send_udp, sock, client), tcp=False)
+                slow += 1
+                if slow == SLOW_BATCH:
+                    break
+        except BlockingIOError:
+            # Drained; or the send queue is full, and the asker of a lost answer asks again.
+            pass
+        except OSError as error:
+            self._stats["unsent"] += 1
+            log.debug("a DNS answer could not be sent", error=str(error))
+        self._stats["ready"] += known
+
+    def _send_udp(self, sock: socket.socket, client: tuple[str, int], message: bytes) -> None:
+        try:
+            if message:
+                sock.sendto(message, client)
+        except OSError:
+            # A full queue, or the socket was closed since. Askers ask again.
+            self._stats["unsent"] += 1
+
+    def _tcp_question(self, data: bytes, asker: str, send: Callable[[bytes], None]) -> None:
+        self._question(data, asker, send, tcp=True)
+
+    def _question(self, data: bytes, asker: str, send: Callable[[bytes], None], *, tcp: bool) -> None:
+        """Answer through `send`, now or later, exactly once; with no bytes where silence is right."""
+        self._stats["questions"] += 1
+        query = parse_query(data)
+        if query is None:
+            self._stats["ignored"] += 1
+            send(b"")
+        elif isinstance(query, bytes):
+            self._stats["malformed"] += 1
+            send(query)
+        else:
+            self._route(_Asked(data, asker, send, query, tcp=tcp))
+
+    def _route(self, asked: _Asked) -> None:
+        asker = IPv4Address(asked.asker)
+        zone = self._zone
+        if zone is None or not zone.knows(asker):
+            if self._waits(asker):
+                self._hold(asked)
+            else:
+                self._refuse(asked, "only containers of this host's mesh are answered")
+            return
+        query = asked.query
+        reply = zone.answer(asker, query)
+        if reply is not None:
+            self._stats["ours"] += 1
+            message = encode_reply(query, reply, asked.limit)
+            self._keep(self._ready, asked, message)
+            asked.send(message)
+        elif query.flags & RD:
+            self._resolver.resolve(query, asked.asker, partial(self._resolved, asked))
+        else:
+            text = "not a name of the mesh, and recursion was not asked for"
+            self._refuse(asked, text, EDE_NOT_AUTHORITATIVE)
+
+    def _resolved(self, asked: _Asked, found: Resolved) -> None:
+        message = encode_response(asked.query, found.response, age=found.age, limit=asked.limit, ede=found.ede)
+        if found.response.lifetime > found.age:
+            self._keep(self._recent, asked, message)
+            if self._forget is None:
+                self._forget = self._loop.call_later(RECENT_SECONDS, self._forget_recent)
+        asked.send(message)
+
+    def _forget_recent(self) -> None:
+        self._forget = None
+        self._recent.clear()
+
+    def _keep(self, table: dict[tuple[str, bytes], bytes], asked: _Asked, message: bytes) -> None:
+        if asked.tcp:
+            return
+        if len(table) >= MAX_READY:
+            table.clear()
+        table[asked.asker, asked.data[2:]] = message[2:]
+
+    def _refuse(self, asked: _Asked, text: str, code: int = EDE_PROHIBITED) -> None:
+        self._stats["refused"] += 1
+        reply = Reply(rcode=REFUSED, ede=Ede(code=code, text=text))
+        asked.send(encode_reply(asked.query, reply, asked.limit))
+
+    def _waits(self, asker: IPv4Address) -> bool:
+        """Whether this asker has no view and may get one."""
+        return self._zone is None or (not self._zone.knows(asker) and self._zone.expects(asker))
+
+    def _hold(self, asked: _Asked) -> None:
+        held = self._held.get(asked.asker)
+        if self._held_count >= MAX_HELD or (held is not None and len(held) >= MAX_HELD_PER_ASKER):
+            self._stats["hold_overflowed"] += 1
+            self._refuse(asked, "too many questions wait for their asker to join the mesh")
+            return
+        self._stats["held"] += 1
+        self._held_count += 1
+        if held is None:
+            self._held[asked.asker] = [asked]
+            timer = self._loop.call_later(HOLD_SECONDS, self._hold_expired, asked.asker)
+            self._held_timers[asked.asker] = timer
+        else:
+            held.append(asked)
+
+    def _hold_expired(self, asker: str) -> None:
+        for asked in self._release(asker):
+            self._stats["hold_expired"] += 1
+            self._refuse(asked, f"{asker} is no container of the mesh; does it bear the label meshbox.service?")
+
+    def _release(self, asker: str) -> list[_Asked]:
+        self._held_timers.pop(asker).cancel()
+        held = self._held.pop(asker)
+        self._held_count -= len(held)
+        return held

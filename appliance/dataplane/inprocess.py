@@ -1,0 +1,247 @@
+"""The data plane in one process: plain calls with plain values, so that it can run in another one (workers.py)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from appliance.dataplane.dns.server import NONE_OPENED, DnsServer
+from appliance.dataplane.namespace import Inside
+from appliance.dataplane.tcp.accept import Entrance, Shared
+from appliance.dataplane.tcp.door import DoorWay
+from appliance.dataplane.tcp.listener import TcpListener
+from appliance.dataplane.udp.door import UdpDoor
+from appliance.dataplane.udp.listener import UdpListener
+from appliance.model.names import Destination, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from io import FileIO
+    from ipaddress import IPv4Address
+    from socket import SocketType
+
+    from appliance.dataplane.api import Question, T
+    from appliance.dataplane.dns.server import DnsSockets
+    from appliance.model.network import Door, Listener, NetnsId, Zone
+    from appliance.model.stats import Connection, ListenerStats
+
+
+class DataPlane:
+    """All listeners and the DNS server (`face.Plane`)."""
+
+    restarted = 0
+    accepting = 1
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        dns_upstreams: Callable[[], Sequence[tuple[str, int]]],
+        dns_port: int,
+        idle_udp: float = 60.0,
+    ) -> None:
+        """`idle_udp` is the seconds after which a silent UDP session ends."""
+        self._loop = loop
+        self._idle_udp = idle_udp
+        self._shared = Shared(loop)
+        self._listeners: dict[Destination, TcpListener | UdpListener] = {}
+        self._draining: set[TcpListener | UdpListener] = set()
+        self._doors: dict[NetnsId, DoorWay] = {}
+        self._dialled: dict[tuple[str, int], TcpListener] = {}
+        """By virtual IP and port."""
+        self._udp_doors: dict[NetnsId, UdpDoor] = {}
+        self._ports: dict[int, UdpListener] = {}
+        """By their port on the host."""
+        self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams)
+
+    @property
+    def active(self) -> int:
+        """Pairs and UDP sessions, those of closed listeners included."""
+        return sum(listener.active for listener in self._all())
+
+    def start(self) -> None:
+        """Nothing to do: it runs with the loop."""
+
+    def serves(self, destination: Destination) -> bool:
+        """Whether it is open."""
+        return destination in self._listeners
+
+    def open_listener(self, listener: Listener, sock: SocketType | None = None, *, elsewhere: bool = False) -> None:
+        """Serve a destination, on `sock` if that is open already; through doors only, if the port is `elsewhere`.
+
+        Raises OSError (EADDRINUSE when something else holds the port).
+        """
+        if listener.destination in self._listeners:
+            self.swap_listener(listener, sock, elsewhere=elsewhere)
+            return
+        self._listeners[listener.destination] = self._open(listener, sock, elsewhere=elsewhere)
+        self._lead(listener)
+
+    def swap_listener(self, listener: Listener, sock: SocketType | None = None, *, elsewhere: bool = False) -> None:
+        """Take new callers, peers and backends. Pairs that are still allowed go on, also to backends that vanished.
+
+        Raises OSError when the port is another one than before and cannot be had; the former listener stays then.
+        """
+        former = self._listeners[listener.destination]
+        if former.port == listener.port:
+            former.swap(listener)
+            self._lead(listener)
+            return
+        self._listeners[listener.destination] = self._open(listener, sock, elsewhere=elsewhere)
+        self._lead(listener)
+        self._unlead(former)
+        self._retire(former)
+
+    def close_listener(self, destination: Destination) -> None:
+        """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""
+        listener = self._listeners.pop(destination, None)
+        if listener is not None:
+            self._unlead(listener)
+            self._retire(listener)
+
+    def cover(self, what: Destination | NetnsId, place: int, sock: SocketType) -> None:
+        """Accept for another process, from its socket for a listener or door, until `uncover`."""
+        entrance = self._listeners.get(what) if isinstance(what, Destination) else self._doors.get(what)
+        if isinstance(entrance, Entrance):
+            entrance.cover(place, sock)
+        else:
+            sock.close()
+
+    def uncover(self, place: int) -> None:
+        """Leave that process's sockets to it."""
+        for entrance in (*self._listeners.values(), *self._doors.values()):
+            if isinstance(entrance, Entrance):
+                entrance.uncover(place)
+
+    def open_door(self, door: Door, tcp: Sequence[SocketType], udp: SocketType | None, netns: FileIO) -> None:
+        """Accept from this one TCP socket, which is inside of a namespace, and dial from there; `netns` is its file.
+
+        Without `udp` another process takes what comes in by UDP.
+        """
+        self.close_door(door.netns)
+        (sock,) = tcp
+        self._shared.insides[str(door.netns)] = Inside(door, netns)
+        self._doors[door.netns] = DoorWay(self._shared, door, sock, self._dialled)
+        if udp is not None:
+            self._udp_doors[door.netns] = UdpDoor(self._shared.epoll, door, udp, self._ports)
+
+    def close_door(self, netns: NetnsId) -> None:
+        """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
+        door = self._doors.pop(netns, None)
+        if door is None:
+            return
+        door.stop()
+        self._shared.insides.pop(str(netns)).close()
+        udp = self._udp_doors.pop(netns, None)
+        if udp is not None:
+            udp.close()
+        for listener in list(self._all()):
+            if isinstance(listener, UdpListener):
+                listener.leave(str(netns))
+
+    def end_pairs(self, destination: Destination) -> None:
+        """Reset what is left of closed listeners of this destination."""
+        for listener in list(self._draining):
+            if listener.destination == destination:
+                listener.end_pairs()
+
+    def pairs_to(self, address: IPv4Address) -> int:
+        """Return how many open pairs and sessions lead to that address."""
+        return sum(listener.pairs_to(address) for listener in self._all())
+
+    def set_dns_addresses(
+        self, addresses: frozenset[IPv4Address], opened: Mapping[IPv4Address, DnsSockets] = NONE_OPENED
+    ) -> None:
+        """Serve DNS on exactly these addresses, on the sockets of `opened` where they are open already.
+
+        Raises OSError after having opened those that it could.
+        """
+        self.dns.set_addresses(addresses, opened)
+
+    def set_zone(self, zone: Zone) -> None:
+        """Answer from this zone."""
+        self.dns.set_zone(zone)
+
+    def stats(self) -> tuple[ListenerStats, ...]:
+        """Return the counters of the listeners that are open."""
+        return tuple(listener.stats() for listener in self._listeners.values())
+
+    def connections(self) -> tuple[Connection, ...]:
+        """Return all open pairs and sessions."""
+        return tuple(connection for listener in self._all() for connection in listener.connections())
+
+    def dns_stats(self) -> Mapping[str, int]:
+        """Return the DNS server's counters."""
+        return self.dns.stats()
+
+    def left(self) -> int:
+        """Return how many TCP pairs closed listeners still have; UDP sessions end by silence, so nobody waits."""
+        return sum(listener.active for listener in self._draining if isinstance(listener, TcpListener))
+
+    def ask(self, question: Question[T], tell: Callable[[T], None]) -> None:
+        """Call `tell` with the answer."""
+        tell(getattr(self, question.method)(*question.arguments))
+
+    def stop(self) -> None:
+        """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
+        for door in self._doors.values():
+            door.stop()
+        for destination in list(self._listeners):
+            self.close_listener(destination)
+        self.dns.close()
+
+    def close(self) -> None:
+        """End everything at once."""
+        self.stop()
+        for listener in list(self._draining):
+            listener.end_pairs()
+        for netns in list(self._doors):
+            self.close_door(netns)
+        self._shared.close()
+
+    def _all(self) -> Iterator[TcpListener | UdpListener]:
+        yield from self._listeners.values()
+        yield from self._draining
+
+    def _open(self, listener: Listener, sock: SocketType | None, *, elsewhere: bool) -> TcpListener | UdpListener:
+        if listener.destination.protocol is Protocol.TCP:
+            return TcpListener(self._shared, listener, on_empty=self._forget, sock=sock)
+        for former in list(self._draining):
+            if isinstance(former, UdpListener) and former.port == listener.port:
+                former.end_pairs()  # its sessions need the socket, and so hold the port
+        return UdpListener(
+            self._loop,
+            self._shared.epoll,
+            listener,
+            idle=self._idle_udp,
+            on_empty=self._forget,
+            sock=sock,
+            insides=self._shared.insides,
+            elsewhere=elsewhere,
+        )
+
+    def _lead(self, listener: Listener) -> None:
+        """Let doors know what leads to this listener."""
+        served = self._listeners[listener.destination]
+        if isinstance(served, UdpListener):
+            self._ports[listener.port] = served
+        elif listener.vip is not None:
+            dialled = (str(listener.vip), listener.destination.port)
+            if dialled != served.dialled:
+                self._unlead(served)
+                served.dialled = dialled
+            self._dialled[dialled] = served
+
+    def _unlead(self, listener: TcpListener | UdpListener) -> None:
+        if isinstance(listener, UdpListener):
+            if self._ports.get(listener.port) is listener:
+                del self._ports[listener.port]
+        elif self._dialled.get(listener.dialled) is listener:
+            del self._dialled[listener.dialled]
+
+    def _retire(self, listener: TcpListener | UdpListener) -> None:
+        self._draining.add(listener)
+        listener.stop()
+
+    def _forget(self, listener: TcpListener | UdpListener) -> None:
+        self._draining.discard(listener)

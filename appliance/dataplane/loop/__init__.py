@@ -1,0 +1,1 @@
+"""What puts an epoll set and timers of our own into uvloop."""

@@ -1,0 +1,298 @@
+"""Two connected sockets and the bytes between them.
+
+Small messages cost one recv and one send. A read of full size turns that direction to splice through a pipe, until it
+runs dry. Rules of this file:
+
+- Sockets are registered edge-triggered, so each direction goes on until it knows that there is nothing left: a read
+  shorter than asked for says so (epoll(7)), unless the events told of an end, an error or urgent data.
+- A direction whose bytes the other side does not take is `stuck` and reads no more until that side is writable.
+- An end of stream goes on once the bytes before it have gone; a reset goes on as a reset.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from appliance.dataplane.loop.epoll import ERR, HUP, IN, NOT_OUT, OUT, PRI, RDHUP
+
+if TYPE_CHECKING:
+    from socket import SocketType
+
+    from appliance.dataplane.balance import BackendState
+    from appliance.dataplane.tcp.listener import Source, TcpListener
+    from appliance.dataplane.tcp.pipes import Pipe
+
+SIZE: Final = 1 << 16
+"""Most bytes of one read. What recv(2) does not fill of it is given back at once."""
+SMALL: Final = 1 << 14
+"""Bytes: a splice that moves fewer turns the direction back to recv and send, which are cheaper for so little."""
+TURNS: Final = 2
+"""Most reads of one direction in a row, so that one fast stream does not hold up the others."""
+SPLICE_SIZE = 1 << 20
+"""Bytes asked of one splice: the size of a pipe."""
+SPLICE_FLAGS: Final = 3
+"""SPLICE_F_MOVE | SPLICE_F_NONBLOCK, from linux/fcntl.h (in Python's os only where the C library had them)."""
+
+DONTWAIT: Final = socket.MSG_DONTWAIT
+DONTWAIT_MORE: Final = socket.MSG_DONTWAIT | socket.MSG_MORE
+"""When the end is known to follow, the last bytes wait for it and leave in the same segment."""
+ODD: Final = ERR | HUP | RDHUP | PRI
+"""Events after which a short read does not mean that there is nothing left."""
+HOW_IT_ENDS: Final = ERR | RDHUP | PRI
+"""If RDHUP is the only one of these that was seen, a short read is followed by the end of stream and nothing else."""
+MESSAGE: Final = IN | OUT
+"""What epoll reports in the ordinary case."""
+MESSAGES: Final = 0
+BULK: Final = 1
+STUCK: Final = 2
+ENDED: Final = 3
+"""Modes of a direction: recv and send; splice; waiting until the peer is writable; no more to come, and passed on."""
+LINGER_RESET = struct.pack("ii", 1, 0)
+UNSENT = 1 << 15
+"""Bytes of bulk that may wait in the kernel for earlier ones to be acknowledged (TCP_NOTSENT_LOWAT in linux/tcp.h).
+
+What waits there is sent by the CPU to which the acknowledgement comes, while this one goes on sending: over veth the
+two overtake each other, and the receiver asks for what it takes for lost. So it waits in the pipe instead.
+"""
+
+
+def reset_on_close(sock: SocketType) -> None:
+    """Make closing send a reset instead of an orderly end."""
+    with suppress(OSError):  # it is gone already, which is what was wanted
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+
+
+class End:
+    """One side of a pair, and the direction of bytes from it to its peer."""
+
+    __slots__ = ("fd", "flags", "mode", "moved", "odd", "pair", "peer", "pending", "pipe", "sock")
+    __deletable__ = ["peer"]  # noqa: RUF012 — mypyc wants it, and so
+
+    peer: End
+
+    def __init__(self, pair: Pair, sock: SocketType) -> None:
+        self.pair = pair
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.mode = MESSAGES
+        self.moved = 0
+        """Bytes received from this side."""
+        self.odd = 0
+        """Those events of ODD that were ever seen."""
+        self.flags = DONTWAIT
+        """For sending to the peer."""
+        self.pending = b""
+        self.pipe: Pipe | None = None
+        """`pending` or `pipe` holds what the peer did not take, while STUCK."""
+
+    def ready(self, events: int) -> None:
+        """Act on what epoll reports: nearly always a message to pass on."""
+        peer = self.peer
+        if (events != MESSAGE or self.mode or peer.mode) and not self._settle(events):
+            return
+        try:
+            data = self.sock.recv(SIZE, DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.pair.reset()
+            return
+        if not data:
+            self._end()
+            return
+        size = len(data)
+        self.moved += size
+        try:
+            sent = peer.sock.send(data, self.flags)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._peer_broke()
+            return
+        if sent < size:
+            self.pending = data[sent:]
+            self.mode = STUCK
+        elif size == SIZE or self.odd:
+            self._go_on(size)
+
+    def fail(self) -> None:
+        """Reset the pair after an error in its handler."""
+        self.pair.reset()
+
+    def _settle(self, events: int) -> bool:
+        """Do what is to be done besides passing on a message; return whether to look for a message then."""
+        if events & ODD:
+            self.odd |= events & ODD
+            if self.odd & HOW_IT_ENDS == RDHUP:
+                self.flags = DONTWAIT_MORE
+        if events & OUT and self.peer.mode == STUCK:
+            self.peer.resume()
+        if not events & NOT_OUT:
+            return False
+        if self.mode == BULK:
+            return self._splice()
+        if self.mode == MESSAGES:
+            return True
+        if events & ERR:
+            self.pair.reset()
+        return False
+
+    def _go_on(self, size: int) -> None:
+        """Decide what follows a read of `size` bytes after which there may be more."""
+        if size < SIZE and self.odd & HOW_IT_ENDS == RDHUP:
+            self._end()
+            return
+        if size == SIZE:
+            os.set_blocking(self.pair.client.fd, False)  # splice has no MSG_DONTWAIT; the backend's is set already
+            self.peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+            self.mode = BULK
+            if not self._splice():
+                return
+        self.pair.listener.epoll.rearm(self.fd)
+
+    def resume(self) -> None:
+        """Go on after having been stuck: the peer takes bytes again."""
+        if self.pipe is not None:
+            if not self._empty(self.pipe):
+                return
+            self.pair.listener.pipes.give(self.pipe)
+            self.pipe = None
+            self.mode = BULK
+        else:
+            try:
+                sent = self.peer.sock.send(self.pending, DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._peer_broke()
+                return
+            self.pending = self.pending[sent:]
+            if self.pending:
+                return
+            self.mode = MESSAGES
+        self.ready(IN)
+
+    def _splice(self) -> bool:
+        """Move bytes through a pipe; return whether the rest is for recv and send."""
+        pipes = self.pair.listener.pipes
+        pipe = None if self.odd & PRI else pipes.take()  # splice cannot get past an urgent byte
+        if pipe is None:
+            self.mode = MESSAGES
+            return True
+        for turn in range(TURNS):
+            try:
+                size = os.splice(self.fd, pipe.write, SPLICE_SIZE, flags=SPLICE_FLAGS)
+            except BlockingIOError:
+                break
+            except OSError:
+                pipes.give(pipe)
+                self.pair.reset()
+                return False
+            if not size:
+                pipes.give(pipe)
+                self._end()
+                return False
+            self.moved += size
+            pipe.held = size
+            self.pipe = pipe
+            if not self._empty(pipe):
+                return False
+            self.pipe = None
+            if size < SMALL and not turn:
+                pipes.give(pipe)
+                self.mode = MESSAGES
+                return True
+        else:
+            self.pair.listener.epoll.rearm(self.fd)
+        pipes.give(pipe)
+        return False
+
+    def _empty(self, pipe: Pipe) -> bool:
+        """Move what is in the pipe to the peer; return whether all of it went."""
+        try:
+            while pipe.held:
+                pipe.held -= os.splice(pipe.read, self.peer.fd, pipe.held, flags=SPLICE_FLAGS)
+        except BlockingIOError:
+            self.mode = STUCK
+            return False
+        except OSError:
+            self._peer_broke()
+            return False
+        return True
+
+    def _end(self) -> None:
+        """Pass on the end of stream."""
+        self.mode = ENDED
+        if self.peer.mode == ENDED:
+            self.pair.close()
+            return
+        try:
+            self.peer.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.pair.reset()
+
+    def _peer_broke(self) -> None:
+        """Give up because sending failed: deliver what the peer said before it went, then reset."""
+        self.mode = ENDED
+        self.pair.broken = True
+        self.peer.ready(IN)
+        self.pair.reset()
+
+    def drop(self) -> None:
+        """Close this side."""
+        self.mode = ENDED
+        if self.pipe is not None:
+            self.pair.listener.pipes.give(self.pipe)
+            self.pipe = None
+        self.pair.listener.epoll.close(self.sock)
+
+
+class Pair:
+    """A client's connection joined to a backend's."""
+
+    __slots__ = ("backend", "broken", "client", "closed", "listener", "opened", "source", "state")
+    __deletable__ = ["client", "backend"]  # noqa: RUF012 — mypyc wants it, and so
+
+    def __init__(
+        self, listener: TcpListener, source: Source, state: BackendState, client: SocketType, backend: SocketType
+    ) -> None:
+        self.listener = listener
+        self.source = source
+        self.state = state
+        self.opened = time.monotonic()
+        self.broken = False
+        self.closed = False
+        self.client = End(self, client)
+        self.backend = End(self, backend)
+        self.client.peer = self.backend
+        self.backend.peer = self.client
+        state.active += 1
+
+    def reset(self) -> None:
+        """End both connections with a reset."""
+        self.broken = True
+        self.close()
+
+    def close(self) -> None:
+        """End both connections, and add up what they moved."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.broken:
+            reset_on_close(self.client.sock)
+            reset_on_close(self.backend.sock)
+        client, backend = self.client, self.backend
+        client.drop()
+        backend.drop()
+        # Without these references in a circle all of it is freed here and now, and the garbage collector stays asleep.
+        del self.client, self.backend, client.peer, backend.peer
+        state = self.state
+        state.active -= 1
+        state.bytes_in += client.moved
+        state.bytes_out += backend.moved
+        self.listener.forget(self)

@@ -1,0 +1,1 @@
+"""Datagrams: listeners and the sessions of their clients."""

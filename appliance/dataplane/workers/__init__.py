@@ -1,0 +1,1 @@
+"""The same data plane in more processes, fed by this one."""

@@ -1,0 +1,156 @@
+"""One place among the workers, and the process that has it at present."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from appliance.dataplane import api as face
+from appliance.dataplane.workers.channel import Channel
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping, Sequence
+    from io import FileIO
+    from socket import SocketType
+
+    from appliance.dataplane.api import Question
+    from appliance.model.names import Destination
+    from appliance.model.stats import ListenerStats
+
+log = structlog.get_logger()
+
+AGAIN = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds until a worker is replaced that ended the 1st, 2nd, … time in a row; the last value repeats."""
+STEADY = 60.0
+"""Seconds of life after which an end counts as the 1st again."""
+END_SECONDS = 5.0
+"""In which a worker ends after its parent has closed the channel; then it is killed."""
+
+
+class Member:
+    """A worker's place."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        index: int,
+        command: Sequence[str],
+        *,
+        born: Callable[[Member], None],
+        take: Callable[[Member, Any], None],
+        died: Callable[[Member], None],
+    ) -> None:
+        """`born` is called with each new process, `take` with what it says, `died` when it has ended by itself."""
+        self._loop = loop
+        self._command = tuple(command)
+        self._born = born
+        self._take = take
+        self._died = died
+        self.index = index
+        self.asked: dict[int, Callable[[Any], None]] = {}
+        """What waits for an answer, by number."""
+        self.stats: dict[Destination, ListenerStats] = {}
+        self.dns_stats: Mapping[str, int] = {}
+        """What it said last; the same for `stats`."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._watch = -1
+        self._began = 0.0
+        self._ends = 0
+        self._again: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process, None while there is none."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the process. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            number = theirs.fileno()
+            self._process = subprocess.Popen([*self._command, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL)
+            self._watch = os.pidfd_open(self._process.pid)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._began = monotonic()
+        self._loop.add_reader(self._watch, self._on_end)
+        self._channel = Channel(self._loop, ours, take=lambda message, _: self._take(self, message), ended=lambda: None)
+        self._born(self)
+
+    def send(self, order: object, sockets: Sequence[SocketType | FileIO] = ()) -> None:
+        """Send an order; the next process learns of it by `born` if there is none at present."""
+        if self._channel is not None:
+            self._channel.send(order, sockets)
+
+    def remember(self, question: Question[Any], value: Any) -> None:
+        """Keep counters that it has told."""
+        if question == face.STATS:
+            self.stats = {stats.destination: stats for stats in value}
+        elif question == face.DNS_STATS:
+            self.dns_stats = value
+
+    def close(self) -> None:
+        """Let the process end; `finish` waits for that."""
+        if self._again is not None:
+            self._again.cancel()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        self._unwatch()
+
+    def finish(self) -> None:
+        """Wait until the process has ended after `close`, and kill it if it does not."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("a worker of the data plane does not end; killing it", pid=self._process.pid)
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _on_end(self) -> None:
+        process, channel = self._process, self._channel
+        if process is None or channel is None:
+            return
+        code = process.wait()
+        self._unwatch()
+        channel.close()
+        self._process = self._channel = None
+        self._ends = 1 if monotonic() - self._began > STEADY else self._ends + 1
+        delay = AGAIN[min(self._ends, len(AGAIN)) - 1]
+        cause = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        log.warning(
+            "a worker of the data plane ended, and its connections with it; starting another",
+            worker=self.index,
+            pid=process.pid,
+            cause=cause,
+            seconds=delay,
+        )
+        self._died(self)
+        self._again = self._loop.call_later(delay, self._restart)
+
+    def _restart(self) -> None:
+        try:
+            self.start()
+        except OSError as error:
+            log.warning("a worker of the data plane cannot be started; will try again", cause=str(error))
+            self._again = self._loop.call_later(AGAIN[-1], self._restart)
+
+    def _unwatch(self) -> None:
+        if self._watch >= 0:
+            self._loop.remove_reader(self._watch)
+            os.close(self._watch)
+            self._watch = -1
