@@ -19,11 +19,14 @@ import structlog
 import trio
 
 from appliance import admin, bridge, fitness, logs, worker
+from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
+from appliance.control.doors import Doors
+from appliance.control.effects import OWN_NAMESPACE, HostEffects
+from appliance.control.hostaccess import HostAccess
+from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.dataplane import api as face
 from appliance.dataplane.inprocess import DataPlane
 from appliance.dataplane.workers.pool import Workers
-from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
-from appliance.doors import Doors
 from appliance.drain import drained
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
@@ -33,9 +36,7 @@ from appliance.drivers.netns import identity as namespaces
 from appliance.drivers.nft.client import DOOR_RULES, Nft, NftHelper
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.drivers.registry import open_registry
-from appliance.effects import OWN_NAMESPACE, HostEffects
 from appliance.errors import HostError, MeshboxError, RetryError
-from appliance.hostaccess import HostAccess
 from appliance.lock import only_one
 from appliance.logs import Faults
 from appliance.model.facts import Snapshot
@@ -45,7 +46,6 @@ from appliance.notify import Notifier
 from appliance.plan.interests import interests
 from appliance.plan.policy import declaration
 from appliance.plan.rollout import claims, images, rollout
-from appliance.reconcile import FULL_PASS, Reconciler
 from appliance.render.ruleset import REMOVE, change_host
 
 if TYPE_CHECKING:

@@ -26,19 +26,19 @@ import orjson
 import trio
 
 from appliance import bridge, logs
+from appliance.control.doors import Doors
+from appliance.control.effects import HostEffects
+from appliance.control.reconcile import Reconciler
 from appliance.dataplane.api import LEFT
 from appliance.dataplane.inprocess import DataPlane
 from appliance.dataplane.workers.pool import Workers
-from appliance.doors import Doors
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity as namespaces
 from appliance.drivers.nft.client import Nft, NftHelper
 from appliance.drivers.nft.drift import RulesetWatch
-from appliance.effects import HostEffects
 from appliance.logs import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
-from appliance.reconcile import Reconciler
 from bench import stall
 from bench.lab import CLIENT_IP, PROXY_IP, SERVER_IP
 from bench.process import process_cpu

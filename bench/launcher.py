@@ -73,7 +73,7 @@ def make_plane(loop: asyncio.AbstractEventLoop, *, workers: int, **options: Any)
 
 
 def _open_doors(plane: Plane, config: dict[str, Any]) -> None:
-    """Do what the appliance does (appliance/doors.py), at a port of this contender's."""
+    """Do what the appliance does (appliance/control/doors.py), at a port of this contender's."""
     vip_range = IPv4Network(config["vip_range"])
     for address, path in config["into"].items():
         netns, caller = namespaces.identify(path), IPv4Address(address)

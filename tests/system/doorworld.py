@@ -17,10 +17,10 @@ import uvloop
 from nsworld import HOST, NEIGHBOUR, SECONDS, WORKLOAD, World, inside
 
 from appliance import worker
+from appliance.control.doors import Doors
 from appliance.dataplane import api as face
 from appliance.dataplane.inprocess import DataPlane
 from appliance.dataplane.workers.pool import Workers
-from appliance.doors import Doors
 from appliance.logs import Faults
 from appliance.model.names import Destination, Protocol
 from appliance.model.network import Backend, Listener, Route, WorkloadRuleset

@@ -257,7 +257,7 @@ def test_a_gone_namespace_is_no_fault_to_drop(mesh: Mesh) -> None:
 
 def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nobody says so: an open door would keep it alive for ever, with its link and its addresses."""
-    monkeypatch.setattr("appliance.doors.LOOK", 0.01)
+    monkeypatch.setattr("appliance.control.doors.LOOK", 0.01)
     mesh.open()
     with mesh.dial(), mesh.server.accept()[0]:
         pass

@@ -252,7 +252,7 @@ def test_a_port_that_is_taken_leaves_the_longer_way(mesh: UdpMesh) -> None:
 @pytest.mark.parametrize("gone", ["workload", "neighbour"])
 def test_a_gone_namespace_is_let_go(mesh: UdpMesh, gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session is silent for a minute until it ends: its sockets would keep alive the client's or the server's."""
-    monkeypatch.setattr("appliance.doors.LOOK", 0.01)
+    monkeypatch.setattr("appliance.control.doors.LOOK", 0.01)
     mesh.open()
     with mesh.client() as client:
         carry(client, mesh.udp)

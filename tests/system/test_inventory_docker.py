@@ -12,7 +12,7 @@ import trio
 from fakedocker import until
 from machine import IMAGE, Machine
 
-from appliance.deployer import Deployer
+from appliance.control.deployer import Deployer
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.netns import identity as namespaces

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from appliance.doors import Doors
+from appliance.control.doors import Doors
+from appliance.control.effects import HostEffects
 from appliance.drivers.netns import identity as namespaces
 from appliance.drivers.nft.drift import RulesetWatch
-from appliance.effects import HostEffects
 from appliance.errors import RetryError
 from appliance.model.facts import Netns
 from appliance.model.names import Destination

@@ -12,7 +12,7 @@ import trio.testing
 from fakedocker import BRIDGE, FakeDocker, until
 from structlog.testing import capture_logs
 
-from appliance.deployer import PEERS_SETTLE, SETTLE, Deployer
+from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.drivers.docker.create import docker_name, labels
 from appliance.errors import RetryError
 from appliance.model.facts import RunState

@@ -14,8 +14,8 @@ from appliance.render import ruleset as text
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
+    from appliance.control.doors import Doors
     from appliance.dataplane.api import Plane
-    from appliance.doors import Doors
     from appliance.drivers.nft.client import Nft, NftHelper
     from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.registry import Registry

@@ -1,0 +1,1 @@
+"""The one loop, and the hands by which its steps become deeds."""
