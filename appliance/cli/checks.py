@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from appliance import fitconsul, fitfiles, fitness
+from appliance.check import consul as fitconsul
+from appliance.check import files as fitfiles
+from appliance.check import host as fitness
 from appliance.cli import tables
 from appliance.cli.client import Client
 from appliance.errors import HostError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 import trio
 
-from appliance import cleanup
+from appliance.check import cleanup
 from appliance.cli import tables
 
 if TYPE_CHECKING:

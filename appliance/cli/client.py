@@ -32,7 +32,7 @@ _NEVER = threading.Event()
 
 def in_image() -> bool:
     """Whether this runs in the image."""
-    from appliance import surroundings  # noqa: PLC0415 — takes a tenth of a second, and few errors ask
+    from appliance.check import kernel as surroundings  # noqa: PLC0415 — takes a tenth of a second, and few errors ask
 
     return surroundings.IMAGE_MARK.exists()
 

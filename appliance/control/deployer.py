@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from appliance.check.kernel import own_network
 from appliance.drivers.docker import labels
 from appliance.drivers.docker.create import create_body, docker_name
 from appliance.drivers.docker.http import ConflictError, DockerError, NotFoundError
@@ -21,7 +22,6 @@ from appliance.logs import Faults
 from appliance.model.facts import RunState
 from appliance.model.rollout import Action, Create, Progress, ReplicaKey, Retire, Start
 from appliance.retry import Backoff
-from appliance.surroundings import own_network
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping

@@ -4,8 +4,9 @@ import resource
 
 import pytest
 
-from appliance import fitfiles, fitness
-from appliance.fitness import Finding, Level
+from appliance.check import files as fitfiles
+from appliance.check import host as fitness
+from appliance.check.host import Finding, Level
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from appliance import lock, surroundings
+from appliance import lock
+from appliance.check import kernel as surroundings
 from appliance.cli import checks, client
 from appliance.config.options import Config
 

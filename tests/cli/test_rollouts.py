@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from appliance import surroundings
+from appliance.check import kernel as surroundings
 from appliance.cli import tables
 
 SHOP = """

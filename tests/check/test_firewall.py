@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from machine import run
 
+from appliance.check.firewall import firewall
 from appliance.drivers.netns.netlink import entered
-from appliance.fitfirewall import firewall
 from appliance.model.facts import DockerNetwork
 from appliance.model.finding import Level
 

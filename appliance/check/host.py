@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import orjson
 import trio
 
-from appliance import fitfiles, fitfirewall, surroundings
+from appliance.check import files as fitfiles
+from appliance.check import firewall as fitfirewall
+from appliance.check import kernel as surroundings
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import NotFoundError
 from appliance.drivers.host.resolvconf import ROUTE_PROTOCOL, HostNames, chosen

@@ -8,7 +8,8 @@ import os
 import pytest
 import trio
 
-from appliance import fitfiles, lock
+from appliance import lock
+from appliance.check import files as fitfiles
 from appliance.config.options import Config
 from appliance.drivers.local.statefile import SCHEMA
 from appliance.drivers.netns import directory as netnsdir

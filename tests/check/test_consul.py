@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from appliance import fitconsul
+from appliance.check import consul as fitconsul
 from appliance.config.options import Config, Consul
 from appliance.model.finding import Level
 from tests.faultyconsul import FaultyConsul

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from appliance import surroundings
+from appliance.check import kernel as surroundings
 from appliance.config.options import Config, Consul
 from appliance.drivers.docker.none import WHOLE
 from appliance.drivers.nft.client import Nft

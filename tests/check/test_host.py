@@ -11,7 +11,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from appliance import fitness, surroundings
+from appliance.check import host as fitness
+from appliance.check import kernel as surroundings
 from appliance.config.options import Config
 from appliance.model.facts import DockerNetwork
 from appliance.model.finding import Level
