@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance import admin, bridge, logs, worker
+from appliance import bridge, logs, worker
+from appliance.api import server as admin
 from appliance.check import host as fitness
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors

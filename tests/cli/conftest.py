@@ -9,7 +9,7 @@ import orjson
 import pytest
 import trio
 
-from appliance import admin
+from appliance.api import server as admin
 from appliance.cli import main
 from appliance.config.options import Config
 from appliance.testing import FakeAppliance

@@ -24,7 +24,8 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from appliance import __version__, metrics, views
+from appliance import __version__
+from appliance.api import metrics, views
 from appliance.errors import HostError, InputError, MeshboxError, did_you_mean
 from appliance.model.names import Allowance
 from appliance.plan.allocate import misfit

@@ -3,7 +3,7 @@ from __future__ import annotations
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from appliance import metrics
+from appliance.api import metrics
 from appliance.config.options import Config
 from appliance.testing import FakeAppliance
 from tests.plan.cases import container

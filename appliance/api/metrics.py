@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from appliance.admin import Appliance
+    from appliance.api.server import Appliance
     from appliance.model.stats import ListenerStats
 
 __all__ = ["CONTENT_TYPE", "text"]

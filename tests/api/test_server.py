@@ -10,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from appliance import admin, logs
+from appliance import logs
+from appliance.api import server as admin
 from appliance.config.options import Config
 from appliance.errors import HostError
 from appliance.model.names import Destination

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from appliance import views
+from appliance.api import views
 from appliance.model.facts import RunState
 from appliance.model.names import Destination
 from appliance.model.registry import RegistryFacts

@@ -1,0 +1,1 @@
+"""The admin API on the unix socket: what it answers, and how."""
