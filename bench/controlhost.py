@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 import orjson
 import trio
 
-from appliance import bridge, logs
+from appliance import logs
+from appliance.app import bridge
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
 from appliance.control.reconcile import Reconciler

@@ -20,7 +20,7 @@ import orjson
 import trio
 import uvloop
 
-from appliance import worker
+from appliance.app import worker
 from appliance.dataplane.inprocess import DataPlane
 from appliance.dataplane.tcp.accept import listen
 from appliance.dataplane.udp import sockets as udpsocket

@@ -4,7 +4,7 @@ A stall is the whole distance between two looks. It is never shorter than what t
 a millisecond longer: the next look was not due before that. Traffic's own turns and other programs' turns on the CPU
 count too; how much of it the loop's thread waited for a CPU that was another's is in /proc/PID/schedstat.
 
-`python -m bench.stall LEVEL FORM DESCRIPTOR` is a worker (appliance/worker.py) that tells its stalls:
+`python -m bench.stall LEVEL FORM DESCRIPTOR` is a worker (appliance/app/worker.py) that tells its stalls:
 in the file of its own pid in the folder STALL_FOLDER.
 """
 

@@ -23,7 +23,7 @@ def run(file: str | None, flags: dict[str, str]) -> int:
     """Run the appliance with these flags, by dotted key."""
     chosen = config.load(file, flags=flags)
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # structlog would load it, for nothing: 3 MB
-    from appliance import app  # noqa: PLC0415 — a wrong flag is told without loading all of it
+    from appliance.app import main as app  # noqa: PLC0415 — a wrong flag is told without loading all of it
 
     return app.run(chosen)
 

@@ -16,7 +16,7 @@ import trio
 import uvloop
 from nsworld import HOST, NEIGHBOUR, SECONDS, WORKLOAD, World, inside
 
-from appliance import worker
+from appliance.app import worker
 from appliance.control.doors import Doors
 from appliance.dataplane import api as face
 from appliance.dataplane.inprocess import DataPlane

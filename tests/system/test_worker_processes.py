@@ -26,7 +26,7 @@ def workers(machine: Machine) -> list[int]:
     assert machine.appliance is not None
     children = Path(f"/proc/{machine.appliance.pid}/task").glob("*/children")
     pids = [int(pid) for path in children for pid in path.read_text().split()]
-    return sorted(pid for pid in pids if b"appliance.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return sorted(pid for pid in pids if b"appliance.app.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 @pytest.fixture

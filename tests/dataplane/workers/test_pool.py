@@ -29,7 +29,7 @@ from tcpworld import (
     read_all,
 )
 
-from appliance import worker
+from appliance.app import worker
 from appliance.dataplane import api as face
 from appliance.dataplane.workers.pool import Workers
 from appliance.dataplane.workers.priority import NICE
@@ -427,7 +427,7 @@ PARENT = """
 import sys, uvloop
 sys.path.insert(0, "tests/dataplane")
 from tcpworld import listener_of
-import appliance.worker as worker
+import appliance.app.worker as worker
 import appliance.dataplane.api as face
 from appliance.dataplane.workers.pool import Workers
 loop = uvloop.new_event_loop()

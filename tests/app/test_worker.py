@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from appliance import worker
+from appliance.app import worker
 from appliance.drivers.nft import client as nft
 
 

@@ -6,7 +6,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from appliance.drain import drained
+from appliance.app.shutdown import drained
 
 
 def told(seconds: float, ends: list[float]) -> tuple[list[tuple[object, ...]], float]:

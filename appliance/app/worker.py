@@ -1,4 +1,4 @@
-"""A worker process of the data plane: `python -m appliance.worker LEVEL FORM DESCRIPTOR` (see `Config.workers`)."""
+"""A worker process of the data plane: `python -m appliance.app.worker LEVEL FORM DESCRIPTOR` (see `Config.workers`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def command(*, level: str, form: str) -> tuple[str, ...]:
 
     Not from the working directory (-P): whoever may write there would be root here.
     """
-    return (sys.executable, "-P", "-m", "appliance.worker", level, form)
+    return (sys.executable, "-P", "-m", "appliance.app.worker", level, form)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import signal
 import pytest
 import trio
 
-from appliance import bridge
+from appliance.app import bridge
 from appliance.dataplane import api as face
 
 

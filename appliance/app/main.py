@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance import bridge, logs, worker
+from appliance import logs
 from appliance.api import server as admin
+from appliance.app import bridge, worker
+from appliance.app.shutdown import drained
+from appliance.app.systemd import Notifier
 from appliance.check import host as fitness
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
@@ -29,7 +32,6 @@ from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.dataplane import api as face
 from appliance.dataplane.inprocess import DataPlane
 from appliance.dataplane.workers.pool import Workers
-from appliance.drain import drained
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.none import NoContainers
@@ -44,7 +46,6 @@ from appliance.logs import Faults
 from appliance.model.facts import Snapshot
 from appliance.model.finding import Level
 from appliance.model.names import Protocol
-from appliance.notify import Notifier
 from appliance.plan.interests import interests
 from appliance.plan.policy import declaration
 from appliance.plan.rollout import claims, images, rollout

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from appliance.notify import Notifier
+from appliance.app.systemd import Notifier
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""The appliance as a process: built, started in order, stopped in reverse."""
