@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.api import metrics
 from appliance.config.options import Config
-from appliance.testing import FakeAppliance
+from appliance.testing.appliance import FakeAppliance
 from tests.plan.cases import container
 
 

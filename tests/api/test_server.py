@@ -16,7 +16,7 @@ from appliance.config.options import Config
 from appliance.errors import HostError
 from appliance.model.names import Destination
 from appliance.model.stats import Connection
-from appliance.testing import FakeAppliance
+from appliance.testing.appliance import FakeAppliance
 
 FLASK = {
     "name": "flask",

@@ -12,7 +12,7 @@ import trio
 from appliance.api import server as admin
 from appliance.cli import main
 from appliance.config.options import Config
-from appliance.testing import FakeAppliance
+from appliance.testing.appliance import FakeAppliance
 
 
 class Said(NamedTuple):
