@@ -31,7 +31,7 @@ COPY --from=build /usr/lib/meshbox /usr/lib/meshbox
 COPY packaging/healthcheck.py /usr/lib/meshbox/healthcheck.py
 # Importing compiles what is used, of Python's own library too, and nothing else.
 RUN ln -s ../lib/meshbox/bin/meshbox /usr/bin/meshbox \
-    && /usr/lib/meshbox/bin/python -c "import appliance.app.main, appliance.cli.cleaning, appliance.cli.run" \
+    && /usr/lib/meshbox/bin/python -c "import appliance.app.main, appliance.cli.cleanup, appliance.cli.run" \
     && meshbox --help >/dev/null
 # With --pid=host the host's own root, and otherwise this container's, where the directory can be mounted.
 ENV MESHBOX_NETNS_DIR=/proc/1/root/run/docker/netns

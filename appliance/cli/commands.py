@@ -147,7 +147,8 @@ def deploy(context: typer.Context, file: SpecFile, detach: Detach = False, timeo
     Then:
       meshbox deploy app.py && meshbox services
     """  # noqa: D301 — \b keeps the lines of the help apart
-    from appliance.cli import client, rollouts
+    from appliance.cli import client
+    from appliance.cli import deploy as rollouts
 
     with client.Client(_config(context)) as there:
         rollouts.deploy(there, file, detach=detach, timeout=timeout)
@@ -164,7 +165,8 @@ def remove(
 
     Example: meshbox remove web cache
     """
-    from appliance.cli import client, rollouts
+    from appliance.cli import client
+    from appliance.cli import deploy as rollouts
 
     with client.Client(_config(context)) as there:
         rollouts.remove(there, services, detach=detach, timeout=timeout)
@@ -173,7 +175,8 @@ def remove(
 @_command(SHOW)
 def plan(context: typer.Context, file: SpecFile, as_json: Json = False) -> None:
     """Show what `meshbox deploy FILE` would add (+), change (~) and remove (-), and do nothing."""
-    from appliance.cli import client, rollouts
+    from appliance.cli import client
+    from appliance.cli import deploy as rollouts
 
     with client.Client(_config(context)) as there:
         answer = rollouts.plan(there, file)
@@ -186,7 +189,7 @@ def check(context: typer.Context, as_json: Json = False) -> None:
 
     Also shows the faults of an appliance that runs. Exit code 0 only if the appliance would run.
     """
-    from appliance.cli import checks
+    from appliance.cli import check as checks
 
     rows = checks.check(_config(context))
     _print(rows, "findings", as_json=as_json)
@@ -207,7 +210,7 @@ def cleanup(
     For a host that meshbox leaves, after `meshbox remove` and after stopping the appliance, which it refuses to do
     while one runs. Containers stay as they are; without rules they reach whatever Docker lets them.
     """
-    from appliance.cli import cleaning
+    from appliance.cli import cleanup as cleaning
 
     if not cleaning.clean(_config(context), state=state, as_json=as_json):
         raise typer.Exit(1)

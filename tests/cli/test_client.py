@@ -9,7 +9,8 @@ import pytest
 
 from appliance import lock
 from appliance.check import kernel as surroundings
-from appliance.cli import checks, client
+from appliance.cli import check as checks
+from appliance.cli import client
 from appliance.config.options import Config
 
 NOT_RUNNING = "meshbox is not running here"

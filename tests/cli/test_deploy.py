@@ -101,7 +101,7 @@ def test_image_that_is_missing(appliance, meshbox, shop):
 
 def test_image_that_is_missing_later(appliance, meshbox, shop, monkeypatch):
     """Behind a detached deploy a failure that stays one ends the wait of the next long before its timeout."""
-    monkeypatch.setattr("appliance.cli.rollouts.PATIENCE", 0.2)
+    monkeypatch.setattr("appliance.cli.deploy.PATIENCE", 0.2)
     monkeypatch.setattr("appliance.testing.appliance.images", lambda *_: ())  # it was there when the next deploy looked
     appliance.missing_images = {"hello:1"}
     meshbox("deploy", shop(), "--detach")
