@@ -34,7 +34,7 @@ from appliance.dataplane.api import LEFT
 from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.local.store import LocalStore
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity
 from appliance.drivers.nft.client import Nft, NftHelper
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.faults import Faults
@@ -239,7 +239,7 @@ def workloads(count: int, services: int) -> list[Workload]:
     made = []
     for number in range(count):
         path = f"/run/netns/mbb-w{number}"
-        netns = namespaces.identify(path)
+        netns = identity.identify(path)
         if netns is None:
             raise SystemExit(f"{path} is no network namespace")
         made.append(

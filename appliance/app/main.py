@@ -26,7 +26,7 @@ from appliance.app.systemd import Notifier
 from appliance.check import host as fitness
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
-from appliance.control.effects import OWN_NAMESPACE, HostEffects
+from appliance.control.effects import HostEffects
 from appliance.control.hostaccess import HostAccess
 from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.dataplane import api as face
@@ -36,7 +36,7 @@ from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.none import NoContainers
 from appliance.drivers.host.resolvers import HostResolvers
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import addresses, identity
 from appliance.drivers.nft.client import DOOR_RULES, Nft, NftHelper
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.drivers.registry import open_registry
@@ -305,9 +305,9 @@ class Appliance:
         rules = self.have.host_ruleset
         if self.inventory.workloads and (rules is None or rules.visitors is None):
             return
-        identity = namespaces.identify(OWN_NAMESPACE)
-        if identity is not None:
-            self._watch.remove(identity)
+        netns_id = identity.identify(identity.HOST)
+        if netns_id is not None:
+            self._watch.remove(netns_id)
         try:
             left = REMOVE
             if self.inventory.workloads and rules is not None:
@@ -355,7 +355,7 @@ class Appliance:
         self.reconciler.forget_ruleset(netns)
 
     def _drifted(self, netns: NetnsId) -> None:
-        if netns == namespaces.identify(OWN_NAMESPACE):
+        if netns == identity.identify(identity.HOST):
             log.warning("somebody changed the host's table inet meshbox; putting it back")
             self.reconciler.forget_host_ruleset()
         else:
@@ -365,7 +365,7 @@ class Appliance:
     async def _follow_host_addresses(self, *, task_status: trio.TaskStatus[None]) -> None:
         while True:
             try:
-                found = frozenset(await namespaces.addresses(OWN_NAMESPACE))
+                found = frozenset(await addresses.read(identity.HOST))
             except (OSError, RetryError) as error:
                 self.faults.report("host addresses", "cannot read this host's addresses; the former ones stay", error)
             else:

@@ -24,7 +24,7 @@ from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import NotFoundError
 from appliance.drivers.host.resolvconf import ROUTE_PROTOCOL, HostNames, chosen
 from appliance.drivers.host.resolvers import RESOLV_CONF, HostResolvers
-from appliance.drivers.netns import identity as netns
+from appliance.drivers.netns import addresses, identity
 from appliance.errors import MeshboxError
 from appliance.model.facts import RunState
 from appliance.model.finding import Finding, Level, failed, ok, warning
@@ -71,7 +71,7 @@ async def examine(config: Config, *, running: bool = False, files: int | None = 
     else:
         docker, networks, sandbox = await _docker(config.docker_socket)
         findings.append(docker)
-        findings += surroundings.host_network(networks, await netns.addresses(netns.HOST) if networks else ())
+        findings += surroundings.host_network(networks, await addresses.read(identity.HOST) if networks else ())
         findings += surroundings.own_network(networks, config.docker_network)
         findings += surroundings.mounts(config)
         findings += fitfiles.namespaces(config, sandbox) or [await fitfiles.watch(config)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.drivers.docker.none import WHOLE
-from appliance.drivers.netns import identity as netns
+from appliance.drivers.netns import identity
 from appliance.drivers.nft.client import Nft, door_sample, samples
 from appliance.errors import MeshboxError
 from appliance.model.finding import Finding, failed, ok, warning
@@ -40,7 +40,7 @@ async def rules(*, doors: bool) -> Finding:
     """Let nft and the kernel check our rules, without applying them; with `doors` also those one can do without."""
     for name, text in samples():
         try:
-            await Nft().dry_run(netns.HOST, text)
+            await Nft().dry_run(identity.HOST, text)
         except MeshboxError as error:
             return failed(
                 "kernel", f"the {name} are refused: {error}", "use a kernel with nf_tables, nf_nat and nft_reject"
@@ -48,7 +48,7 @@ async def rules(*, doors: bool) -> Finding:
     taken = "nf_tables takes the rules of workloads and of the host"
     try:
         if doors:
-            await Nft().dry_run(netns.HOST, door_sample())
+            await Nft().dry_run(identity.HOST, door_sample())
     except MeshboxError as error:
         return warning(
             "kernel",

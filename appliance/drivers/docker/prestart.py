@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 import trio
 
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import addresses, directory, identity, owner
 from appliance.errors import MeshboxError
 from appliance.model.facts import Netns
 
@@ -82,7 +82,7 @@ class PrestartWatch:
             while True:
                 try:
                     old = _files(self._directory)
-                    with namespaces.watch_directory(self._directory) as changes:
+                    with directory.watch_directory(self._directory) as changes:
                         if waiting:
                             waiting = False
                             task_status.started()
@@ -100,11 +100,11 @@ class PrestartWatch:
                 await trio.sleep(WATCH_AGAIN)
 
     async def _follow(self, path: str, new: bool) -> None:  # noqa: FBT001 — start_soon passes no keywords
-        netns_id = await namespaces.wait_namespace(path)
+        netns_id = await identity.wait_namespace(path)
         if netns_id is None:
             return
         try:
-            container_id = await namespaces.find_container(path)
+            container_id = await owner.find_container(path)
             self._sees_owners = self._sees_owners or container_id is not None
             if new and not self._sees_owners:
                 container_id = self._parent.only_connecting()
@@ -119,14 +119,14 @@ class PrestartWatch:
                     with trio.move_on_after(PATIENCE):
                         await self._look_inside(container_id, netns)
         except MeshboxError as error:
-            if namespaces.identify(path) == netns_id:
+            if identity.identify(path) == netns_id:
                 log.warning("rules of a starting container come late", netns=path, cause=str(error))
 
     async def _look_inside(self, container_id: str, netns: Netns) -> None:
         """Tell of its first address at once, and of those of further networks until it has started."""
         told: tuple[IPv4Address, ...] = ()
-        found = await namespaces.wait_addresses(netns.path, timeout=PATIENCE)
-        while namespaces.identify(netns.path) == netns.id:
+        found = await addresses.wait(netns.path, timeout=PATIENCE)
+        while identity.identify(netns.path) == netns.id:
             if found != told:
                 told = found
                 starting = StartingContainer(container_id=container_id, netns=netns, addresses=found)
@@ -135,7 +135,7 @@ class PrestartWatch:
             await trio.sleep(LOOK_AGAIN)
             if not self._parent.awaits(container_id):
                 return
-            found = await namespaces.addresses(netns.path)
+            found = await addresses.read(netns.path)
 
 
 def _files(directory: str) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from appliance.drivers.docker import labels
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity
 from appliance.model.facts import DockerNetwork, Netns, RunState, Workload
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class WorkloadStore:
         if before is None or (before.netns == container.netns and starting is None):
             return False  # gone, or Docker has told of it already
         found, _ = labels.attach_by_address(container.addresses, self.networks.values())
-        if not found or namespaces.identify(container.netns.path) != container.netns.id:
+        if not found or identity.identify(container.netns.path) != container.netns.id:
             return True
         if starting is None or starting.netns != container.netns:
             self.seen_before_start += 1
@@ -156,13 +156,13 @@ class WorkloadStore:
         return (
             starting is not None
             and time.time() - starting.since < STARTING_LIFE
-            and namespaces.identify(starting.netns.path) == starting.netns.id
+            and identity.identify(starting.netns.path) == starting.netns.id
         )
 
     def _identify(self, sandbox_key: str) -> Netns | None:
         """Find the namespace file: in our view of Docker's netns directory, or else where Docker itself sees it."""
         for path in (self._netns_dir / Path(sandbox_key).name, Path(sandbox_key)):
-            netns_id = namespaces.identify(str(path))
+            netns_id = identity.identify(str(path))
             if netns_id is not None:
                 if path.parent != self._netns_dir:
                     self._faults.report(

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.netns import netlink
-from appliance.drivers.netns.identity import identify
+from appliance.drivers.netns import identity, netlink
 from appliance.drivers.nft.commits import OWN
 from appliance.errors import RetryError
 from appliance.render.ruleset import TABLE
@@ -87,7 +86,7 @@ class RulesetWatch:
             sock = netlink.socket_in(netns.path, netlink.NETLINK_NETFILTER)
         except OSError as error:
             raise RetryError(f"cannot watch the rules in network namespace {netns.path}: {error.strerror}") from error
-        if identify(netns.path) != netns.id:
+        if identity.identify(netns.path) != netns.id:
             sock.close()
             raise RetryError(f"{netns.path} leads to another network namespace than {netns.id} by now")
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, self._buffer)
@@ -153,7 +152,7 @@ class RulesetWatch:
 
     def _forget_stale(self) -> None:
         for watched in list(self._watched.values()):
-            if identify(watched.netns.path) != watched.netns.id:
+            if identity.identify(watched.netns.path) != watched.netns.id:
                 self.remove(watched.netns.id)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from appliance.drivers.netns.netlink import entered
+from appliance.drivers.netns import netlink
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -60,7 +60,7 @@ def _answer(text: str, *, dry: bool, netns: str | None) -> dict[str, object]:
     """Carry out a command in a namespace, or in the one that this process is in."""
     carry_out = partial(_carry_out, text, dry=dry)
     try:
-        answer, kept = carry_out() if netns is None else entered(netns, carry_out)
+        answer, kept = carry_out() if netns is None else netlink.entered(netns, carry_out)
     except OSError as error:
         return {"code": -1, "output": "", "error": str(error.strerror)}
     if kept:

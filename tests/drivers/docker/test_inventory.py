@@ -11,7 +11,7 @@ from fakedocker import FakeDocker, cid, until
 
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.types import Joined
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Port
 
@@ -74,7 +74,7 @@ def test_everything_is_listed_before_it_has_started(world):
     async def scene():
         assert world.inventory.connected
         assert world.only.state is RunState.RUNNING
-        assert world.only.netns.id == namespaces.identify("/proc/self/ns/net")
+        assert world.only.netns.id == identity.identify("/proc/self/ns/net")
         assert world.only.netns.path == str(world.directory / "one")
         assert world.only.attachments[0].gateway == IPv4Address("172.17.0.1")
         assert world.only.ports == (Port.parse(80),)

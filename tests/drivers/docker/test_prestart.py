@@ -11,7 +11,7 @@ import trio.testing
 from fakedocker import cid, until
 
 from appliance.drivers.docker.prestart import PrestartWatch, StartingContainer
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity, owner
 from appliance.errors import RetryError
 
 ADDRESS = IPv4Address("172.17.0.2")
@@ -91,7 +91,7 @@ def test_namespace_is_told_with_its_addresses(directory):
             await until(lambda: parent.seen_before_start)
             (newborn,) = parent.seen_before_start
             assert (newborn.container_id, newborn.addresses) == (cid(2), (ADDRESS,))
-            assert newborn.netns.id == namespaces.identify(path)
+            assert newborn.netns.id == identity.identify(path)
             (directory / "one").unlink()
             await until(lambda: parent.gone == [path])
 
@@ -108,7 +108,7 @@ def test_nothing_is_guessed(directory, monkeypatch):
         await trio.lowlevel.checkpoint()
         return owners.get(path)
 
-    monkeypatch.setattr(namespaces, "find_container", find_container)
+    monkeypatch.setattr(owner, "find_container", find_container)
 
     async def main():
         async with watched(directory, parent):

@@ -10,7 +10,7 @@ from fakedocker import BRIDGE, FakeDocker, cid
 from appliance.drivers.docker.prestart import StartingContainer
 from appliance.drivers.docker.types import Event
 from appliance.drivers.docker.workloads import STARTING_LIFE, WorkloadStore
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity
 from appliance.faults import Faults
 from appliance.model.facts import Netns, RunState
 
@@ -51,7 +51,7 @@ class Scene:
         path = str(self.directory / "one")
         return StartingContainer(
             container_id=cid(2),
-            netns=Netns(id=namespaces.identify(path), path=path),
+            netns=Netns(id=identity.identify(path), path=path),
             addresses=(IPv4Address("172.17.0.2"),),
         )
 

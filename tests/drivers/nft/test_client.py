@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from appliance.drivers.netns.identity import HOST
+from appliance.drivers.netns import identity
 from appliance.drivers.nft.client import Nft, NftHelper, door_sample, samples
 from appliance.errors import HostError, RetryError
 
@@ -26,7 +26,7 @@ def test_a_missing_nft_is_named(tmp_path, monkeypatch):
     (tmp_path / "nsenter").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="nft is not installed; apt-get install nftables"):
-        trio.run(Nft().push, HOST, "add table inet meshbox\n")
+        trio.run(Nft().push, identity.HOST, "add table inet meshbox\n")
 
 
 def test_an_nft_that_hangs_is_a_passing_fault(tmp_path, monkeypatch):
@@ -36,7 +36,7 @@ def test_an_nft_that_hangs_is_a_passing_fault(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     nft = Nft(timeout=0.05)
     with pytest.raises(RetryError, match="did not end"):
-        trio.run(nft.push, HOST, "add table inet meshbox\n")
+        trio.run(nft.push, identity.HOST, "add table inet meshbox\n")
     assert (nft.pushed, nft.failed) == (0, 1)
 
 
@@ -53,7 +53,7 @@ def test_only_so_many_run_at_once(tmp_path, monkeypatch):
         nft = Nft(at_once=2)
         async with trio.open_nursery() as nursery:
             for _ in range(10):
-                nursery.start_soon(nft.push, HOST, "x\n")
+                nursery.start_soon(nft.push, identity.HOST, "x\n")
         assert nft.pushed == 10
 
     trio.run(main)
