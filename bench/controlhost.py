@@ -35,8 +35,9 @@ from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity
-from appliance.drivers.nft.client import Nft, NftHelper
+from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
+from appliance.drivers.nft.helper import NftHelper
 from appliance.faults import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol

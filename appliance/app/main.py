@@ -37,8 +37,10 @@ from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.none import NoContainers
 from appliance.drivers.host.resolvers import HostResolvers
 from appliance.drivers.netns import addresses, identity
-from appliance.drivers.nft.client import DOOR_RULES, Nft, NftHelper
+from appliance.drivers.nft import features
+from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
+from appliance.drivers.nft.helper import NftHelper
 from appliance.drivers.registry import open_registry
 from appliance.errors import HostError, MeshboxError, RetryError
 from appliance.faults import Faults
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.config.options import Config
-    from appliance.drivers.nft.client import NftFeatures
+    from appliance.drivers.nft.features import NftFeatures
     from appliance.drivers.registry import Registry
     from appliance.model.facts import Workload
     from appliance.model.network import NetnsId
@@ -175,7 +177,7 @@ class Appliance:
                 self.plane.start()
                 await nursery.start(self.registry.run)
                 await nursery.start(self._nft_helper.run)
-                self._note(await self._nft_helper.probe())
+                self._note(await features.probe(self._nft_helper.dry_run))
                 await nursery.start(self._watch.run)
                 await nursery.start(self._doors.run)
                 await nursery.start(self._follow_host_addresses)
@@ -293,7 +295,7 @@ class Appliance:
 
     def _note(self, nft: NftFeatures) -> None:
         """Do without doors where the kernel does not know their rules; `fitness` has said so."""
-        if DOOR_RULES not in nft.features:
+        if features.DOOR_RULES not in nft.features:
             self._settings = replace(self._settings, doors=False)
 
     async def _drain(self) -> None:

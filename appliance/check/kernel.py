@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from appliance.drivers.docker.none import WHOLE
 from appliance.drivers.netns import identity
-from appliance.drivers.nft.client import Nft, door_sample, samples
+from appliance.drivers.nft.client import Nft
+from appliance.drivers.nft.features import door_sample, samples
 from appliance.errors import MeshboxError
 from appliance.model.finding import Finding, failed, ok, warning
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from appliance.control.doors import Doors
     from appliance.dataplane.api import DataPlane
-    from appliance.drivers.nft.client import Nft, NftHelper
+    from appliance.drivers.nft.client import Nft
     from appliance.drivers.nft.drift import RulesetWatch
+    from appliance.drivers.nft.helper import NftHelper
     from appliance.drivers.registry import Registry
     from appliance.model.facts import Allocations
     from appliance.model.names import Destination
