@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers.docker import labels as label
+from appliance.drivers.docker import labels
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import DockerError
 from appliance.drivers.host.resolvconf import HostNames
@@ -77,7 +77,7 @@ async def _sandboxes(docker: Docker, report: Report) -> list[str]:
     """Return the namespaces' files of the mesh's containers, and tell of containers that meshbox made."""
     found, ours = [], []
     for listed in await docker.containers():
-        if label.REVISION in listed.labels:
+        if labels.REVISION in listed.labels:
             ours.append(listed.docker_name)
         if listed.state in {RunState.RUNNING, RunState.PAUSED}:
             found.append((await docker.inspect(listed.id)).sandbox_key)

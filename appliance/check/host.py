@@ -22,6 +22,7 @@ from appliance.check import firewall as fitfirewall
 from appliance.check import kernel as surroundings
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import NotFoundError
+from appliance.drivers.docker.network import own_network
 from appliance.drivers.host.resolvconf import ROUTE_PROTOCOL, HostNames, chosen
 from appliance.drivers.host.resolvers import RESOLV_CONF, HostResolvers
 from appliance.drivers.netns import addresses, identity
@@ -71,7 +72,7 @@ async def examine(config: Config, *, running: bool = False, files: int | None = 
         docker, networks, sandbox = await _docker(config.docker_socket)
         findings.append(docker)
         findings += surroundings.host_network(networks, await addresses.read(identity.HOST) if networks else ())
-        findings += surroundings.own_network(networks, config.docker_network)
+        findings += own_network(networks, config.docker_network)
         findings += surroundings.mounts(config)
         findings += fitfiles.namespaces(config, sandbox) or [await fitfiles.watch(config)]
     findings += fitfirewall.firewall(networks, config.dns_port, config.proxy_ports)

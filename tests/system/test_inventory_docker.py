@@ -156,7 +156,7 @@ def test_addresses_from_inside_the_namespace(idle, monkeypatch):
         return ()
 
     async def scene(f):
-        monkeypatch.setattr(f.inventory, "reserved", nothing)
+        monkeypatch.setattr(f.inventory._prestart, "_reserved_addresses", nothing)
         await f.labelled("one")
         now = await f.settled("one")
         early = [w for w in f.history["one"] if w.netns is not None and not w.started_at]
