@@ -23,7 +23,7 @@ from appliance.check import kernel as surroundings
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import NotFoundError
 from appliance.drivers.docker.network import own_network
-from appliance.drivers.host.resolvconf import ROUTE_PROTOCOL, HostNames, chosen
+from appliance.drivers.host.resolvconf import ROUTE_PROTOCOL, ResolverSettings, choose_server
 from appliance.drivers.host.resolvers import RESOLV_CONF, HostResolvers
 from appliance.drivers.netns import addresses, identity
 from appliance.drivers.nft.features import OLDEST
@@ -97,17 +97,17 @@ async def examine(config: Config, *, running: bool = False, files: int | None = 
 
 def host_names(config: Config) -> Finding:
     """Look how names of the mesh get to processes of this host."""
-    names = HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
-    server = chosen(config.dns_listen)
+    names = ResolverSettings(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
+    server = choose_server(config.dns_listen)
     if not config.resolv_conf:
         return warning("host names", "no resolver file is changed", f"name {server} first in the host's resolv.conf")
-    if config.dns_port != DNS_PORT and not names.is_resolved:
+    if config.dns_port != DNS_PORT and not names.uses_resolved:
         return failed(
             "host names",
             f"{config.resolv_conf} can only name servers on port {DNS_PORT}, and dns_port is {config.dns_port}",
             f"set dns_port to {DNS_PORT}, or resolv_conf to nothing",
         )
-    return ok("host names", f"{server} through {'systemd-resolved' if names.is_resolved else config.resolv_conf}")
+    return ok("host names", f"{server} through {'systemd-resolved' if names.uses_resolved else config.resolv_conf}")
 
 
 def privileges() -> Finding:
