@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from appliance.model.facts import Endpoint, Snapshot
     from appliance.model.names import Destination
-    from appliance.plan.members import MeshContainer
+    from appliance.plan.containers import MeshContainer
 
 
 def local_backends(

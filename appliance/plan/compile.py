@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from appliance.model.state import HostState
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
-from appliance.plan.members import MeshContainers
+from appliance.plan.containers import MeshContainers
 from appliance.plan.rollout import retiring
 from appliance.plan.skeleton import Skeleton, Skeletons, at_once
 

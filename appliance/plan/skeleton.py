@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from appliance.model.network import HostRuleset, Listener, Route, VisitorRules, WorkloadRuleset, Zone
 from appliance.plan.allocate import allocate, shortage
-from appliance.plan.members import groups
+from appliance.plan.containers import groups
 from appliance.plan.policy import Catalogue, Reach, catalogue, reach, reach_after
 from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION, visitor_groups
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from appliance.model.facts import Allocations, Machine, Snapshot
     from appliance.model.names import Destination, Name, Protocol
     from appliance.model.network import NetnsId
-    from appliance.plan.members import Group, MeshContainer
+    from appliance.plan.containers import Group, MeshContainer
     from appliance.plan.visitors import VisitorGroup
 
 _T = TypeVar("_T")

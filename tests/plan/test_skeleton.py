@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Name, Protocol
 from appliance.model.network import NetnsId, Route
-from appliance.plan.members import MeshContainers
+from appliance.plan.containers import MeshContainers
 from appliance.plan.skeleton import Skeletons, at_once
 from tests.plan.cases import (
     BRIDGE,

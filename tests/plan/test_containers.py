@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from appliance.model.facts import Attachment, DockerNetwork, RunState
-from appliance.plan.members import MeshContainers, groups
+from appliance.plan.containers import MeshContainers, groups
 from tests.plan.cases import BRIDGE, GATEWAY, address, container, declared, managed, snapshot, spec, stopped
 
 NETWORKS = {"bridge": BRIDGE}
