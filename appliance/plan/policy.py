@@ -91,35 +91,6 @@ def reach(known: Catalogue, service: str, connect_to: Iterable[Allowance]) -> Re
     return Reach(frozenset(destinations), frozenset(names))
 
 
-def reach_after(
-    known: Reach,
-    before: Catalogue,
-    after: Catalogue,
-    changed: frozenset[Name],
-    service: str,
-    allowed: Iterable[Allowance],
-) -> Reach:
-    """Return what `reach` would in `after`, from what it returned in `before`: only `changed` names are looked at.
-
-    `changed` are among the reachable names; the container and the names of its own service are the same as before.
-    """
-    services = {name.service for name in changed}
-    concerned = [a for a in allowed if a.name.service in services]  # compares text, which is far faster than names
-    gone = [d for name in changed for d in before.destinations.get(name, ())]
-    come = [d for name in changed for d in after.destinations.get(name, ()) if may_reach(service, concerned, d)]
-    return Reach(known.destinations.difference(gone).union(come), known.names)
-
-
 def may_reach(service: str, connect_to: Iterable[Allowance], destination: Destination) -> bool:
     """Whether a container of `service` with these allowances may reach the destination, declared or not."""
     return service == destination.name.service or any(a.covers(destination) for a in connect_to)
-
-
-def watched(workloads: Iterable[Workload], specs: Mapping[str, Service]) -> frozenset[str]:
-    """Return the services whose endpoints elsewhere matter here: those that local containers are of, or connect to."""
-    found: set[str] = set()
-    for workload in workloads:
-        if workload.problem is None:
-            found.add(workload.name.service)
-            found.update(allowance.name.service for allowance in declaration(workload, specs).connect_to)
-    return frozenset(found)
