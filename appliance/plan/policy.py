@@ -1,4 +1,4 @@
-"""Who may reach what: declarations gathered from specs, containers and other machines, and one container's share.
+"""Which container may reach what, from the declarations of specs, containers and other machines.
 
 A container reaches the containers of its own service and what its `connect_to` names; nothing else.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """What one container says about itself: the ports it offers and whom it connects to."""
+    """What one container says about itself: the ports it offers and what it connects to."""
 
     name: Name
     ports: tuple[Port, ...]
@@ -34,7 +34,7 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Every name that anybody declared, with its destinations. A name may have none."""
+    """Every declared name with its destinations. A name may have none."""
 
     destinations: Mapping[Name, frozenset[Destination]] = field(default_factory=dict)
     services: Mapping[str, frozenset[Name]] = field(default_factory=dict)
@@ -43,14 +43,14 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What one container may reach. `names` has also those of which nothing exists yet."""
+    """What one container may reach. `names` includes those of which nothing exists yet."""
 
     destinations: frozenset[Destination] = frozenset()
     names: frozenset[Name] = frozenset()
 
 
 def declaration(workload: Workload, specs: Mapping[str, Service]) -> Declaration:
-    """Return what holds for a container: the deployed spec if meshbox created it, else its labels."""
+    """Return the declaration of a container: the deployed spec if meshbox created it, else its labels."""
     if workload.revision is not None:
         service = specs.get(workload.name.service)
         container = service.container(workload.name.container) if service is not None else None
@@ -62,7 +62,7 @@ def declaration(workload: Workload, specs: Mapping[str, Service]) -> Declaration
 def catalogue(
     specs: Mapping[str, Service], declarations: Iterable[Declaration], remote: Iterable[Destination]
 ) -> Catalogue:
-    """Gather all that is declared: by deployed specs, by containers here, and by what other machines serve."""
+    """Gather all declarations: of deployed specs, of containers here, and of what other machines serve."""
     found: dict[Name, set[Destination]] = {}
     for service in specs.values():
         for c in service.containers:
