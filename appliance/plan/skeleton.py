@@ -1,7 +1,7 @@
-"""The skeleton of a host's wanted state: rules, names and sockets, all that does not depend on ready backends.
+"""The skeleton of a host's wanted state: rules, names and sockets; nothing here depends on which backends are ready.
 
-who may reach what ─► virtual IPs and ports ─► routes ─► sockets, rules, names
-(reaches.py)           (allocate.py)       (rulesets.py)         (zone.py)
+Which container may reach what (reaches.py) decides which virtual IPs and ports are handed out (allocate.py). These make
+the routes of each namespace (rulesets.py), and routes make sockets, rules and names (zone.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Skeleton:
 
     allocations: Allocations
     closed: frozenset[Destination]
-    """Those that only containers that have ended offer or reach: they keep their ports, and nobody listens there."""
+    """Destinations that only ended containers offer or reach: they keep their ports and have no listener."""
     sockets: Mapping[Destination, Listener]
     rulesets: Mapping[NetnsId, WorkloadRuleset]
     host_ruleset: HostRuleset

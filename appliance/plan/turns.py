@@ -1,7 +1,7 @@
 """How planning stays short: it works in turns, and it reuses what did not change.
 
 Results never depend on either, only the time does. A long computation is a generator that yields about once a
-millisecond; whoever drives it lets other work run in between. Equal objects are replaced by those of the last pass,
+millisecond; its driver lets other work run in between. Equal objects are replaced by those of the last pass,
 because the next comparison tells identical objects apart at a glance.
 """
 

@@ -1,4 +1,4 @@
-"""Names: which addresses they have, who sees which of them, and where DNS answers."""
+"""Names: their addresses, the views that askers have of them, and where DNS answers."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def ruleset(found, number):
 
 
 def test_sockets_and_callers():
-    """A listener for each destination offered or reached here, open to those who may reach it and to nobody else."""
+    """A listener for each destination offered or reached here, open to exactly those that may reach it."""
     found = skeleton(APPLE, CLIENT)
     assert found.sockets.keys() == {dest("apple.orange:80"), dest("apple.orange:80/udp")}
     assert found.sockets[dest("apple.orange:80")].callers == {address(2), address(3)}
@@ -224,7 +224,7 @@ def test_what_machines_say_of_replicas_changes_no_skeleton():
 
 
 def test_a_moved_port_reaches_the_rules():
-    """When something else takes a proxy port, the routes of those who use it follow."""
+    """When something else takes a proxy port, the routes that lead to it follow."""
     skeletons = Skeletons()
     before = skeleton(APPLE, CLIENT, using=skeletons)
     port = before.allocations.ports[dest("apple.orange:80")]
@@ -243,7 +243,7 @@ def test_changed_settings_reach_everything():
 
 
 def test_what_others_declare_later_is_reached():
-    """A port that is added to a name, and a name that is added to the own service, reach those who may use them."""
+    """A new port of a name, and a new name in the own service, are reached by the containers that may use them."""
     skeletons = Skeletons()
     client = container(3, "flask.flask", to=("apple.orange",))
     skeleton(APPLE, client, using=skeletons)
