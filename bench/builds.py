@@ -52,6 +52,6 @@ def compared(result: Result, name: str, build: Build) -> Iterator[str]:
             low, middle, high = min(control), median(ratios), max(control)
             word = "within" if low <= middle <= high else "OUTSIDE"
             yield (
-                f"{result.work.name:14} {figure.name:20} x{middle:.3f} against {build.label},"
+                f"{result.work.name:14} {name:13} {figure.name:20} x{middle:.3f} against {build.label},"
                 f" {word} the control's {low:.3f} to {high:.3f} (median {median(control):.3f})"
             )
