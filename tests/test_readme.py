@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from typing import TYPE_CHECKING
 
 from documents import PAGES, README, ROOT, SPEC, TOUR, documented, quoted, shell_lines, told
 from typer.main import get_command
@@ -11,6 +12,10 @@ from typer.main import get_command
 from appliance import __version__
 from appliance.cli.commands import app
 from appliance.config import options as config
+from appliance.spec.dsl import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SECTIONS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 """Those of keepachangelog.com."""
@@ -60,6 +65,26 @@ def test_readme_shows_what_the_tour_shows() -> None:
     assert len(shown) >= 3
     known = told(TOUR)
     assert [one for one in shown if one not in known] == []
+
+
+def test_example_of_services_is_sound(tmp_path: Path) -> None:
+    """Its spec file can be deployed as it stands, without a warning."""
+    (spec,) = re.findall(r"^```py\n# library.py\n(.*?)^```", PAGES["docs/guide/services.md"], re.MULTILINE | re.DOTALL)
+    file = tmp_path / "library.py"
+    file.write_text(spec)
+    services, warnings = load(file)
+    assert [service.name for service in services] == ["library", "cache"]
+    assert warnings == ()
+
+
+def test_configuration_in_the_guide_is_taken(tmp_path: Path) -> None:
+    """Every piece of a configuration file that a page shows is one."""
+    shown = [b for text in PAGES.values() for b in re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    assert len(shown) >= 3
+    for number, block in enumerate(shown):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(block)
+        assert config.load(str(file), environment={}) != config.load(environment={})
 
 
 def test_what_system_tests_type_is_documented() -> None:
