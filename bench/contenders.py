@@ -145,7 +145,8 @@ def meshbox(
     """
     other = lab.builds.index(build) + 1 if build else 0
     ports = _ports(20000 + 5000 * other + 100 * workers + 50 * rules_too + 25 * interpreted, services)
-    name = f"meshbox{workers or ''}{'' if rules_too else '-port'}{'-interpreted' * interpreted}{other or ''}"
+    name = f"meshbox{workers or ''}{'' if rules_too else '-port'}{'-interpreted' * interpreted}"
+    name += f"-build{other}" if other else ""
     config = {
         "workers": workers,
         "caller": CLIENT_IP,
