@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 
 class MeshboxError(Exception):
-    """Base of all errors that meshbox words itself; the text is meant for the user as it stands."""
+    """Base of all errors that meshbox words itself; the text is meant for the user as it stands.
+
+    `words` say where and what, `remedy` how to mend it; the text of the error is both, in one line.
+    """
+
+    def __init__(self, words: str, remedy: str = "") -> None:
+        super().__init__(f"{words}: {remedy}" if remedy else words)
+        self.words = words
+        self.remedy = remedy
 
 
 class InputError(MeshboxError):

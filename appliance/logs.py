@@ -1,4 +1,4 @@
-"""How the appliance speaks: key/value on a terminal, JSON elsewhere, each fault once."""
+"""How the appliance logs: key/value on a terminal, JSON elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import orjson
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable
 
 log = structlog.get_logger()
 
@@ -22,8 +22,6 @@ WINDOW = 60.0
 """Seconds."""
 MOST_LINES = 1000
 """Different lines that are remembered; beyond that, those whose window is over are forgotten."""
-
-LEVELS = ("debug", "info", "warning", "error")
 
 
 def configure(*, level: str = "info", form: str = "auto") -> None:
@@ -99,46 +97,3 @@ class Repeats:
         if len(self._lines) > MOST_LINES:
             self._lines = {k: kept for k, kept in self._lines.items() if now - kept.began < WINDOW}
         return event
-
-
-@dataclass(slots=True)
-class Fault:
-    """A fault that is being retried. `count` is how often it has happened since it began."""
-
-    what: str
-    cause: str
-    count: int = 1
-
-
-class Faults:
-    """Faults at run time: each is logged once with its cause, counted while it lasts, and logged when it is over."""
-
-    def __init__(self) -> None:
-        self.current: dict[Hashable, Fault] = {}
-        self.total = 0
-
-    def report(self, key: Hashable, what: str, cause: object, **fields: object) -> None:
-        """Count a fault; log it if it is new or its cause has changed."""
-        self.total += 1
-        cause = str(cause)
-        fault = self.current.get(key)
-        if fault is None or fault.cause != cause:
-            self.current[key] = Fault(what, cause)
-            log.warning(what, cause=cause, **fields)
-        else:
-            fault.count += 1
-
-    def over(self, key: Hashable) -> None:
-        """Note that what was faulty works again."""
-        fault = self.current.pop(key, None)
-        if fault is not None:
-            log.info("works again", what=fault.what, failures=fault.count)
-
-    def drop(self, moot: Callable[[Hashable], bool]) -> None:
-        """Forget faults whose subject no longer exists."""
-        for key in [key for key in self.current if moot(key)]:
-            del self.current[key]
-
-    def list(self) -> Mapping[str, Fault]:
-        """Return the faults that last, by readable key."""
-        return {str(key): fault for key, fault in self.current.items()}

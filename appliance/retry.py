@@ -1,4 +1,4 @@
-"""How long to wait before trying again: doubling, per subject, forgotten when it has been quiet. Time is given."""
+"""How long to wait before trying again. Time is given by the caller."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
+
+
+class Schedule(tuple[float, ...]):
+    """Seconds until the next attempt after the 1st, 2nd, … failure in a row; the last value repeats."""
+
+    __slots__ = ()
+
+    def after(self, failures: int) -> float:
+        """Return the seconds to wait after so many failures in a row, of which there is at least one."""
+        return self[min(max(failures, 1), len(self)) - 1]
+
 
 FIRST = 1.0
 LAST = 60.0
@@ -15,7 +26,10 @@ QUIET = 2 * LAST
 
 
 class Backoff:
-    """Delays by subject. Times are seconds of any clock that never goes backwards."""
+    """Delays by subject: doubling, and forgotten when it has been quiet.
+
+    Times are seconds of any clock that never goes backwards.
+    """
 
     def __init__(self) -> None:
         self._charged: dict[Hashable, tuple[float, float]] = {}

@@ -31,13 +31,13 @@ from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
 from appliance.control.reconcile import Reconciler
 from appliance.dataplane.api import LEFT
-from appliance.dataplane.inprocess import DataPlane
-from appliance.dataplane.workers.pool import Workers
+from appliance.dataplane.inprocess import InProcess
+from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity as namespaces
 from appliance.drivers.nft.client import Nft, NftHelper
 from appliance.drivers.nft.drift import RulesetWatch
-from appliance.logs import Faults
+from appliance.faults import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from bench import stall
@@ -47,7 +47,7 @@ from bench.process import process_cpu
 if TYPE_CHECKING:
     import asyncio
 
-    from appliance.dataplane.api import Plane
+    from appliance.dataplane.api import DataPlane
 
 PORT = 8080
 TICKS = 0.01
@@ -71,10 +71,10 @@ class ControlHost:
         self._stalls = folder / "stalls"
         self._stalls.mkdir()
         os.environ[stall.FOLDER] = str(self._stalls)
-        self.plane: Plane = DataPlane(loop, dns_upstreams=list, dns_port=5390)
+        self.plane: DataPlane = InProcess(loop, dns_upstreams=list, dns_port=5390)
         if workers:
             command = (sys.executable, "-m", "bench.stall", "warning", "text")
-            self.plane = Workers(loop, number=workers, command=command, dns_upstreams=list, dns_port=5390)
+            self.plane = WorkerPool(loop, number=workers, command=command, dns_upstreams=list, dns_port=5390)
         else:
             self._ticker = stall.Ticker(loop, self._stalls)
         self.plane.start()

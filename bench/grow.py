@@ -23,7 +23,7 @@ import orjson
 import trio
 import uvloop
 
-from appliance.dataplane.inprocess import DataPlane
+from appliance.dataplane.inprocess import InProcess
 from appliance.drivers.consul import codec as consulcodec
 from appliance.drivers.nft.client import NftHelper
 from appliance.errors import HostError
@@ -140,7 +140,7 @@ def _mesh(count: int) -> str:
     _, alone, _, _ = _plan(compiler, workloads, HostState())
     _own_network()
     loop = uvloop.new_event_loop()
-    plane = DataPlane(loop, dns_upstreams=list, dns_port=0)
+    plane = InProcess(loop, dns_upstreams=list, dns_port=0)
     for listener in alone.listeners.values():
         plane.open_listener(listener)
     memory = _resident()
@@ -224,7 +224,7 @@ async def _push(rulesets: Sequence[HostRuleset]) -> tuple[float, float]:
 def _destinations(callers: int, backends: int) -> str:
     """Open a socket for each, and exchange backends."""
     loop = uvloop.new_event_loop()
-    plane = DataPlane(loop, dns_upstreams=list, dns_port=0)
+    plane = InProcess(loop, dns_upstreams=list, dns_port=0)
     memory, files = _resident(), _open_files()
     listeners = [_listener(number, callers, backends) for number in range(SOCKETS)]
     for listener in listeners:

@@ -21,10 +21,10 @@ import trio
 import uvloop
 
 from appliance.app import worker
-from appliance.dataplane.inprocess import DataPlane
+from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.tcp.accept import listen
 from appliance.dataplane.udp import sockets as udpsocket
-from appliance.dataplane.workers.pool import Workers
+from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.netns import identity as namespaces
 from appliance.model.names import Destination, Name, Protocol
 from appliance.model.network import Backend, Door, Listener, Zone
@@ -33,7 +33,7 @@ from appliance.render.ruleset import DOOR_ADDRESS
 if TYPE_CHECKING:
     import asyncio
 
-    from appliance.dataplane.api import Plane
+    from appliance.dataplane.api import DataPlane
 
 
 def main() -> None:
@@ -65,14 +65,14 @@ def main() -> None:
     plane.close()
 
 
-def make_plane(loop: asyncio.AbstractEventLoop, *, workers: int, **options: Any) -> Plane:
+def make_plane(loop: asyncio.AbstractEventLoop, *, workers: int, **options: Any) -> DataPlane:
     """Return a data plane in this process, or in workers."""
     if not workers:
-        return DataPlane(loop, **options)
-    return Workers(loop, number=workers, command=worker.command(level="warning", form="text"), **options)
+        return InProcess(loop, **options)
+    return WorkerPool(loop, number=workers, command=worker.command(level="warning", form="text"), **options)
 
 
-def _open_doors(plane: Plane, config: dict[str, Any]) -> None:
+def _open_doors(plane: DataPlane, config: dict[str, Any]) -> None:
     """Do what the appliance does (appliance/control/doors.py), at a port of this contender's."""
     vip_range = IPv4Network(config["vip_range"])
     for address, path in config["into"].items():
@@ -82,7 +82,7 @@ def _open_doors(plane: Plane, config: dict[str, Any]) -> None:
         open_tcp = partial(listen, config["port"], plane.accepting, str(DOOR_ADDRESS), transparent=True)
         tcp = namespaces.entered(path, open_tcp)
         udp = namespaces.entered(path, partial(udpsocket.listen_inside, config["port"]))
-        trio.run(namespaces.lead_inside, path, vip_range, caller)
+        trio.run(namespaces.add_local_route, path, vip_range, caller)
         door = Door(netns=netns, caller=caller, dialler=vip_range.network_address)
         plane.open_door(door, tcp, udp, FileIO(path))
 

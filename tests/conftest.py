@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 from machine import Machine, Switch
+
+from appliance import logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +29,23 @@ def logging_as_before() -> Iterator[None]:
     yield
     structlog.reset_defaults()
     logging.root.handlers[:] = handlers
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """Return what was logged since the last call."""
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.configure(form="json")
+
+    def read() -> list[dict]:
+        text = stream.getvalue()
+        stream.seek(0)
+        stream.truncate()
+        return [orjson.loads(line) for line in text.splitlines()]
+
+    yield read
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import trio
 
 from appliance.drivers.docker.client import ImageError
 from appliance.drivers.docker.http import ConflictError, DockerAbsentError, DockerError, NotFoundError
-from appliance.drivers.docker.types import Event, Inspected, Joined, Listed, Members
+from appliance.drivers.docker.types import Event, Inspected, Joined, Listed, NetworkMembers
 from appliance.model.facts import DockerNetwork, RunState
 
 BRIDGE = DockerNetwork(
@@ -157,7 +157,7 @@ class FakeDocker:
         self._call("members", network)
         if network not in self.nets:
             raise NotFoundError(f"network {network} not found", status=404)
-        return Members(network=self.nets[network], addresses=self.reserved.get(network, {}))
+        return NetworkMembers(network=self.nets[network], addresses=self.reserved.get(network, {}))
 
     async def ensure_network(self, name, *, subnet=None):
         """Make a bridge network."""

@@ -19,6 +19,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 GROUND, VALUES, PLAN, WORKERS, WIRING, CLI = range(6)
 LAYERS = {
     "errors": GROUND,
+    "faults": GROUND,
     "logs": GROUND,
     "lock": GROUND,
     "retry": GROUND,

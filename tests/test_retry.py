@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from appliance.retry import LAST, QUIET, Backoff
+from appliance.retry import LAST, QUIET, Backoff, Schedule
+
+
+def test_a_schedule_ends_with_its_last_delay():
+    """One delay for each failure in a row; the last value repeats."""
+    schedule = Schedule((0.2, 1.0, 5.0))
+    assert [schedule.after(failures) for failures in (1, 2, 3, 4, 100)] == [0.2, 1.0, 5.0, 5.0, 5.0]
 
 
 def test_delay_doubles_to_its_limit():

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from appliance.config.options import Config
-    from appliance.logs import Faults
+    from appliance.faults import Faults
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.registry import RegistryFacts
     from appliance.model.rollout import Progress, ReplicaKey

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import outcome
 
-    from appliance.dataplane.api import Plane, Question
+    from appliance.dataplane.api import DataPlane, Question
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -71,7 +71,7 @@ def run(main: Callable[[asyncio.AbstractEventLoop, trio.Event], Awaitable[int]])
     return result[0].unwrap()
 
 
-async def answer(plane: Plane, question: Question[T]) -> T:
+async def answer(plane: DataPlane, question: Question[T]) -> T:
     """Ask the data plane and wait for what it says."""
     token = trio.lowlevel.current_trio_token()
     told = trio.Event()

@@ -21,7 +21,7 @@ import trio
 from appliance import logs
 from appliance.api import server as admin
 from appliance.app import bridge, worker
-from appliance.app.shutdown import drained
+from appliance.app.shutdown import wait_drained
 from appliance.app.systemd import Notifier
 from appliance.check import host as fitness
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
@@ -30,8 +30,8 @@ from appliance.control.effects import OWN_NAMESPACE, HostEffects
 from appliance.control.hostaccess import HostAccess
 from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.dataplane import api as face
-from appliance.dataplane.inprocess import DataPlane
-from appliance.dataplane.workers.pool import Workers
+from appliance.dataplane.inprocess import InProcess
+from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.none import NoContainers
@@ -41,8 +41,8 @@ from appliance.drivers.nft.client import DOOR_RULES, Nft, NftHelper
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.drivers.registry import open_registry
 from appliance.errors import HostError, MeshboxError, RetryError
+from appliance.faults import Faults
 from appliance.lock import only_one
-from appliance.logs import Faults
 from appliance.model.facts import Snapshot
 from appliance.model.finding import Level
 from appliance.model.names import Protocol
@@ -101,14 +101,14 @@ async def _main(config: Config, loop: asyncio.AbstractEventLoop, stopping: trio.
         return await appliance.run(stopping)
 
 
-def _plane(config: Config, loop: asyncio.AbstractEventLoop) -> face.Plane:
+def _plane(config: Config, loop: asyncio.AbstractEventLoop) -> face.DataPlane:
     """Return the data plane, here or in workers; nothing runs yet."""
     own = [(str(address), config.dns_port) for address in config.dns_listen]
     upstreams = HostResolvers(fixed=config.dns_upstreams, own=own)
     if not config.workers:
-        return DataPlane(loop, dns_upstreams=upstreams, dns_port=config.dns_port)
+        return InProcess(loop, dns_upstreams=upstreams, dns_port=config.dns_port)
     command = worker.command(level=config.log_level, form=config.log_format)
-    return Workers(loop, number=config.workers, command=command, dns_upstreams=upstreams, dns_port=config.dns_port)
+    return WorkerPool(loop, number=config.workers, command=command, dns_upstreams=upstreams, dns_port=config.dns_port)
 
 
 class Appliance:
@@ -241,7 +241,7 @@ class Appliance:
             "faults": self.faults.total,
             "rulesets_pushed": self._nft.pushed,
             "rulesets_failed": self._nft.failed,
-            "containers_before_first_instruction": self.inventory.newborns,
+            "containers_before_first_instruction": self.inventory.seen_before_start,
             "workers_restarted": self.plane.restarted,
             **{f"dns_{name}": count for name, count in (await bridge.answer(self.plane, face.DNS_STATS)).items()},
             **{f"docker_{name}": count for name, count in self.inventory.counts.items()},
@@ -298,7 +298,7 @@ class Appliance:
 
     async def _drain(self) -> None:
         self.plane.stop()
-        await drained(partial(bridge.answer, self.plane, face.LEFT), self.config.drain)
+        await wait_drained(partial(bridge.answer, self.plane, face.LEFT), self.config.drain)
 
     async def _leave(self) -> None:
         """With no container left in the mesh, leave the host as it was; otherwise the rules about them stay."""

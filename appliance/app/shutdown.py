@@ -18,7 +18,7 @@ TELL = 2.0
 """Seconds between lines of the log."""
 
 
-async def drained(left: Callable[[], Awaitable[int]], seconds: float) -> None:
+async def wait_drained(left: Callable[[], Awaitable[int]], seconds: float) -> None:
     """Wait until `left` answers 0, for `seconds` at most."""
     count = await left()
     if not count:

@@ -11,7 +11,7 @@ from appliance.check import consul as fitconsul
 from appliance.check import files as fitfiles
 from appliance.check import host as fitness
 from appliance.cli import tables
-from appliance.cli.client import Client
+from appliance.cli.client import AdminClient
 from appliance.errors import HostError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def _look(config: Config, running: dict[str, Any] | None) -> list[Finding]
 def _running(config: Config) -> dict[str, Any] | None:
     """Return the status of the appliance that runs here, if one does."""
     try:
-        with Client(config, timeout=PATIENCE, expected=False) as client:
+        with AdminClient(config, timeout=PATIENCE, expected=False) as client:
             status: dict[str, Any] = client.get("status")
             return status
     except HostError:

@@ -37,7 +37,7 @@ def in_image() -> bool:
     return surroundings.IMAGE_MARK.exists()
 
 
-class Client:
+class AdminClient:
     """Calls raise InputError for what the appliance refuses as wrong, HostError for all else.
 
     They wait for an appliance that is starting. `expected`: in the image one is, although nothing shows it yet.

@@ -112,9 +112,9 @@ def _config(context: typer.Context) -> config.Config:
 
 
 def _ask(context: typer.Context, path: str, **parameters: str | None) -> Any:
-    from appliance.cli.client import Client
+    from appliance.cli.client import AdminClient
 
-    with Client(_config(context)) as client:
+    with AdminClient(_config(context)) as client:
         return client.get(path, **parameters)
 
 
@@ -150,7 +150,7 @@ def deploy(context: typer.Context, file: SpecFile, detach: Detach = False, timeo
     from appliance.cli import client
     from appliance.cli import deploy as rollouts
 
-    with client.Client(_config(context)) as there:
+    with client.AdminClient(_config(context)) as there:
         rollouts.deploy(there, file, detach=detach, timeout=timeout)
 
 
@@ -168,7 +168,7 @@ def remove(
     from appliance.cli import client
     from appliance.cli import deploy as rollouts
 
-    with client.Client(_config(context)) as there:
+    with client.AdminClient(_config(context)) as there:
         rollouts.remove(there, services, detach=detach, timeout=timeout)
 
 
@@ -178,7 +178,7 @@ def plan(context: typer.Context, file: SpecFile, as_json: Json = False) -> None:
     from appliance.cli import client
     from appliance.cli import deploy as rollouts
 
-    with client.Client(_config(context)) as there:
+    with client.AdminClient(_config(context)) as there:
         answer = rollouts.plan(there, file)
     _print(answer if as_json else answer["changes"], "changes", as_json=as_json)
 
@@ -264,7 +264,7 @@ def connections(context: typer.Context, as_json: Json = False) -> None:
     _print(_ask(context, "connections"), "connections", as_json=as_json)
 
 
-Client = Annotated[
+AdminClient = Annotated[
     str,
     typer.Argument(metavar="CLIENT", help="A container: mesh name, Docker name, id or address.", show_default=False),
 ]
@@ -305,7 +305,7 @@ def resolve(
 @_command(SHOW)
 def why(
     context: typer.Context,
-    client: Client,
+    client: AdminClient,
     destination: Annotated[
         str, typer.Argument(metavar="DESTINATION", help="Such as redis.flask:8080 or dns.core:53/udp.")
     ],

@@ -30,7 +30,7 @@ from appliance.spec.parse import service_to_raw
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from appliance.cli.client import Client
+    from appliance.cli.client import AdminClient
     from appliance.model.spec import Service
 
     Rows = list[dict[str, Any]]
@@ -44,12 +44,12 @@ PATIENCE = 5.0
 _NEVER = threading.Event()
 
 
-def plan(client: Client, file: str) -> dict[str, Any]:
+def plan(client: AdminClient, file: str) -> dict[str, Any]:
     """Return what deploying the file would change. Raises MeshboxError."""
     return _send(client, "plan", file, *_load(file))
 
 
-def deploy(client: Client, file: str, *, detach: bool, timeout: float) -> None:
+def deploy(client: AdminClient, file: str, *, detach: bool, timeout: float) -> None:
     """Deploy a file and wait until every replica is ready. `timeout` in seconds. Raises MeshboxError."""
     services, local = _load(file)
     deadline = time.monotonic() + timeout
@@ -67,7 +67,7 @@ def deploy(client: Client, file: str, *, detach: bool, timeout: float) -> None:
     sys.stdout.write(f"{'nothing changed; ' if unchanged else ''}ready: {ready}\n")
 
 
-def remove(client: Client, names: Sequence[str], *, detach: bool, timeout: float) -> None:
+def remove(client: AdminClient, names: Sequence[str], *, detach: bool, timeout: float) -> None:
     """Remove services and wait until their containers are gone. Raises MeshboxError."""
     deployed = [row["service"] for row in client.get("services") if row["deployed"]]
     for name in names:
@@ -103,7 +103,9 @@ def _body(services: Sequence[Service]) -> dict[str, Any]:
     return {"services": [service_to_raw(service) for service in services]}
 
 
-def _send(client: Client, verb: str, file: str, services: Sequence[Service], local: Sequence[str]) -> dict[str, Any]:
+def _send(
+    client: AdminClient, verb: str, file: str, services: Sequence[Service], local: Sequence[str]
+) -> dict[str, Any]:
     """Post the values of a file; what is to be warned of goes to standard error."""
     with _in_file(file):
         answer: dict[str, Any] = client.post(verb, _body(services))
@@ -113,7 +115,7 @@ def _send(client: Client, verb: str, file: str, services: Sequence[Service], loc
     return answer
 
 
-def _pull(client: Client, file: str, services: Sequence[Service], deadline: float) -> None:
+def _pull(client: AdminClient, file: str, services: Sequence[Service], deadline: float) -> None:
     """Have the images pulled that this machine lacks, and show how far that is. Raises MeshboxError."""
     rows: dict[str, dict[str, Any]] = {}
     with _in_file(file), _shown() as show:
@@ -140,7 +142,7 @@ def _in_file(file: str) -> Iterator[None]:
         raise InputError(f"{file}: {error}") from None
 
 
-def _leftovers(client: Client, names: Sequence[str]) -> Rows:
+def _leftovers(client: AdminClient, names: Sequence[str]) -> Rows:
     """Return the containers of these services that meshbox made and that are still there, as rows of progress.
 
     What is being done with one says more than Docker, for which a container that drains is just running.

@@ -18,7 +18,7 @@ from appliance.drivers.docker import labels
 from appliance.drivers.docker.create import create_body, docker_name
 from appliance.drivers.docker.http import ConflictError, DockerError, NotFoundError
 from appliance.errors import MeshboxError
-from appliance.logs import Faults
+from appliance.faults import Faults
 from appliance.model.facts import RunState
 from appliance.model.rollout import Action, Create, Progress, ReplicaKey, Retire, Start
 from appliance.retry import Backoff

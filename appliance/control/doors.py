@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
     from socket import SocketType
 
-    from appliance.dataplane.api import Plane
-    from appliance.logs import Faults
+    from appliance.dataplane.api import DataPlane
+    from appliance.faults import Faults
     from appliance.model.facts import Netns
     from appliance.model.network import NetnsId, WorkloadRuleset
 
@@ -57,7 +57,7 @@ class _Kept:
 class Doors:
     """The doors of this host."""
 
-    def __init__(self, plane: Plane, faults: Faults) -> None:
+    def __init__(self, plane: DataPlane, faults: Faults) -> None:
         self._plane = plane
         self._faults = faults
         self._kept: dict[NetnsId, _Kept] = {}
@@ -140,7 +140,7 @@ class Doors:
         ruleset, netns = kept.ruleset, kept.netns
         door = Door(netns=netns.id, caller=address, dialler=ruleset.dialler)
         if self.open.get(netns.id) == door:
-            await namespaces.lead_inside(netns.path, ruleset.vip_range, address)
+            await namespaces.add_local_route(netns.path, ruleset.vip_range, address)
             return
         self._close(kept)
         try:
@@ -149,7 +149,7 @@ class Doors:
             await self._lead_past(kept)  # as a former appliance may have left it
             raise
         try:
-            await namespaces.lead_inside(netns.path, ruleset.vip_range, address)
+            await namespaces.add_local_route(netns.path, ruleset.vip_range, address)
         except BaseException:
             file.close()
             for sock in (*tcp, udp):

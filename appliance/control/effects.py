@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.control.doors import Doors
-    from appliance.dataplane.api import Plane
+    from appliance.dataplane.api import DataPlane
     from appliance.drivers.nft.client import Nft, NftHelper
     from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.registry import Registry
@@ -32,7 +32,7 @@ class HostEffects:
     def __init__(
         self,
         *,
-        plane: Plane,
+        plane: DataPlane,
         doors: Doors,
         nft: Nft,
         nft_helper: NftHelper,

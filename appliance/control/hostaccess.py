@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from appliance.config.options import Config
-    from appliance.logs import Faults
+    from appliance.faults import Faults
     from appliance.model.visitors import ConnectTo, Visitors
 
 log = structlog.get_logger()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable
     from ipaddress import IPv4Address
 
-    from appliance.logs import Faults
+    from appliance.faults import Faults
     from appliance.model.facts import Allocations, Netns, Snapshot
     from appliance.model.names import Destination
     from appliance.model.network import (

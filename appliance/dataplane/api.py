@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Question(Generic[T]):
-    """A method of `DataPlane` that only looks, and its arguments."""
+    """A method of `InProcess` that only looks, and its arguments."""
 
     method: str
     arguments: tuple[Any, ...] = ()
@@ -45,7 +45,7 @@ def pairs_to(address: IPv4Address) -> Question[int]:
     return Question("pairs_to", (address,))
 
 
-class Plane(Protocol):
+class DataPlane(Protocol):
     """All listeners and the DNS server."""
 
     @property

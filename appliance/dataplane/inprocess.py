@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from appliance.dataplane.dns.server import NONE_OPENED, DnsServer
-from appliance.dataplane.namespace import Inside
-from appliance.dataplane.tcp.accept import Entrance, Shared
+from appliance.dataplane.namespace import NamespaceSockets
+from appliance.dataplane.tcp.accept import Acceptor, Shared
 from appliance.dataplane.tcp.door import DoorWay
 from appliance.dataplane.tcp.listener import TcpListener
 from appliance.dataplane.udp.door import UdpDoor
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from appliance.model.stats import Connection, ListenerStats
 
 
-class DataPlane:
-    """All listeners and the DNS server (`face.Plane`)."""
+class InProcess:
+    """All listeners and the DNS server (`face.DataPlane`)."""
 
     restarted = 0
     accepting = 1
@@ -75,7 +75,7 @@ class DataPlane:
             self.swap_listener(listener, sock, elsewhere=elsewhere)
             return
         self._listeners[listener.destination] = self._open(listener, sock, elsewhere=elsewhere)
-        self._lead(listener)
+        self._route_to(listener)
 
     def swap_listener(self, listener: Listener, sock: SocketType | None = None, *, elsewhere: bool = False) -> None:
         """Take new callers, peers and backends. Pairs that are still allowed go on, also to backends that vanished.
@@ -85,33 +85,33 @@ class DataPlane:
         former = self._listeners[listener.destination]
         if former.port == listener.port:
             former.swap(listener)
-            self._lead(listener)
+            self._route_to(listener)
             return
         self._listeners[listener.destination] = self._open(listener, sock, elsewhere=elsewhere)
-        self._lead(listener)
-        self._unlead(former)
+        self._route_to(listener)
+        self._unroute(former)
         self._retire(former)
 
     def close_listener(self, destination: Destination) -> None:
         """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""
         listener = self._listeners.pop(destination, None)
         if listener is not None:
-            self._unlead(listener)
+            self._unroute(listener)
             self._retire(listener)
 
-    def cover(self, what: Destination | NetnsId, place: int, sock: SocketType) -> None:
-        """Accept for another process, from its socket for a listener or door, until `uncover`."""
+    def accept_for(self, what: Destination | NetnsId, slot: int, sock: SocketType) -> None:
+        """Accept for another process, from its socket for a listener or door, until `stop_accepting_for`."""
         entrance = self._listeners.get(what) if isinstance(what, Destination) else self._doors.get(what)
-        if isinstance(entrance, Entrance):
-            entrance.cover(place, sock)
+        if isinstance(entrance, Acceptor):
+            entrance.accept_for(slot, sock)
         else:
             sock.close()
 
-    def uncover(self, place: int) -> None:
+    def stop_accepting_for(self, slot: int) -> None:
         """Leave that process's sockets to it."""
         for entrance in (*self._listeners.values(), *self._doors.values()):
-            if isinstance(entrance, Entrance):
-                entrance.uncover(place)
+            if isinstance(entrance, Acceptor):
+                entrance.stop_accepting_for(slot)
 
     def open_door(self, door: Door, tcp: Sequence[SocketType], udp: SocketType | None, netns: FileIO) -> None:
         """Accept from this one TCP socket, which is inside of a namespace, and dial from there; `netns` is its file.
@@ -120,7 +120,7 @@ class DataPlane:
         """
         self.close_door(door.netns)
         (sock,) = tcp
-        self._shared.insides[str(door.netns)] = Inside(door, netns)
+        self._shared.insides[str(door.netns)] = NamespaceSockets(door, netns)
         self._doors[door.netns] = DoorWay(self._shared, door, sock, self._dialled)
         if udp is not None:
             self._udp_doors[door.netns] = UdpDoor(self._shared.epoll, door, udp, self._ports)
@@ -220,7 +220,7 @@ class DataPlane:
             elsewhere=elsewhere,
         )
 
-    def _lead(self, listener: Listener) -> None:
+    def _route_to(self, listener: Listener) -> None:
         """Let doors know what leads to this listener."""
         served = self._listeners[listener.destination]
         if isinstance(served, UdpListener):
@@ -228,11 +228,11 @@ class DataPlane:
         elif listener.vip is not None:
             dialled = (str(listener.vip), listener.destination.port)
             if dialled != served.dialled:
-                self._unlead(served)
+                self._unroute(served)
                 served.dialled = dialled
             self._dialled[dialled] = served
 
-    def _unlead(self, listener: TcpListener | UdpListener) -> None:
+    def _unroute(self, listener: TcpListener | UdpListener) -> None:
         if isinstance(listener, UdpListener):
             if self._ports.get(listener.port) is listener:
                 del self._ports[listener.port]

@@ -41,7 +41,7 @@ HOME = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Inside:
+class NamespaceSockets:
     """One namespace."""
 
     def __init__(self, door: Door, netns: FileIO) -> None:

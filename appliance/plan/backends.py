@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from appliance.model.facts import Endpoint, Snapshot
     from appliance.model.names import Destination
-    from appliance.plan.members import Member
+    from appliance.plan.members import MeshContainer
 
 
 def local_backends(
-    members: Iterable[Member], addresses: Mapping[str, IPv4Address], retiring: frozenset[str]
+    members: Iterable[MeshContainer], addresses: Mapping[str, IPv4Address], retiring: frozenset[str]
 ) -> dict[Destination, list[Backend]]:
     """Return the containers of this host that can take connections; `addresses` by Docker id.
 
@@ -75,7 +75,7 @@ def choose(
 
 
 def registrations(
-    local: Mapping[Destination, list[Backend]], ports: Mapping[Destination, int], members: Iterable[Member] = ()
+    local: Mapping[Destination, list[Backend]], ports: Mapping[Destination, int], members: Iterable[MeshContainer] = ()
 ) -> dict[Destination, Registration]:
     """Return what this machine announces: what it serves itself, weighted by its ready replicas."""
     revisions = {m.workload.docker_name: m.workload.revision for m in members}

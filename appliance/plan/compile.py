@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from appliance.model.state import HostState
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
-from appliance.plan.members import Members
+from appliance.plan.members import MeshContainers
 from appliance.plan.rollout import retiring
-from appliance.plan.skeleton import Shape, Shaper, at_once
+from appliance.plan.skeleton import Skeleton, Skeletons, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -35,9 +35,9 @@ class Compiler:
     """Compiles snapshots one after another; each result is what `compile_host` returns for that snapshot."""
 
     def __init__(self) -> None:
-        self._members = Members()
-        self._shaper = Shaper()
-        self._shape: Shape | None = None
+        self._members = MeshContainers()
+        self._shaper = Skeletons()
+        self._shape: Skeleton | None = None
         self._backends: dict[Destination, tuple[Backend, ...]] = {}
         self._listeners: Mapping[Destination, Listener] = {}
 
@@ -62,7 +62,7 @@ class Compiler:
             shortage=shape.shortage,
         )
 
-    def _listen(self, shape: Shape, backends: dict[Destination, tuple[Backend, ...]]) -> None:
+    def _listen(self, shape: Skeleton, backends: dict[Destination, tuple[Backend, ...]]) -> None:
         """Put the backends into the sockets; touch only those that changed."""
         before = self._backends
         same = shape is self._shape

@@ -24,7 +24,7 @@ _ENDED = frozenset({RunState.EXITED, RunState.DEAD, RunState.RESTARTING, RunStat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class MeshContainer:
     """A container of the mesh, with what it declares and the namespace it is in (None while it has none)."""
 
     workload: Workload
@@ -49,7 +49,7 @@ class Group:
     """One network namespace and the members that share it (`docker run --network container:…`)."""
 
     netns: NetnsId
-    members: tuple[Member, ...]
+    members: tuple[MeshContainer, ...]
     networks: frozenset[str]
     addresses: frozenset[IPv4Address]
     proxy: IPv4Address
@@ -62,13 +62,13 @@ class Group:
     """All its networks are internal ones."""
 
 
-class Members:
+class MeshContainers:
     """Reads members from snapshots; one that did not change is the same object as before."""
 
     def __init__(self) -> None:
-        self._former: dict[str, Member] = {}
+        self._former: dict[str, MeshContainer] = {}
 
-    def read(self, s: Snapshot) -> tuple[Member, ...]:
+    def read(self, s: Snapshot) -> tuple[MeshContainer, ...]:
         """Return the members of this host sorted by id. Containers with a problem are none."""
         found = {}
         for w in sorted((w for w in s.workloads if w.problem is None), key=lambda w: w.id):
@@ -82,10 +82,10 @@ class Members:
         return tuple(found.values())
 
 
-def _member(w: Workload, specs: Mapping[str, Service]) -> Member:
+def _member(w: Workload, specs: Mapping[str, Service]) -> MeshContainer:
     declared = declaration(w, specs)
     gone = w.netns is None or w.state in (RunState.EXITED, RunState.DEAD)
-    return Member(
+    return MeshContainer(
         workload=w,
         declared=declared,
         offers=tuple(zip(declared.destinations, declared.ports, strict=True)),
@@ -93,9 +93,9 @@ def _member(w: Workload, specs: Mapping[str, Service]) -> Member:
     )
 
 
-def groups(members: Iterable[Member], networks: Mapping[str, DockerNetwork]) -> tuple[Group, ...]:
+def groups(members: Iterable[MeshContainer], networks: Mapping[str, DockerNetwork]) -> tuple[Group, ...]:
     """Return the namespaces that can be served, sorted: those where some network has an address of this host."""
-    sharing: dict[NetnsId, list[Member]] = {}
+    sharing: dict[NetnsId, list[MeshContainer]] = {}
     for member in members:
         if member.netns is not None:
             sharing.setdefault(member.netns, []).append(member)
@@ -103,7 +103,7 @@ def groups(members: Iterable[Member], networks: Mapping[str, DockerNetwork]) -> 
     return tuple(group for group in found if group is not None)
 
 
-def _group(netns: NetnsId, members: tuple[Member, ...], networks: Mapping[str, DockerNetwork]) -> Group | None:
+def _group(netns: NetnsId, members: tuple[MeshContainer, ...], networks: Mapping[str, DockerNetwork]) -> Group | None:
     attachments = [a for m in members for a in m.workload.attachments]
     proxies = [gateway for a in attachments if (gateway := _gateway(a, networks)) is not None]
     if not proxies:

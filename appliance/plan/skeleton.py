@@ -1,6 +1,6 @@
 """All of a host's wanted state that does not depend on which backends are ready: rules, names, sockets.
 
-`Shaper` remembers what it made last and hands out the same objects for whatever did not change. Results never depend
+`Skeletons` remembers what it made last and hands out the same objects for whatever did not change. Results never depend
 on that memory, only the time does: what is the same object is compared, and skipped by the next diff, at a glance.
 It works in turns of about a millisecond (generators that yield between them), so that others can run in between.
 """
@@ -15,7 +15,7 @@ from appliance.model.network import HostRuleset, Listener, Route, VisitorRules, 
 from appliance.plan.allocate import allocate, shortage
 from appliance.plan.members import groups
 from appliance.plan.policy import Catalogue, Reach, catalogue, reach, reach_after
-from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION, parties
+from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION, visitor_groups
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from appliance.model.facts import Allocations, Machine, Snapshot
     from appliance.model.names import Destination, Name, Protocol
     from appliance.model.network import NetnsId
-    from appliance.plan.members import Group, Member
-    from appliance.plan.visitors import Party
+    from appliance.plan.members import Group, MeshContainer
+    from appliance.plan.visitors import VisitorGroup
 
 _T = TypeVar("_T")
 
@@ -35,7 +35,7 @@ TURN = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class Skeleton:
     """The wanted state without backends. Maps have one entry per destination, namespace or container id."""
 
     allocations: Allocations
@@ -51,22 +51,22 @@ class Shape:
     shortage: str
 
 
-class Shaper:
+class Skeletons:
     """Makes shapes, one after another."""
 
     def __init__(self) -> None:
         self._inputs: tuple[object, ...] = ()
         self._kept: Allocations | None = None
-        self._shape: Shape | None = None
+        self._shape: Skeleton | None = None
         self._known = Catalogue()
-        self._reaches: dict[str, tuple[Member, Reach]] = {}
+        self._reaches: dict[str, tuple[MeshContainer, Reach]] = {}
         self._routes: dict[Destination, Route] = {}
         self._former_routes: dict[Destination, Route] = {}
         self._group_routes: dict[NetnsId, tuple[Reach, frozenset[Route]]] = {}
 
     def shape(
-        self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]
-    ) -> Generator[None, None, Shape]:
+        self, s: Snapshot, members: tuple[MeshContainer, ...], remote: frozenset[Destination]
+    ) -> Generator[None, None, Skeleton]:
         """Return the shape for these members; `remote` is what other machines serve."""
         machines = [(m.node, m.address, _may_call(m)) for m in s.machines]
         facts = (s.settings, dict(s.specs), s.networks, s.host_addresses, machines, s.unusable_ports, remote)
@@ -78,8 +78,8 @@ class Shaper:
         return last
 
     def _make(
-        self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]
-    ) -> Generator[None, None, Shape]:
+        self, s: Snapshot, members: tuple[MeshContainer, ...], remote: frozenset[Destination]
+    ) -> Generator[None, None, Skeleton]:
         reaches = yield from self._reach_all(s, members, remote)
         yield
         names: set[Name] = set(self._known.destinations)
@@ -95,7 +95,7 @@ class Shaper:
             concerned = kept if member.asleep else wanted
             concerned |= reaches[member.workload.id].destinations
             concerned.update(offers)
-        visiting = parties(s, self._known)
+        visiting = visitor_groups(s, self._known)
         for party in visiting:
             names |= party.reach.names
             wanted |= party.reach.destinations
@@ -144,7 +144,7 @@ class Shaper:
         yield
         rulesets = _reused(last.rulesets if last else {}, _rulesets(s, inside, routes))
         yield
-        return Shape(
+        return Skeleton(
             allocations=allocations,
             closed=closed,
             sockets=sockets,
@@ -176,7 +176,7 @@ class Shaper:
         )
 
     def _reach_all(
-        self, s: Snapshot, members: tuple[Member, ...], remote: frozenset[Destination]
+        self, s: Snapshot, members: tuple[MeshContainer, ...], remote: frozenset[Destination]
     ) -> Generator[None, None, dict[str, Reach]]:
         """Return each container's reach by its id; only those are computed anew whom a change concerns."""
         before = self._known
@@ -226,7 +226,7 @@ class Shaper:
             return self._shape.host_ruleset.listening
         return frozenset((d.protocol, port) for d, port in allocations.ports.items() if d not in closed)
 
-    def _visitor_rules(self, s: Snapshot, visiting: Iterable[Party]) -> VisitorRules | None:
+    def _visitor_rules(self, s: Snapshot, visiting: Iterable[VisitorGroup]) -> VisitorRules | None:
         routes = {p.option: _known(self._routes, p.reach.destinations) for p in visiting}
         if not routes:
             return None
@@ -307,7 +307,7 @@ def _container_subnets(s: Snapshot) -> Iterator[IPv4Network | IPv6Network]:
 def _views(
     inside: Iterable[Group],
     routes: Mapping[NetnsId, tuple[Reach, frozenset[Route]]],
-    visiting: Iterable[Party],
+    visiting: Iterable[VisitorGroup],
     addressed: AbstractSet[Name] | None,
 ) -> dict[IPv4Address, frozenset[Name]]:
     """Return who sees which names, of those that are `addressed` (None: all)."""

@@ -29,7 +29,7 @@ EVERYTHING = "*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Party:
+class VisitorGroup:
     """Visitors who may reach the same."""
 
     option: str
@@ -37,15 +37,17 @@ class Party:
     reach: Reach
 
 
-def parties(s: Snapshot, known: Catalogue) -> tuple[Party, ...]:
+def visitor_groups(s: Snapshot, known: Catalogue) -> tuple[VisitorGroup, ...]:
     """Return the visitors of this machine: the host first, then the guests."""
     visitors = s.settings.visitors
     found = []
     if visitors.host is not None:
         addresses = s.host_addresses | {LOOPBACK}
-        found.append(Party(option=HOST_OPTION, addresses=addresses, reach=_reach(known, visitors.host)))
+        found.append(VisitorGroup(option=HOST_OPTION, addresses=addresses, reach=_reach(known, visitors.host)))
     if visitors.guests:
-        found.append(Party(option=GUEST_OPTION, addresses=visitors.guests, reach=_reach(known, visitors.guests_to)))
+        found.append(
+            VisitorGroup(option=GUEST_OPTION, addresses=visitors.guests, reach=_reach(known, visitors.guests_to))
+        )
     return tuple(found)
 
 

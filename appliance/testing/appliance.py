@@ -12,7 +12,7 @@ import trio
 import trio.lowlevel
 
 from appliance.errors import RetryError
-from appliance.logs import Faults
+from appliance.faults import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Snapshot, Workload
 from appliance.model.names import Name
 from appliance.model.network import NetnsId

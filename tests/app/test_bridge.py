@@ -86,7 +86,7 @@ def test_loop_callbacks_run_beside_trio() -> None:
 def test_answers_of_the_data_plane_can_be_awaited(at_once) -> None:
     """A question is answered at once or later by a callback of the loop; the asker gets the answer either way."""
 
-    class Plane:
+    class DataPlane:
         def __init__(self, loop) -> None:
             self.loop = loop
 
@@ -99,7 +99,7 @@ def test_answers_of_the_data_plane_can_be_awaited(at_once) -> None:
     found = []
 
     async def main(loop, stopping) -> int:
-        found.append(await bridge.answer(Plane(loop), face.LEFT))
+        found.append(await bridge.answer(DataPlane(loop), face.LEFT))
         return 0
 
     assert bridge.run(main) == 0

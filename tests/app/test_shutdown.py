@@ -6,7 +6,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from appliance.app.shutdown import drained
+from appliance.app.shutdown import wait_drained
 
 
 def told(seconds: float, ends: list[float]) -> tuple[list[tuple[object, ...]], float]:
@@ -18,7 +18,7 @@ def told(seconds: float, ends: list[float]) -> tuple[list[tuple[object, ...]], f
         async def left() -> int:
             return sum(end > trio.current_time() - began for end in ends)
 
-        await drained(left, seconds)
+        await wait_drained(left, seconds)
         return trio.current_time() - began
 
     with capture_logs() as lines:

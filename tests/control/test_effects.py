@@ -70,7 +70,7 @@ def test_table_of_another_namespace_at_that_path_is_left_alone(netns):
     assert nft.pushed == []
 
 
-class Plane:
+class DataPlane:
     """Has connections until they are ended, to what is still accepted and what is not."""
 
     def __init__(self):
@@ -86,7 +86,7 @@ class Plane:
 
 def test_a_listener_that_closes_ends_its_connections():
     """Nobody may reach it any more, so nobody goes on with what was allowed; others' connections stay."""
-    plane = Plane()
+    plane = DataPlane()
     watch = RulesetWatch(on_drift=lambda _: None)
     HostEffects(plane=plane, doors=None, nft=None, nft_helper=None, watch=watch, registry=None).close_listener(WEB)
     assert (plane.accepts, plane.carries) == (set(), {OTHER})

@@ -13,7 +13,7 @@ from appliance.config.options import Config
 from appliance.control.hostaccess import LOOK, SETTLE, HostAccess
 from appliance.drivers.host.resolvconf import HostNames
 from appliance.errors import HostError
-from appliance.logs import Faults
+from appliance.faults import Faults
 from appliance.model.names import Allowance
 from appliance.model.visitors import ConnectTo, Visitors
 

@@ -14,7 +14,7 @@ import trio.testing
 
 from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.errors import RetryError
-from appliance.logs import Faults
+from appliance.faults import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.model.network import NetnsId

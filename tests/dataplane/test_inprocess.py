@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tcpworld import CALLER, DESTINATION, World, backend_of, eventually, free_port, is_reset, listener_of, read_all
 
-from appliance.dataplane.inprocess import DataPlane
+from appliance.dataplane.inprocess import InProcess
 from appliance.model.names import Destination, Name
 from appliance.model.network import Backend, Listener, Zone
 
@@ -20,12 +20,12 @@ UDP = Destination.parse("web.shop:80/udp")
 
 
 class PlaneWorld(World):
-    """The world of the TCP tests with a whole DataPlane in it."""
+    """The world of the TCP tests with a whole InProcess in it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dns_port = free_port()
-        self.plane: DataPlane = self.call(DataPlane, self.loop, dns_upstreams=list, dns_port=self.dns_port)
+        self.plane: InProcess = self.call(InProcess, self.loop, dns_upstreams=list, dns_port=self.dns_port)
 
     def do(self, what: str, *args: Any) -> Any:
         """Call a method of the plane on its loop."""

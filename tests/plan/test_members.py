@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from appliance.model.facts import Attachment, DockerNetwork, RunState
-from appliance.plan.members import Members, groups
+from appliance.plan.members import MeshContainers, groups
 from tests.plan.cases import BRIDGE, GATEWAY, address, container, declared, managed, snapshot, spec, stopped
 
 NETWORKS = {"bridge": BRIDGE}
@@ -17,12 +17,12 @@ NETWORKS = {"bridge": BRIDGE}
 def test_problem_is_left_out():
     """A container that cannot be in the mesh is none of its members."""
     fit, unfit = container(2, "a.b"), container(3, "a.b", problem="host network")
-    assert [m.workload for m in Members().read(snapshot(unfit, fit))] == [fit]
+    assert [m.workload for m in MeshContainers().read(snapshot(unfit, fit))] == [fit]
 
 
 def test_unchanged_members_are_the_same_objects():
     """Only what changed is made anew, also when the facts about a container are equal but new."""
-    members = Members()
+    members = MeshContainers()
     one, two = container(2, "a.b"), managed(3, spec("web"))
     before = members.read(snapshot(one, two, specs=[spec("web")]))
     after = members.read(snapshot(replace(one), replace(two), specs=[spec("web")]))
@@ -35,7 +35,7 @@ def test_unchanged_members_are_the_same_objects():
 @pytest.mark.parametrize("state", [RunState.EXITED, RunState.DEAD])
 def test_ended_containers_have_no_namespace(state):
     """Docker may still show the namespace of a container that has just ended."""
-    (member,) = Members().read(snapshot(container(2, "a.b", state=state)))
+    (member,) = MeshContainers().read(snapshot(container(2, "a.b", state=state)))
     assert member.netns is None
     assert groups([member], NETWORKS) == ()
 
@@ -44,7 +44,7 @@ def test_shared_namespace_is_one_group():
     """Containers that share a namespace share addresses and published ports, though only one of them shows them."""
     owner = container(2, "a.b")
     guest = container(3, "c.d", netns=owner.netns, attachments=(), published=frozenset({("tcp", 80)}))
-    (group,) = groups(Members().read(snapshot(guest, owner)), NETWORKS)
+    (group,) = groups(MeshContainers().read(snapshot(guest, owner)), NETWORKS)
     assert [m.workload for m in group.members] == [owner, guest]
     assert group.address == address(2)
     assert group.published == {("tcp", 80)}
@@ -57,7 +57,7 @@ def test_gateways():
     )
     workload = container(2, "a.b")
     workload = replace(workload, attachments=(dual, *workload.attachments))
-    (group,) = groups(Members().read(snapshot(workload)), NETWORKS)
+    (group,) = groups(MeshContainers().read(snapshot(workload)), NETWORKS)
     assert group.proxy == IPv4Address("172.20.0.1")
     assert group.gateways == {IPv4Address("172.20.0.1"), IPv6Address("fd00::1"), GATEWAY}
     assert group.address == address(9)
@@ -67,14 +67,14 @@ def test_internal_network():
     """An internal network tells containers no gateway; the host's address there comes from the network itself."""
     internal = DockerNetwork(name="internal", driver="bridge", internal=True, gateways=(IPv4Address("172.30.0.1"),))
     attachment = Attachment(network="internal", address=IPv4Address("172.30.0.2"), gateway=None)
-    members = Members().read(snapshot(container(2, "a.b", attachments=(attachment,))))
+    members = MeshContainers().read(snapshot(container(2, "a.b", attachments=(attachment,))))
     (group,) = groups(members, {"internal": internal})
     assert group.proxy == IPv4Address("172.30.0.1")
     assert group.internal
-    assert not groups(Members().read(snapshot(container(2, "a.b"))), NETWORKS)[0].internal
+    assert not groups(MeshContainers().read(snapshot(container(2, "a.b"))), NETWORKS)[0].internal
     assert groups(members, {}) == ()
 
 
 def test_stopped_has_no_group():
     """Without a namespace there is nothing to put rules into."""
-    assert groups(Members().read(snapshot(stopped(container(2, "a.b")))), NETWORKS) == ()
+    assert groups(MeshContainers().read(snapshot(stopped(container(2, "a.b")))), NETWORKS) == ()

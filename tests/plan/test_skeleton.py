@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Name, Protocol
 from appliance.model.network import NetnsId, Route
-from appliance.plan.members import Members
-from appliance.plan.skeleton import Shaper, at_once
+from appliance.plan.members import MeshContainers
+from appliance.plan.skeleton import Skeletons, at_once
 from tests.plan.cases import (
     BRIDGE,
     GATEWAY,
@@ -33,7 +33,7 @@ CLIENT = container(3, "flask.flask", to=("apple.orange:80/tcp",))
 def shape(*workloads, remote=(), shaper=None, **fields):
     """The shape of a host."""
     s = snapshot(*workloads, **fields)
-    return at_once((shaper or Shaper()).shape(s, Members().read(s), frozenset(map(dest, remote))))
+    return at_once((shaper or Skeletons()).shape(s, MeshContainers().read(s), frozenset(map(dest, remote))))
 
 
 def names(*texts):
@@ -82,7 +82,7 @@ def test_containers_that_have_ended_need_no_socket():
 
 def test_socket_opens_again_on_its_port():
     """A container that is started again finds its listener where it was, and so do the host's rules."""
-    shaper = Shaper()
+    shaper = Skeletons()
     before = shape(APPLE, shaper=shaper)
     ended = shape(stopped(APPLE), shaper=shaper, allocations=before.allocations)
     assert ended.allocations is before.allocations
@@ -161,7 +161,7 @@ def test_unhealthy_machines_may_call_while_they_answer():
 
     Containers here may go around the proxy of neither: it may live, and trust this host.
     """
-    shaper = Shaper()
+    shaper = Skeletons()
     lost = replace(machine("m2", "10.0.0.2"), healthy=False)
     dead = replace(machine("m3", "10.0.0.3"), healthy=False, answers=False)
     found = shape(APPLE, machines=(lost, dead), shaper=shaper)
@@ -193,7 +193,7 @@ def test_peers():
 
 def test_what_stays_is_the_same_object():
     """When a container starts, the rules, routes and sockets that it does not concern are the very same objects."""
-    shaper = Shaper()
+    shaper = Skeletons()
     other = container(7, "other.other", ports=(9,))
     before = shape(APPLE, CLIENT, other, shaper=shaper)
     assert shape(APPLE, CLIENT, other, shaper=shaper, allocations=before.allocations) is before
@@ -207,7 +207,7 @@ def test_what_stays_is_the_same_object():
 
 def test_what_machines_say_of_replicas_changes_no_shape():
     """What another machine claims, or that it is taken for dead, is no reason to make everything anew."""
-    shaper = Shaper()
+    shaper = Skeletons()
     one, two = machine("m1", "10.0.0.1"), machine("m2", "10.0.0.2")
     before = shape(APPLE, CLIENT, machines=(one, two), shaper=shaper)
     for other in (replace(two, claims=frozenset({"a/0/b"})), replace(two, healthy=False)):
@@ -221,7 +221,7 @@ def test_what_machines_say_of_replicas_changes_no_shape():
 
 def test_a_moved_port_reaches_the_rules():
     """When something else takes a proxy port, the routes of those who use it follow."""
-    shaper = Shaper()
+    shaper = Skeletons()
     before = shape(APPLE, CLIENT, shaper=shaper)
     port = before.allocations.ports[dest("apple.orange:80")]
     after = shape(APPLE, CLIENT, shaper=shaper, allocations=before.allocations, unusable_ports=frozenset({port}))
@@ -231,7 +231,7 @@ def test_a_moved_port_reaches_the_rules():
 
 def test_changed_settings_reach_everything():
     """A new suffix or DNS port is not hidden by what is remembered."""
-    shaper = Shaper()
+    shaper = Skeletons()
     shape(CLIENT, shaper=shaper)
     after = shape(CLIENT, shaper=shaper, settings=replace(SETTINGS, suffix="x.y", dns_port=5353))
     assert after.zone.suffix == "x.y"
@@ -240,7 +240,7 @@ def test_changed_settings_reach_everything():
 
 def test_what_others_declare_later_is_reached():
     """A port that is added to a name, and a name that is added to the own service, reach those who may use them."""
-    shaper = Shaper()
+    shaper = Skeletons()
     client = container(3, "flask.flask", to=("apple.orange",))
     shape(APPLE, client, shaper=shaper)
     grown = shape(APPLE, client, shaper=shaper, remote=["apple.orange:443"])

@@ -19,9 +19,9 @@ from nsworld import HOST, NEIGHBOUR, SECONDS, WORKLOAD, World, inside
 from appliance.app import worker
 from appliance.control.doors import Doors
 from appliance.dataplane import api as face
-from appliance.dataplane.inprocess import DataPlane
-from appliance.dataplane.workers.pool import Workers
-from appliance.logs import Faults
+from appliance.dataplane.inprocess import InProcess
+from appliance.dataplane.workers.pool import WorkerPool
+from appliance.faults import Faults
 from appliance.model.names import Destination, Protocol
 from appliance.model.network import Backend, Listener, Route, WorkloadRuleset
 from appliance.render.ruleset import render_workload
@@ -40,7 +40,7 @@ Kind = TypeVar("Kind", bound="Mesh")
 
 
 class Proxy:
-    """A data plane on a loop of its own thread, and the keeper of its doors. Also a `Plane`, for that keeper."""
+    """A data plane on a loop of its own thread, and the keeper of its doors. Also a `DataPlane`, for that keeper."""
 
     def __init__(self, workers: int = 0) -> None:
         self.loop = uvloop.new_event_loop()
@@ -50,8 +50,8 @@ class Proxy:
         self._thread.start()
         options: dict[str, Any] = {"dns_upstreams": list, "dns_port": 5391}
         command = worker.command(level="error", form="text")
-        make = (lambda: Workers(self.loop, number=workers, command=command, **options)) if workers else None
-        self.plane: Any = self.call(make or (lambda: DataPlane(self.loop, **options)))
+        make = (lambda: WorkerPool(self.loop, number=workers, command=command, **options)) if workers else None
+        self.plane: Any = self.call(make or (lambda: InProcess(self.loop, **options)))
         self.call(self.plane.start)
         self.faults = Faults()
         self.doors = Doors(self, self.faults)

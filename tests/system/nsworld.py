@@ -26,7 +26,7 @@ import trio
 
 from appliance.dataplane.tcp.accept import listen
 from appliance.dataplane.udp.sockets import listen_inside
-from appliance.drivers.netns.identity import entered, identify, lead_inside
+from appliance.drivers.netns.identity import add_local_route, entered, identify
 from appliance.model.facts import Netns
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
 
@@ -193,7 +193,7 @@ class World:
         self._servers[f"{label}, UDP"] = entered(path, lambda: listen_inside(DOOR_PORT))
         (sock,) = entered(path, lambda: listen(DOOR_PORT, 1, str(DOOR_ADDRESS), transparent=True))
         self._servers[label] = socket.socket(fileno=sock.detach())
-        trio.run(lead_inside, path, IPv4Network("240.0.0.0/4"), IPv4Address(WORKLOAD))
+        trio.run(add_local_route, path, IPv4Network("240.0.0.0/4"), IPv4Address(WORKLOAD))
 
     def server(self, label: str) -> socket.socket:
         """Return a server's socket; its calls give up after SECONDS."""

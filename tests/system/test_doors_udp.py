@@ -17,7 +17,7 @@ from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets, proxied
 from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
 
 from appliance.dataplane import api as face
-from appliance.dataplane.namespace import Inside
+from appliance.dataplane.namespace import NamespaceSockets
 from appliance.model.names import Destination
 from appliance.model.network import Backend, Listener
 from appliance.render.ruleset import DOOR_PORT, render_workload
@@ -282,7 +282,7 @@ def test_without_its_route_a_server_is_not_asked_from_within(mesh: UdpMesh) -> N
     """Somebody may take that away; it is told once, and tried again after a while."""
     mesh.open()
     door = mesh.proxy.doors.open[mesh.neighbour.id]
-    within = Inside(door, FileIO(mesh.neighbour.path))
+    within = NamespaceSockets(door, FileIO(mesh.neighbour.path))
     sock = within.dial_udp((NEIGHBOUR, 81))
     assert sock is not None
     assert sock.getsockname()[0] == DIALLER

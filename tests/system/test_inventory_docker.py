@@ -114,7 +114,7 @@ def test_known_before_the_program_runs(idle):
             f.history.clear()
             await f.docker("restart", "--time=0", "one")
             await until(lambda before=now: f.get("one").started_at > before.started_at)
-        assert f.inventory.newborns == 5
+        assert f.inventory.seen_before_start == 5
 
     play(idle, scene)
 
@@ -173,7 +173,7 @@ def test_start_that_fails(idle):
             await f.labelled("one", command=("/no-such-program",))
         await until(lambda: f.get("one") is not None and f.get("one").netns is None)
         await until(lambda: f.get("one").state in (RunState.CREATED, RunState.EXITED))
-        assert not f.inventory._roster._starting
+        assert not f.inventory._store._starting
 
     play(idle, scene)
 
@@ -356,7 +356,7 @@ def test_nothing_is_leaked(idle):
             await until(lambda: not f.inventory.workloads)
             counts.append(descriptors())
         assert counts[-1] <= counts[0] + 2
-        assert not f.inventory._roster._starting
+        assert not f.inventory._store._starting
         assert not f.inventory._connecting
         assert not f.inventory._looking
 

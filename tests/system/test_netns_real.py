@@ -123,24 +123,24 @@ def test_a_file_becomes_a_namespace(world, tmp_path):
 
 
 async def _expect(path, wanted) -> None:
-    assert await netns.appeared(path, timeout=10) == wanted
+    assert await netns.wait_namespace(path, timeout=10) == wanted
 
 
 def test_the_owner_of_a_namespace_is_read_from_its_process(world):
     """By the control group of a process inside, before Docker says anything; nobody yet is no error."""
     path = world.path("workload")
-    assert trio.run(netns.pid_owner, path) is None
+    assert trio.run(netns.find_container, path) is None
     with control_group(f"docker-{ID}.scope") as group:
         enter = f"echo $$ > {group}/cgroup.procs; exec sleep 60"
         with subprocess.Popen(["nsenter", f"--net={path}", "sh", "-c", enter]) as process:
             try:
                 while ID not in Path(f"/proc/{process.pid}/cgroup").read_text():
                     assert process.poll() is None
-                assert trio.run(netns.pid_owner, path) == ID
-                assert trio.run(netns.pid_owner, world.path("neighbour")) is None
+                assert trio.run(netns.find_container, path) == ID
+                assert trio.run(netns.find_container, world.path("neighbour")) is None
             finally:
                 process.kill()
-    assert trio.run(netns.pid_owner, "/run/netns/mbd-nowhere") is None
+    assert trio.run(netns.find_container, "/run/netns/mbd-nowhere") is None
 
 
 @contextmanager

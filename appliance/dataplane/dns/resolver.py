@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from appliance.dataplane.dns.upstream import Ask, Question
+from appliance.dataplane.dns.upstream import UpstreamKey, UpstreamQuery
 from appliance.render.dnsforward import Response
 from appliance.render.dnsmessage import (
     EDE_NO_REACHABLE_AUTHORITY,
@@ -76,16 +76,16 @@ class Resolver:
     def __init__(self, loop: asyncio.AbstractEventLoop, upstreams: Callable[[], Sequence[Server]]) -> None:
         self._loop = loop
         self._upstreams = upstreams
-        self._cache: dict[Question, _Entry] = {}
-        self._asks: dict[Question, Ask] = {}
-        self._waiting: dict[Question, list[tuple[str, Callable[[Resolved], None]]]] = {}
+        self._cache: dict[UpstreamKey, _Entry] = {}
+        self._asks: dict[UpstreamKey, UpstreamQuery] = {}
+        self._waiting: dict[UpstreamKey, list[tuple[str, Callable[[Resolved], None]]]] = {}
         self._waiting_by_asker: Counter[str] = Counter()
         self._slow: dict[Server, float] = {}
         self.stats = dict.fromkeys(("forwarded", "cached", "coalesced", "stale", "failed", "overflowed"), 0)
 
     def resolve(self, query: Query, asker: str, tell: Callable[[Resolved], None]) -> None:
         """Call `tell` once with the answer: at once where it is known, within TOTAL_SECONDS otherwise."""
-        question = Question(
+        question = UpstreamKey(
             query.name, query.qtype, query.edns is not None and query.edns.dnssec, bool(query.flags & CD)
         )
         entry = self._cache.get(question)
@@ -107,7 +107,7 @@ class Resolver:
             return
         self._waiting[question] = [(asker, tell)]
         self.stats["forwarded"] += 1
-        ask = Ask(
+        ask = UpstreamQuery(
             self._loop, self._in_turn(now), question, lambda response, silent: self._came(question, response, silent)
         )
         self._asks[question] = ask
@@ -124,7 +124,7 @@ class Resolver:
         """Return the upstreams in the host's order, those that kept silent lately last."""
         return sorted(dict.fromkeys(self._upstreams()), key=lambda server: self._slow.get(server, 0.0) > now)
 
-    def _came(self, question: Question, response: Response | None, silent: list[Server]) -> None:
+    def _came(self, question: UpstreamKey, response: Response | None, silent: list[Server]) -> None:
         now = self._loop.time()
         self._slow = {s: until for s, until in self._slow.items() if until > now}
         for server in silent:
@@ -141,7 +141,7 @@ class Resolver:
                 del self._waiting_by_asker[asker]
             tell(resolved)
 
-    def _make_do(self, question: Question, response: Response | None, now: float) -> Resolved:
+    def _make_do(self, question: UpstreamKey, response: Response | None, now: float) -> Resolved:
         """Return a stale answer or the failure, and keep it for a moment."""
         former = self._cache.get(question)
         if former is not None and former.response.usable and now < former.stale_at + MAX_STALE:
@@ -161,7 +161,7 @@ class Resolver:
         self._keep(question, _Entry(resolved.response, now, now + FAILURE_SECONDS, resolved.ede))
         return resolved
 
-    def _keep(self, question: Question, entry: _Entry) -> None:
+    def _keep(self, question: UpstreamKey, entry: _Entry) -> None:
         if entry.until <= entry.since or len(entry.response.body) > MAX_KEPT_BODY:
             return
         self._cache.pop(question, None)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.dataplane.dns.resolver import Resolver
-from appliance.dataplane.dns.tcp import TcpLimits, TcpListener
+from appliance.dataplane.dns.tcp import DnsTcpListener, TcpLimits
 from appliance.render.dnsforward import encode_response
 from appliance.render.dnsmessage import (
     EDE_NOT_AUTHORITATIVE,
@@ -104,7 +104,7 @@ def cannot_listen(failed: Sequence[tuple[IPv4Address, OSError]], port: int) -> O
     )
 
 
-class _Asked:
+class _HeldQuery:
     """A question on its way through the server."""
 
     __slots__ = ("asker", "data", "limit", "query", "send", "tcp")
@@ -133,14 +133,14 @@ class DnsServer:
         self._resolver = Resolver(loop, self._foreign_upstreams)
         self._zone: ZoneAnswers | None = None
         self._udp: dict[IPv4Address, socket.socket] = {}
-        self._tcp: dict[IPv4Address, TcpListener] = {}
+        self._tcp: dict[IPv4Address, DnsTcpListener] = {}
         self._limits = TcpLimits()
         self._ready: dict[tuple[str, bytes], bytes] = {}
         """Answers behind the id, by asker and question behind the id. Valid until the zone changes."""
         self._recent: dict[tuple[str, bytes], bytes] = {}
         """The same for upstream answers, for RECENT_SECONDS."""
         self._forget: asyncio.TimerHandle | None = None
-        self._held: dict[str, list[_Asked]] = {}
+        self._held: dict[str, list[_HeldQuery]] = {}
         self._held_timers: dict[str, asyncio.TimerHandle] = {}
         self._held_count = 0
         self._stats = dict.fromkeys(
@@ -217,7 +217,7 @@ class DnsServer:
 
     def _serve(self, address: IPv4Address, udp: socket.socket, tcp: socket.socket) -> None:
         self._udp[address] = udp
-        self._tcp[address] = TcpListener(self._loop, tcp, self._limits, self._tcp_question)
+        self._tcp[address] = DnsTcpListener(self._loop, tcp, self._limits, self._tcp_question)
         self._loop.add_reader(udp, self._udp_readable, udp)
 
     def _close_address(self, address: IPv4Address) -> None:
@@ -274,9 +274,9 @@ class DnsServer:
             self._stats["malformed"] += 1
             send(query)
         else:
-            self._route(_Asked(data, asker, send, query, tcp=tcp))
+            self._route(_HeldQuery(data, asker, send, query, tcp=tcp))
 
-    def _route(self, asked: _Asked) -> None:
+    def _route(self, asked: _HeldQuery) -> None:
         asker = IPv4Address(asked.asker)
         zone = self._zone
         if zone is None or not zone.knows(asker):
@@ -298,7 +298,7 @@ class DnsServer:
             text = "not a name of the mesh, and recursion was not asked for"
             self._refuse(asked, text, EDE_NOT_AUTHORITATIVE)
 
-    def _resolved(self, asked: _Asked, found: Resolved) -> None:
+    def _resolved(self, asked: _HeldQuery, found: Resolved) -> None:
         message = encode_response(asked.query, found.response, age=found.age, limit=asked.limit, ede=found.ede)
         if found.response.lifetime > found.age:
             self._keep(self._recent, asked, message)
@@ -310,14 +310,14 @@ class DnsServer:
         self._forget = None
         self._recent.clear()
 
-    def _keep(self, table: dict[tuple[str, bytes], bytes], asked: _Asked, message: bytes) -> None:
+    def _keep(self, table: dict[tuple[str, bytes], bytes], asked: _HeldQuery, message: bytes) -> None:
         if asked.tcp:
             return
         if len(table) >= MAX_READY:
             table.clear()
         table[asked.asker, asked.data[2:]] = message[2:]
 
-    def _refuse(self, asked: _Asked, text: str, code: int = EDE_PROHIBITED) -> None:
+    def _refuse(self, asked: _HeldQuery, text: str, code: int = EDE_PROHIBITED) -> None:
         self._stats["refused"] += 1
         reply = Reply(rcode=REFUSED, ede=Ede(code=code, text=text))
         asked.send(encode_reply(asked.query, reply, asked.limit))
@@ -326,7 +326,7 @@ class DnsServer:
         """Whether this asker has no view and may get one."""
         return self._zone is None or (not self._zone.knows(asker) and self._zone.expects(asker))
 
-    def _hold(self, asked: _Asked) -> None:
+    def _hold(self, asked: _HeldQuery) -> None:
         held = self._held.get(asked.asker)
         if self._held_count >= MAX_HELD or (held is not None and len(held) >= MAX_HELD_PER_ASKER):
             self._stats["hold_overflowed"] += 1
@@ -346,7 +346,7 @@ class DnsServer:
             self._stats["hold_expired"] += 1
             self._refuse(asked, f"{asker} is no container of the mesh; does it bear the label meshbox.service?")
 
-    def _release(self, asker: str) -> list[_Asked]:
+    def _release(self, asker: str) -> list[_HeldQuery]:
         self._held_timers.pop(asker).cancel()
         held = self._held.pop(asker)
         self._held_count -= len(held)

@@ -44,7 +44,7 @@ ACCEPT_PAUSE = 0.2
 """Seconds without accepting after the system ran out of file descriptors or memory."""
 
 
-class TcpListener:
+class DnsTcpListener:
     """The listening socket of one address, and its connections."""
 
     def __init__(
@@ -116,7 +116,9 @@ class TcpLimits:
 class TcpConnection:
     """One asker's connection."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, asker: str, listener: TcpListener) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, asker: str, listener: DnsTcpListener
+    ) -> None:
         self._loop = loop
         self._sock = sock
         self._asker = asker

@@ -30,7 +30,7 @@ TOTAL_SECONDS = 3.5
 """When the asker is told that nobody answered: before Docker's resolver (4 s) and glibc (5 s) give up on us."""
 
 
-class Question(NamedTuple):
+class UpstreamKey(NamedTuple):
     """What makes two forwarded questions the same."""
 
     name: tuple[bytes, ...]
@@ -47,7 +47,7 @@ class Question(NamedTuple):
         return encode_question(self.name, self.qtype, ident=ident, flags=flags, edns=opt)
 
 
-class Ask:
+class UpstreamQuery:
     """One question on its way.
 
     Calls `done` once, with the response and the servers that kept silent. The response may bear any rcode; it is None
@@ -58,7 +58,7 @@ class Ask:
         self,
         loop: asyncio.AbstractEventLoop,
         servers: Sequence[Server],
-        question: Question,
+        question: UpstreamKey,
         done: Callable[[Response | None, list[Server]], None],
     ) -> None:
         self._loop = loop

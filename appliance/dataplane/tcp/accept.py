@@ -15,7 +15,7 @@ from appliance.dataplane.tcp.pipes import PipePool
 if TYPE_CHECKING:
     import asyncio
 
-    from appliance.dataplane.namespace import Inside
+    from appliance.dataplane.namespace import NamespaceSockets
 
 log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ class Shared:
         self.epoll = EpollSet(loop)
         self.pipes = PipePool()
         self.dials = Dials(loop)
-        self.insides: dict[str, Inside] = {}
+        self.insides: dict[str, NamespaceSockets] = {}
         """Namespaces from within which workloads are dialled, by the text of their NetnsId."""
 
     def close(self) -> None:
@@ -49,10 +49,10 @@ class Shared:
         self.pipes.close()
 
 
-class Acceptor:
+class ListenSocket:
     """A socket of an entrance, at which clients wait."""
 
-    def __init__(self, entrance: Entrance, sock: SocketType) -> None:
+    def __init__(self, entrance: Acceptor, sock: SocketType) -> None:
         self.sock = sock
         self._entrance = entrance
         self._accept = sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 — socket.accept() costs 4 µs more
@@ -81,7 +81,7 @@ class Acceptor:
                 return
 
 
-class Entrance:
+class Acceptor:
     """Accepts from one socket, and from those of other processes that it covers."""
 
     def __init__(self, shared: Shared, label: str, sock: SocketType) -> None:
@@ -95,23 +95,23 @@ class Entrance:
         self.starving = False
         """Whether the last attempt to get a file descriptor failed; so that it is logged once."""
         self._resume: asyncio.TimerHandle | None = None
-        self._acceptors = {OWN: Acceptor(self, sock)}
+        self._acceptors = {OWN: ListenSocket(self, sock)}
         self._watch()
 
     def take(self, client: SocketType, host: str) -> bool:
         """Do something with a client that was accepted, whose address is `host`; return whether to accept another."""
         raise NotImplementedError
 
-    def cover(self, place: int, sock: SocketType) -> None:
-        """Accept from the socket of another process, too, until `uncover`."""
-        self.uncover(place)
-        self._acceptors[place] = Acceptor(self, sock)
+    def accept_for(self, slot: int, sock: SocketType) -> None:
+        """Accept from the socket of another process, too, until `stop_accepting_for`."""
+        self.stop_accepting_for(slot)
+        self._acceptors[slot] = ListenSocket(self, sock)
         if self._resume is None:
             self._watch()
 
-    def uncover(self, place: int) -> None:
+    def stop_accepting_for(self, slot: int) -> None:
         """Leave that process's socket to it."""
-        acceptor = self._acceptors.pop(place, None)
+        acceptor = self._acceptors.pop(slot, None)
         if acceptor is not None:
             self._close(acceptor)
 
@@ -162,7 +162,7 @@ class Entrance:
             if acceptor.sock.fileno() not in self.epoll.handlers:
                 self.epoll.add(acceptor.sock.fileno(), acceptor, IN)
 
-    def _close(self, acceptor: Acceptor) -> None:
+    def _close(self, acceptor: ListenSocket) -> None:
         self.epoll.remove(acceptor.sock.fileno())  # closing does not, where another process has the same socket
         self.epoll.close(acceptor.sock)
 

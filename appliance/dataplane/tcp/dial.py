@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from appliance.dataplane.balance import BackendState
-    from appliance.dataplane.namespace import Inside
+    from appliance.dataplane.namespace import NamespaceSockets
     from appliance.dataplane.tcp.listener import Source, TcpListener
 
 log = structlog.get_logger()
@@ -137,7 +137,7 @@ class Dial:
         self.listener.went()
 
 
-def _socket(inside: Inside | None) -> SocketType:
+def _socket(inside: NamespaceSockets | None) -> SocketType:
     """Make a socket: in the backend's own namespace, where the data plane has a door there. Raises OSError."""
     sock = None if inside is None else inside.socket()
     if sock is None:

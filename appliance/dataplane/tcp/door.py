@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from appliance.dataplane.tcp.accept import Entrance
+from appliance.dataplane.tcp.accept import Acceptor
 from appliance.dataplane.tcp.relay import reset_on_close
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from appliance.model.network import Door
 
 
-class DoorWay(Entrance):
+class DoorWay(Acceptor):
     """One namespace's door."""
 
     def __init__(

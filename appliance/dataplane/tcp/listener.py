@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from appliance.dataplane.balance import Balancer
-from appliance.dataplane.tcp.accept import Entrance, listen
+from appliance.dataplane.tcp.accept import Acceptor, listen
 from appliance.dataplane.tcp.dial import Dial
 from appliance.dataplane.tcp.relay import Pair, reset_on_close
 from appliance.model.stats import BackendStats, Connection, ListenerStats
@@ -32,7 +32,7 @@ class Source:
         """A peer machine: it gets backends of this host only."""
 
 
-class TcpListener(Entrance):
+class TcpListener(Acceptor):
     """Serves one destination until `stop`, and its pairs until they end."""
 
     def __init__(

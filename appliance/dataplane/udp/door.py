@@ -2,7 +2,7 @@
 
 The workload's rules lead its datagrams to virtual IPs to one port in there, each destination at an address of its own
 (DATAGRAM_DOORS and the number of its port on the host), and the kernel tracks them. Each client's first datagram comes
-in here; from the second on it has a socket of its own (udpsession.Near). Whoever comes through is the workload,
+in here; from the second on it has a socket of its own (udpsession.ClientSocket). Whoever comes through is the workload,
 whatever address it calls from.
 """
 

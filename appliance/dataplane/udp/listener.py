@@ -4,9 +4,9 @@ Rules of this file:
 
 - Who may call, and which backend serves, is decided once per session; a datagram of an open session is forwarded.
 - Replies leave from the listener's port and from the address that the client asked: told by IP_PKTINFO, and from the
-  first such datagram on by a socket at that address (`Face`), as control data costs a tenth of a round trip.
+  first such datagram on by a socket at that address (`AddressSocket`), as control data costs a tenth of a round trip.
 - Who asks through the door in its namespace (udpdoor.py) gets, with its second datagram, a socket of its own there
-  (`Near`), and answers from there.
+  (`ClientSocket`), and answers from there.
 - A session whose backend goes is parted from its client at once, and stays open for a second for what that backend
   still answers: the client's next datagram opens another.
 - Any error on a session's socket ends the session; the client's next datagram opens another. An ICMP error makes the
@@ -28,7 +28,7 @@ import structlog
 from appliance.dataplane.balance import Balancer
 from appliance.dataplane.loop.epoll import IN
 from appliance.dataplane.tcp.dial import NO_DESCRIPTORS
-from appliance.dataplane.udp.session import BATCH, PROBE, Face, Session, bring_near
+from appliance.dataplane.udp.session import BATCH, PROBE, AddressSocket, Session, open_client_socket
 from appliance.dataplane.udp.sockets import (
     BUFFER,
     BUFFERS,
@@ -116,7 +116,7 @@ class UdpListener:
         self._sessions: dict[Key, Session] = {}
         self._parting: set[Session] = set()
         self._access = _access(listener)
-        self._faces: dict[str, Face | None] = {}
+        self._address_sockets: dict[str, AddressSocket | None] = {}
         """By address; None where there can be none."""
         self._wakes = 0
         self._dense = False
@@ -240,7 +240,7 @@ class UdpListener:
             except OSError:  # nothing left, or an error that the kernel has now forgotten
                 break
             count += 1
-            if self.take(size, client, sock, asked) and self._open_face(sock, asked):
+            if self.take(size, client, sock, asked) and self._open_address_socket(sock, asked):
                 most = BATCH  # what is queued here came before what now comes in there
         self._dense = count > 1
 
@@ -267,13 +267,13 @@ class UdpListener:
             session.came(way, asked)
         elif not session.asked_again:
             session.asked_again = True
-            self._come_near(session, str(key[-1]))
+            self._open_client_socket(session, str(key[-1]))
         self.pass_on(session, size)
 
-    def _come_near(self, session: Session, netns: str) -> None:
+    def _open_client_socket(self, session: Session, netns: str) -> None:
         """Give the client a socket of its own; without, it works too."""
         inside = self._insides.get(netns)
-        near = None if inside is None else bring_near(session, inside)
+        near = None if inside is None else open_client_socket(session, inside)
         if near is not None:
             session.near = near
             self._epoll.add(near.sock.fileno(), near, IN)
@@ -297,18 +297,18 @@ class UdpListener:
             another.succeed(former)
         return another
 
-    def _open_face(self, sock: SocketType, asked: Control) -> bool:
+    def _open_address_socket(self, sock: SocketType, asked: Control) -> bool:
         """Have a socket at the address that was asked; return whether it is a new one."""
         address = asked_address(asked)
-        if address is None or address in self._faces or len(self._faces) >= FACES:
+        if address is None or address in self._address_sockets or len(self._address_sockets) >= FACES:
             return False
         try:
-            face = Face(self, beside(sock, (address, self.port)))
+            face = AddressSocket(self, beside(sock, (address, self.port)))
         except OSError:  # the address has just gone, or there are no descriptors left: it works without, too
-            self._faces[address] = None
+            self._address_sockets[address] = None
             return False
         self._epoll.add(face.sock.fileno(), face, IN)
-        self._faces[address] = face
+        self._address_sockets[address] = face
         return True
 
     def _on_send_error(self, session: Session, error: OSError, size: int) -> None:
@@ -433,7 +433,7 @@ class UdpListener:
         if self._sock is not None:
             self._epoll.remove(self._sock.fileno())  # closing does not, where the parent has the same socket
             self._epoll.close(self._sock)
-        for face in self._faces.values():
+        for face in self._address_sockets.values():
             if face is not None:
                 self._epoll.close(face.sock)
         self._on_empty(self)

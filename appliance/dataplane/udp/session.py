@@ -73,7 +73,7 @@ class Session:
         self.asked: Control = HERE
         self.reply: Control = HERE
         """Control data that makes a reply leave from that address."""
-        self.near: Near | None = None
+        self.near: ClientSocket | None = None
         """The client's own socket, if it could have one."""
         self.asked_again = False
         """Whether it has been tried to get one."""
@@ -139,7 +139,7 @@ class Session:
             self.asked_again = True
 
 
-class Face:
+class AddressSocket:
     """A listener's socket at one address of this host."""
 
     def __init__(self, listener: UdpListener, sock: SocketType) -> None:
@@ -166,7 +166,7 @@ class Face:
         """Nothing to give up: the datagram whose handling failed is gone."""
 
 
-class Near:
+class ClientSocket:
     """A client's own socket inside of its namespace: connected to it, so that nobody has to look up whose it is.
 
     In the moment between bind(2) and connect(2) it also gets what others send to that address. None of that is lost or
@@ -227,12 +227,12 @@ class Near:
         self.session.listener.end(self.session)
 
 
-def bring_near(session: Session, inside: Within) -> Near | None:
+def open_client_socket(session: Session, inside: Within) -> ClientSocket | None:
     """Return a socket of its own for a session's client, where there can be one."""
     address = asked_address(session.asked)
     if address is None or session.way is None:
         return None
     try:
-        return Near(session, inside.answer_udp((address, session.way.getsockname()[1]), session.client))
+        return ClientSocket(session, inside.answer_udp((address, session.way.getsockname()[1]), session.client))
     except OSError:  # no descriptors left, as a rule
         return None

@@ -1,6 +1,6 @@
 """What the appliance and its workers say to each other (channel.py carries it).
 
-To a worker: first `Start`, then what it should serve, then `Ready`; from there on whatever changes. Back come `Answer`s
+To a worker: first `Init`, then what it should serve, then `Ready`; from there on whatever changes. Back come `Answer`s
 and, where a socket did not arrive for want of file descriptors, `Missing`.
 """
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """What a DataPlane is made with."""
+class Init:
+    """What a InProcess is made with."""
 
     dns_port: int
     idle_udp: float
@@ -43,22 +43,22 @@ class Serve:
 
 
 @dataclass(frozen=True, slots=True)
-class Cover:
-    """Accept for this listener, or at that door, from the socket of the worker at `place`, too; it comes along."""
+class AcceptFor:
+    """Accept for this listener, or at that door, from the socket of the worker at `slot`, too; it comes along."""
 
     what: Destination | NetnsId
-    place: int
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
-class Uncover:
+class StopAcceptingFor:
     """Accept no more for the worker at that place."""
 
-    place: int
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
-class Balance:
+class SetBackends:
     """Take these backends, and nothing else, to a listener: its callers are many and seldom change."""
 
     destination: Destination
@@ -73,7 +73,7 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenDoor:
+class ServeDoor:
     """Accept and dial inside of a namespace; the listening socket comes along, and the namespace's file."""
 
     door: Door
@@ -82,7 +82,7 @@ class OpenDoor:
 
 
 @dataclass(frozen=True, slots=True)
-class CloseDoor:
+class LeaveDoor:
     """Accept and dial there no more."""
 
     netns: NetnsId
@@ -104,7 +104,7 @@ class ServeDns:
 
 
 @dataclass(frozen=True, slots=True)
-class SetZone:
+class AnswerFrom:
     """Answer from this zone."""
 
     zone: Zone
@@ -143,5 +143,5 @@ class Missing:
     """A socket of this listener or door was lost: there was no file descriptor for it."""
 
     what: Destination | NetnsId
-    place: int | None = None
+    slot: int | None = None
     """Of the worker to be covered; None for the worker's own."""

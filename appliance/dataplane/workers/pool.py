@@ -1,4 +1,4 @@
-"""The data plane in processes of its own (`face.Plane`): sockets are opened here and handed to workers to serve.
+"""The data plane in processes of its own (`face.DataPlane`): sockets are opened here and handed to workers to serve.
 
 - Every listening socket is opened here, and stays open here while it is wanted: what arrives while a worker is being
   replaced waits in its queue.
@@ -20,9 +20,8 @@ from appliance.dataplane import api as face
 from appliance.dataplane.dns import server as dnsserver
 from appliance.dataplane.tcp.accept import listen as listen_tcp
 from appliance.dataplane.udp import sockets as udpsocket
-from appliance.dataplane.workers import merge
-from appliance.dataplane.workers import messages as orders
-from appliance.dataplane.workers.process import Member
+from appliance.dataplane.workers import merge, messages
+from appliance.dataplane.workers.process import WorkerProcess
 from appliance.model.names import Destination, Protocol
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ PING: Question[int] = face.LEFT
 """Any question will do to know that what was said before has been heard."""
 
 
-class Workers:
+class WorkerPool:
     """All listeners and the DNS server, in `number` processes."""
 
     def __init__(
@@ -65,17 +64,17 @@ class Workers:
         self._dns_upstreams = dns_upstreams
         self._dns_port = dns_port
         self._idle_udp = idle_udp
-        self._members = [
-            Member(loop, index, command, born=self._tell_all, take=self._take, died=self._forget)
-            for index in range(number)
+        self._workers = [
+            WorkerProcess(loop, slot, command, born=self._tell_all, take=self._take, died=self._forget)
+            for slot in range(number)
         ]
         self._listeners: dict[Destination, Listener] = {}
         self._sockets: dict[Destination, tuple[SocketType, ...]] = {}
         """One for each worker; for UDP only one."""
         self._doors: dict[NetnsId, tuple[Door, tuple[SocketType, ...], SocketType, FileIO]] = {}
-        self._up: set[Member] = set()
+        self._up: set[WorkerProcess] = set()
         """Those that have heard all that they should serve."""
-        self._covers: dict[int, Member] = {}
+        self._accepting_for: dict[int, WorkerProcess] = {}
         """Who accepts for the worker at that place as well, while that is not up."""
         self._retired: dict[tuple[Protocol, int], list[SocketType]] = {}
         """Closed, until every worker has heard of it; until then nobody else could open the port.
@@ -94,13 +93,13 @@ class Workers:
     @property
     def pids(self) -> tuple[int | None, ...]:
         """The workers' processes; None for one that is being replaced."""
-        return tuple(member.pid for member in self._members)
+        return tuple(worker.pid for worker in self._workers)
 
     def start(self) -> None:
         """Start the processes. Raises OSError."""
         self._upstreams = tuple(self._dns_upstreams())
-        for member in self._members:
-            member.start()
+        for worker in self._workers:
+            worker.start()
         self._every(UPSTREAMS_LOOK, self._look_at_upstreams)
         self._every(REPORT, self._report)
 
@@ -122,7 +121,9 @@ class Workers:
         only_backends = listener.same_access(self._listeners[destination])
         self._listeners[destination] = listener
         self._tell(
-            orders.Balance(destination, listener.backends) if only_backends else orders.Serve(listener, opened=False),
+            messages.SetBackends(destination, listener.backends)
+            if only_backends
+            else messages.Serve(listener, opened=False),
         )
 
     def close_listener(self, destination: Destination) -> None:
@@ -130,42 +131,42 @@ class Workers:
         former = self._listeners.pop(destination, None)
         if former is not None:
             self._past.pop(destination, None)
-            self._tell(orders.Close(destination))
+            self._tell(messages.Close(destination))
             self._retire(destination, self._sockets.pop(destination), former.port)
 
     def end_pairs(self, destination: Destination) -> None:
         """Reset what is left of closed listeners of this destination."""
-        for member in self._members:
-            member.send(orders.EndPairs(destination))
+        for worker in self._workers:
+            worker.send(messages.EndPairs(destination))
 
     @property
     def accepting(self) -> int:
         """How many TCP sockets a door needs: one for each worker."""
-        return len(self._members)
+        return len(self._workers)
 
     def open_door(self, door: Door, tcp: tuple[SocketType, ...], udp: SocketType, netns: FileIO) -> None:
         """Serve these sockets, which are inside of a namespace, and dial from there; `netns` is its file."""
         self.close_door(door.netns)
         self._doors[door.netns] = door, tcp, udp, netns
-        for member in self._members:
-            self._hand_over_door(member, door.netns)
-        for place in self._covers:
-            self._hand_over_cover(place, door.netns)
+        for worker in self._workers:
+            self._hand_over_door(worker, door.netns)
+        for slot in self._accepting_for:
+            self._hand_over_for(slot, door.netns)
 
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
         if netns in self._doors:
             _, tcp, udp, file = self._doors.pop(netns)
-            for member in self._members:
-                member.send(orders.CloseDoor(netns))
+            for worker in self._workers:
+                worker.send(messages.LeaveDoor(netns))
             _close(*tcp, udp, file)
 
     def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
         """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
-        first = self._members[0]
+        first = self._workers[0]
         for address in self._dns.keys() - addresses:
             _close(*self._dns.pop(address))
-        first.send(orders.ServeDns(frozenset(self._dns)))
+        first.send(messages.ServeDns(frozenset(self._dns)))
         failed: list[tuple[IPv4Address, OSError]] = []
         for address in sorted(addresses - self._dns.keys()):
             try:
@@ -180,33 +181,33 @@ class Workers:
     def set_zone(self, zone: Zone) -> None:
         """Answer from this zone."""
         self._zone = zone
-        self._members[0].send(orders.SetZone(zone))
+        self._workers[0].send(messages.AnswerFrom(zone))
 
     def ask(self, question: Question[T], tell: Callable[[T], None]) -> None:
         """Call `tell` once every worker has answered or ended."""
         number = next(self._numbers)
         answers: list[Any] = []
-        waiting = {member.index for member in self._members if member.pid is not None}
+        waiting = {worker.slot for worker in self._workers if worker.pid is not None}
 
-        def answered(member: Member, value: Any) -> None:
-            waiting.discard(member.index)
+        def answered(worker: WorkerProcess, value: Any) -> None:
+            waiting.discard(worker.slot)
             if value is not None:
                 answers.append(value)
-                member.remember(question, value)
+                worker.remember(question, value)
             if not waiting:
                 tell(self._together(question, answers))
 
         if not waiting:
             tell(self._together(question, answers))
-        for member in self._members:
-            if member.pid is not None:
-                member.asked[number] = partial(answered, member)
-                member.send(orders.Ask(number, question))
+        for worker in self._workers:
+            if worker.pid is not None:
+                worker.asked[number] = partial(answered, worker)
+                worker.send(messages.Ask(number, question))
 
     def stop(self) -> None:
         """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
-        for member in self._members:
-            member.send(orders.Stop())
+        for worker in self._workers:
+            worker.send(messages.Stop())
         for _, tcp, udp, file in self._doors.values():
             _close(*tcp, udp, file)
         _close(*_all(self._sockets), *_all(self._dns))
@@ -222,10 +223,10 @@ class Workers:
             timer.cancel()
         for _, tcp, udp, file in self._doors.values():
             _close(*tcp, udp, file)
-        for member in self._members:
-            member.close()
-        for member in self._members:
-            member.finish()
+        for worker in self._workers:
+            worker.close()
+        for worker in self._workers:
+            worker.finish()
         _close(*_all(self._sockets), *_all(self._retired), *_all(self._dns))
 
     # Sockets
@@ -236,41 +237,41 @@ class Workers:
         self._listeners[listener.destination] = listener
         self._sockets[listener.destination] = sockets
         self._past.pop(listener.destination, None)
-        for member in self._members:
-            self._hand_over(member, listener.destination)
-        for place in self._covers:
-            self._hand_over_cover(place, listener.destination)
+        for worker in self._workers:
+            self._hand_over(worker, listener.destination)
+        for slot in self._accepting_for:
+            self._hand_over_for(slot, listener.destination)
 
     def _listen(self, protocol: Protocol, port: int) -> tuple[SocketType, ...]:
-        return listen_tcp(port, len(self._members)) if protocol is Protocol.TCP else (udpsocket.listen(port),)
+        return listen_tcp(port, len(self._workers)) if protocol is Protocol.TCP else (udpsocket.listen(port),)
 
-    def _hand_over(self, member: Member, destination: Destination) -> None:
+    def _hand_over(self, worker: WorkerProcess, destination: Destination) -> None:
         sockets, listener = self._sockets[destination], self._listeners[destination]
         if destination.protocol is Protocol.TCP:
-            member.send(orders.Serve(listener, opened=True), (sockets[member.index],))
-        elif self._has(member, listener.port):
-            member.send(orders.Serve(listener, opened=True), sockets)
+            worker.send(messages.Serve(listener, opened=True), (sockets[worker.slot],))
+        elif self._has(worker, listener.port):
+            worker.send(messages.Serve(listener, opened=True), sockets)
         else:
-            member.send(orders.Serve(listener, opened=True, elsewhere=True))
+            worker.send(messages.Serve(listener, opened=True, elsewhere=True))
 
-    def _hand_over_door(self, member: Member, netns: NetnsId) -> None:
+    def _hand_over_door(self, worker: WorkerProcess, netns: NetnsId) -> None:
         door, tcp, udp, file = self._doors[netns]
-        datagrams = self._has(member, netns.inode)
-        sockets = (tcp[member.index], file, *((udp,) if datagrams else ()))
-        member.send(orders.OpenDoor(door, udp=datagrams), sockets)
+        datagrams = self._has(worker, netns.inode)
+        sockets = (tcp[worker.slot], file, *((udp,) if datagrams else ()))
+        worker.send(messages.ServeDoor(door, udp=datagrams), sockets)
 
-    def _has(self, member: Member, number: int) -> bool:
+    def _has(self, worker: WorkerProcess, number: int) -> bool:
         """Whether it is the worker that has the UDP socket of such a number."""
-        return member is self._members[number % len(self._members)]
+        return worker is self._workers[number % len(self._workers)]
 
-    def _hand_over_cover(self, place: int, what: Destination | NetnsId) -> None:
+    def _hand_over_for(self, slot: int, what: Destination | NetnsId) -> None:
         if not isinstance(what, Destination):
             _, sockets, *_ = self._doors[what]
         elif what.protocol is Protocol.TCP:
             sockets = self._sockets[what]
         else:
             return
-        self._covers[place].send(orders.Cover(what, place), (sockets[place],))
+        self._accepting_for[slot].send(messages.AcceptFor(what, slot), (sockets[slot],))
 
     def _retire(self, destination: Destination, sockets: tuple[SocketType, ...], port: int) -> None:
         key = destination.protocol, port
@@ -284,85 +285,85 @@ class Workers:
         self.ask(PING, heard)
 
     def _tell(self, order: object) -> None:
-        for member in self._members:
-            member.send(order)
+        for worker in self._workers:
+            worker.send(order)
 
     # Workers
 
-    def _tell_all(self, member: Member) -> None:
+    def _tell_all(self, worker: WorkerProcess) -> None:
         """Tell a new process the whole of it."""
-        member.send(orders.Start(dns_port=self._dns_port, idle_udp=self._idle_udp, alone=len(self._members) == 1))
+        worker.send(messages.Init(dns_port=self._dns_port, idle_udp=self._idle_udp, alone=len(self._workers) == 1))
         for destination in self._listeners:
-            self._hand_over(member, destination)
+            self._hand_over(worker, destination)
         for netns in self._doors:
-            self._hand_over_door(member, netns)
-        if member.index == 0:
-            member.send(orders.SetUpstreams(self._upstreams))
+            self._hand_over_door(worker, netns)
+        if worker.slot == 0:
+            worker.send(messages.SetUpstreams(self._upstreams))
             if self._zone is not None:
-                member.send(orders.SetZone(self._zone))
+                worker.send(messages.AnswerFrom(self._zone))
             for number, address in enumerate(self._dns, start=1):
-                self._hand_over_dns(member, address, list(self._dns)[:number])
-        member.send(orders.Ready())
+                self._hand_over_dns(worker, address, list(self._dns)[:number])
+        worker.send(messages.Ready())
         number = next(self._numbers)
-        member.asked[number] = partial(self._is_up, member)
-        member.send(orders.Ask(number, PING))
+        worker.asked[number] = partial(self._is_up, worker)
+        worker.send(messages.Ask(number, PING))
 
-    def _is_up(self, member: Member, answer: int | None) -> None:
+    def _is_up(self, worker: WorkerProcess, answer: int | None) -> None:
         if answer is not None:
-            self._up.add(member)
-            self._cover()
+            self._up.add(worker)
+            self._accept_for_missing()
 
-    def _cover(self) -> None:
+    def _accept_for_missing(self) -> None:
         """Have another worker accept for each that is not up; connections wait if none is."""
-        for place, member in enumerate(self._members):
-            nexts = (*self._members[place:], *self._members[:place])
-            by = next((each for each in nexts if each in self._up), member)
-            former = self._covers.pop(place, member)
-            if by is not member:
-                self._covers[place] = by
+        for slot, worker in enumerate(self._workers):
+            nexts = (*self._workers[slot:], *self._workers[:slot])
+            by = next((each for each in nexts if each in self._up), worker)
+            former = self._accepting_for.pop(slot, worker)
+            if by is not worker:
+                self._accepting_for[slot] = by
             if by is former:
                 continue
-            if former is not member:
-                former.send(orders.Uncover(place))
-            if by is not member:
+            if former is not worker:
+                former.send(messages.StopAcceptingFor(slot))
+            if by is not worker:
                 for destination in self._listeners:
-                    self._hand_over_cover(place, destination)
+                    self._hand_over_for(slot, destination)
                 for netns in self._doors:
-                    self._hand_over_cover(place, netns)
+                    self._hand_over_for(slot, netns)
 
-    def _hand_over_dns(self, member: Member, address: IPv4Address, all_so_far: Iterable[IPv4Address]) -> None:
-        member.send(orders.ServeDns(frozenset(all_so_far), address), self._dns[address])
+    def _hand_over_dns(self, worker: WorkerProcess, address: IPv4Address, all_so_far: Iterable[IPv4Address]) -> None:
+        worker.send(messages.ServeDns(frozenset(all_so_far), address), self._dns[address])
 
-    def _take(self, member: Member, message: Any) -> None:
+    def _take(self, worker: WorkerProcess, message: Any) -> None:
         match message:
-            case orders.Answer():
-                member.asked.pop(message.number)(message.value)
-            case orders.Missing():
-                self._loop.call_later(MISSING, self._hand_over_again, member, message.what, message.place)
+            case messages.Answer():
+                worker.asked.pop(message.number)(message.value)
+            case messages.Missing():
+                self._loop.call_later(MISSING, self._hand_over_again, worker, message.what, message.slot)
 
-    def _hand_over_again(self, member: Member, what: Destination | NetnsId, place: int | None) -> None:
+    def _hand_over_again(self, worker: WorkerProcess, what: Destination | NetnsId, slot: int | None) -> None:
         if (what not in self._listeners and what not in self._doors) or self._closed:
             return
-        if place is not None:
-            if self._covers.get(place) is member:
-                self._hand_over_cover(place, what)
+        if slot is not None:
+            if self._accepting_for.get(slot) is worker:
+                self._hand_over_for(slot, what)
         elif isinstance(what, Destination):
-            self._hand_over(member, what)
+            self._hand_over(worker, what)
         else:
-            self._hand_over_door(member, what)
+            self._hand_over_door(worker, what)
 
-    def _forget(self, member: Member) -> None:
+    def _forget(self, worker: WorkerProcess) -> None:
         """Keep what an ended worker has counted, and wait for its answers no longer."""
         self.restarted += 1
-        self._up.discard(member)
-        self._cover()
-        for destination, stats in member.stats.items():
+        self._up.discard(worker)
+        self._accept_for_missing()
+        for destination, stats in worker.stats.items():
             if destination in self._listeners:
                 parts = [merge.ended(stats), *([self._past[destination]] if destination in self._past else [])]
                 self._past[destination] = merge.merged(self._listeners[destination], parts)
-        self._past_dns = merge.summed((self._past_dns, merge.lasting(member.dns_stats)))
-        member.stats, member.dns_stats = {}, {}
-        asked, member.asked = member.asked, {}
+        self._past_dns = merge.summed((self._past_dns, merge.lasting(worker.dns_stats)))
+        worker.stats, worker.dns_stats = {}, {}
+        asked, worker.asked = worker.asked, {}
         for answered in asked.values():
             answered(None)
 
@@ -373,14 +374,14 @@ class Workers:
             case face.STATS:
                 return self._merged_stats()
             case face.DNS_STATS:
-                return merge.summed((self._past_dns, *(member.dns_stats for member in self._members)))
+                return merge.summed((self._past_dns, *(worker.dns_stats for worker in self._workers)))
             case face.CONNECTIONS:
                 return tuple(connection for answer in answers for connection in answer)
             case _:
                 return sum(answers)
 
     def _merged_stats(self) -> tuple[ListenerStats, ...]:
-        told = [self._past, *(member.stats for member in self._members)]
+        told = [self._past, *(worker.stats for worker in self._workers)]
         return tuple(
             merge.merged(listener, [stats[destination] for stats in told if destination in stats])
             for destination, listener in self._listeners.items()
@@ -399,7 +400,7 @@ class Workers:
         found = tuple(self._dns_upstreams())
         if found != self._upstreams:
             self._upstreams = found
-            self._members[0].send(orders.SetUpstreams(found))
+            self._workers[0].send(messages.SetUpstreams(found))
 
     def _report(self) -> None:
         self.ask(face.STATS, lambda _: None)

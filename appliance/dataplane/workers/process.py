@@ -34,18 +34,18 @@ END_SECONDS = 5.0
 """In which a worker ends after its parent has closed the channel; then it is killed."""
 
 
-class Member:
+class WorkerProcess:
     """A worker's place."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        index: int,
+        slot: int,
         command: Sequence[str],
         *,
-        born: Callable[[Member], None],
-        take: Callable[[Member, Any], None],
-        died: Callable[[Member], None],
+        born: Callable[[WorkerProcess], None],
+        take: Callable[[WorkerProcess, Any], None],
+        died: Callable[[WorkerProcess], None],
     ) -> None:
         """`born` is called with each new process, `take` with what it says, `died` when it has ended by itself."""
         self._loop = loop
@@ -53,7 +53,7 @@ class Member:
         self._born = born
         self._take = take
         self._died = died
-        self.index = index
+        self.slot = slot
         self.asked: dict[int, Callable[[Any], None]] = {}
         """What waits for an answer, by number."""
         self.stats: dict[Destination, ListenerStats] = {}
@@ -134,7 +134,7 @@ class Member:
         cause = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
         log.warning(
             "a worker of the data plane ended, and its connections with it; starting another",
-            worker=self.index,
+            worker=self.slot,
             pid=process.pid,
             cause=cause,
             seconds=delay,

@@ -1,4 +1,4 @@
-"""One worker: a process that runs a DataPlane as its parent says (orders.py), and ends when its parent has gone.
+"""One worker: a process that runs an InProcess as its parent says (orders.py), and ends when its parent has gone.
 
 Only the parent's end of the channel keeps it alive: signals to the whole group (Ctrl-C, systemd) are the parent's to
 act on, who may want to drain first. An order that fails in an unforeseen way ends the worker: the next one begins with
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvloop
 
-from appliance.dataplane.inprocess import DataPlane
-from appliance.dataplane.workers import messages as orders
+from appliance.dataplane.inprocess import InProcess
+from appliance.dataplane.workers import messages
 from appliance.dataplane.workers import priority as precedence
 from appliance.dataplane.workers.channel import Channel
 from appliance.model.names import Protocol
@@ -47,7 +47,7 @@ def run(descriptor: int) -> int:
 class Worker:
     """What the parent's orders do here."""
 
-    plane: DataPlane
+    plane: InProcess
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self._loop = loop
@@ -67,47 +67,47 @@ class Worker:
 
     def _obey(self, order: Any, sockets: list[int]) -> None:  # noqa: C901, PLR0912 — one case per kind of order
         match order:
-            case orders.Serve():
+            case messages.Serve():
                 self._serve(order, sockets)
-            case orders.Balance():
+            case messages.SetBackends():
                 self._balance(order)
-            case orders.Cover():
-                self._cover(order, sockets)
-            case orders.Uncover():
-                self.plane.uncover(order.place)
-            case orders.Close():
+            case messages.AcceptFor():
+                self._accept_for_missing(order, sockets)
+            case messages.StopAcceptingFor():
+                self.plane.stop_accepting_for(order.slot)
+            case messages.Close():
                 self._listeners.pop(order.destination, None)
                 self.plane.close_listener(order.destination)
-            case orders.OpenDoor():
+            case messages.ServeDoor():
                 self._open_door(order, sockets)
-            case orders.CloseDoor():
+            case messages.LeaveDoor():
                 self.plane.close_door(order.netns)
-            case orders.EndPairs():
+            case messages.EndPairs():
                 self.plane.end_pairs(order.destination)
-            case orders.ServeDns():
+            case messages.ServeDns():
                 self._serve_dns(order.addresses, order.opened, sockets)
-            case orders.SetZone():
+            case messages.AnswerFrom():
                 self.plane.set_zone(order.zone)
-            case orders.SetUpstreams():
+            case messages.SetUpstreams():
                 self._upstreams = order.servers
-            case orders.Ask():
-                self.plane.ask(order.question, lambda value: self._channel.send(orders.Answer(order.number, value)))
-            case orders.Stop():
+            case messages.Ask():
+                self.plane.ask(order.question, lambda value: self._channel.send(messages.Answer(order.number, value)))
+            case messages.Stop():
                 self.plane.stop()
-            case orders.Start():
+            case messages.Init():
                 if order.alone:  # several may fill all cores, where those whom they serve need one too
                     precedence.take()
-                self.plane = DataPlane(
+                self.plane = InProcess(
                     self._loop,
                     dns_upstreams=lambda: self._upstreams,
                     dns_port=order.dns_port,
                     idle_udp=order.idle_udp,
                 )
-            case orders.Ready():
+            case messages.Ready():
                 gc.collect()
                 gc.freeze()
 
-    def _serve(self, order: orders.Serve, sockets: list[int]) -> None:
+    def _serve(self, order: messages.Serve, sockets: list[int]) -> None:
         listener = order.listener
         if sockets:
             kind = socket.SOCK_STREAM if listener.destination.protocol is Protocol.TCP else socket.SOCK_DGRAM
@@ -117,18 +117,18 @@ class Worker:
             self._listeners[listener.destination] = listener
             self.plane.open_listener(listener, elsewhere=True)
         elif order.opened:
-            self._channel.send(orders.Missing(listener.destination))
+            self._channel.send(messages.Missing(listener.destination))
         elif self.plane.serves(listener.destination):
             self._listeners[listener.destination] = listener
             self.plane.swap_listener(listener)
 
-    def _cover(self, order: orders.Cover, sockets: list[int]) -> None:
+    def _accept_for_missing(self, order: messages.AcceptFor, sockets: list[int]) -> None:
         if sockets:
-            self.plane.cover(order.what, order.place, _adopt(sockets[0], socket.SOCK_STREAM))
+            self.plane.accept_for(order.what, order.slot, _adopt(sockets[0], socket.SOCK_STREAM))
         else:
-            self._channel.send(orders.Missing(order.what, order.place))
+            self._channel.send(messages.Missing(order.what, order.slot))
 
-    def _open_door(self, order: orders.OpenDoor, descriptors: list[int]) -> None:
+    def _open_door(self, order: messages.ServeDoor, descriptors: list[int]) -> None:
         if len(descriptors) == 2 + order.udp:
             sock, netns, *udp = descriptors
             datagrams = _adopt(udp[0], socket.SOCK_DGRAM) if udp else None
@@ -136,9 +136,9 @@ class Worker:
         else:
             for descriptor in descriptors:
                 os.close(descriptor)
-            self._channel.send(orders.Missing(order.door.netns))
+            self._channel.send(messages.Missing(order.door.netns))
 
-    def _balance(self, order: orders.Balance) -> None:
+    def _balance(self, order: messages.SetBackends) -> None:
         if self.plane.serves(order.destination):
             listener = replace(self._listeners[order.destination], backends=order.backends)
             self._listeners[order.destination] = listener

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from appliance.drivers.consul.codec import is_own
-from appliance.drivers.consul.transport import Client, ConsulError, explained
+from appliance.drivers.consul.transport import ConsulClient, ConsulError, explained
 from appliance.errors import HostError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class ConsulApi:
         """Open nothing yet. Raises HostError when a file of the settings cannot be used."""
         self._settings = settings
         self.where = f"Consul at {settings.address}"
-        self._client = Client(settings)
+        self._client = ConsulClient(settings)
         self._keys = f'key_prefix "{settings.prefix}/"'
 
     async def aclose(self) -> None:

@@ -22,7 +22,7 @@ MAY_CALL = 3600.0
 """Seconds for which a machine that vanished may still call."""
 
 
-class Departed:
+class Deregistered:
     """Those that vanished less than `MAY_CALL` ago. A restart forgets when that was, and counts anew."""
 
     def __init__(self, changed: Callable[[], None]) -> None:

@@ -32,7 +32,7 @@ PERIOD = 5.0
 
 
 @dataclass(eq=False, slots=True)
-class _Asked:
+class _AskedMachine:
     """A machine that is being asked, and what is known of it."""
 
     machine: Machine
@@ -51,12 +51,12 @@ class Liveness:
         `changed` is called when a machine answers that did not, or the other way round.
         """
         self._node = node
-        self._held = held
+        self._stale = held
         self._changed = changed
         self._presence = Presence(node, lambda address: address in self._addresses)
         self._addresses: frozenset[IPv4Address] = frozenset()
         self._own_address: IPv4Address | None = None
-        self._asked: dict[tuple[str, IPv4Address, int | None], _Asked] = {}
+        self._asked: dict[tuple[str, IPv4Address, int | None], _AskedMachine] = {}
         self._nursery: trio.Nursery | None = None
 
     @property
@@ -99,13 +99,13 @@ class Liveness:
         self._addresses = frozenset(machine.address for machine in found)
         return tuple(found)
 
-    def _begin(self, machine: Machine) -> _Asked:
-        asked = _Asked(machine, answers=machine.answers and machine.presence_port is not None)
+    def _begin(self, machine: Machine) -> _AskedMachine:
+        asked = _AskedMachine(machine, answers=machine.answers and machine.presence_port is not None)
         if self._nursery is not None:
             self._nursery.start_soon(self._keep_asking, asked)
         return asked
 
-    async def _keep_asking(self, asked: _Asked) -> None:
+    async def _keep_asking(self, asked: _AskedMachine) -> None:
         node, address, port = asked.machine.node, asked.machine.address, asked.machine.presence_port
         with asked.scope:
             while port is not None:
@@ -126,16 +126,16 @@ class Liveness:
                     self._alive(asked)
                 await trio.sleep_until(began + PERIOD)
 
-    def _silent(self, asked: _Asked, error: NoAnswerError) -> None:
+    def _silent(self, asked: _AskedMachine, error: NoAnswerError) -> None:
         asked.trouble = ""
-        if asked.answers and not self._held():
+        if asked.answers and not self._stale():
             asked.answers = False
             log.warning(
                 "machine does not answer; it may not call until it does", machine=asked.machine.node, cause=str(error)
             )
             self._changed()
 
-    def _alive(self, asked: _Asked) -> None:
+    def _alive(self, asked: _AskedMachine) -> None:
         asked.trouble = ""
         if not asked.answers:
             asked.answers = True

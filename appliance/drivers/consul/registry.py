@@ -31,12 +31,12 @@ from appliance.drivers.consul.codec import (
     parse_endpoints,
     parse_machines,
 )
-from appliance.drivers.consul.departed import Departed
+from appliance.drivers.consul.departed import Deregistered
 from appliance.drivers.consul.liveness import Liveness
-from appliance.drivers.consul.loss import AWAY, EPOCH, GRACE, LOOK, Evidence
+from appliance.drivers.consul.loss import AWAY, EPOCH, GRACE, LOOK, LossDetector
 from appliance.drivers.consul.rejoin import rejoin
 from appliance.drivers.consul.specs import FOLDER, Specs
-from appliance.drivers.consul.watch import START, Held, Interests, Queries
+from appliance.drivers.consul.watch import START, Interests, Queries, Staleness
 from appliance.drivers.local import statefile
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity as namespaces
@@ -100,11 +100,11 @@ class ConsulRegistry:
         self._file = state_dir / consulfile.NAME
         self._store = LocalStore(state_dir, clock=clock)
         self._api = ConsulApi(settings)
-        self._held = Held(clock, self._publish)
-        self._queries = Queries(self._held, self._went_back)
+        self._stale = Staleness(clock, self._publish)
+        self._queries = Queries(self._stale, self._went_back)
         self._announcer = Announcer(
             self._api,
-            self._held,
+            self._stale,
             node=node,
             meta=meta,
             address=address,
@@ -112,14 +112,14 @@ class ConsulRegistry:
             host=host or namespaces.host(),
             gateway=gateway,
         )
-        self._evidence = Evidence(self._api, self._held, node, lost=self._lost, other=self._other, grace=grace)
+        self._loss = LossDetector(self._api, self._stale, node, lost=self._lost, other=self._other, grace=grace)
         self._specs = Specs(self._api, clock, self._publish)
         self._interests = Interests(
             self._queries, fetch=self._api.health, fetch_catalogue=self._api.catalogue, took=self._took_service
         )
         self._machines: dict[str, Machine] = {}
-        self._departed = Departed(self._publish)
-        self._liveness = Liveness(node, held=lambda: self._held.since is not None, changed=self._publish)
+        self._departed = Deregistered(self._publish)
+        self._liveness = Liveness(node, held=lambda: self._stale.since is not None, changed=self._publish)
         self._proxy_ports = proxy_ports
         self._endpoints: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
         self._answered: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
@@ -153,7 +153,7 @@ class ConsulRegistry:
                 nursery.start_soon(self._follow_machines)
                 nursery.start_soon(self._queries.follow, "specs", self._fetch_specs, self._took_specs)
                 nursery.start_soon(self._specs.resend)
-                nursery.start_soon(rejoin, self._api, self._held)
+                nursery.start_soon(rejoin, self._api, self._stale)
                 nursery.start_soon(self._get_over_losses)
                 nursery.start_soon(self._departed.forget)
                 nursery.start_soon(self._liveness.run)
@@ -163,7 +163,7 @@ class ConsulRegistry:
                 with trio.move_on_after(FIRST_ANSWER) as patience:
                     await self._answers()
                 if patience.cancelled_caught:
-                    log.warning("starting without Consul, on what is on disk", cause=self._held.why or "no answer yet")
+                    log.warning("starting without Consul, on what is on disk", cause=self._stale.why or "no answer yet")
                 task_status.started()
         finally:
             with trio.move_on_after(2) as last:
@@ -224,7 +224,7 @@ class ConsulRegistry:
         if EVERYTHING in services:
             services = services - {EVERYTHING} | await self._names()
         found = [e for e in self._facts.endpoints if e.destination.name.service in services]
-        if self._held.since is None:
+        if self._stale.since is None:
             for service in sorted(services - self._answered.keys()):
                 try:
                     _, entries = await self._api.health(service)
@@ -236,7 +236,7 @@ class ConsulRegistry:
 
     async def _names(self) -> frozenset[str]:
         try:
-            return (await self._api.services())[1] - {MESHBOX, "consul"} if self._held.since is None else frozenset()
+            return (await self._api.services())[1] - {MESHBOX, "consul"} if self._stale.since is None else frozenset()
         except RetryError as error:
             log.debug("cannot ask for the services that there are", cause=str(error))
             return frozenset()
@@ -253,7 +253,7 @@ class ConsulRegistry:
 
     async def _note_first_answers(self) -> None:
         await self._answers()
-        self._held.over(START)
+        self._stale.over(START)
 
     async def _confirm(self) -> None:
         """Hold what is known until Consul shows this machine: a token that may not read others sees an empty mesh."""
@@ -261,12 +261,12 @@ class ConsulRegistry:
         for pause in chain(APPEARS, repeat(LOOK)):
             await trio.sleep(pause)
             try:
-                self._evidence.check_own((await self._api.health(MESHBOX))[1])
+                self._loss.check_own((await self._api.health(MESHBOX))[1])
             except RetryError as error:
                 if pause == LOOK:
-                    self._held.failed(OWN, error)
+                    self._stale.failed(OWN, error)
             else:
-                self._held.over(OWN)
+                self._stale.over(OWN)
                 return
 
     async def _follow_machines(self) -> None:
@@ -274,12 +274,12 @@ class ConsulRegistry:
 
     async def _took_machines(self, entries: list[dict[str, Any]]) -> None:
         if not self._first[MACHINES].is_set():
-            await self._evidence.look()
+            await self._loss.look()
         known, found = self._machines, self._parsed_machines(entries)
         if known.keys() - found.keys() and self._node not in found:
             self._announcer.again()
         self._machines = {**known, **found}
-        self._machines = await self._evidence.merge(known, found, self._read_machines)
+        self._machines = await self._loss.merge(known, found, self._read_machines)
         self._departed.note(known, self._machines)
         self._first[MACHINES].set()
         self._publish()
@@ -292,10 +292,10 @@ class ConsulRegistry:
         found, doubts = one_per_node(seen)
         self._complaints[MACHINES] = (*complaints, *doubts)
         silent = {s.machine for s in seen if s.silent}
-        if self._held.lasted(MACHINES) >= AWAY:
-            self._evidence.was_away()
+        if self._stale.lasted(MACHINES) >= AWAY:
+            self._loss.was_away()
             self._losses.set()
-        if not self._evidence.suspended:
+        if not self._loss.suspended:
             return found
         known = self._machines
         return {n: replace(m, healthy=known[n].healthy) if m in silent and n in known else m for n, m in found.items()}
@@ -304,7 +304,7 @@ class ConsulRegistry:
         known, found = self._endpoints.get(service, {}), self._parsed_service(service, entries)
         self._endpoints[service] = {**known, **found}
         again = partial(self._read_service, service)
-        self._endpoints[service] = await self._evidence.merge(known, found, again)
+        self._endpoints[service] = await self._loss.merge(known, found, again)
         self._publish()
 
     async def _read_service(self, service: str) -> dict[tuple[str, Destination], Endpoint]:
@@ -321,8 +321,8 @@ class ConsulRegistry:
 
     async def _took_specs(self, values: dict[str, tuple[bytes, int]]) -> None:
         epoch = self._api.key(EPOCH)
-        if epoch not in values or values[epoch][0] != self._evidence.epoch.encode():
-            await self._evidence.look()
+        if epoch not in values or values[epoch][0] != self._loss.epoch.encode():
+            await self._loss.look()
         folder = self._api.key(FOLDER)
         await self._specs.took({key: value for key, value in values.items() if key.startswith(folder)})
         self._first["specs"].set()
@@ -334,11 +334,11 @@ class ConsulRegistry:
         self._losses.set()
 
     def _went_back(self, sure: bool) -> None:  # noqa: FBT001 — a callback
-        self._evidence.went_back(sure=sure)
+        self._loss.went_back(sure=sure)
         self._losses.set()
 
     def _other(self) -> None:
-        self._specs.estrange()
+        self._specs.disown()
         self._machines.clear()
         self._departed.clear()
         self._endpoints.clear()
@@ -347,9 +347,9 @@ class ConsulRegistry:
         """When what was lost had its time to come back, drop what did not."""
         while True:
             await self._losses.wait()
-            await self._evidence.get_over()
+            await self._loss.get_over()
             await trio.sleep(LOOK)
-            if self._held.since is None and await self._settle():
+            if self._stale.since is None and await self._settle():
                 self._losses = trio.Event()
 
     async def _settle(self) -> bool:
@@ -357,7 +357,7 @@ class ConsulRegistry:
             await self._took_machines((await self._api.health(MESHBOX))[1])
         except RetryError:
             return False
-        if self._evidence.suspended:
+        if self._loss.suspended:
             return False
         self._endpoints = {service: dict(found) for service, found in self._answered.items()}
         self._publish()
@@ -388,8 +388,8 @@ class ConsulRegistry:
                 for endpoint in found.values()
                 if self._serves(endpoint.node)
             ),
-            held_since=self._held.since,
-            held_why=self._held.why,
+            held_since=self._stale.since,
+            held_why=self._stale.why,
             problems=(
                 *problems,
                 *(text for _, text in sorted(self._announcer.problems.items())),
@@ -409,7 +409,7 @@ class ConsulRegistry:
             known = consulfile.load(await trio.to_thread.run_sync(self._file.read_bytes))
         except OSError:
             known = consulfile.Known()
-        self._evidence.epoch = known.epoch
+        self._loss.epoch = known.epoch
         self._machines = {m.node: m for m in known.machines}
         taken = frozenset(self._store.allocations.ports.values())
         self._announcer.presence_port = self._liveness.open(self._proxy_ports, taken, self._machines.get(self._node))
@@ -419,8 +419,8 @@ class ConsulRegistry:
             self._specs.known[name] = StoredSpec(service=service, changed=known.changed.get(name, 0.0))
         for name, when in self._store.tombstones.items():
             self._specs.known[name] = StoredSpec(service=None, changed=known.changed.get(name, when))
-        self._specs.strange = self._specs.known.keys() - known.changed.keys()
-        self._held.failed(START, "nothing heard from Consul yet")
+        self._specs.disowned = self._specs.known.keys() - known.changed.keys()
+        self._stale.failed(START, "nothing heard from Consul yet")
         self._publish()
 
     async def _save_now_and_then(self) -> None:
@@ -433,8 +433,8 @@ class ConsulRegistry:
     async def _save(self) -> None:
         """Write what is known to disk. A disk that refuses is reported and tried again at the next change."""
         known = consulfile.Known(
-            epoch=self._evidence.epoch,
-            changed={n: stored.changed for n, stored in self._specs.known.items() if n not in self._specs.strange},
+            epoch=self._loss.epoch,
+            changed={n: stored.changed for n, stored in self._specs.known.items() if n not in self._specs.disowned},
             machines=self._facts.machines,
             endpoints=self._facts.endpoints,
         )

@@ -16,7 +16,7 @@ from appliance.errors import RetryError
 
 if TYPE_CHECKING:
     from appliance.drivers.consul.api import ConsulApi
-    from appliance.drivers.consul.watch import Held
+    from appliance.drivers.consul.watch import Staleness
 
 log = structlog.get_logger()
 
@@ -28,7 +28,7 @@ AT_ONCE = 3
 """Agents that are tried in one attempt: one that answers tells of all others."""
 
 
-async def rejoin(api: ConsulApi, held: Held) -> None:
+async def rejoin(api: ConsulApi, held: Staleness) -> None:
     """Look for failed agents for as long as something is held, until cancelled."""
     while True:
         await trio.sleep(PERIOD)

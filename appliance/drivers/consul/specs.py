@@ -51,7 +51,7 @@ class Specs:
         """Complaints about keys that are left alone, by service."""
         self.unsent: set[str] = set()
         """Services whose last change Consul does not have yet."""
-        self.strange: set[str] = set()
+        self.disowned: set[str] = set()
         """Services of which what is known here does not come from this Consul."""
         self._resend = trio.Event()
 
@@ -79,12 +79,12 @@ class Specs:
                     self.unsent.discard(name)
                     self._changed()
 
-    def estrange(self) -> None:
+    def disown(self) -> None:
         """Take all that is known for strange, but for what was changed since the start."""
-        self.strange |= self.known.keys() - self.unsent
+        self.disowned |= self.known.keys() - self.unsent
 
     def _judge_strange(self, found: Mapping[str, StoredSpec], foreign: Mapping[str, str]) -> None:
-        for name in sorted(self.strange & self.known.keys()):
+        for name in sorted(self.disowned & self.known.keys()):
             mine, theirs = self.known.pop(name), found.get(name)
             if theirs is not None or name in foreign:
                 if theirs is None or theirs.service != mine.service:
@@ -93,7 +93,7 @@ class Specs:
                 log.info("a service that only this machine knew is put into Consul", service=name)
                 # Whatever else anybody says of it is later.
                 self.known[name] = replace(mine, changed=0.0, index=0)
-        self.strange.clear()
+        self.disowned.clear()
 
     def again(self) -> None:
         """Compare with Consul soon: it may have lost something that the watch does not show yet."""
@@ -153,7 +153,7 @@ class Specs:
 
     def _keep(self, name: str, stored: StoredSpec) -> None:
         self.known[name] = stored
-        self.strange.discard(name)
+        self.disowned.discard(name)
         self._changed()
 
 

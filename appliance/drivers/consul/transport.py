@@ -141,7 +141,7 @@ if TYPE_CHECKING:
     _Params = list[tuple[str, Any]] | None
 
 
-class Client(consul.base.Consul):  # type: ignore[misc]  # py-consul has no types
+class ConsulClient(consul.base.Consul):  # type: ignore[misc]  # py-consul has no types
     """py-consul's API over our transport."""
 
     def __init__(self, settings: ConsulSettings) -> None:

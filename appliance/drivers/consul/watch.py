@@ -41,7 +41,7 @@ all that many keep changing, reading them takes a fifth of the time, and a singl
 _T = TypeVar("_T")
 
 
-class Held:
+class Staleness:
     """Which queries fail, since when and why. While any does, what was last known is held."""
 
     def __init__(self, clock: Callable[[], float], changed: Callable[[], None]) -> None:
@@ -84,12 +84,12 @@ class Held:
 class Queries:
     """Follows values with blocking queries, and counts those that wait."""
 
-    def __init__(self, held: Held, went_back: Callable[[bool], None] = lambda _: None) -> None:
+    def __init__(self, held: Staleness, went_back: Callable[[bool], None] = lambda _: None) -> None:
         """`went_back` is called when an index is lower than before, and with True once it stays so.
 
         Consul's data are of an earlier time then.
         """
-        self._held = held
+        self._stale = held
         self._went_back = went_back
         self.open = 0
 
@@ -125,7 +125,7 @@ class Queries:
                 if index == 0 or found != index:
                     await took(value)
             except RetryError as error:
-                self._held.failed(query, error)
+                self._stale.failed(query, error)
                 index = quick = 0
                 pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
                 failures += 1
@@ -133,7 +133,7 @@ class Queries:
                 continue
             finally:
                 self.open -= 1
-            self._held.over(query)
+            self._stale.over(query)
             failures = 0
             waited = trio.current_time() - began
             last = max(found, 1)
@@ -141,7 +141,7 @@ class Queries:
             index = 0 if found == index and waited < WAIT else last
             quick = quick + 1 if waited < AT_ONCE else 0
             await trio.sleep(BUSY[min(quick, len(BUSY) - 1)])
-        self._held.over(query)  # it may have failed last, and nobody asks any more
+        self._stale.over(query)  # it may have failed last, and nobody asks any more
 
 
 class Interests:

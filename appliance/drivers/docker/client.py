@@ -182,7 +182,7 @@ class Docker:
         """Return all networks of this host."""
         return parse.parse_networks(await self._http.call("GET", "/networks"))
 
-    async def members(self, network: str) -> parse.Members:
+    async def members(self, network: str) -> parse.NetworkMembers:
         """Return a network, by id or name, and who is on it, also those being started. Raises NotFoundError."""
         return parse.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
 

@@ -17,11 +17,11 @@ import trio
 
 from appliance.drivers.docker import labels
 from appliance.drivers.docker.http import NotFoundError
-from appliance.drivers.docker.prestart import Newborn, NewbornWatch
+from appliance.drivers.docker.prestart import PrestartWatch, StartingContainer
 from appliance.drivers.docker.probe import Probe, Prober
-from appliance.drivers.docker.workloads import Roster
+from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.errors import RetryError
-from appliance.logs import Faults
+from appliance.faults import Faults
 from appliance.model import names
 from appliance.model.facts import DockerNetwork, RunState, Workload
 
@@ -79,11 +79,11 @@ class Inventory:
         self._bell = bell
         self._tcp_ports = tcp_ports
         self._faults = faults or Faults()
-        self._roster = Roster(
+        self._store = WorkloadStore(
             netns_dir=Path(netns_dir), changed=self._publish, fresh_netns=fresh_netns, faults=self._faults
         )
-        self._newborns = NewbornWatch(netns_dir, self)
-        self._prober = Prober(lambda p: self._roster.accepted(p.workload_id, p.netns, p.port))
+        self._prestart = PrestartWatch(netns_dir, self)
+        self._prober = Prober(lambda p: self._store.accepted(p.workload_id, p.netns, p.port))
         self._limit = trio.CapacityLimiter(INSPECTS)
         self._connecting: dict[str, list[str]] = {}
         """Containers on their way from `network connect` to `start`, oldest first → ids of those networks."""
@@ -98,9 +98,9 @@ class Inventory:
         """Since the start."""
 
     @property
-    def newborns(self) -> int:
+    def seen_before_start(self) -> int:
         """How many containers were seen before their program ran."""
-        return self._roster.newborns
+        return self._store.seen_before_start
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow Docker until cancelled. Started once everything was listed once."""
@@ -109,7 +109,7 @@ class Inventory:
                 self._nursery = nursery
                 await nursery.start(self._prober.run)
                 await nursery.start(self._follow)
-                await nursery.start(self._newborns.run)
+                await nursery.start(self._prestart.run)
                 nursery.start_soon(self._list_now_and_then)
                 task_status.started()
         finally:
@@ -120,7 +120,7 @@ class Inventory:
         self._prober.want(
             {
                 Probe(w.id, w.netns.id, w.addresses[0], port)
-                for w in self._roster.table.values()
+                for w in self._store.table.values()
                 if w.state is RunState.RUNNING and w.netns is not None and w.addresses and w.problem is None
                 if w.started_at  # before its interface is up, a dial would hang until the kernel asks ARP again
                 for port in frozenset(self._tcp_ports(w)) - w.accepting
@@ -128,7 +128,7 @@ class Inventory:
         )
 
     def _publish(self, *, urgent: bool) -> None:
-        self.workloads = tuple(sorted(self._roster.table.values(), key=lambda w: (w.docker_name, w.id)))
+        self.workloads = tuple(sorted(self._store.table.values(), key=lambda w: (w.docker_name, w.id)))
         self.probe()
         self._bell(urgent=urgent)
 
@@ -182,13 +182,13 @@ class Inventory:
             self._faults.over("docker list")
 
     async def _list(self, *, wait: bool = False) -> None:
-        known = set(self._roster.table)  # what an event brings while the list is on its way is not missing from it
+        known = set(self._store.table)  # what an event brings while the list is on its way is not missing from it
         await self._list_networks()
         listed = await self._docker.containers()
         self.counts["lists"] += 1
         for gone in known - {entry.id for entry in listed}:
             self._remove(gone)
-        looks = [entry.id for entry in listed if self._roster.sketch(entry)]
+        looks = [entry.id for entry in listed if self._store.sketch(entry)]
         if not (wait and await self._look_at_all(looks)):
             for container_id in looks:
                 self._look(container_id)
@@ -205,7 +205,7 @@ class Inventory:
         networks = tuple(sorted(await self._docker.networks(), key=lambda n: n.name))
         if networks != self.networks:
             self.networks = networks
-            self._roster.networks = {n.name: n for n in networks}
+            self._store.networks = {n.name: n for n in networks}
             self._bell()
 
     def _take(self, event: Event) -> None:
@@ -221,9 +221,9 @@ class Inventory:
             self._remove(event.id)
             if event.id in self._looking:
                 self._look(event.id)  # the answer that is under way may be older, and would bring it back
-        elif self._roster.sketch(event.listed()):
+        elif self._store.sketch(event.listed()):
             if action == "die":
-                self._roster.died(event)
+                self._store.died(event)
             if action != "create":  # inspect would wait for the start that follows, whose event brings the rest
                 self._look(event.id)
 
@@ -231,20 +231,20 @@ class Inventory:
         if not container_id:
             if self._nursery is not None:
                 self._nursery.start_soon(self._or_report, self._list_networks)
-        elif self._roster.is_settled(container_id):
+        elif self._store.is_settled(container_id):
             self._look(container_id)
         elif action == "connect":
             self._connecting.setdefault(container_id, []).append(network_id)
         else:
             self._connecting.pop(container_id, None)
-            if self._roster.is_starting(container_id):  # it failed; Docker removes the namespace's file a minute later
+            if self._store.is_starting(container_id):  # it failed; Docker removes the namespace's file a minute later
                 self._look(container_id)
 
     def _remove(self, container_id: str) -> None:
         self._connecting.pop(container_id, None)
         self._sharing.pop(container_id, None)
         self._faults.drop(lambda key: key == ("inspect", container_id))
-        self._roster.remove(container_id)
+        self._store.remove(container_id)
 
     # -- looking at one container
 
@@ -265,12 +265,12 @@ class Inventory:
                     inspected = await self._docker.inspect(container_id)
                     owner = await self._owner(inspected)
                 self.counts["inspects"] += 1
-                if any(j.network not in self._roster.networks for j in inspected.joined):
+                if any(j.network not in self._store.networks for j in inspected.joined):
                     await self._list_networks()
                 if container_id not in self._look_again:  # else an event came meanwhile: this may be old
                     break
             self._faults.over(("inspect", container_id))
-            self._roster.seen(inspected, owner)
+            self._store.seen(inspected, owner)
         except NotFoundError:
             self._remove(container_id)
         except RetryError as error:
@@ -298,11 +298,11 @@ class Inventory:
 
     async def concerns(self, container_id: str) -> bool:
         """Return whether it is a workload that can have rules; the list is asked where no event has told of it yet."""
-        if container_id not in self._roster.table:
+        if container_id not in self._store.table:
             listed = await self._docker.listed(container_id)
-            if listed is None or not self._roster.sketch(listed):
+            if listed is None or not self._store.sketch(listed):
                 return False
-        return self._roster.table[container_id].problem is None
+        return self._store.table[container_id].problem is None
 
     async def reserved(self, container_id: str) -> tuple[IPv4Address, ...]:
         """Return the addresses that Docker's networks have for it already."""
@@ -320,19 +320,19 @@ class Inventory:
                 found.append(members.addresses[container_id])
         return tuple(found)
 
-    async def born(self, newborn: Newborn) -> bool:
+    async def born(self, starting: StartingContainer) -> bool:
         """Publish it, so that its rules are in place when its program starts."""
-        _, strange = labels.attach_by_address(newborn.addresses, self.networks)
+        _, strange = labels.attach_by_address(starting.addresses, self.networks)
         if strange:
             await self._list_networks()  # its network is as new as itself
-        return self._roster.born(newborn)
+        return self._store.born(starting)
 
     def awaits(self, container_id: str) -> bool:
         """Return whether its program does not run yet, as far as one knows."""
-        return self._roster.is_starting(container_id)
+        return self._store.is_starting(container_id)
 
     def vanished(self, path: str) -> None:
         """Look again at a container whose start came to nothing."""
-        container_id = self._roster.vanished(path)
+        container_id = self._store.vanished(path)
         if container_id is not None:
             self._look(container_id)

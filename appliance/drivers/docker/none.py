@@ -23,7 +23,7 @@ class NoContainers:
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
         self.connected = False
-        self.newborns = 0
+        self.seen_before_start = 0
         self.counts: Mapping[str, int] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

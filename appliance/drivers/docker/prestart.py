@@ -35,7 +35,7 @@ WATCH_AGAIN = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Newborn:
+class StartingContainer:
     """A namespace, its container, and the addresses it has so far."""
 
     container_id: str
@@ -44,7 +44,7 @@ class Newborn:
 
 
 class Parent(Protocol):
-    """Who wants to know of newborns."""
+    """Who wants to know of seen_before_start."""
 
     def only_connecting(self) -> str | None:
         """Return the id of the container between `network connect` and `start`, if there is exactly one."""
@@ -55,7 +55,7 @@ class Parent(Protocol):
     async def reserved(self, container_id: str) -> tuple[IPv4Address, ...]:
         """Return the addresses that Docker's networks have for it, as far as they tell. Raises MeshboxError."""
 
-    async def born(self, newborn: Newborn) -> bool:
+    async def born(self, starting: StartingContainer) -> bool:
         """Take in what is known so far; return whether later addresses are of interest. Raises MeshboxError."""
 
     def awaits(self, container_id: str) -> bool:
@@ -65,7 +65,7 @@ class Parent(Protocol):
         """Take in that the file of a namespace is gone."""
 
 
-class NewbornWatch:
+class PrestartWatch:
     """Follows each file of Docker's netns directory from its appearance until its container has addresses."""
 
     def __init__(self, directory: str, parent: Parent) -> None:
@@ -100,11 +100,11 @@ class NewbornWatch:
                 await trio.sleep(WATCH_AGAIN)
 
     async def _follow(self, path: str, new: bool) -> None:  # noqa: FBT001 — start_soon passes no keywords
-        netns_id = await namespaces.appeared(path)
+        netns_id = await namespaces.wait_namespace(path)
         if netns_id is None:
             return
         try:
-            container_id = await namespaces.pid_owner(path)
+            container_id = await namespaces.find_container(path)
             self._sees_owners = self._sees_owners or container_id is not None
             if new and not self._sees_owners:
                 container_id = self._parent.only_connecting()
@@ -112,7 +112,9 @@ class NewbornWatch:
                 netns = Netns(id=netns_id, path=path)
                 addresses = await self._parent.reserved(container_id)
                 if addresses:
-                    await self._parent.born(Newborn(container_id=container_id, netns=netns, addresses=addresses))
+                    await self._parent.born(
+                        StartingContainer(container_id=container_id, netns=netns, addresses=addresses)
+                    )
                 else:
                     with trio.move_on_after(PATIENCE):
                         await self._look_inside(container_id, netns)
@@ -127,8 +129,8 @@ class NewbornWatch:
         while namespaces.identify(netns.path) == netns.id:
             if found != told:
                 told = found
-                newborn = Newborn(container_id=container_id, netns=netns, addresses=found)
-                if not await self._parent.born(newborn):
+                starting = StartingContainer(container_id=container_id, netns=netns, addresses=found)
+                if not await self._parent.born(starting):
                     return
             await trio.sleep(LOOK_AGAIN)
             if not self._parent.awaits(container_id):

@@ -43,7 +43,7 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Members:
+class NetworkMembers:
     """A network and who is on it. Docker knows this before a starting container has its namespace."""
 
     network: DockerNetwork
@@ -267,10 +267,10 @@ def parse_network(text: bytes) -> DockerNetwork:
     return _network(decode(text, _Network, "description of a network"))
 
 
-def parse_members(text: bytes) -> Members:
+def parse_members(text: bytes) -> NetworkMembers:
     """Parse `GET /networks/{id}`. Raises RetryError."""
     network = decode(text, _Network, "description of a network")
-    return Members(
+    return NetworkMembers(
         network=_network(network),
         addresses={
             container_id: IPv4Interface(member.ipv4_address).ip

@@ -18,9 +18,9 @@ from appliance.model.facts import DockerNetwork, Netns, RunState, Workload
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from appliance.drivers.docker.prestart import Newborn
+    from appliance.drivers.docker.prestart import StartingContainer
     from appliance.drivers.docker.types import Event, Inspected, Listed
-    from appliance.logs import Faults
+    from appliance.faults import Faults
     from appliance.model.network import NetnsId
 
 STARTING_LIFE = 60.0
@@ -43,7 +43,7 @@ class _Starting:
     """Seconds since the epoch."""
 
 
-class Roster:
+class WorkloadStore:
     """Labelled containers by id, and Docker's networks by name."""
 
     def __init__(
@@ -57,7 +57,7 @@ class Roster:
         self._starting: dict[str, _Starting] = {}
         self.networks: dict[str, DockerNetwork] = {}
         self.table: dict[str, Workload] = {}
-        self.newborns = 0
+        self.seen_before_start = 0
         """Containers seen before their program ran, since the start."""
 
     def sketch(self, listed: Listed) -> bool:
@@ -84,24 +84,24 @@ class Roster:
             self._fresh_netns(now.netns.id)
         self._put(now)
 
-    def born(self, newborn: Newborn) -> bool:
+    def born(self, container: StartingContainer) -> bool:
         """Take in a container whose program does not run yet; return whether later addresses are of interest."""
-        before = self.table.get(newborn.container_id)
-        starting = self._starting.get(newborn.container_id)
-        if before is None or (before.netns == newborn.netns and starting is None):
+        before = self.table.get(container.container_id)
+        starting = self._starting.get(container.container_id)
+        if before is None or (before.netns == container.netns and starting is None):
             return False  # gone, or Docker has told of it already
-        found, _ = labels.attach_by_address(newborn.addresses, self.networks.values())
-        if not found or namespaces.identify(newborn.netns.path) != newborn.netns.id:
+        found, _ = labels.attach_by_address(container.addresses, self.networks.values())
+        if not found or namespaces.identify(container.netns.path) != container.netns.id:
             return True
-        if starting is None or starting.netns != newborn.netns:
-            self.newborns += 1
-            self._starting[before.id] = _Starting(netns=newborn.netns, since=time.time())
-            self._fresh_netns(newborn.netns.id)
+        if starting is None or starting.netns != container.netns:
+            self.seen_before_start += 1
+            self._starting[before.id] = _Starting(netns=container.netns, since=time.time())
+            self._fresh_netns(container.netns.id)
         self._put(
             replace(
                 _stopped(before),
                 state=RunState.RUNNING,
-                netns=newborn.netns,
+                netns=container.netns,
                 attachments=found,
                 healthy=False,  # nothing serves there before the start event
                 exit_code=None,

@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 __all__ = [
     "HOST",
     "FileChange",
+    "add_local_route",
     "addresses",
-    "appeared",
     "drop_local_route",
     "ensure_route",
     "entered",
+    "find_container",
     "host",
     "identify",
-    "lead_inside",
-    "pid_owner",
     "wait_addresses",
+    "wait_namespace",
     "wait_neighbour",
     "watch_directory",
 ]
@@ -95,7 +95,7 @@ def host() -> str:
     return f"{_BOOT.read_text().strip()}/{Path(HOST).stat().st_ino}"
 
 
-async def appeared(path: str, *, timeout: float = 2.0) -> NetnsId | None:  # noqa: ASYNC109 — part of the answer
+async def wait_namespace(path: str, *, timeout: float = 2.0) -> NetnsId | None:  # noqa: ASYNC109 — part of the answer
     """Wait until the file leads to a namespace. Docker makes the file first and mounts the namespace on it next.
 
     Returns None when it has vanished or is still an ordinary file after `timeout` seconds.
@@ -214,7 +214,7 @@ async def ensure_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) 
     return True
 
 
-async def lead_inside(path: str, vip_range: IPv4Network, source: IPv4Address) -> None:
+async def add_local_route(path: str, vip_range: IPv4Network, source: IPv4Address) -> None:
     """Have virtual IPs led to the namespace's own loopback interface; what is sent to them comes from `source`.
 
     That must be an address in there, and the kernel takes the route away with it. About 0.2 ms. Raises RetryError.
@@ -230,7 +230,7 @@ async def lead_inside(path: str, vip_range: IPv4Network, source: IPv4Address) ->
 
 
 async def drop_local_route(path: str, vip_range: IPv4Network) -> None:
-    """Undo `lead_inside`, if that was done. Raises RetryError."""
+    """Undo `add_local_route`, if that was done. Raises RetryError."""
     await trio.lowlevel.checkpoint()
     try:
         with netlink.socket_in(path, netlink.NETLINK_ROUTE) as sock:
@@ -252,7 +252,7 @@ def _local_route(kind: int, flags: int, vip_range: IPv4Network, source: IPv4Addr
     return netlink.request(kind, flags, body)
 
 
-async def pid_owner(path: str) -> str | None:
+async def find_container(path: str) -> str | None:
     """Return the id (64 hex digits) of the container that lives in the namespace; None if nobody does yet.
 
     Works before Docker tells of the container. Needs the host's process ids (--pid=host). Of several containers that

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from appliance.dataplane.dns import tcp as module
-from appliance.dataplane.dns.tcp import TcpLimits, TcpListener
+from appliance.dataplane.dns.tcp import DnsTcpListener, TcpLimits
 from tests.dataplane.dnsworld import DEADLINE, connect, framed, run, until
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Serving:
         self.sock.setblocking(False)
         self.server = self.sock.getsockname()
         self.limits = TcpLimits()
-        self.listener = TcpListener(asyncio.get_running_loop(), self.sock, self.limits, handle)
+        self.listener = DnsTcpListener(asyncio.get_running_loop(), self.sock, self.limits, handle)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ import dns.rcode
 import pytest
 
 from appliance.dataplane.dns import upstream as module
-from appliance.dataplane.dns.upstream import Ask, Question
+from appliance.dataplane.dns.upstream import UpstreamKey, UpstreamQuery
 from tests.dataplane.dnsworld import DEADLINE, Upstream, free_port, records, run, until
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from appliance.dataplane.dns.upstream import Server
     from appliance.render.dnsforward import Response
 
-QUESTION = Question((b"www", b"example", b"com"), 1, False, False)
+QUESTION = UpstreamKey((b"www", b"example", b"com"), 1, False, False)
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +31,10 @@ def _short_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TOTAL_SECONDS", 1.0)
 
 
-async def put(servers: Sequence[Server], question: Question = QUESTION) -> tuple[Response | None, list[Server]]:
+async def put(servers: Sequence[Server], question: UpstreamKey = QUESTION) -> tuple[Response | None, list[Server]]:
     """Put the question and return what `done` is told."""
     future: asyncio.Future[tuple[Response | None, list[Server]]] = asyncio.get_running_loop().create_future()
-    Ask(asyncio.get_running_loop(), servers, question, lambda *told: future.set_result(told)).start()
+    UpstreamQuery(asyncio.get_running_loop(), servers, question, lambda *told: future.set_result(told)).start()
     return await asyncio.wait_for(future, DEADLINE)
 
 
@@ -66,7 +66,7 @@ def test_an_answer() -> None:
 
     async def main() -> None:
         async with Upstream(good) as up:
-            response, slow = await put([up.server], Question((b"a", b"b"), 28, True, True))
+            response, slow = await put([up.server], UpstreamKey((b"a", b"b"), 28, True, True))
             assert response is not None
             assert response.lifetime == 60
             assert slow == []
@@ -249,7 +249,7 @@ def test_cancelled_and_finished_questions_leave_nothing() -> None:
         loop = asyncio.get_running_loop()
         async with Upstream(silent) as up:
             told: list[object] = []
-            ask = Ask(loop, [up.server], QUESTION, lambda *what: told.append(what))
+            ask = UpstreamQuery(loop, [up.server], QUESTION, lambda *what: told.append(what))
             ask.start()
             await until(lambda: len(up.asked) == 2)
             assert len(ask._udp) == 2

@@ -31,7 +31,7 @@ from tcpworld import (
 
 from appliance.app import worker
 from appliance.dataplane import api as face
-from appliance.dataplane.workers.pool import Workers
+from appliance.dataplane.workers.pool import WorkerPool
 from appliance.dataplane.workers.priority import NICE
 from appliance.model.names import Destination, Name
 from appliance.model.network import Backend, Listener, Zone
@@ -45,7 +45,7 @@ OTHER = Destination.parse("db.shop:80")
 UDP = Destination.parse("web.shop:80/udp")
 QUESTION = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x03web\x04shop\x00\x00\x01\x00\x01"
 COMMAND = worker.command(level="error", form="text")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Server:
@@ -75,8 +75,8 @@ class WorkersWorld(World):
     def __init__(self, number: int = 2) -> None:
         super().__init__()
         self.dns_port = free_port()
-        self.workers: Workers = self.call(
-            Workers, self.loop, number=number, command=COMMAND, dns_upstreams=list, dns_port=self.dns_port
+        self.workers: WorkerPool = self.call(
+            WorkerPool, self.loop, number=number, command=COMMAND, dns_upstreams=list, dns_port=self.dns_port
         )
         self.do("start")
 
@@ -429,10 +429,10 @@ sys.path.insert(0, "tests/dataplane")
 from tcpworld import listener_of
 import appliance.app.worker as worker
 import appliance.dataplane.api as face
-from appliance.dataplane.workers.pool import Workers
+from appliance.dataplane.workers.pool import WorkerPool
 loop = uvloop.new_event_loop()
 command = worker.command(level="error", form="text")
-workers = Workers(loop, number=2, command=command, dns_upstreams=list, dns_port=1)
+workers = WorkerPool(loop, number=2, command=command, dns_upstreams=list, dns_port=1)
 workers.start()
 workers.open_listener(listener_of(int(sys.argv[1])))
 workers.ask(face.LEFT, lambda _: print(*workers.pids, flush=True))

@@ -13,7 +13,7 @@ import trio.testing
 from appliance.drivers.consul.announce import COMPARE, HEARTBEAT, PATIENCE, SETTLE, Announcer
 from appliance.drivers.consul.codec import TTL, destination_id, destination_service, machine_service
 from appliance.drivers.consul.transport import ConsulError
-from appliance.drivers.consul.watch import Held
+from appliance.drivers.consul.watch import Staleness
 from appliance.errors import HostError
 from appliance.model.facts import Machine
 from appliance.model.names import Destination
@@ -98,7 +98,7 @@ class World:
 
     def __init__(self):
         self.agent = FakeAgent()
-        self.held = Held(trio.current_time, lambda: None)
+        self.held = Staleness(trio.current_time, lambda: None)
         self.changes = 0
         self.announcer = self.made(address=IPv4Address("10.0.0.1"))
 

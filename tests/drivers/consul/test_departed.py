@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 import trio
 import trio.testing
 
-from appliance.drivers.consul.departed import MAY_CALL, Departed
+from appliance.drivers.consul.departed import MAY_CALL, Deregistered
 from appliance.model.facts import Machine
 
 
@@ -30,7 +30,7 @@ def test_for_how_long():
     over = []
 
     async def script():
-        departed = Departed(lambda: over.append(trio.current_time() - began))
+        departed = Deregistered(lambda: over.append(trio.current_time() - began))
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(departed.forget)
@@ -53,7 +53,7 @@ def test_who_is_registered_again():
     """Whose name or address is registered again, by whomever, is not one that vanished any more."""
 
     async def script():
-        departed = Departed(lambda: None)
+        departed = Deregistered(lambda: None)
         departed.note(M1 | M2 | M3, M1)
         departed.note(M1, M1 | M2)
         assert found(departed) == {"m3": "10.0.0.3"}

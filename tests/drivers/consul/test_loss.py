@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from appliance.drivers.consul.codec import TTL
-from appliance.drivers.consul.loss import EPOCH, GRACE, Evidence
-from appliance.drivers.consul.watch import Held
+from appliance.drivers.consul.loss import EPOCH, GRACE, LossDetector
+from appliance.drivers.consul.watch import Staleness
 from appliance.errors import RetryError
 from tests.drivers.fakekeys import FakeKeys
 
@@ -23,8 +23,8 @@ class World:
         self.keys.machines = OWN
         self.losses = 0
         self.others = 0
-        self.held = Held(trio.current_time, lambda: None)
-        self.evidence = Evidence(self.keys, self.held, "m1", lost=self._lost, other=self.other)
+        self.held = Staleness(trio.current_time, lambda: None)
+        self.evidence = LossDetector(self.keys, self.held, "m1", lost=self._lost, other=self.other)
 
     def other(self):
         """Another Consul was met."""
@@ -71,7 +71,7 @@ def test_first_contact_and_the_others_epoch():
 
     async def script(world):
         await world.evidence.look()
-        other = Evidence(world.keys, world.held, "m2", lost=world._lost, other=world.other)
+        other = LossDetector(world.keys, world.held, "m2", lost=world._lost, other=world.other)
         await other.look()
         assert other.epoch == world.evidence.epoch == world.keys.keys[EPOCH][0].decode() != ""
         assert world.losses == 0
@@ -117,7 +117,7 @@ def test_start_after_a_loss_that_others_mended():
     """The same Consul with its data lost and an epoch made by another machine: that has the former one behind it."""
 
     async def script(world):
-        other = Evidence(world.keys, world.held, "m2", lost=world._lost, other=world.other)
+        other = LossDetector(world.keys, world.held, "m2", lost=world._lost, other=world.other)
         await other.look()
         world.evidence.epoch = other.epoch
         for _ in range(2):

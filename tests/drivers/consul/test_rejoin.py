@@ -6,7 +6,7 @@ import trio
 import trio.testing
 
 from appliance.drivers.consul.rejoin import AT_ONCE, PERIOD, rejoin
-from appliance.drivers.consul.watch import Held
+from appliance.drivers.consul.watch import Staleness
 from appliance.errors import RetryError
 
 
@@ -35,7 +35,7 @@ def test_looks_for_a_few_while_something_is_held() -> None:
     api = Api()
 
     async def main() -> None:
-        held = Held(lambda: 1.0, lambda: None)
+        held = Staleness(lambda: 1.0, lambda: None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rejoin, api, held)
             await trio.sleep(10 * PERIOD)

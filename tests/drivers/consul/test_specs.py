@@ -123,7 +123,7 @@ def test_what_another_registry_kept_changes_nothing_in_consul(world, here, there
     world.stores(there, 5.0)
     before = world.stored
     world.knows(here, 900.0)
-    world.specs.estrange()
+    world.specs.disown()
     world.take()
     assert world.stored == before
     assert world.specs.known["web"].service == there
@@ -133,13 +133,13 @@ def test_what_another_registry_kept_and_consul_does_not_know(world):
     """Services that only a joining machine has are put into Consul, its tombstones are not; the first counts."""
     world.knows(SPEC, 900.0)
     world.specs.known["gone"] = StoredSpec(service=None, changed=900.0)
-    world.specs.estrange()
+    world.specs.disown()
     world.take()
     assert set(world.keys.keys) == {KEY}
     assert world.specs.known == {"web": StoredSpec(service=SPEC, changed=0.0)}
     before = world.stored
     world.knows(replace(SPEC, count=9), 950.0)
-    world.specs.estrange()
+    world.specs.disown()
     world.take()
     assert world.stored == before
 
@@ -147,12 +147,12 @@ def test_what_another_registry_kept_and_consul_does_not_know(world):
 def test_what_is_changed_before_the_first_contact(world):
     """A deploy while Consul is away is meant for it, unlike what was there before."""
     world.knows(SPEC, 900.0)
-    world.specs.estrange()
+    world.specs.disown()
     world.keys.down = True
     trio.run(world.specs.put, "web", replace(SPEC, count=3))
     world.keys.down = False
     world.stores(SPEC, 5.0)
-    world.specs.estrange()
+    world.specs.disown()
     world.take()
     assert world.specs.known["web"].service.count == 3
     assert world.stored == dump_spec(world.specs.known["web"])

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from appliance.drivers.consul.api import WAIT
-from appliance.drivers.consul.watch import BACKOFF, Held, Interests, Queries
+from appliance.drivers.consul.watch import BACKOFF, Interests, Queries, Staleness
 from appliance.errors import RetryError
 
 
@@ -36,7 +36,7 @@ def scripted(*answers, wait=WAIT):
 def followed(fetch, seconds=100.0, went_back=lambda _: None):
     """Follow a query for some virtual seconds; return the values taken, and the queries with what was held."""
     values = []
-    held = Held(lambda: 1000.0 + trio.current_time(), lambda: None)
+    held = Staleness(lambda: 1000.0 + trio.current_time(), lambda: None)
     queries = Queries(held, went_back)
 
     async def took(value):
@@ -111,7 +111,7 @@ def test_failure_is_held_and_begins_anew():
 
 def test_nothing_is_held_for_a_query_that_nobody_wants_any_more():
     """A query that failed last and is then given up does not leave the whole registry held for ever."""
-    held = Held(trio.current_time, lambda: None)
+    held = Staleness(trio.current_time, lambda: None)
     wanted = [True]
 
     async def fetch(_):
@@ -153,7 +153,7 @@ def test_a_value_that_cannot_be_taken_counts_as_failure():
 
     async def main():
         with trio.move_on_after(50):
-            await Queries(Held(trio.current_time, lambda: None)).follow("q", fetch, took)
+            await Queries(Staleness(trio.current_time, lambda: None)).follow("q", fetch, took)
 
     fetch = scripted((5, "a"), (5, "a"))
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -214,7 +214,7 @@ def interested(script, direct=4):
         taken[service] = entries
 
     async def main():
-        queries = Queries(Held(trio.current_time, lambda: None))
+        queries = Queries(Staleness(trio.current_time, lambda: None))
         interests = Interests(queries, fetch=fake.health, fetch_catalogue=fake.index, took=took, direct=direct)
         async with trio.open_nursery() as nursery:
             await nursery.start(interests.run)

@@ -413,7 +413,7 @@ def test_accepting_is_forgotten_at_each_start(world):
     """A port that accepted before a restart has to accept again."""
 
     async def scene():
-        world.inventory._roster.accepted(cid(2), world.only.netns.id, 80)
+        world.inventory._store.accepted(cid(2), world.only.netns.id, 80)
         assert world.only.accepting == {80}
         world.docker.tell("container", "update", cid(2), **LABELS)
         await until(lambda: world.docker.calls[-1] == f"inspect {cid(2)}")

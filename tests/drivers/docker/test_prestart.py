@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from fakedocker import cid, until
 
-from appliance.drivers.docker.prestart import Newborn, NewbornWatch
+from appliance.drivers.docker.prestart import PrestartWatch, StartingContainer
 from appliance.drivers.netns import identity as namespaces
 from appliance.errors import RetryError
 
@@ -25,7 +25,7 @@ class Parent:
         self.mine = True
         self.fails = 0
         self.asked: list[str] = []
-        self.newborns: list[Newborn] = []
+        self.seen_before_start: list[StartingContainer] = []
         self.gone: list[str] = []
 
     def only_connecting(self) -> str | None:
@@ -44,9 +44,9 @@ class Parent:
         """Tell its address."""
         return (ADDRESS,)
 
-    async def born(self, newborn: Newborn) -> bool:
+    async def born(self, newborn: StartingContainer) -> bool:
         """Record it."""
-        self.newborns.append(newborn)
+        self.seen_before_start.append(newborn)
         return True
 
     def awaits(self, container_id: str) -> bool:
@@ -70,7 +70,7 @@ def directory(tmp_path):
 async def watched(directory, parent):
     """Watch the directory."""
     async with trio.open_nursery() as nursery:
-        await nursery.start(NewbornWatch(str(directory), parent).run)
+        await nursery.start(PrestartWatch(str(directory), parent).run)
         yield
         nursery.cancel_scope.cancel()
 
@@ -88,8 +88,8 @@ def test_namespace_is_told_with_its_addresses(directory):
     async def main():
         async with watched(directory, parent):
             path = namespace(directory, "one")
-            await until(lambda: parent.newborns)
-            (newborn,) = parent.newborns
+            await until(lambda: parent.seen_before_start)
+            (newborn,) = parent.seen_before_start
             assert (newborn.container_id, newborn.addresses) == (cid(2), (ADDRESS,))
             assert newborn.netns.id == namespaces.identify(path)
             (directory / "one").unlink()
@@ -104,16 +104,16 @@ def test_nothing_is_guessed(directory, monkeypatch):
     namespace(directory, "old")
     owners = {str(directory / "known"): cid(3)}
 
-    async def pid_owner(path):
+    async def find_container(path):
         await trio.lowlevel.checkpoint()
         return owners.get(path)
 
-    monkeypatch.setattr(namespaces, "pid_owner", pid_owner)
+    monkeypatch.setattr(namespaces, "find_container", find_container)
 
     async def main():
         async with watched(directory, parent):
             namespace(directory, "known")
-            await until(lambda: parent.newborns)
+            await until(lambda: parent.seen_before_start)
             namespace(directory, "build")
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert parent.asked == [cid(3)]
@@ -131,7 +131,7 @@ def test_others_are_left_alone(directory):
             namespace(directory, "one")
             await until(lambda: parent.asked)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert not parent.newborns
+            assert not parent.seen_before_start
 
     trio.run(main)
 
@@ -146,7 +146,7 @@ def test_a_fault_stops_nobody_else(directory):
             namespace(directory, "one")
             await until(lambda: not parent.fails)
             namespace(directory, "two")
-            await until(lambda: parent.newborns)
+            await until(lambda: parent.seen_before_start)
 
     trio.run(main)
 
@@ -159,6 +159,6 @@ def test_directory_that_comes_later(directory):
         async with watched(directory / "later", parent):
             (directory / "later").mkdir()
             namespace(directory / "later", "one")
-            await until(lambda: parent.newborns)
+            await until(lambda: parent.seen_before_start)
 
     trio.run(main)

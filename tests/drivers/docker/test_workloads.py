@@ -7,11 +7,11 @@ from ipaddress import IPv4Address
 import pytest
 from fakedocker import BRIDGE, FakeDocker, cid
 
-from appliance.drivers.docker.prestart import Newborn
+from appliance.drivers.docker.prestart import StartingContainer
 from appliance.drivers.docker.types import Event
-from appliance.drivers.docker.workloads import STARTING_LIFE, Roster
+from appliance.drivers.docker.workloads import STARTING_LIFE, WorkloadStore
 from appliance.drivers.netns import identity as namespaces
-from appliance.logs import Faults
+from appliance.faults import Faults
 from appliance.model.facts import Netns, RunState
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "web"}
@@ -26,13 +26,13 @@ class Scene:
         self.faults = Faults()
         self.directory = directory
         (directory / "one").symlink_to("/proc/self/ns/net")
-        self.roster = Roster(
+        self.store = WorkloadStore(
             netns_dir=directory,
             changed=lambda *, urgent: self.urgent.append(urgent),
             fresh_netns=self.fresh.append,
             faults=self.faults,
         )
-        self.roster.networks = {"bridge": BRIDGE}
+        self.store.networks = {"bridge": BRIDGE}
         self.docker = FakeDocker()
         self.docker.add(2, LABELS)
 
@@ -44,12 +44,12 @@ class Scene:
     @property
     def workload(self):
         """What the roster has."""
-        return self.roster.table[cid(2)]
+        return self.store.table[cid(2)]
 
-    def newborn(self) -> Newborn:
+    def newborn(self) -> StartingContainer:
         """Return the appearance of its namespace."""
         path = str(self.directory / "one")
-        return Newborn(
+        return StartingContainer(
             container_id=cid(2),
             netns=Netns(id=namespaces.identify(path), path=path),
             addresses=(IPv4Address("172.17.0.2"),),
@@ -64,78 +64,78 @@ def scene(tmp_path):
 
 def test_same_again_changes_nothing(scene):
     """What is seen a second time rings no bell."""
-    scene.roster.seen(scene.inspected, None)
+    scene.store.seen(scene.inspected, None)
     before = list(scene.urgent)
-    scene.roster.seen(scene.inspected, None)
+    scene.store.seen(scene.inspected, None)
     assert scene.urgent == before
     assert len(scene.fresh) == 1
 
 
 def test_birth_is_urgent_and_fresh(scene):
     """A newborn's namespace is told as fresh before the urgent change, and nothing serves in it."""
-    scene.roster.sketch(scene.inspected.listed)
-    assert scene.roster.born(scene.newborn())
+    scene.store.sketch(scene.inspected.listed)
+    assert scene.store.born(scene.newborn())
     assert scene.urgent[-1] is True
     assert scene.fresh == [scene.workload.netns.id]
-    assert scene.roster.is_starting(cid(2))
-    assert not scene.roster.is_settled(cid(2))
+    assert scene.store.is_starting(cid(2))
+    assert not scene.store.is_settled(cid(2))
 
 
 def test_start_completes_the_newborn(scene):
     """Docker's own word ends the start; the namespace is not fresh a second time."""
-    scene.roster.sketch(scene.inspected.listed)
-    scene.roster.born(scene.newborn())
-    scene.roster.seen(scene.inspected, None)
+    scene.store.sketch(scene.inspected.listed)
+    scene.store.born(scene.newborn())
+    scene.store.seen(scene.inspected, None)
     assert scene.workload.started_at == 900.0
-    assert scene.roster.is_settled(cid(2))
+    assert scene.store.is_settled(cid(2))
     assert len(scene.fresh) == 1
 
 
 def test_late_birth_is_nothing_new(scene):
     """A namespace that Docker has told of already is no newborn."""
-    scene.roster.seen(scene.inspected, None)
-    assert not scene.roster.born(scene.newborn())
+    scene.store.seen(scene.inspected, None)
+    assert not scene.store.born(scene.newborn())
     assert scene.workload.started_at == 900.0
 
 
 def test_birth_without_a_known_network_waits(scene):
     """Without a bridge network for its address there is nothing to publish yet."""
-    scene.roster.networks = {}
-    scene.roster.sketch(scene.inspected.listed)
-    assert scene.roster.born(scene.newborn())
+    scene.store.networks = {}
+    scene.store.sketch(scene.inspected.listed)
+    assert scene.store.born(scene.newborn())
     assert scene.workload.netns is None
 
 
 def test_old_word_does_not_undo_a_birth(scene, monkeypatch):
     """While a start is under way `created` is old news; after a minute it is believed."""
-    scene.roster.sketch(scene.inspected.listed)
-    scene.roster.born(scene.newborn())
+    scene.store.sketch(scene.inspected.listed)
+    scene.store.born(scene.newborn())
     scene.docker.change(cid(2), state=RunState.CREATED)
-    scene.roster.seen(scene.inspected, None)
+    scene.store.seen(scene.inspected, None)
     assert scene.workload.netns is not None
-    now = scene.roster._starting[cid(2)].since
+    now = scene.store._starting[cid(2)].since
     monkeypatch.setattr("appliance.drivers.docker.workloads.time.time", lambda: now + STARTING_LIFE + 1)
-    scene.roster.seen(scene.inspected, None)
+    scene.store.seen(scene.inspected, None)
     assert scene.workload.state is RunState.CREATED
     assert scene.workload.netns is None
 
 
 def test_die_before_the_birth_is_of_the_former_run(scene):
     """At a restart the old run's `die` may arrive after the new namespace: it changes nothing."""
-    scene.roster.sketch(scene.inspected.listed)
-    scene.roster.born(scene.newborn())
-    scene.roster.died(Event(kind="container", action="die", id=cid(2), time=1000.0))
+    scene.store.sketch(scene.inspected.listed)
+    scene.store.born(scene.newborn())
+    scene.store.died(Event(kind="container", action="die", id=cid(2), time=1000.0))
     assert scene.workload.netns is not None
 
 
 def test_accepting_is_of_one_namespace(scene):
     """A probe's success counts for the namespace that was dialled, and only while it is the workload's."""
-    scene.roster.seen(scene.inspected, None)
+    scene.store.seen(scene.inspected, None)
     netns = scene.workload.netns.id
-    scene.roster.accepted(cid(2), netns, 80)
+    scene.store.accepted(cid(2), netns, 80)
     assert scene.workload.accepting == {80}
-    scene.roster.died(Event(kind="container", action="die", id=cid(2), time=1000.0))
-    scene.roster.accepted(cid(2), netns, 80)
+    scene.store.died(Event(kind="container", action="die", id=cid(2), time=1000.0))
+    scene.store.accepted(cid(2), netns, 80)
     assert scene.workload.accepting == frozenset()
 
 
@@ -145,16 +145,16 @@ def test_namespace_elsewhere_is_found_and_reported(scene, tmp_path):
     other.mkdir()
     (other / "two").symlink_to("/proc/self/ns/net")
     scene.docker.change(cid(2), sandbox_key=str(other / "two"))
-    scene.roster.seen(scene.inspected, None)
+    scene.store.seen(scene.inspected, None)
     assert scene.workload.netns.path == str(other / "two")
     assert "netns_dir" in scene.faults.list()
 
 
 def test_removed_is_gone(scene):
     """A removed container is forgotten at once; removing it again is nothing."""
-    scene.roster.seen(scene.inspected, None)
-    scene.roster.remove(cid(2))
+    scene.store.seen(scene.inspected, None)
+    scene.store.remove(cid(2))
     changes = len(scene.urgent)
-    scene.roster.remove(cid(2))
-    assert not scene.roster.table
+    scene.store.remove(cid(2))
+    assert not scene.store.table
     assert len(scene.urgent) == changes

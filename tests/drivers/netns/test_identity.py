@@ -26,10 +26,10 @@ def test_waiting_for_a_namespace_ends(tmp_path):
     file.touch()
 
     async def main():
-        assert await netns.appeared(str(file), timeout=0.02) is None
+        assert await netns.wait_namespace(str(file), timeout=0.02) is None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_remove, file)
-            assert await netns.appeared(str(file), timeout=60) is None
+            assert await netns.wait_namespace(str(file), timeout=60) is None
 
     trio.run(main)
 
