@@ -1,6 +1,6 @@
 """The configuration: `/etc/meshbox/meshbox.toml`, then `MESHBOX_…` variables, then flags; the later one wins.
 
-`Config` is the one place where each field, its default and its meaning stand; the README's table, the default file and
+`Config` is the one place where each field, its default and its meaning stand; the table in docs/, the default file and
 the flags of `meshbox run` are made from `options()`.
 """
 
