@@ -36,13 +36,12 @@ from appliance.drivers.consul.liveness import Liveness
 from appliance.drivers.consul.loss import AWAY, EPOCH, GRACE, LOOK, LossDetector
 from appliance.drivers.consul.rejoin import rejoin
 from appliance.drivers.consul.specs import FOLDER, Specs
-from appliance.drivers.consul.watch import START, Interests, Queries, Staleness
+from appliance.drivers.consul.watch import START, Queries, ServiceWatch, Staleness
 from appliance.drivers.local import statefile
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity as namespaces
 from appliance.errors import RetryError
-from appliance.model.registry import RegistryFacts
-from appliance.plan.visitors import EVERYTHING
+from appliance.model.registry import Interests, RegistryFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -114,7 +113,7 @@ class ConsulRegistry:
         )
         self._loss = LossDetector(self._api, self._stale, node, lost=self._lost, other=self._other, grace=grace)
         self._specs = Specs(self._api, clock, self._publish)
-        self._interests = Interests(
+        self._service_watch = ServiceWatch(
             self._queries, fetch=self._api.health, fetch_catalogue=self._api.catalogue, took=self._took_service
         )
         self._machines: dict[str, Machine] = {}
@@ -127,7 +126,7 @@ class ConsulRegistry:
         self._complaints: dict[str, tuple[str, ...]] = {}
         self._first = {MACHINES: trio.Event(), "specs": trio.Event()}
         self._losses = trio.Event()
-        self._interest: frozenset[str] = frozenset()
+        self._interests = Interests()
         self._every: frozenset[str] | None = None
         """Services of the catalogue, while all are of interest. It only grows: what is gone has no endpoints."""
         self._nursery: trio.Nursery | None = None
@@ -148,7 +147,7 @@ class ConsulRegistry:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await nursery.start(self._interests.run)
+                await nursery.start(self._service_watch.run)
                 nursery.start_soon(self._announcer.run)
                 nursery.start_soon(self._follow_machines)
                 nursery.start_soon(self._queries.follow, "specs", self._fetch_specs, self._took_specs)
@@ -204,25 +203,27 @@ class ConsulRegistry:
         """Withdraw all announcements."""
         await self._announcer.withdraw()
 
-    def watch(self, services: frozenset[str]) -> None:
-        """Replace the services whose endpoints are of interest; EVERYTHING stands for all."""
-        self._interest = services
-        if EVERYTHING in services:
+    def watch(self, interests: Interests) -> None:
+        """Replace the services whose endpoints are of interest."""
+        self._interests = interests
+        services = interests.services
+        if interests.everything:
             if self._every is None and self._nursery is not None:
                 self._every = frozenset(self._endpoints)
                 self._nursery.start_soon(self._queries.follow, "all services", self._api.services, self._took_names)
-            services = services - {EVERYTHING} | (self._every or frozenset())
+            services |= self._every or frozenset()
         for service in self._endpoints.keys() - services:
             del self._endpoints[service]
             self._answered.pop(service, None)
             self._complaints.pop(f"service {service}", None)
-        self._interests.watch(services)
+        self._service_watch.watch(services)
         self._publish()
 
-    async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:
+    async def look(self, interests: Interests) -> tuple[Endpoint, ...]:
         """Return what other machines serve of these services; those that are not watched are asked for now."""
-        if EVERYTHING in services:
-            services = services - {EVERYTHING} | await self._names()
+        services = interests.services
+        if interests.everything:
+            services |= await self._names()
         found = [e for e in self._facts.endpoints if e.destination.name.service in services]
         if self._stale.since is None:
             for service in sorted(services - self._answered.keys()):
@@ -243,7 +244,7 @@ class ConsulRegistry:
 
     async def _took_names(self, names: frozenset[str]) -> None:
         self._every = (self._every or frozenset()) | (names - {MESHBOX, "consul"})
-        self.watch(self._interest)
+        self.watch(self._interests)
 
     # -- what Consul answers
 

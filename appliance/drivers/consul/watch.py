@@ -144,7 +144,7 @@ class Queries:
         self._stale.over(query)  # it may have failed last, and nobody asks any more
 
 
-class Interests:
+class ServiceWatch:
     """Keeps the entries of the services of interest up to date."""
 
     def __init__(

@@ -24,8 +24,8 @@ from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
 from appliance.model.network import Registration
+from appliance.model.registry import Interests
 from appliance.model.spec import Container, Service
-from appliance.plan.visitors import EVERYTHING
 from tests.faultyconsul import FaultyConsul
 from tests.realconsul import ACL_RULES, ConsulAgent, consul_binary, free_ports, wait_until
 
@@ -72,7 +72,7 @@ class Machines:
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(registry.run)
-            registry.watch(watch)
+            registry.watch(Interests(services=watch))
             yield registry
             nursery.cancel_scope.cancel()
 
@@ -230,7 +230,7 @@ def test_a_machine_that_dies(machines, consul_agent):
             two._announcer._beat = trio.lowlevel.checkpoint
             consul_agent.request("PUT", "/v1/agent/check/fail/meshbox:m2")
             await until(lambda: nodes(one) == ["m1"] and weights(one) == [])
-            assert await one.look(ALL) == ()
+            assert await one.look(Interests(services=ALL)) == ()
             assert [m.node for m in one.facts.machines] == ["m1", "m2"]
             consul_agent.request("PUT", "/v1/agent/check/pass/meshbox:m2")
             await until(lambda: weights(one) == [("m2", 1)])
@@ -680,15 +680,17 @@ def test_looking_at_what_is_not_watched(machines, consul_agent):
                 await one.register(serving(destination=apple, port=20001))
                 await until(lambda: weights(two) == [("m1", 1)])
                 await until(lambda: "meshbox:m1:apple.orange:80/tcp" in consul_agent.get("/v1/agent/services"))
-                found = await two.look(frozenset({"web", "orange", "none"}))
+                found = await two.look(Interests(services=frozenset({"web", "orange", "none"})))
                 assert {(e.destination, e.revisions) for e in found} == {(WEB, (("0a1b2c3d", 1),)), (apple, ())}
-                assert await one.look(frozenset({"orange"})) == ()
-                assert {e.destination for e in await two.look(frozenset({EVERYTHING}))} == {WEB, apple}
-                assert await one.look(frozenset({EVERYTHING})) == ()
+                assert await one.look(Interests(services=frozenset({"orange"}))) == ()
+                assert {e.destination for e in await two.look(Interests(everything=True))} == {WEB, apple}
+                assert await one.look(Interests(everything=True)) == ()
                 faulty.status = 500
                 faulty.hang_up()
                 await until(lambda: two.facts.held_since)
-                assert {e.destination for e in await two.look(frozenset({"web", "orange"}))} == {WEB}
+                assert {e.destination for e in await two.look(Interests(services=frozenset({"web", "orange"})))} == {
+                    WEB
+                }
             nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from appliance.drivers.consul.api import WAIT
-from appliance.drivers.consul.watch import BACKOFF, Interests, Queries, Staleness
+from appliance.drivers.consul.watch import BACKOFF, Queries, ServiceWatch, Staleness
 from appliance.errors import RetryError
 
 
@@ -215,7 +215,7 @@ def interested(script, direct=4):
 
     async def main():
         queries = Queries(Staleness(trio.current_time, lambda: None))
-        interests = Interests(queries, fetch=fake.health, fetch_catalogue=fake.index, took=took, direct=direct)
+        interests = ServiceWatch(queries, fetch=fake.health, fetch_catalogue=fake.index, took=took, direct=direct)
         async with trio.open_nursery() as nursery:
             await nursery.start(interests.run)
             await script(interests, fake, taken)
