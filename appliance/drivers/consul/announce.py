@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from appliance.drivers.consul.api import ConsulApi
-    from appliance.drivers.consul.watch import Staleness
+    from appliance.drivers.consul.staleness import Staleness
     from appliance.model.names import Destination
     from appliance.model.network import Registration
 
@@ -65,7 +65,7 @@ class Announcer:
     def __init__(
         self,
         api: ConsulApi,
-        held: Staleness,
+        staleness: Staleness,
         *,
         node: str,
         meta: tuple[tuple[str, str], ...],
@@ -81,7 +81,7 @@ class Announcer:
         `changed` is called when a problem appears or is over.
         """
         self._api = api
-        self._stale = held
+        self._staleness = staleness
         self._node = node
         self._meta = meta
         self._address = address
@@ -225,14 +225,14 @@ class Announcer:
             raise RetryError(namesake(self._node))
 
     def _failed(self, error: MeshboxError) -> None:
-        self._stale.failed(BEAT, error)
+        self._staleness.failed(BEAT, error)
         self._registered = False
         self._unsure.set()
         if self._alive.is_set():
             self._alive = trio.Event()
 
     def _succeeded(self) -> None:
-        self._stale.over(BEAT)
+        self._staleness.over(BEAT)
         if not self._alive.is_set():
             self._alive.set()
             self._unsure.set()
@@ -296,11 +296,11 @@ class Announcer:
             try:
                 await self._compare()
             except RetryError as error:
-                self._stale.failed(QUERY, error)
+                self._staleness.failed(QUERY, error)
                 failures += 1
                 await trio.sleep(RETRY[min(failures, len(RETRY)) - 1])
                 continue
-            self._stale.over(QUERY)
+            self._staleness.over(QUERY)
             failures = 0
             left = began + SETTLE - trio.current_time()
             with trio.move_on_after(COMPARE if self._settled else max(left, 0.0)):

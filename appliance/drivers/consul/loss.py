@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from appliance.drivers.consul.api import ConsulApi
-    from appliance.drivers.consul.watch import Staleness
+    from appliance.drivers.consul.staleness import Staleness
 
 log = structlog.get_logger()
 
@@ -60,7 +60,7 @@ class LossDetector:
     def __init__(
         self,
         api: ConsulApi,
-        held: Staleness,
+        staleness: Staleness,
         node: str,
         *,
         lost: Callable[[], None],
@@ -72,7 +72,7 @@ class LossDetector:
         `other` is called when a start turns out to have met another Consul than the one whose epoch was on disk.
         """
         self._api = api
-        self._stale = held
+        self._staleness = staleness
         self._own = machine_id(node)
         self._lost = lost
         self._other = other
@@ -115,7 +115,7 @@ class LossDetector:
                     consul=self._api.where,
                 )
                 self._former = self.epoch
-            self._stale.failed(QUERY, f"{self._api.where} has lost its data; it is being put back")
+            self._staleness.failed(QUERY, f"{self._api.where} has lost its data; it is being put back")
             self._until = trio.current_time() + self._grace
             self._lost()
         if not epoch:
@@ -130,7 +130,7 @@ class LossDetector:
         Not `sure`: a server that has just started is behind for a moment, too. But where it is a backup, another
         machine may have put back its part before this one looks again, and the index is no longer lower then.
         """
-        self._stale.failed(QUERY, f"{self._api.where} has older data than before; what is newer is being put back")
+        self._staleness.failed(QUERY, f"{self._api.where} has older data than before; what is newer is being put back")
         if not sure:
             self._until = max(self._until, trio.current_time() + min(DOUBT, self._grace))
             return
@@ -159,7 +159,7 @@ class LossDetector:
                 continue
         self._older = False
         self._former = ""
-        self._stale.over(QUERY)
+        self._staleness.over(QUERY)
 
     async def merge(
         self,

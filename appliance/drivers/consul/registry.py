@@ -1,10 +1,4 @@
-"""Consul as the registry: what all machines share, held through whatever happens to it (DESIGN §6).
-
-    consultransport  HTTP under Trio          consulwatch     blocking queries, bounded
-    consulapi        the calls that are made  consulannounce  this machine's registrations and heartbeat
-    consulcodec      what stands in Consul    consulevidence  removed, or only missing?
-    consulfile       the copy on disk         consulspecs     deployed specs and tombstones
-    consuldeparted   machines that vanished   consulliveness  who is not healthy, but alive
+"""Consul as the registry: what all machines share, held through whatever happens to it.
 
 Facts come from disk first, then from Consul. A list shrinks only on evidence, and a failed read changes nothing.
 """
@@ -31,12 +25,13 @@ from appliance.drivers.consul.codec import (
     parse_endpoints,
     parse_machines,
 )
-from appliance.drivers.consul.departed import Deregistered
+from appliance.drivers.consul.deregistered import Deregistered
 from appliance.drivers.consul.liveness import Liveness
 from appliance.drivers.consul.loss import AWAY, EPOCH, GRACE, LOOK, LossDetector
 from appliance.drivers.consul.rejoin import rejoin
 from appliance.drivers.consul.specs import FOLDER, Specs
-from appliance.drivers.consul.watch import START, Queries, ServiceWatch, Staleness
+from appliance.drivers.consul.staleness import START, Staleness
+from appliance.drivers.consul.watch import Queries, ServiceWatch
 from appliance.drivers.local import statefile
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity as namespaces
@@ -99,11 +94,11 @@ class ConsulRegistry:
         self._file = state_dir / consulfile.NAME
         self._store = LocalStore(state_dir, clock=clock)
         self._api = ConsulApi(settings)
-        self._stale = Staleness(clock, self._publish)
-        self._queries = Queries(self._stale, self._went_back)
+        self._staleness = Staleness(clock, self._publish)
+        self._queries = Queries(self._staleness, self._went_back)
         self._announcer = Announcer(
             self._api,
-            self._stale,
+            self._staleness,
             node=node,
             meta=meta,
             address=address,
@@ -111,14 +106,14 @@ class ConsulRegistry:
             host=host or namespaces.host(),
             gateway=gateway,
         )
-        self._loss = LossDetector(self._api, self._stale, node, lost=self._lost, other=self._other, grace=grace)
+        self._loss = LossDetector(self._api, self._staleness, node, lost=self._lost, other=self._other, grace=grace)
         self._specs = Specs(self._api, clock, self._publish)
         self._service_watch = ServiceWatch(
             self._queries, fetch=self._api.health, fetch_catalogue=self._api.catalogue, took=self._took_service
         )
         self._machines: dict[str, Machine] = {}
-        self._departed = Deregistered(self._publish)
-        self._liveness = Liveness(node, held=lambda: self._stale.since is not None, changed=self._publish)
+        self._deregistered = Deregistered(self._publish)
+        self._liveness = Liveness(node, held=lambda: self._staleness.held, changed=self._publish)
         self._proxy_ports = proxy_ports
         self._endpoints: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
         self._answered: dict[str, dict[tuple[str, Destination], Endpoint]] = {}
@@ -152,9 +147,9 @@ class ConsulRegistry:
                 nursery.start_soon(self._follow_machines)
                 nursery.start_soon(self._queries.follow, "specs", self._fetch_specs, self._took_specs)
                 nursery.start_soon(self._specs.resend)
-                nursery.start_soon(rejoin, self._api, self._stale)
+                nursery.start_soon(rejoin, self._api, self._staleness)
                 nursery.start_soon(self._get_over_losses)
-                nursery.start_soon(self._departed.forget)
+                nursery.start_soon(self._deregistered.forget)
                 nursery.start_soon(self._liveness.run)
                 nursery.start_soon(self._save_now_and_then)
                 nursery.start_soon(self._note_first_answers)
@@ -162,7 +157,7 @@ class ConsulRegistry:
                 with trio.move_on_after(FIRST_ANSWER) as patience:
                     await self._answers()
                 if patience.cancelled_caught:
-                    log.warning("starting without Consul, on what is on disk", cause=self._stale.why or "no answer yet")
+                    log.warning("starting without Consul, on what is on disk", cause=self._staleness.why)
                 task_status.started()
         finally:
             with trio.move_on_after(2) as last:
@@ -225,7 +220,7 @@ class ConsulRegistry:
         if interests.everything:
             services |= await self._names()
         found = [e for e in self._facts.endpoints if e.destination.name.service in services]
-        if self._stale.since is None:
+        if not self._staleness.held:
             for service in sorted(services - self._answered.keys()):
                 try:
                     _, entries = await self._api.health(service)
@@ -237,7 +232,7 @@ class ConsulRegistry:
 
     async def _names(self) -> frozenset[str]:
         try:
-            return (await self._api.services())[1] - {MESHBOX, "consul"} if self._stale.since is None else frozenset()
+            return (await self._api.services())[1] - {MESHBOX, "consul"} if not self._staleness.held else frozenset()
         except RetryError as error:
             log.debug("cannot ask for the services that there are", cause=str(error))
             return frozenset()
@@ -254,7 +249,7 @@ class ConsulRegistry:
 
     async def _note_first_answers(self) -> None:
         await self._answers()
-        self._stale.over(START)
+        self._staleness.over(START)
 
     async def _confirm(self) -> None:
         """Hold what is known until Consul shows this machine: a token that may not read others sees an empty mesh."""
@@ -265,9 +260,9 @@ class ConsulRegistry:
                 self._loss.check_own((await self._api.health(MESHBOX))[1])
             except RetryError as error:
                 if pause == LOOK:
-                    self._stale.failed(OWN, error)
+                    self._staleness.failed(OWN, error)
             else:
-                self._stale.over(OWN)
+                self._staleness.over(OWN)
                 return
 
     async def _follow_machines(self) -> None:
@@ -281,7 +276,7 @@ class ConsulRegistry:
             self._announcer.again()
         self._machines = {**known, **found}
         self._machines = await self._loss.merge(known, found, self._read_machines)
-        self._departed.note(known, self._machines)
+        self._deregistered.note(known, self._machines)
         self._first[MACHINES].set()
         self._publish()
 
@@ -293,7 +288,7 @@ class ConsulRegistry:
         found, doubts = one_per_node(seen)
         self._complaints[MACHINES] = (*complaints, *doubts)
         silent = {s.machine for s in seen if s.silent}
-        if self._stale.lasted(MACHINES) >= AWAY:
+        if self._staleness.lasted(MACHINES) >= AWAY:
             self._loss.was_away()
             self._losses.set()
         if not self._loss.suspended:
@@ -341,7 +336,7 @@ class ConsulRegistry:
     def _other(self) -> None:
         self._specs.disown()
         self._machines.clear()
-        self._departed.clear()
+        self._deregistered.clear()
         self._endpoints.clear()
 
     async def _get_over_losses(self) -> None:
@@ -350,7 +345,7 @@ class ConsulRegistry:
             await self._losses.wait()
             await self._loss.get_over()
             await trio.sleep(LOOK)
-            if self._stale.since is None and await self._settle():
+            if not self._staleness.held and await self._settle():
                 self._losses = trio.Event()
 
     async def _settle(self) -> bool:
@@ -375,7 +370,7 @@ class ConsulRegistry:
         """Make facts of what is known; ring the bell if they differ in what plans depend on."""
         before = self._facts
         known = self._specs.known.items()
-        machines = (*self._machines.values(), *self._departed.machines)
+        machines = (*self._machines.values(), *self._deregistered.machines)
         problems = tuple(text for _, texts in sorted(self._complaints.items()) for text in texts)
         self._facts = RegistryFacts(
             specs={name: stored.service for name, stored in known if stored.service is not None},
@@ -389,8 +384,8 @@ class ConsulRegistry:
                 for endpoint in found.values()
                 if self._serves(endpoint.node)
             ),
-            held_since=self._stale.since,
-            held_why=self._stale.why,
+            held_since=self._staleness.since,
+            held_why=self._staleness.why,
             problems=(
                 *problems,
                 *(text for _, text in sorted(self._announcer.problems.items())),
@@ -421,7 +416,7 @@ class ConsulRegistry:
         for name, when in self._store.tombstones.items():
             self._specs.known[name] = StoredSpec(service=None, changed=known.changed.get(name, when))
         self._specs.disowned = self._specs.known.keys() - known.changed.keys()
-        self._stale.failed(START, "nothing heard from Consul yet")
+        self._staleness.failed(START, "nothing heard from Consul yet")
         self._publish()
 
     async def _save_now_and_then(self) -> None:

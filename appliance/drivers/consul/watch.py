@@ -19,10 +19,10 @@ from appliance.errors import RetryError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from appliance.drivers.consul.staleness import Staleness
+
     Entries = list[dict[str, object]]
 
-START = "start"
-"""Stands for the first answers, which are not there yet."""
 DIRECT = 48
 """Services that have a blocking query of their own. With those for machines, specs and catalogue: 51 in all, 52
 where every service is of interest. One more reads services that are new; what only writes or looks comes on top."""
@@ -41,55 +41,15 @@ all that many keep changing, reading them takes a fifth of the time, and a singl
 _T = TypeVar("_T")
 
 
-class Staleness:
-    """Which queries fail, since when and why. While any does, what was last known is held."""
-
-    def __init__(self, clock: Callable[[], float], changed: Callable[[], None]) -> None:
-        """`clock` gives seconds since the epoch; `changed` is called when holding begins or ends."""
-        self._clock = clock
-        self._changed = changed
-        self._failing: dict[str, str] = {}
-        self._began: dict[str, float] = {}
-        self.since: float | None = None
-
-    @property
-    def why(self) -> str:
-        """The first of the reasons; not having heard anything yet only where there is no better one."""
-        return next((why for query, why in self._failing.items() if query != START), self._failing.get(START, ""))
-
-    def failed(self, query: str, cause: object) -> None:
-        """Note that a query failed."""
-        before = dict(self._failing)
-        self._failing[query] = str(cause)
-        self._began.setdefault(query, trio.current_time())
-        if self.since is None:
-            self.since = self._clock()
-        if before != self._failing:
-            self._changed()
-
-    def lasted(self, query: str) -> float:
-        """Return for how many seconds a query has failed; 0 for one that works."""
-        began = self._began.get(query)
-        return 0.0 if began is None else trio.current_time() - began
-
-    def over(self, query: str) -> None:
-        """Note that it works."""
-        self._began.pop(query, None)
-        if self._failing.pop(query, None) is not None:
-            if not self._failing:
-                self.since = None
-            self._changed()
-
-
 class Queries:
     """Follows values with blocking queries, and counts those that wait."""
 
-    def __init__(self, held: Staleness, went_back: Callable[[bool], None] = lambda _: None) -> None:
+    def __init__(self, staleness: Staleness, went_back: Callable[[bool], None] = lambda _: None) -> None:
         """`went_back` is called when an index is lower than before, and with True once it stays so.
 
         Consul's data are of an earlier time then.
         """
-        self._stale = held
+        self._staleness = staleness
         self._went_back = went_back
         self.open = 0
 
@@ -125,7 +85,7 @@ class Queries:
                 if index == 0 or found != index:
                     await took(value)
             except RetryError as error:
-                self._stale.failed(query, error)
+                self._staleness.failed(query, error)
                 index = quick = 0
                 pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
                 failures += 1
@@ -133,7 +93,7 @@ class Queries:
                 continue
             finally:
                 self.open -= 1
-            self._stale.over(query)
+            self._staleness.over(query)
             failures = 0
             waited = trio.current_time() - began
             last = max(found, 1)
@@ -141,7 +101,7 @@ class Queries:
             index = 0 if found == index and waited < WAIT else last
             quick = quick + 1 if waited < AT_ONCE else 0
             await trio.sleep(BUSY[min(quick, len(BUSY) - 1)])
-        self._stale.over(query)  # it may have failed last, and nobody asks any more
+        self._staleness.over(query)  # it may have failed last, and nobody asks any more
 
 
 class ServiceWatch:

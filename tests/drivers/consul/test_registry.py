@@ -510,7 +510,7 @@ def test_consul_restarted_with_its_data(machines, consul_agent, monkeypatch):
             for path in (consul_agent.folder / "data/checks/state").iterdir():
                 path.unlink()  # as if the TTL had passed since the last heartbeat
             await trio.to_thread.run_sync(consul_agent.stop)
-            await until(lambda: one._held.lasted("machines") > 1)
+            await until(lambda: one._staleness.lasted("machines") > 1)
             await trio.to_thread.run_sync(consul_agent.start)
             await until(lambda: status("m2") == status("m3") == "critical" and one.facts.held_since is None)
             may_beat.set()
