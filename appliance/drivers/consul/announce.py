@@ -88,8 +88,7 @@ class Announcer:
         self._changed = changed
         self._host = host
         self._gateway = gateway
-        self.presence_port: int | None = None
-        """To be set before `run`."""
+        self._presence_port: int | None = None
         self.machine: Machine | None = None
         """This machine, once its address is known."""
         self.announced = trio.Event()
@@ -114,11 +113,16 @@ class Announcer:
         self._patience = PATIENCE
         self._waited = 0.0
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, presence_port: int | None = None, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Keep everything registered until cancelled. Started once the machine is (or Consul failed to).
+
+        `presence_port` is where this machine says that it is alive, if there is one.
 
         Raises HostError when this machine has no address under which others can reach it.
         """
+        self._presence_port = presence_port
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for service_id in self._due:
@@ -204,7 +208,7 @@ class Announcer:
                 address=address,
                 meta=self._meta,
                 gateway=self._gateway,
-                presence_port=self.presence_port,
+                presence_port=self._presence_port,
                 claims=self._claims,
             )
         if not self._registered:

@@ -167,9 +167,8 @@ def test_presence_port_is_announced_with_the_machine():
 
     async def main():
         world = World()
-        world.announcer.presence_port = 29999
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.announcer.run)
+            await nursery.start(world.announcer.run, 29999)
             assert world.agent.services[OWN]["port"] == 29999
             world.agent.services[OWN]["port"] = 29998
             await trio.sleep(COMPARE + SETTLE)

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from appliance.drivers.consul.codec import TTL
-from appliance.drivers.consul.loss import EPOCH, GRACE, LossDetector
+from appliance.drivers.consul.loss import APPEARS, EPOCH, GRACE, LOOK, LossDetector
 from appliance.drivers.consul.staleness import Staleness
 from appliance.errors import RetryError
 from tests.drivers.fakekeys import FakeKeys
@@ -105,7 +105,7 @@ def test_start_meets_another_consul():
     """An epoch that has nothing to do with the one on disk: nothing is held and nobody has lost anything."""
 
     async def script(world):
-        world.loss.epoch = "mine"
+        world.loss.remember("mine")
         world.keys.set(EPOCH, b"theirs")
         assert await world.loss.merge({"a": 1}, {"b": 2}) == {"b": 2}
         assert (world.others, world.losses, world.loss.epoch) == (1, 0, "theirs")
@@ -119,7 +119,7 @@ def test_start_after_a_loss_that_others_mended():
     async def script(world):
         other = LossDetector(world.keys, world.staleness, "m2", lost=world._lost, other=world.other)
         await other.look()
-        world.loss.epoch = other.epoch
+        world.loss.remember(other.epoch)
         for _ in range(2):
             world.keys.keys.clear()
             await other.look()
@@ -134,7 +134,7 @@ def test_start_without_an_epoch_there():
     """A Consul that was emptied while this machine was off gets everything back."""
 
     async def script(world):
-        world.loss.epoch = "mine"
+        world.loss.remember("mine")
         assert await world.loss.merge({"a": 1}, {}) == {"a": 1}
         assert (world.others, world.losses) == (0, 1)
 
@@ -254,5 +254,82 @@ def test_no_evidence_without_consul():
         world.keys.down = True
         with pytest.raises(RetryError):
             await world.loss.merge({"a": 1}, {})
+
+    run(script)
+
+
+def test_the_epoch_among_other_keys():
+    """An answer that holds the known epoch asks nothing; any other has it looked at anew."""
+
+    async def script(world):
+        await world.loss.look()
+        known = world.keys.keys[EPOCH]
+        world.keys.down = True
+        await world.loss.compare(known)
+        for found in (None, (b"another", 1)):
+            with pytest.raises(RetryError):
+                await world.loss.compare(found)
+
+    run(script)
+
+
+def lose(world):
+    """Consul loses the epoch."""
+    world.keys.keys.clear()
+
+
+DOUBTS = {
+    "loss": lose,
+    "older data": lambda world: world.loss.went_back(sure=True),
+    "perhaps older data": lambda world: world.loss.went_back(sure=False),
+    "silence": lambda world: world.loss.was_away(),
+}
+
+
+@pytest.mark.parametrize("doubt", DOUBTS.values(), ids=DOUBTS.keys())
+def test_losses_are_settled(doubt):
+    """After each one, once its time is over, what did not come back is dropped: until that has been done, not twice."""
+
+    async def script(world):
+        settled = []
+
+        async def settle():
+            assert not world.loss.suspended
+            settled.append(trio.current_time())
+            return len(settled) == 2
+
+        await world.loss.look()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.loss.settle_losses, settle)
+            await trio.sleep(100)
+            assert settled == []
+            doubt(world)
+            await world.loss.look()
+            world.staleness.failed("specs", "no leader")
+            await trio.sleep(100)
+            assert settled == [], "not while something else is held"
+            world.staleness.over("specs")
+            await trio.sleep(100)
+            assert len(settled) == 2
+            nursery.cancel_scope.cancel()
+
+    run(script)
+
+
+def test_facts_are_held_until_consul_shows_this_machine():
+    """It is no wonder that it does not at once; after that the reason is told, until it does."""
+
+    async def script(world):
+        world.keys.machines = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.loss.confirm_own)
+            await trio.sleep(sum(APPEARS) - 0.01)
+            assert not world.staleness.held
+            await trio.sleep(0.02)
+            assert 'does not show "meshbox:m1"' in world.staleness.why
+            world.keys.machines = OWN
+            await trio.sleep(LOOK)
+            assert not world.staleness.held
+        assert world.losses == 0
 
     run(script)

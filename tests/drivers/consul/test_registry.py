@@ -260,8 +260,8 @@ def test_a_machine_that_is_not_heard_of_is_asked_itself(machines, consul_agent, 
 
     def asked(registry):
         """Count the questions, since an answer changes nothing."""
-        knows, count = registry._liveness._presence._knows, []
-        registry._liveness._presence._knows = lambda address: count.append(address) or knows(address)
+        knows, count = registry._machines._liveness._presence._knows, []
+        registry._machines._liveness._presence._knows = lambda address: count.append(address) or knows(address)
         return count
 
     async def main():
@@ -486,7 +486,7 @@ def test_backup_is_restored(machines, consul_agent, tmp_path):
 
 def test_consul_restarted_with_its_data(machines, consul_agent, monkeypatch):
     """Agents take machines for dead until their next heartbeat; for one TTL nobody believes that, for longer all do."""
-    monkeypatch.setattr("appliance.drivers.consul.registry.AWAY", 1.0)
+    monkeypatch.setattr("appliance.drivers.consul.machines.AWAY", 1.0)
     monkeypatch.setattr("appliance.drivers.consul.loss.TTL", 4.0)
 
     def status(node: str) -> str:
@@ -597,7 +597,7 @@ def test_moving_to_another_consul(machines, consul_agent):
 def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeypatch):
     """They are forgotten at once, also while the other Consul does not show this machine yet."""
 
-    async def idle(_announcer):
+    async def idle(_announcer, _presence_port):
         await trio.sleep_forever()
 
     async def main():
