@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from appliance.drivers.consul.api import RETRY
 from appliance.drivers.consul.codec import (
     TTL,
     destination_id,
@@ -49,8 +50,8 @@ PATIENCE = 2.0
 """Seconds that withdrawals are waited for in all; after that they are made up for later."""
 REFILL = 0.2
 """Seconds of that which each second gives back."""
-RETRY = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Seconds until Consul is tried again after the 1st, 2nd, … failure in a row; the last value repeats."""
+GATHER = 0.25
+"""Seconds for which reasons to register or compare anew are gathered."""
 AT_ONCE = 4
 """Registrations that are sent at the same time."""
 COMPLAIN = 2
@@ -187,10 +188,10 @@ class Announcer:
     async def _beat_on(self) -> None:
         failures = 0
         while True:
-            with trio.move_on_after(RETRY[min(failures, len(RETRY)) - 1] if failures else HEARTBEAT):
+            with trio.move_on_after(RETRY.after(failures) if failures else HEARTBEAT):
                 await self._urgent.wait()
                 self._urgent = trio.Event()
-                await trio.sleep(RETRY[0])
+                await trio.sleep(GATHER)
             try:
                 await self._beat()
             except MeshboxError as error:
@@ -272,7 +273,7 @@ class Announcer:
                     self._is_over(service_id)
                 told.set()
             if failures:
-                await trio.sleep(RETRY[min(failures, len(RETRY)) - 1])
+                await trio.sleep(RETRY.after(failures))
         self._busy.remove(service_id)
 
     async def _send(self, service_id: str) -> None:
@@ -302,14 +303,14 @@ class Announcer:
             except RetryError as error:
                 self._staleness.failed(QUERY, error)
                 failures += 1
-                await trio.sleep(RETRY[min(failures, len(RETRY)) - 1])
+                await trio.sleep(RETRY.after(failures))
                 continue
             self._staleness.over(QUERY)
             failures = 0
             left = began + SETTLE - trio.current_time()
             with trio.move_on_after(COMPARE if self._settled else max(left, 0.0)):
                 await self._unsure.wait()
-                await trio.sleep(RETRY[0])
+                await trio.sleep(GATHER)
             self._settled = trio.current_time() - began >= SETTLE
 
     async def _compare(self) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from appliance.drivers.consul.api import WAIT
+from appliance.drivers.consul.api import RETRY, WAIT
 from appliance.errors import RetryError
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 DIRECT = 48
 """Services that have a blocking query of their own. With those for machines, specs and catalogue: 51 in all, 52
 where every service is of interest. One more reads services that are new; what only writes or looks comes on top."""
-BACKOFF = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Seconds after the 1st, 2nd, … failure in a row, half of it at random; the last value repeats."""
-BUSY = (0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0)
+BUSY = Schedule((0.0, 0.0, 0.1, 0.2, 0.5, 1.0))
 """Seconds between queries that return at once, the 1st, 2nd, … in a row; the last value repeats."""
 AT_ONCE = 0.2
 """A query that returns within so many seconds did not wait."""
@@ -87,9 +86,9 @@ class Queries:
             except RetryError as error:
                 self._staleness.failed(query, error)
                 index = quick = 0
-                pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
                 failures += 1
-                await trio.sleep(pause * random.uniform(0.5, 1.0))
+                # Half of it at random, so that machines that lost a server together do not come back together.
+                await trio.sleep(RETRY.after(failures) * random.uniform(0.5, 1.0))
                 continue
             finally:
                 self.open -= 1
@@ -100,7 +99,7 @@ class Queries:
             # Consul breaks a query off, with nothing new, when a backup is restored: look what is there now.
             index = 0 if found == index and waited < WAIT else last
             quick = quick + 1 if waited < AT_ONCE else 0
-            await trio.sleep(BUSY[min(quick, len(BUSY) - 1)])
+            await trio.sleep(BUSY.after(quick))
         self._staleness.over(query)  # it may have failed last, and nobody asks any more
 
 

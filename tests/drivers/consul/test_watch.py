@@ -7,9 +7,9 @@ import itertools
 import trio
 import trio.testing
 
-from appliance.drivers.consul.api import WAIT
+from appliance.drivers.consul.api import RETRY, WAIT
 from appliance.drivers.consul.staleness import Staleness
-from appliance.drivers.consul.watch import BACKOFF, Queries, ServiceWatch
+from appliance.drivers.consul.watch import Queries, ServiceWatch
 from appliance.errors import RetryError
 
 
@@ -139,8 +139,8 @@ def test_failures_back_off():
     times = []
     followed(fetch, seconds=60)
     pauses = [b - a for a, b in itertools.pairwise(times)]
-    assert all(BACKOFF[min(n, 4)] / 2 <= pause <= BACKOFF[min(n, 4)] for n, pause in enumerate(pauses))
-    assert len(times) > 60 / BACKOFF[-1]
+    assert all(RETRY.after(n) / 2 <= pause <= RETRY.after(n) for n, pause in enumerate(pauses, start=1))
+    assert len(times) > 60 / RETRY[-1]
 
 
 def test_a_value_that_cannot_be_taken_counts_as_failure():
