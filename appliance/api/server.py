@@ -28,13 +28,13 @@ from appliance import __version__
 from appliance.api import metrics, views
 from appliance.errors import HostError, InputError, MeshboxError, did_you_mean
 from appliance.model.names import Allowance
+from appliance.model.registry import Interests
 from appliance.plan.allocate import misfit
 from appliance.plan.changes import Kind, changes, removal
 from appliance.plan.elsewhere import elsewhere
 from appliance.plan.explain import find_client, why
 from appliance.plan.placement import check_constraint
 from appliance.plan.rollout import progress
-from appliance.plan.visitors import EVERYTHING
 from appliance.spec.parse import check_services, parse_service
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Appliance(Protocol):
     def snapshot(self) -> Snapshot:
         """Return all facts as they are now."""
 
-    async def look(self, services: frozenset[str]) -> Snapshot:
+    async def look(self, interests: Interests) -> Snapshot:
         """Return the same, with what other machines serve of these services, whether it matters here or not."""
 
     async def stats(self) -> tuple[ListenerStats, ...]:
@@ -273,7 +273,7 @@ class _Api:
     async def services(self, _: Request) -> list[views.Row]:
         s = self._appliance.snapshot()
         names = frozenset({*s.specs, *(w.name.service for w in s.workloads)})
-        s = await self._appliance.look(names | {EVERYTHING})
+        s = await self._appliance.look(Interests(services=names, everything=True))
         return views.services(s, self._appliance.have, self._progress(s, names))
 
     async def workloads(self, _: Request) -> list[views.Row]:
@@ -292,7 +292,7 @@ class _Api:
 
     async def progress(self, request: Request) -> list[views.Row]:
         names = frozenset(request.query_params.getlist("service"))
-        return self._progress(await self._appliance.look(names), names)
+        return self._progress(await self._appliance.look(Interests(services=names)), names)
 
     async def rules(self, request: Request) -> views.Row:
         workload = self._client(_needed(request, "workload"))
