@@ -76,7 +76,7 @@ class LocalStore:
         except DamagedError as error:
             await self._save_what_is_left(error)
         except OSError as error:
-            raise HostError(f"cannot read {self._path}: {error.strerror}; check its owner and the disk") from error
+            raise HostError(f"cannot read {self._path}: {error.strerror}", "check its owner and the disk") from error
         self._publish()
 
     async def _save_what_is_left(self, error: DamagedError) -> None:
