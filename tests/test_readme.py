@@ -10,21 +10,11 @@ from typer.main import get_command
 
 from appliance import __version__
 from appliance.cli.commands import app
-from appliance.config import options as config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SECTIONS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 """Those of keepachangelog.com."""
-
-
-def test_configuration_table_has_every_option_with_its_default() -> None:
-    """The table is what the program knows, in the same order and words."""
-    rows = [
-        f"| `{option.key}` | {f'`{option.default}`' if option.default else ''} | {option.words} |"
-        for option in config.options()
-    ]
-    assert "\n".join(rows) in README
 
 
 def test_every_command_that_is_named_exists() -> None:
