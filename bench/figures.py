@@ -91,6 +91,11 @@ class Result:
         middle = median(values) if values else 0.0
         return (max(values) - min(values)) / middle if middle else 0.0
 
+    def ratios(self, contender: str, figure: str, against: str) -> list[float]:
+        """Return the ratios of two contenders, one for each round in which the other measured more than nothing."""
+        pairs = zip(self.values(contender, figure), self.values(against, figure), strict=False)
+        return [ours / theirs for ours, theirs in pairs if theirs]
+
     def ratio(self, contender: str, figure: str, against: str, minus: str | None = None) -> float | None:
         """Return the ratio of medians, after taking off that of `minus` on both sides."""
         ours, theirs = self.median(contender, figure), self.median(against, figure)

@@ -18,6 +18,7 @@ from appliance.api import metrics
 from appliance.api.routes import CALLS
 from appliance.cli.commands import app
 from appliance.config import options as config
+from appliance.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -55,7 +56,7 @@ def configuration() -> str:
             _table(
                 ("key", "default", "accepts", "meaning"),
                 (
-                    (_code(option.key), _code(option.default), option.accepts, option.words)
+                    (_code(option.key), _default(option), option.accepts, option.words)
                     for option in options
                     if option.table == table
                 ),
@@ -76,6 +77,15 @@ def configuration() -> str:
         '```toml\ndns_port = 5353\nregistry = "consul"\n\n[consul]\naddress = "http://127.0.0.1:8500"\n```',
     ]
     return _page(parts)
+
+
+def _default(option: config.Option) -> str:
+    """Return the default, as code where it is a value and in words where it depends on the machine."""
+    try:
+        option.parse(option.default)
+    except InputError:
+        return option.default
+    return _code(option.default)
 
 
 def command_line() -> str:

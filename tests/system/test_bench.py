@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 def test_first_contact(tmp_path: Path) -> None:
-    """README's command shows every contender with its figures, and leaves them as JSON and a plot."""
+    """The documents' command shows every contender with its figures, and leaves them as JSON and a plot."""
     results = (ROOT / "bench/RESULTS.md").read_text()
     line = readme("make bench").partition(" #")[0].strip()
     said = run("sh", "-c", line.replace("ARGS='", f"ARGS='--out {tmp_path} --rounds 1 "), cwd=ROOT, timeout=280).stdout
