@@ -20,6 +20,7 @@ GROUND, VALUES, PLAN, WORKERS, WIRING, CLI = range(6)
 LAYERS = {
     "errors": GROUND,
     "faults": GROUND,
+    "image": GROUND,
     "logs": GROUND,
     "lock": GROUND,
     "retry": GROUND,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from appliance.drivers.local import statefile
 from appliance.drivers.local.statefile import DamagedError
-from appliance.drivers.netns.directory import watch_directory
+from appliance.drivers.netns import directory
 from appliance.errors import HostError
 from appliance.lock import only_one
 from appliance.model.finding import Finding, failed, ok, warning
@@ -69,7 +69,7 @@ def lock(config: Config) -> list[Finding]:
 async def watch(config: Config) -> Finding:
     """Look whether the kernel lets us watch Docker's folder of namespaces, which may not be there yet."""
     try:
-        with watch_directory(config.netns_dir):
+        with directory.watch_directory(config.netns_dir):
             return ok("netns_dir", f"{config.netns_dir} can be watched")
     except HostError as error:
         return failed("netns_dir", error.words, f"{error.remedy} (sysctl)")

@@ -22,9 +22,11 @@ from appliance.check import firewall as fitfirewall
 from appliance.check import kernel as surroundings
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import NotFoundError
+from appliance.drivers.docker.network import own_network
 from appliance.drivers.host.resolvconf import ROUTE_PROTOCOL, HostNames, chosen
 from appliance.drivers.host.resolvers import RESOLV_CONF, HostResolvers
-from appliance.drivers.netns import identity as netns
+from appliance.drivers.netns import addresses, identity
+from appliance.drivers.nft.features import OLDEST
 from appliance.errors import MeshboxError
 from appliance.model.facts import RunState
 from appliance.model.finding import Finding, Level, failed, ok, warning
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
     from appliance.model.facts import DockerNetwork
 
-OLDEST_NFT = (0, 9, 6)
-"""Concatenated `addr . port` values in maps, which the redirect needs, came with nftables 0.9.4; 0.9.6 mends them."""
 SMALLEST_VIP_RANGE = 256
 """Addresses. Virtual IPs are hashes of names: in a smaller range most names would collide."""
 FEW_FILES = 4096
@@ -71,8 +71,8 @@ async def examine(config: Config, *, running: bool = False, files: int | None = 
     else:
         docker, networks, sandbox = await _docker(config.docker_socket)
         findings.append(docker)
-        findings += surroundings.host_network(networks, await netns.addresses(netns.HOST) if networks else ())
-        findings += surroundings.own_network(networks, config.docker_network)
+        findings += surroundings.host_network(networks, await addresses.read(identity.HOST) if networks else ())
+        findings += own_network(networks, config.docker_network)
         findings += surroundings.mounts(config)
         findings += fitfiles.namespaces(config, sandbox) or [await fitfiles.watch(config)]
     findings += fitfirewall.firewall(networks, config.dns_port, config.proxy_ports)
@@ -151,11 +151,11 @@ def programs() -> list[Finding]:
 def nft_version(answer: str) -> Finding:
     """Judge what `nft --version` printed."""
     found = re.search(r"v(\d+)\.(\d+)\.(\d+)", answer)
-    oldest = ".".join(map(str, OLDEST_NFT))
+    oldest = ".".join(map(str, OLDEST))
     if found is None:
         return failed("nft", f'nft answers "{answer.strip()[:60]}" to --version', f"install nftables {oldest} or later")
     version = tuple(int(part) for part in found.groups())
-    if version < OLDEST_NFT:
+    if version < OLDEST:
         return failed("nft", f"nft is version {'.'.join(map(str, version))}", f"install nftables {oldest} or later")
     return ok("nft", f"version {'.'.join(map(str, version))}")
 

@@ -39,7 +39,7 @@ from appliance.drivers.consul.specs import FOLDER, Specs
 from appliance.drivers.consul.watch import START, Interests, Queries, Staleness
 from appliance.drivers.local import statefile
 from appliance.drivers.local.store import LocalStore
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity
 from appliance.errors import RetryError
 from appliance.model.registry import RegistryFacts
 from appliance.plan.visitors import EVERYTHING
@@ -109,7 +109,7 @@ class ConsulRegistry:
             meta=meta,
             address=address,
             changed=self._publish,
-            host=host or namespaces.host(),
+            host=host or identity.host(),
             gateway=gateway,
         )
         self._loss = LossDetector(self._api, self._stale, node, lost=self._lost, other=self._other, grace=grace)

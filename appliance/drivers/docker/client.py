@@ -11,7 +11,7 @@ import orjson
 import structlog
 import trio
 
-from appliance.drivers.docker import labels as label
+from appliance.drivers.docker import labels
 from appliance.drivers.docker import types as parse
 from appliance.drivers.docker.create import PullProgress, image_reference
 from appliance.drivers.docker.http import (
@@ -22,6 +22,7 @@ from appliance.drivers.docker.http import (
     DockerHttp,
     NotFoundError,
 )
+from appliance.drivers.docker.network import creation_body
 from appliance.errors import HostError, RetryError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Docker:
 
     async def containers(self) -> tuple[parse.Listed, ...]:
         """Return every container with a `meshbox.service` label, running or not."""
-        return await self._list({"label": [label.SERVICE]})
+        return await self._list({"label": [labels.SERVICE]})
 
     async def listed(self, container_id: str) -> parse.Listed | None:
         """Return one container's list entry: unlike inspect, this never waits for its start to finish."""
@@ -200,17 +201,8 @@ class Docker:
                 return await self._make_network(name, subnet)
 
     async def _make_network(self, name: str, subnet: IPv4Network | None) -> DockerNetwork:
-        body: dict[str, Any] = {
-            "Name": name,
-            "CheckDuplicate": True,
-            "Driver": "bridge",
-            "Options": {parse.ICC: "false"},
-            "Labels": {parse.MANAGED: "true"},
-        }
-        if subnet is not None:
-            body["IPAM"] = {"Driver": "default", "Config": [{"Subnet": str(subnet)}]}
         try:
-            await self._http.call("POST", "/networks/create", body=body)
+            await self._http.call("POST", "/networks/create", body=creation_body(name, subnet))
         except ConflictError:  # somebody made it just now
             return await self._network(name)
         return await self._network(name)

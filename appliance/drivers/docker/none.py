@@ -11,9 +11,6 @@ if TYPE_CHECKING:
 
     from appliance.model.facts import DockerNetwork, Workload
 
-WHOLE = "--pid=host -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/meshbox:/var/lib/meshbox"
-"""Options of `docker run` with which the image is the whole appliance."""
-
 
 class NoContainers:
     """Stands in for `Inventory` where there is no Docker."""
