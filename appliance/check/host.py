@@ -169,8 +169,8 @@ async def _docker(path: str) -> tuple[Finding, tuple[DockerNetwork, ...], str]:
                 networks = await docker.networks()
                 return ok("Docker", f"version {version.engine} on {path}"), networks, await _sandbox(docker)
     except MeshboxError as error:
-        words, _, remedy = str(error).partition(": ")
-        return failed("Docker", words, remedy or "start Docker, or name its socket with docker_socket"), (), ""
+        remedy = error.remedy or "start Docker, or name its socket with docker_socket"
+        return failed("Docker", error.words, remedy), (), ""
     except trio.TooSlowError:
         return failed("Docker", f"no answer on {path} within 10 s", "look at the Docker daemon's log"), (), ""
 

@@ -77,7 +77,7 @@ class LocalStore:
         except DamagedError as error:
             await self._save_readable_part(error)
         except OSError as error:
-            raise HostError(f"cannot read {self._path}: {error.strerror}; check its owner and the disk") from error
+            raise HostError(f"cannot read {self._path}: {error.strerror}", "check its owner and the disk") from error
         self._publish()
 
     async def _save_readable_part(self, error: DamagedError) -> None:
