@@ -25,7 +25,7 @@ import uvloop
 
 from appliance.dataplane.inprocess import InProcess
 from appliance.drivers.consul import codec as consulcodec
-from appliance.drivers.nft.client import NftHelper
+from appliance.drivers.nft.helper import NftHelper
 from appliance.errors import HostError
 from appliance.model.facts import DockerNetwork, Machine, Netns, Settings, Snapshot
 from appliance.model.names import Allowance, Destination

@@ -6,11 +6,9 @@ import re
 from datetime import date
 from typing import TYPE_CHECKING
 
-from documents import PAGES, README, ROOT, SPEC, TOUR, documented, quoted, shell_lines, told
-from typer.main import get_command
+from documents import PAGES, README, ROOT, SPEC, TOUR, documented, quoted, told
 
 from appliance import __version__
-from appliance.cli.commands import app
 from appliance.config import options as config
 from appliance.spec.dsl import load
 
@@ -19,43 +17,6 @@ if TYPE_CHECKING:
 
 SECTIONS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 """Those of keepachangelog.com."""
-
-
-def test_readme_is_short() -> None:
-    """It fits two screens; everything else has a page in docs/."""
-    assert len(README.splitlines()) <= 150
-
-
-def test_configuration_page_has_every_option_with_its_default() -> None:
-    """The table is what the program knows, in the same order and words."""
-    page = PAGES["docs/reference/configuration.md"]
-    at = 0
-    for option in config.options():
-        at = page.find(f"`{option.key}`", at)
-        assert at >= 0, option.key
-        row = page[at : page.index("\n", at)]
-        assert option.words in row
-        assert f"`{option.default}`" in row or not option.default
-
-
-def test_every_command_that_is_named_exists() -> None:
-    """`meshbox something` in the README is something that meshbox does, and `make something` has a rule."""
-    commands = set(get_command(app).commands)
-    rules = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    everything = []
-    for text in (README, *PAGES.values()):
-        shell = "\n".join([*shell_lines(text), *re.findall(r"^\$ (.*)$", text, re.MULTILINE)])
-        named = re.findall(r"^(?:\S*/)?meshbox ([a-z]+)", shell, re.MULTILINE) + re.findall(r"`meshbox ([a-z]+)", text)
-        assert set(named) <= commands
-        assert set(re.findall(r"^make ([a-z-]+)", shell, re.MULTILINE)) <= rules
-        everything += named
-    assert len(everything) > 30
-
-
-def test_files_that_are_linked_exist() -> None:
-    """No link leads nowhere."""
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
 
 
 def test_readme_shows_what_the_tour_shows() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers.netns.identity import host
+from appliance.drivers.netns import identity
 from appliance.errors import HostError, RetryError
 from appliance.model.finding import Finding, failed, ok, warning
 
@@ -53,7 +53,7 @@ async def _answers(api: ConsulApi, config: Config) -> Finding:
         await api.catalogue()
         await api.values(FOLDER)
         found = (await api.own_services(config.node)).get(own)
-        if found is not None and codec.is_namesake(found, host()) and await api.is_passing(own):
+        if found is not None and codec.is_namesake(found, identity.host()) and await api.is_passing(own):
             return failed("Consul", *_parted(codec.namesake(config.node)))
         machines, _ = codec.parse_machines((await api.health(codec.MESHBOX))[1])
         for doubt in codec.one_per_node(machines)[1]:

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interests:
+    """The services of which this machine wants to know what other machines serve."""
+
+    services: frozenset[str] = frozenset()
+    everything: bool = False
+    """Whether all other services of the mesh matter as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryFacts:
     """What a registry knows at one moment. It is replaced as a whole and never changed."""
 

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 from appliance.plan.policy import Reach, reach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from appliance.model.facts import Snapshot
     from appliance.model.visitors import ConnectTo
     from appliance.plan.policy import Catalogue
@@ -24,8 +22,6 @@ LOOPBACK = IPv4Address("127.0.0.1")
 """The source address of the host's processes, unless they choose another address of the host."""
 HOST_OPTION, GUEST_OPTION = "host_connect_to", "guest_connect_to"
 """The options that say what visitors may reach."""
-EVERYTHING = "*"
-"""Stands for all services where services of interest are named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +52,3 @@ def _reach(known: Catalogue, connect_to: ConnectTo) -> Reach:
         every = known.destinations
         return Reach(frozenset(d for destinations in every.values() for d in destinations), frozenset(every))
     return reach(known, "", connect_to.allowances)
-
-
-def services(declared: Iterable[ConnectTo]) -> frozenset[str]:
-    """Return the services that visitors may reach; EVERYTHING stands for all."""
-    found: set[str] = set()
-    for connect_to in declared:
-        found.update(a.name.service for a in connect_to.allowances)
-        if connect_to.everything:
-            found.add(EVERYTHING)
-    return frozenset(found)
