@@ -73,7 +73,7 @@ def make_plane(loop: asyncio.AbstractEventLoop, *, workers: int, **options: Any)
 
 
 def _open_doors(plane: DataPlane, config: dict[str, Any]) -> None:
-    """Do what the appliance does (appliance/control/doors.py), at a port of this contender's."""
+    """Open doors as the appliance does (appliance/control/doors.py), at this contender's own port."""
     vip_range = IPv4Network(config["vip_range"])
     for address, path in config["into"].items():
         netns, caller = identity.identify(path), IPv4Address(address)
