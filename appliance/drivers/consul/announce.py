@@ -227,7 +227,8 @@ class Announcer:
         own = machine_id(self._node)
         found = (await self._api.own_services(self._node)).get(own)
         if found is not None and is_namesake(found, self._host) and await self._api.is_passing(own):
-            raise RetryError(namesake(self._node))
+            clash = namesake(self._node)
+            raise RetryError(clash.words, clash.remedy)
 
     def _failed(self, error: MeshboxError) -> None:
         self._staleness.failed(BEAT, error)
@@ -342,6 +343,6 @@ def _ipv4(address: str) -> IPv4Address:
         return IPv4Address(address)
     except AddressValueError:
         raise HostError(
-            f"the Consul agent is known as {address}, but machines of the mesh reach each other over IPv4 only; give"
-            " the agent an IPv4 address (advertise_addr in its configuration)"
+            f"the Consul agent is known as {address}, but machines of the mesh reach each other over IPv4 only",
+            "give the agent an IPv4 address (advertise_addr in its configuration)",
         ) from None

@@ -140,4 +140,4 @@ class ConsulApi:
         try:
             self._client.http.reload_token()
         except HostError as cause:  # it is being replaced; the former one stays until then
-            raise ConsulError(f"{error}; and {cause}", refused=True) from error
+            raise ConsulError(f"{error.words}; and {cause.words}", error.remedy, refused=True) from error

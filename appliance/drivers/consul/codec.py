@@ -91,7 +91,7 @@ def check_meta(meta: Iterable[tuple[str, str]]) -> None:
     length = len(_constraints(meta))
     if length > MAX_META:
         raise HostError(
-            f"meta is too long: Consul stores {MAX_META} characters of it, as JSON, and it has {length}; shorten it"
+            f"meta is too long: Consul stores {MAX_META} characters of it, as JSON, and it has {length}", "shorten it"
         )
 
 
@@ -127,11 +127,22 @@ def is_namesake(found: Mapping[str, Any], host: str) -> bool:
     return bool(((found.get("Meta") or {}).get("host") or host) != host)
 
 
-def namesake(node: str) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clash:
+    """Two machines that claim the same: what is wrong, and what to do."""
+
+    words: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.words}; {self.remedy}"
+
+
+def namesake(node: str) -> Clash:
     """Return what to tell of another appliance that is alive under this name at this agent."""
-    return (
-        f'another appliance calls itself "{node}" at this Consul agent, and what that one registered stays; give one'
-        ' of them another "node" in its configuration, and each a Consul agent of its own'
+    return Clash(
+        words=f'another appliance calls itself "{node}" at this Consul agent, and what that one registered stays',
+        remedy='give one of them another "node" in its configuration, and each a Consul agent of its own',
     )
 
 
@@ -195,32 +206,37 @@ def parse_presence_port(port: object) -> int | None:
     raise ValueError(f"{port!r} is no port")
 
 
-def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[str]]:
-    """Return the machines by node, a healthy one before others, and complaints about those of one node or address.
+def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[Clash]]:
+    """Return the machines by node, a healthy one before others, and those that claim the same node or address.
 
-    What is not healthy may be what a machine left behind when it moved, and is nothing to complain about.
+    A machine that is not healthy may be what another left behind when it moved, and clashes with none.
     """
     found: dict[str, SeenMachine] = {}
     by_address: dict[IPv4Address, str] = {}
-    complaints = []
+    clashes = []
     for s in sorted(seen, key=lambda s: (not s.machine.healthy, s.machine.node, s.host)):
         node, address = s.machine.node, s.machine.address
         if node in found:
             if s.machine.healthy:
-                complaints.append(
-                    f'two machines call themselves "{node}": {found[node].machine.address} (Consul node '
-                    f'{found[node].host}) and {address} ({s.host}); give one of them another "node" in its '
-                    "configuration"
+                first = found[node]
+                clashes.append(
+                    Clash(
+                        words=f'two machines call themselves "{node}": {first.machine.address} '
+                        f"(Consul node {first.host}) and {address} ({s.host})",
+                        remedy='give one of them another "node" in its configuration',
+                    )
                 )
             continue
         if s.machine.healthy and address in by_address:
-            complaints.append(
-                f"machines {by_address[address]} and {node} both claim the address {address}; give each a Consul agent"
-                " of its own, whose address it has"
+            clashes.append(
+                Clash(
+                    words=f"machines {by_address[address]} and {node} both claim the address {address}",
+                    remedy="give each a Consul agent of its own, whose address it has",
+                )
             )
         by_address.setdefault(address, node)
         found[node] = s
-    return {node: s.machine for node, s in found.items()}, complaints
+    return {node: s.machine for node, s in found.items()}, clashes
 
 
 def excuse_silent(
@@ -311,7 +327,7 @@ def parse_spec(key: str, value: bytes, index: int) -> StoredSpec:
         raise InputError(f"{where} is no spec of ours; it is left alone") from error
     if schema > SCHEMA:
         raise InputError(
-            f"{where} was written by a newer meshbox (schema {schema}); it is left alone: upgrade this one"
+            f"{where} was written by a newer meshbox (schema {schema}); it is left alone", "upgrade this one"
         )
     if raw.get("removed"):
         return StoredSpec(service=None, changed=changed, index=index)

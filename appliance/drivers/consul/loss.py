@@ -228,6 +228,7 @@ class LossDetector:
         """Raise RetryError unless this machine is among them."""
         if not any(entry["Service"]["ID"] == self._own for entry in machines):
             raise RetryError(
-                f'{self._api.where} does not show "{self._own}", which is this machine; if this lasts, our token\'s'
-                ' policy lacks service_prefix "" { policy = "read" } or node_prefix "" { policy = "read" }'
+                f'{self._api.where} does not show "{self._own}", which is this machine',
+                'if this lasts, our token\'s policy lacks service_prefix "" { policy = "read" } or node_prefix ""'
+                ' { policy = "read" }',
             )

@@ -169,14 +169,14 @@ class Specs:
                         self._keep(name, mine)
                     return
             except InputError as error:
-                raise HostError(str(error)) from error
+                raise HostError(error.words, error.remedy) from error
             except ConsulError as error:
                 if error.refused:
                     raise
                 self._is_unsent(name)
                 self._keep(name, StoredSpec(service=service, changed=max(self._clock(), self._time_of(name) + STEP)))
                 return
-        raise RetryError(f'"{name}" is being changed by others at the same time; try again')
+        raise RetryError(f'"{name}" is being changed by others at the same time', "try again")
 
     async def remove(self, name: str) -> bool:
         """Remove a service; return False when there is none. Raises what `put` does."""
