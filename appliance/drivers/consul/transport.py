@@ -1,7 +1,7 @@
 """The transport under py-consul: httpx2 under Trio, so that a waiting query can be cancelled and needs no thread.
 
-py-consul builds requests and reads answers; here they travel, and whatever goes wrong becomes a `RetryError` that
-names the address and says what to check.
+py-consul builds requests and reads answers; this module sends and receives them. Every fault becomes a `RetryError`
+that names the address and says what to check.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from appliance.config.options import Consul as ConsulSettings
 
 CALL_TIMEOUT = 10.0
-"""Seconds that Consul may take for an ordinary answer; a blocking query has its own wait on top."""
+"""Seconds that Consul may take to answer. A blocking query has its wait on top."""
 CONNECTIONS = 80
-"""At once; Consul allows 200 per client address by default, and those of a former process may linger."""
+"""Most connections at the same time. By default Consul allows 200 per client address, and connections of a former
+process may linger."""
 MEND = "mend that file, or name another one"
 _READS = ("/v1/health/", "/v1/catalog/", "/v1/kv/")
 
 
 class ConsulError(RetryError):
-    """Consul did not answer as it should. `refused`: it answered that this may not be."""
+    """A call to Consul failed. `refused`: Consul answered that the call is not allowed."""
 
     def __init__(self, words: str, remedy: str = "", *, refused: bool = False) -> None:
         super().__init__(words, remedy)
@@ -39,11 +40,11 @@ class ConsulError(RetryError):
 
 
 class NoLeaderError(consul.exceptions.ConsulException):  # type: ignore[misc]  # py-consul has no types
-    """The agent answered, but knows of no leader: the answer means nothing."""
+    """The agent answered without a leader, so the answer means nothing."""
 
 
 class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has no types
-    """Carries py-consul's requests. Its methods return coroutines where those of py-consul's own return values."""
+    """Carries py-consul's requests. Its methods return coroutines; those of py-consul's own transport return values."""
 
     def __init__(self, settings: ConsulSettings) -> None:
         """Open nothing yet. Raises HostError when a file of the settings cannot be used."""
@@ -63,7 +64,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has 
         self.token = _token(settings)
 
     def reload_token(self) -> None:
-        """Read the token's file again; it may have been renewed."""
+        """Read the file of the token again, which may have been renewed. Raises HostError."""
         self.token = _token(self._settings)
 
     async def get(self, callback: _Callback, path: str, params: _Params = None, headers: Any = None) -> Any:
@@ -135,7 +136,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has 
             headers=sent,
             timeout=httpx2.Timeout(CALL_TIMEOUT, read=patience),
         )
-        # What Consul refuses carries this header too, and always says false: only of an answer it means something.
+        # A refusal carries this header as well, and always says false: it means something with an answer only.
         if response.is_success and response.headers.get("X-Consul-KnownLeader") == "false":
             raise NoLeaderError("it has no leader")
         return callback(consul.base.Response(response.status_code, response.headers, response.text))
@@ -152,7 +153,7 @@ class ConsulClient(consul.base.Consul):  # type: ignore[misc]  # py-consul has n
     def __init__(self, settings: ConsulSettings) -> None:
         """Open nothing yet. Raises HostError as `Transport` does."""
         self._settings = settings
-        # Neither is used, but without them py-consul would take both from the environment.
+        # Neither host nor port is used, but without them py-consul would take both from the environment.
         super().__init__(host="consul", port=8500, dc=settings.datacenter or None)
 
     def http_connect(self, *_: Any, **__: Any) -> Transport:
@@ -162,7 +163,7 @@ class ConsulClient(consul.base.Consul):  # type: ignore[misc]  # py-consul has n
 
 @asynccontextmanager
 async def explained(settings: ConsulSettings, doing: str, *, needs: str) -> AsyncIterator[None]:
-    """Turn what py-consul and httpx2 raise into a ConsulError. `needs` is the ACL rule for what is being done."""
+    """Turn an error of py-consul or httpx2 into a ConsulError. `needs` is the ACL rule that the call needs."""
     where = f"Consul at {settings.address}"
     try:
         yield
@@ -188,7 +189,7 @@ async def explained(settings: ConsulSettings, doing: str, *, needs: str) -> Asyn
         cause = _tls_fault(error)
         if cause is not None:
             raise ConsulError(
-                f"{where} cannot be talked to over TLS ({_line(cause)})", "check consul.ca, consul.cert and consul.key"
+                f"{where} cannot be reached over TLS ({_line(cause)})", "check consul.ca, consul.cert and consul.key"
             ) from error
         raise ConsulError(f"{where} cannot be reached ({_line(error)})", "check that its agent runs") from error
     except httpx2.HTTPError as error:
