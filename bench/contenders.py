@@ -17,7 +17,7 @@ import orjson
 
 from appliance.render.ruleset import DOOR_PORT
 from bench import rules
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import CLIENT, CLIENT_IP, DIRECT_IP, INTERPRETED, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
 from bench.process import Cpu
 from bench.rules import Table
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from bench.lab import Lab
+    from bench.lab import Build, Lab
     from bench.process import Process
 
 _, FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -130,14 +130,22 @@ def dnat(_lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
 
 @contextmanager
 def meshbox(
-    lab: Lab, services: tuple[Service, ...], workers: int = 0, *, rules_too: bool = True, interpreted: bool = False
+    lab: Lab,
+    services: tuple[Service, ...],
+    workers: int = 0,
+    *,
+    rules_too: bool = True,
+    interpreted: bool = False,
+    build: Build | None = None,
 ) -> Iterator[Target]:
     """Run meshbox as deployed: compiled, its rules, access check, balancer, counters; on two CPUs with workers.
 
     Without `rules_too` it is the data plane alone, whose ports the client dials; `interpreted` it is not compiled.
+    `build` is another one of the lab's than the build that is measured.
     """
-    ports = _ports(20000 + 100 * workers + 50 * rules_too + 25 * interpreted, services)
-    name = f"meshbox{workers or ''}{'' if rules_too else '-port'}{'-interpreted' * interpreted}"
+    other = lab.builds.index(build) + 1 if build else 0
+    ports = _ports(20000 + 5000 * other + 100 * workers + 50 * rules_too + 25 * interpreted, services)
+    name = f"meshbox{workers or ''}{'' if rules_too else '-port'}{'-interpreted' * interpreted}{other or ''}"
     config = {
         "workers": workers,
         "caller": CLIENT_IP,
@@ -146,12 +154,12 @@ def meshbox(
             for port, service in zip(ports, services, strict=True)
         ],
     }
-    door_port = DOOR_PORT + 2 * workers + interpreted
+    door_port = DOOR_PORT + 2 * workers + interpreted + 10 * other
     if rules_too:
         into = {CLIENT_IP: f"/run/netns/{CLIENT}", SERVER_IP: f"/run/netns/{SERVER}"}
         config["doors"] = {"port": door_port, "vip": rules.VIP, "vip_range": str(rules.VIP_RANGE), "into": into}
     command = [PYTHON, "-m", "bench.launcher", lab.file(f"{name}.json", orjson.dumps(config))]
-    command = [*INTERPRETED, *command] if interpreted else command
+    command = [*INTERPRETED, *command] if interpreted else [*(build.prefix if build else ()), *command]
     cpu = lab.proxy_cpus if workers else lab.proxy_cpu
     with lab.process(name, PROXY, command, cpu=cpu, ready=_ready(ports, services)) as process:
         if not rules_too:
@@ -267,7 +275,12 @@ UDP = ("direct", "meshbox", "nginx", "docker-proxy", "dnat")
 def proxies(lab: Lab, names: tuple[str, ...], *services: Service) -> Iterator[dict[str, Target]]:
     """Run several contenders at once, all before the same services. An idle one costs nothing."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(CONTENDERS[name](lab, services)) for name in names}
+        targets = {}
+        for name in names:
+            targets[name] = stack.enter_context(CONTENDERS[name](lab, services))
+            for build in lab.builds if name == "meshbox" else ():
+                targets[f"{name}, {build.label}"] = stack.enter_context(meshbox(lab, services, build=build))
+        yield targets
 
 
 def mirror(lab: Lab, targets: Mapping[str, Target], port: int, protocol: str, size: int) -> None:

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from bench.lab import Lab
 
 
-class BenchError(Exception):
-    """A contender did not do the work, or the work cannot be set up: figures would be worthless."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One thing that is measured. `better` is `higher` or `lower`."""
@@ -90,6 +86,11 @@ class Result:
         values = self.values(contender, figure)
         middle = median(values) if values else 0.0
         return (max(values) - min(values)) / middle if middle else 0.0
+
+    def ratios(self, contender: str, figure: str, against: str) -> list[float]:
+        """Return the ratios of two contenders, one for each round in which the other measured more than nothing."""
+        pairs = zip(self.values(contender, figure), self.values(against, figure), strict=False)
+        return [ours / theirs for ours, theirs in pairs if theirs]
 
     def ratio(self, contender: str, figure: str, against: str, minus: str | None = None) -> float | None:
         """Return the ratio of medians, after taking off that of `minus` on both sides."""

@@ -19,10 +19,11 @@ import resource
 import subprocess
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.process import Process
 
 if TYPE_CHECKING:
@@ -72,11 +73,21 @@ chain OUTPUT { type nat hook output priority -100; ip daddr 127.0.0.11 jump DOCK
 """What Docker adds in each container on such a network, for its own DNS server."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """A build under a label; `prefix` is what a command begins with that is to run it."""
+
+    label: str
+    prefix: tuple[str, ...] = ()
+
+
 class Lab:
     """The namespaces, a folder for configurations, and the length of a measurement in seconds."""
 
-    def __init__(self, folder: Path, *, seconds: float, quick: bool) -> None:
+    def __init__(self, folder: Path, *, seconds: float, quick: bool, builds: tuple[Build, ...] = ()) -> None:
         self.folder = folder
+        self.builds = builds
+        """Other builds of meshbox that are measured wherever this one is."""
         self.seconds = seconds
         self.quick = quick
         cpus = sorted(os.sched_getaffinity(0))
@@ -131,7 +142,7 @@ def run(command: list[str], *, timeout: float = 60.0, text: str | None = None) -
 
 
 @contextmanager
-def lab(*, seconds: float, quick: bool) -> Iterator[Lab]:
+def lab(*, seconds: float, quick: bool, builds: tuple[Build, ...] = ()) -> Iterator[Lab]:
     """Build the namespaces, and remove them at the end, whatever happens. Waits while another bench is running."""
     with LOCK.open("w") as lock:
         try:
@@ -143,7 +154,7 @@ def lab(*, seconds: float, quick: bool) -> Iterator[Lab]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # for all that is started, as the appliance does
         with _compiled(), _namespaces(), tempfile.TemporaryDirectory(prefix="meshbox-bench-") as folder:
             Path(folder).chmod(0o755)
-            yield Lab(Path(folder), seconds=seconds, quick=quick)
+            yield Lab(Path(folder), seconds=seconds, quick=quick, builds=builds)
 
 
 @contextmanager

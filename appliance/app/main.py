@@ -26,7 +26,7 @@ from appliance.app.systemd import Notifier
 from appliance.check import host as fitness
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
-from appliance.control.effects import OWN_NAMESPACE, HostEffects
+from appliance.control.effects import HostEffects
 from appliance.control.hostaccess import HostAccess
 from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.dataplane import api as face
@@ -36,9 +36,11 @@ from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.none import NoContainers
 from appliance.drivers.host.resolvers import HostResolvers
-from appliance.drivers.netns import identity as namespaces
-from appliance.drivers.nft.client import DOOR_RULES, Nft, NftHelper
+from appliance.drivers.netns import addresses, identity
+from appliance.drivers.nft import features
+from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
+from appliance.drivers.nft.helper import NftHelper
 from appliance.drivers.registry import open_registry
 from appliance.errors import HostError, MeshboxError, RetryError
 from appliance.faults import Faults
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.config.options import Config
-    from appliance.drivers.nft.client import NftFeatures
+    from appliance.drivers.nft.features import NftFeatures
     from appliance.drivers.registry import Registry
     from appliance.model.facts import Workload
     from appliance.model.network import NetnsId
@@ -175,7 +177,7 @@ class Appliance:
                 self.plane.start()
                 await nursery.start(self.registry.run)
                 await nursery.start(self._nft_helper.run)
-                self._note(await self._nft_helper.probe())
+                self._note(await features.probe(self._nft_helper.dry_run))
                 await nursery.start(self._watch.run)
                 await nursery.start(self._doors.run)
                 await nursery.start(self._follow_host_addresses)
@@ -293,7 +295,7 @@ class Appliance:
 
     def _note(self, nft: NftFeatures) -> None:
         """Do without doors where the kernel does not know their rules; `fitness` has said so."""
-        if DOOR_RULES not in nft.features:
+        if features.DOOR_RULES not in nft.features:
             self._settings = replace(self._settings, doors=False)
 
     async def _drain(self) -> None:
@@ -305,9 +307,9 @@ class Appliance:
         rules = self.have.host_ruleset
         if self.inventory.workloads and (rules is None or rules.visitors is None):
             return
-        identity = namespaces.identify(OWN_NAMESPACE)
-        if identity is not None:
-            self._watch.remove(identity)
+        netns_id = identity.identify(identity.HOST)
+        if netns_id is not None:
+            self._watch.remove(netns_id)
         try:
             left = REMOVE
             if self.inventory.workloads and rules is not None:
@@ -355,7 +357,7 @@ class Appliance:
         self.reconciler.forget_ruleset(netns)
 
     def _drifted(self, netns: NetnsId) -> None:
-        if netns == namespaces.identify(OWN_NAMESPACE):
+        if netns == identity.identify(identity.HOST):
             log.warning("somebody changed the host's table inet meshbox; putting it back")
             self.reconciler.forget_host_ruleset()
         else:
@@ -365,7 +367,7 @@ class Appliance:
     async def _follow_host_addresses(self, *, task_status: trio.TaskStatus[None]) -> None:
         while True:
             try:
-                found = frozenset(await namespaces.addresses(OWN_NAMESPACE))
+                found = frozenset(await addresses.read(identity.HOST))
             except (OSError, RetryError) as error:
                 self.faults.report("host addresses", "cannot read this host's addresses; the former ones stay", error)
             else:

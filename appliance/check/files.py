@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from appliance.drivers.local import statefile
 from appliance.drivers.local.statefile import DamagedError
-from appliance.drivers.netns.directory import watch_directory
+from appliance.drivers.netns import directory
 from appliance.errors import HostError
 from appliance.lock import only_one
 from appliance.model.finding import Finding, failed, ok, warning
@@ -32,8 +32,7 @@ def state(config: Config) -> Finding:
     except DamagedError as error:
         return warning("state_dir", str(error), "it will be moved aside; deploy again what is missing then")
     except HostError as error:
-        words, _, remedy = str(error).partition(": ")
-        return failed("state_dir", words, remedy)
+        return failed("state_dir", error.words, error.remedy)
     except OSError as error:
         return failed("state_dir", f"cannot read {path}: {error.strerror}", "check its owner and the disk")
     if not _writable(folder):
@@ -63,19 +62,17 @@ def lock(config: Config) -> list[Finding]:
         ):
             return []
     except HostError as error:
-        words, _, _ = str(error).partition(": ")
         remedy = "look at its log; end it, or use its run_dir"
-        return [failed("appliance", f"{words} and does not answer on {config.admin_socket}", remedy)]
+        return [failed("appliance", f"{error.words} and does not answer on {config.admin_socket}", remedy)]
 
 
 async def watch(config: Config) -> Finding:
     """Look whether the kernel lets us watch Docker's folder of namespaces, which may not be there yet."""
     try:
-        with watch_directory(config.netns_dir):
+        with directory.watch_directory(config.netns_dir):
             return ok("netns_dir", f"{config.netns_dir} can be watched")
     except HostError as error:
-        words, _, remedy = str(error).partition("; ")
-        return failed("netns_dir", words, f"{remedy} (sysctl)")
+        return failed("netns_dir", error.words, f"{error.remedy} (sysctl)")
 
 
 def namespaces(config: Config, sandbox: str) -> list[Finding]:

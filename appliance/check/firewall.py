@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from appliance.drivers.netns.netlink import entered
+from appliance.drivers.netns import netlink
 from appliance.model.finding import Finding, ok, warning
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _arrived(rules: str, bridges: Sequence[Bridge], ports: Sequence[Port]) -> se
         enter = ("nsenter", f"--net=/proc/{host}/ns/net", "nft")
         _said(*enter, "-f", "-", text=rules + NOTES)
         wanted = {(bridge.gateway.ip, protocol, number) for bridge in bridges for protocol, number in ports}
-        sockets = entered(f"/proc/{containers}/ns/net", lambda: [_sent(*one) for one in wanted])
+        sockets = netlink.entered(f"/proc/{containers}/ns/net", lambda: [_sent(*one) for one in wanted])
         try:
             deadline = time.monotonic() + PATIENCE
             while True:

@@ -22,9 +22,11 @@ from appliance.check import firewall as fitfirewall
 from appliance.check import kernel as surroundings
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import NotFoundError
-from appliance.drivers.host.resolvconf import ROUTE_PROTOCOL, HostNames, chosen
+from appliance.drivers.docker.network import own_network
+from appliance.drivers.host.resolvconf import ROUTE_PROTOCOL, ResolverSettings, choose_server
 from appliance.drivers.host.resolvers import RESOLV_CONF, HostResolvers
-from appliance.drivers.netns import identity as netns
+from appliance.drivers.netns import addresses, identity
+from appliance.drivers.nft.features import OLDEST
 from appliance.errors import MeshboxError
 from appliance.model.facts import RunState
 from appliance.model.finding import Finding, Level, failed, ok, warning
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
     from appliance.model.facts import DockerNetwork
 
-OLDEST_NFT = (0, 9, 6)
-"""Concatenated `addr . port` values in maps, which the redirect needs, came with nftables 0.9.4; 0.9.6 mends them."""
 SMALLEST_VIP_RANGE = 256
 """Addresses. Virtual IPs are hashes of names: in a smaller range most names would collide."""
 FEW_FILES = 4096
@@ -71,8 +71,8 @@ async def examine(config: Config, *, running: bool = False, files: int | None = 
     else:
         docker, networks, sandbox = await _docker(config.docker_socket)
         findings.append(docker)
-        findings += surroundings.host_network(networks, await netns.addresses(netns.HOST) if networks else ())
-        findings += surroundings.own_network(networks, config.docker_network)
+        findings += surroundings.host_network(networks, await addresses.read(identity.HOST) if networks else ())
+        findings += own_network(networks, config.docker_network)
         findings += surroundings.mounts(config)
         findings += fitfiles.namespaces(config, sandbox) or [await fitfiles.watch(config)]
     findings += fitfirewall.firewall(networks, config.dns_port, config.proxy_ports)
@@ -97,17 +97,17 @@ async def examine(config: Config, *, running: bool = False, files: int | None = 
 
 def host_names(config: Config) -> Finding:
     """Look how names of the mesh get to processes of this host."""
-    names = HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
-    server = chosen(config.dns_listen)
+    names = ResolverSettings(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
+    server = choose_server(config.dns_listen)
     if not config.resolv_conf:
         return warning("host names", "no resolver file is changed", f"name {server} first in the host's resolv.conf")
-    if config.dns_port != DNS_PORT and not names.is_resolved:
+    if config.dns_port != DNS_PORT and not names.uses_resolved:
         return failed(
             "host names",
             f"{config.resolv_conf} can only name servers on port {DNS_PORT}, and dns_port is {config.dns_port}",
             f"set dns_port to {DNS_PORT}, or resolv_conf to nothing",
         )
-    return ok("host names", f"{server} through {'systemd-resolved' if names.is_resolved else config.resolv_conf}")
+    return ok("host names", f"{server} through {'systemd-resolved' if names.uses_resolved else config.resolv_conf}")
 
 
 def privileges() -> Finding:
@@ -151,11 +151,11 @@ def programs() -> list[Finding]:
 def nft_version(answer: str) -> Finding:
     """Judge what `nft --version` printed."""
     found = re.search(r"v(\d+)\.(\d+)\.(\d+)", answer)
-    oldest = ".".join(map(str, OLDEST_NFT))
+    oldest = ".".join(map(str, OLDEST))
     if found is None:
         return failed("nft", f'nft answers "{answer.strip()[:60]}" to --version', f"install nftables {oldest} or later")
     version = tuple(int(part) for part in found.groups())
-    if version < OLDEST_NFT:
+    if version < OLDEST:
         return failed("nft", f"nft is version {'.'.join(map(str, version))}", f"install nftables {oldest} or later")
     return ok("nft", f"version {'.'.join(map(str, version))}")
 
@@ -169,8 +169,8 @@ async def _docker(path: str) -> tuple[Finding, tuple[DockerNetwork, ...], str]:
                 networks = await docker.networks()
                 return ok("Docker", f"version {version.engine} on {path}"), networks, await _sandbox(docker)
     except MeshboxError as error:
-        words, _, remedy = str(error).partition(": ")
-        return failed("Docker", words, remedy or "start Docker, or name its socket with docker_socket"), (), ""
+        remedy = error.remedy or "start Docker, or name its socket with docker_socket"
+        return failed("Docker", error.words, remedy), (), ""
     except trio.TooSlowError:
         return failed("Docker", f"no answer on {path} within 10 s", "look at the Docker daemon's log"), (), ""
 

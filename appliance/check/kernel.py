@@ -10,9 +10,10 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.drivers.docker.none import WHOLE
-from appliance.drivers.netns import identity as netns
-from appliance.drivers.nft.client import Nft, door_sample, samples
+from appliance import image
+from appliance.drivers.netns import identity
+from appliance.drivers.nft.client import Nft
+from appliance.drivers.nft.features import door_sample, samples
 from appliance.errors import MeshboxError
 from appliance.model.finding import Finding, failed, ok, warning
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
     from appliance.model.facts import DockerNetwork
 
-IMAGE_MARK = Path("/usr/lib/meshbox/healthcheck.py")
-"""Only the image has this file."""
-CONTAINER_MARK = Path("/.dockerenv")
-"""Docker puts this into every container."""
 MOUNTS = Path("/proc/self/mountinfo")
 """Where a container finds its own id: Docker mounts files of its own folder."""
 NO_HOST_NETWORK = failed(
@@ -40,7 +37,7 @@ async def rules(*, doors: bool) -> Finding:
     """Let nft and the kernel check our rules, without applying them; with `doors` also those one can do without."""
     for name, text in samples():
         try:
-            await Nft().dry_run(netns.HOST, text)
+            await Nft().dry_run(identity.HOST, text)
         except MeshboxError as error:
             return failed(
                 "kernel", f"the {name} are refused: {error}", "use a kernel with nf_tables, nf_nat and nft_reject"
@@ -48,7 +45,7 @@ async def rules(*, doors: bool) -> Finding:
     taken = "nf_tables takes the rules of workloads and of the host"
     try:
         if doors:
-            await Nft().dry_run(netns.HOST, door_sample())
+            await Nft().dry_run(identity.HOST, door_sample())
     except MeshboxError as error:
         return warning(
             "kernel",
@@ -60,7 +57,7 @@ async def rules(*, doors: bool) -> Finding:
 
 def more_rights() -> str:
     """Return how to get capabilities that are missing."""
-    if IMAGE_MARK.exists() or CONTAINER_MARK.exists():
+    if image.IMAGE_MARK.exists() or image.CONTAINER_MARK.exists():
         return "run the container with --privileged"
     return "run it as root with all capabilities (of a systemd unit: CapabilityBoundingSet)"
 
@@ -79,7 +76,7 @@ def gateway(config: Config) -> list[Finding]:
             warning(
                 "Docker",
                 f"there is no {config.docker_socket}, so this is a gateway: {serves}",
-                f"for its containers too, add {WHOLE}{another}",
+                f"for its containers too, add {image.RUN_OPTIONS}{another}",
             )
         ]
     if config.registry == "local":
@@ -97,7 +94,7 @@ def gateway(config: Config) -> list[Finding]:
 
 def mounts(config: Config) -> list[Finding]:
     """Look, in a container, for what has to be shared with the host."""
-    if not IMAGE_MARK.exists():
+    if not image.IMAGE_MARK.exists():
         return []
     found = []
     if config.netns_dir.startswith(f"{INIT_ROOT}/"):
@@ -131,33 +128,22 @@ def _host_root() -> list[Finding]:
     return []
 
 
-def own_network(networks: Iterable[DockerNetwork], name: str) -> list[Finding]:
-    """Look whether the network for what is deployed is as meshbox makes it."""
-    network = next((n for n in networks if n.name == name), None)
-    if network is None or (network.ours and network.apart):
-        return []
-    faults = [] if network.ours else ["was not made by meshbox, which will leave it behind"]
-    faults += [] if network.apart else ["lets containers reach each other wherever no rules of theirs refuse it"]
-    return [
-        warning(
-            "network",
-            f'the Docker network "{name}" for deployed containers {", and ".join(faults)}',
-            f"docker network rm {name}, and the next deploy makes it anew; or name another one with docker_network",
-        )
-    ]
-
-
 def host_network(networks: Iterable[DockerNetwork], here: Iterable[IPv4Address]) -> list[Finding]:
     """Look whether Docker's own bridge is in our network namespace."""
     bridge = next((n for n in networks if n.name == "bridge" and n.driver == "bridge"), None)
-    if not IMAGE_MARK.exists() or bridge is None or not bridge.gateways or set(here).intersection(bridge.gateways):
+    if (
+        not image.IMAGE_MARK.exists()
+        or bridge is None
+        or not bridge.gateways
+        or set(here).intersection(bridge.gateways)
+    ):
         return []
     return [NO_HOST_NETWORK]
 
 
 def _has_network_of_its_own() -> bool:
     """Whether this is a container that Docker named by its id, as it does except with --net=host or --hostname."""
-    if not IMAGE_MARK.exists():
+    if not image.IMAGE_MARK.exists():
         return False
     found = re.search(r"/containers/([0-9a-f]{64})/hostname ", MOUNTS.read_text(encoding="utf-8"))
     return found is not None and socket.gethostname() == found[1][:12]

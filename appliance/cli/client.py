@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx2
 import orjson
 
-from appliance import lock
+from appliance import image, lock
 from appliance.errors import HostError, InputError
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ _NEVER = threading.Event()
 
 def in_image() -> bool:
     """Whether this runs in the image."""
-    from appliance.check import kernel as surroundings  # noqa: PLC0415 — takes a tenth of a second, and few errors ask
-
-    return surroundings.IMAGE_MARK.exists()
+    return image.IMAGE_MARK.exists()
 
 
 class AdminClient:

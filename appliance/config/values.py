@@ -1,6 +1,7 @@
 """Single values of the configuration, from TOML's types or the text of a variable or flag.
 
-Each raises `InputError` with a few words that say what was expected; `config` adds where it stands.
+Each raises `InputError` with a few words that say what was expected; `config.options` adds where the value stands.
+A docstring that begins with "Accept" is what the reference page says of the values.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def text(value: Any) -> str:
 
 
 def node(value: Any) -> str:
-    """Accept what may name a machine, in Consul too."""
+    """Accept a name of at most 63 letters, digits, "-", "_" and ".", which Consul accepts too."""
     if not isinstance(value, str) or len(value) > MAX_LABEL or not _NODE.fullmatch(value):
         raise InputError(f'{shown(value)} is no name of a machine; use letters, digits, "-", "_" and "."')
     return value
@@ -58,7 +59,7 @@ def optional_path(value: Any) -> str:
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:
-    """Accept whole numbers within the bounds."""
+    """Return what accepts a whole number within the bounds."""
 
     def parse(value: Any) -> int:
         number = int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value) else value
@@ -66,6 +67,7 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
             raise InputError(f"{shown(value)} is not a whole number from {low} to {high}")
         return number
 
+    parse.__doc__ = f"Accept a whole number from {low} to {high}."
     return parse
 
 
@@ -77,7 +79,7 @@ def seconds(value: Any) -> float:
 
 
 def choice(*words: str) -> Callable[[Any], str]:
-    """Accept one of these words."""
+    """Return what accepts one of these words."""
 
     def parse(value: Any) -> str:
         if value not in words:
@@ -85,6 +87,7 @@ def choice(*words: str) -> Callable[[Any], str]:
             raise InputError(f"{shown(value)} is not possible{near}")
         return str(value)
 
+    parse.__doc__ = f"Accept one of: {', '.join(words)}."
     return parse
 
 
@@ -97,7 +100,7 @@ def network(value: Any) -> IPv4Network:
 
 
 def virtual_range(value: Any) -> IPv4Network:
-    """Accept a network whose addresses connections can go to."""
+    """Accept an IPv4 network such as 240.0.0.0/4, without loopback, link-local, multicast and 0.0.0.0/8."""
     found = network(value)
     for special in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "169.254.0.0/16"):
         if found.overlaps(IPv4Network(special)):
@@ -196,7 +199,7 @@ def consul_address(value: Any) -> str:
 
 
 def key_folder(value: Any) -> str:
-    """Accept a folder of keys, in another one or not: one or more words with "/" between them."""
+    """Accept one or more words with "/" between them."""
     found = text(value)
     if not all(_FOLDER.fullmatch(word) for word in found.split("/")):
         raise InputError(

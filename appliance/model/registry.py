@@ -25,7 +25,7 @@ class Interests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryFacts:
-    """What a registry knows at one moment. It is replaced as a whole, never changed."""
+    """What a registry knows at one moment. It is replaced as a whole and never changed."""
 
     specs: Mapping[str, Service] = field(default_factory=dict)
     tombstones: Mapping[str, float] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class RegistryFacts:
     allocations: Allocations = field(default_factory=Allocations)
     """Virtual IPs and ports of this machine. Other machines have their own."""
     own_ports: frozenset[int] = frozenset()
-    """Proxy ports of this host that the registry itself listens on."""
+    """Ports of the proxy's range that the registry itself uses on this host."""
     machines: tuple[Machine, ...] = ()
     """All machines, this one included. Empty: there is only this one."""
     endpoints: tuple[Endpoint, ...] = ()
@@ -41,6 +41,6 @@ class RegistryFacts:
     """Since when the registry has been silent and these facts are held, in Unix time; None: they are fresh."""
     held_why: str = ""
     open_queries: int = 0
-    """Number of blocking queries that wait now."""
+    """Blocking queries that are waiting now."""
     problems: tuple[str, ...] = ()
-    """In words, what needs an administrator: a spec of a newer version, two machines with one address, …"""
+    """What was found and not used, in words: a spec of a newer version, two machines with one address."""

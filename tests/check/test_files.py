@@ -12,7 +12,7 @@ from appliance import lock
 from appliance.check import files as fitfiles
 from appliance.config.options import Config
 from appliance.drivers.local.statefile import SCHEMA
-from appliance.drivers.netns import directory as netnsdir
+from appliance.drivers.netns import directory
 from appliance.lock import only_one
 from appliance.model.finding import Level
 
@@ -23,7 +23,7 @@ from appliance.model.finding import Level
         (None, Level.OK, "can be written", ""),
         (f'{{"schema": {SCHEMA}}}', Level.OK, "can be written", ""),
         (f'{{"schema": {SCHEMA + 1}}}', Level.FAILED, "newer meshbox", "install that version again"),
-        ("{", Level.WARNING, "no JSON", "deploy again"),
+        ("{", Level.WARNING, "not JSON", "deploy again"),
     ],
 )
 def test_state(tmp_path, content, level, words, remedy) -> None:
@@ -85,7 +85,7 @@ def test_watch(tmp_path, monkeypatch) -> None:
     def refuse(**_):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(netnsdir, "INotify", refuse)
+    monkeypatch.setattr(directory, "INotify", refuse)
     found = trio.run(fitfiles.watch, config)
     assert found.level is Level.FAILED
     assert "Too many open files" in found.words

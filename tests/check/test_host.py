@@ -12,7 +12,6 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from appliance.check import host as fitness
-from appliance.check import kernel as surroundings
 from appliance.config.options import Config
 from appliance.model.facts import DockerNetwork
 from appliance.model.finding import Level
@@ -100,8 +99,8 @@ def test_rights_that_are_missing(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(fitness, "CAP_SYS_ADMIN", 63)
     mark = tmp_path / "mark"
-    monkeypatch.setattr(surroundings, "IMAGE_MARK", mark)
-    monkeypatch.setattr(surroundings, "CONTAINER_MARK", mark)
+    monkeypatch.setattr("appliance.image.IMAGE_MARK", mark)
+    monkeypatch.setattr("appliance.image.CONTAINER_MARK", mark)
 
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")

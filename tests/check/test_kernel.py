@@ -13,9 +13,9 @@ import trio
 
 from appliance.check import kernel as surroundings
 from appliance.config.options import Config, Consul
-from appliance.drivers.docker.none import WHOLE
 from appliance.drivers.nft.client import Nft
 from appliance.errors import RetryError
+from appliance.image import RUN_OPTIONS
 from appliance.model.facts import DockerNetwork
 from appliance.model.finding import Level
 
@@ -29,7 +29,7 @@ def image(monkeypatch, tmp_path):
     """Look as from inside of the image."""
     mark = tmp_path / "healthcheck.py"
     mark.touch()
-    monkeypatch.setattr(surroundings, "IMAGE_MARK", mark)
+    monkeypatch.setattr("appliance.image.IMAGE_MARK", mark)
     return Config(netns_dir="/proc/1/root/run/docker/netns", state_dir=str(tmp_path))
 
 
@@ -37,31 +37,15 @@ def test_gateway_says_what_adds_the_rest() -> None:
     """One line names the options, the Consul and how to name another; with the local registry there is nothing."""
     docker, registry = surroundings.gateway(Config(docker_socket="/nowhere"))
     assert docker.level is registry.level is Level.WARNING
-    assert WHOLE in docker.line
+    assert RUN_OPTIONS in docker.line
     assert "/nowhere" in docker.line
     assert "Consul" not in docker.line
     assert "MESHBOX_CONSUL" in registry.line
     consul = Consul(address="http://10.0.0.9:8500")
     (docker,) = surroundings.gateway(Config(docker_socket="/nowhere", registry="consul", consul=consul))
-    assert WHOLE in docker.remedy
+    assert RUN_OPTIONS in docker.remedy
     assert "every name in Consul at http://10.0.0.9:8500" in docker.words
     assert "for another Consul, -e MESHBOX_CONSUL=" in docker.remedy
-
-
-def test_network_of_others_for_what_is_deployed() -> None:
-    """One that meshbox did not make, or that keeps no containers apart, is a warning with its remedy."""
-    own = DockerNetwork(name="meshbox", driver="bridge", ours=True, apart=True)
-    assert surroundings.own_network([BRIDGE, own], "meshbox") == surroundings.own_network([BRIDGE], "meshbox") == []
-    for network, words in (
-        (replace(own, ours=False), ["not made by meshbox"]),
-        (replace(own, apart=False), ["reach each other"]),
-        (replace(own, ours=False, apart=False), ["not made by meshbox", "reach each other"]),
-    ):
-        (finding,) = surroundings.own_network([BRIDGE, network], "meshbox")
-        assert finding.level is Level.WARNING
-        assert all(word in finding.words for word in words)
-        assert finding.remedy.startswith("docker network rm meshbox")
-    assert "not made" not in surroundings.own_network([replace(own, apart=False)], "meshbox")[0].words
 
 
 def test_namespaces_out_of_reach(image, monkeypatch, tmp_path) -> None:

@@ -824,7 +824,7 @@ def test_clock_that_jumps(machines):
 
 
 def test_access_control(tmp_path):
-    """With everything denied by default the token of the README does; whichever rule is missing, it is named."""
+    """With everything denied by default the token of the documents does; whichever rule is missing, it is named."""
     agent = ConsulAgent(
         tmp_path / "consul",
         base_port=free_ports(3),
