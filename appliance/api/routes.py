@@ -33,7 +33,7 @@ from appliance.plan.rollout import progress
 from appliance.spec.parse import check_services, parse_service
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from starlette.requests import Request
 
@@ -160,11 +160,28 @@ async def _deploy(appliance: Appliance, request: Request) -> views.Row:
 
 async def _remove(appliance: Appliance, request: Request) -> views.Row:
     """Remove a service: its connections drain, then its containers are removed. The answer says what goes."""
-    name = request.path_params["name"]
+    return await _removed(appliance, [request.path_params["name"]])
+
+
+async def _remove_several(appliance: Appliance, request: Request) -> views.Row:
+    """Remove several services together. If one of them is not deployed, none is removed."""
+    _needed(request, "service")
+    return await _removed(appliance, request.query_params.getlist("service"))
+
+
+async def _removed(appliance: Appliance, names: Sequence[str]) -> views.Row:
     specs = appliance.snapshot().specs
-    if name not in specs or not await appliance.remove(name):
-        raise _NotFoundError(f'no service "{name}" is deployed{did_you_mean(name, specs)}')
-    return {"changes": [asdict(change) for change in removal(specs[name])]}
+    for name in names:
+        if name not in specs:
+            raise _not_deployed(name, specs)
+    for name in dict.fromkeys(names):
+        if not await appliance.remove(name):
+            raise _not_deployed(name, specs.keys() - {name})
+    return {"changes": [asdict(change) for name in dict.fromkeys(names) for change in removal(specs[name])]}
+
+
+def _not_deployed(name: str, specs: Iterable[str]) -> _NotFoundError:
+    return _NotFoundError(f'no service "{name}" is deployed{did_you_mean(name, specs)}')
 
 
 async def _metrics(appliance: Appliance, _: Request) -> Response:
@@ -226,6 +243,12 @@ CALLS: tuple[ApiCall, ...] = (
         path="/v1/services/{name}",
         handler=_remove,
         parameters={"name": "name of a deployed service, in the path"},
+    ),
+    ApiCall(
+        method="DELETE",
+        path="/v1/services",
+        handler=_remove_several,
+        parameters={"service": "name of a deployed service; may be given several times"},
     ),
     ApiCall(method="GET", path="/metrics", handler=_metrics),
 )

@@ -29,16 +29,16 @@ class RegistryFacts:
 
     specs: Mapping[str, Service] = field(default_factory=dict)
     tombstones: Mapping[str, float] = field(default_factory=dict)
-    """Removed services and when (seconds since the epoch)."""
+    """When each removed service was removed, in Unix time."""
     allocations: Allocations = field(default_factory=Allocations)
-    """This machine's own; never shared."""
+    """Virtual IPs and ports of this machine. Other machines have their own."""
     own_ports: frozenset[int] = frozenset()
     """Ports of the proxy's range that the registry itself uses on this host."""
     machines: tuple[Machine, ...] = ()
-    """Empty: this machine alone."""
+    """All machines, this one included. Empty: there is only this one."""
     endpoints: tuple[Endpoint, ...] = ()
     held_since: float | None = None
-    """Since when (seconds since the epoch) these facts are held without hearing from the registry; None: fresh."""
+    """Since when the registry has been silent and these facts are held, in Unix time; None: they are fresh."""
     held_why: str = ""
     open_queries: int = 0
     """Blocking queries that are waiting now."""

@@ -141,6 +141,25 @@ def test_remove(converse):
     converse(test)
 
 
+def test_remove_several(converse):
+    """Services are removed together, each once; if one is not deployed, all of them stay."""
+
+    async def test(call):
+        for service in (ORANGE, FLASK):
+            await call.deploy(service)
+            await call.settled(service["name"])
+        answer = await call("DELETE", "/v1/services?service=flask&service=orang", 404)
+        assert answer == {"error": 'no service "orang" is deployed (did you mean "orange"?)'}
+        deployed = [row["service"] for row in await call("GET", "/v1/services") if row["deployed"]]
+        assert deployed == ["flask", "orange"]
+        answer = await call("DELETE", "/v1/services?service=orange&service=flask&service=orange")
+        assert [c["service"] for c in answer["changes"] if not c["container"]] == ["orange", "flask"]
+        assert await call("GET", "/v1/workloads") == []
+        assert "service" in (await call("DELETE", "/v1/services", 400))["error"]
+
+    converse(test)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -62,7 +62,7 @@ def test_unreachable() -> None:
         (
             {"status": 403},
             "refuses reading the agent",
-            'add to the token\'s policy: agent_prefix "" { policy = "read" }',
+            'the token\'s policy needs agent_prefix "" { policy = "read" }',
         ),
         ({"delay": 3600.0}, "did not answer within", "check its load"),
     ],
@@ -112,5 +112,5 @@ def test_files(tmp_path, key) -> None:
     found = look(address="https://127.0.0.1:1", **{key: str(tmp_path / "none")})
     assert found.level is Level.FAILED
     assert f"consul.{key} {tmp_path}/none" in found.words
-    assert "No such file" in found.remedy
-    assert "mend that file" in found.remedy
+    assert "No such file" in found.words
+    assert found.remedy == "mend that file, or name another one"

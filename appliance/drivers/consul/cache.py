@@ -1,8 +1,8 @@
 """What was last known of the other machines, on disk: a boot without Consul starts from it.
 
-Specs and allocations are in the embedded store's file beside it. Losing this one costs nothing that Consul would not
-tell again, so a damaged one counts as none. Specs whose time of change it does not have come from elsewhere: a machine
-that runs without Consul for a while removes this file, since what it knows then is no evidence about any Consul.
+Specs and allocations are in the file of the embedded store beside it. Consul tells again what is lost with this file,
+so a damaged one counts as none. A spec whose time of change is missing here did not come from this Consul. A machine
+that runs without Consul for a while removes the file: what it knows then is no evidence about any Consul.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Cache:
         self._path = folder / NAME
 
     async def read(self) -> CachedFacts:
-        """Return what the file holds; nothing is known when it cannot be read."""
+        """Return what the file holds, or empty facts when it cannot be read."""
         try:
             return load(await trio.to_thread.run_sync(self._path.read_bytes))
         except OSError:
@@ -93,7 +93,7 @@ def dump(known: CachedFacts) -> bytes:
 
 
 def load(content: bytes) -> CachedFacts:
-    """Parse a file's content; nothing is known when it is damaged or another version's."""
+    """Parse the content of the file. Return empty facts when it is damaged or of another version."""
     try:
         raw: Any = orjson.loads(content)
         if raw["schema"] != SCHEMA:

@@ -120,8 +120,8 @@ class Machines:
     def _accept(self, entries: list[dict[str, Any]]) -> dict[str, Machine]:
         """Note what an answer tells beside the machines; return them, as healthy as they are taken to be."""
         seen, unreadable = parse_machines(entries)
-        found, doubts = one_per_node(seen)
-        self.complaints = (*unreadable, *doubts)
+        found, clashes = one_per_node(seen)
+        self.complaints = (*unreadable, *map(str, clashes))
         if self._staleness.lasted(QUERY) >= AWAY:
             self._loss.was_away()
         return excuse_silent(found, seen, self._known) if self._loss.suspended else found

@@ -1,6 +1,12 @@
-"""Consul as the registry: what all machines share, held through whatever happens to it.
+"""Consul as the registry: what all machines share, and what stays known whatever happens to Consul.
 
 Facts come from disk first, then from Consul. A list shrinks only on evidence, and a failed read changes nothing.
+
+    transport, api     HTTP under Trio; the calls           codec                  what stands in Consul
+    watch              blocking queries, bounded            staleness, loss        held since when; removed, or lost?
+    machines           all machines of the mesh             deregistered, liveness, presence   whether they live
+    endpoints, specs   what they serve; what is deployed    announce               this machine's registrations
+    cache              the copy on disk                     rejoin                 agents find each other again
 """
 
 from __future__ import annotations
@@ -42,9 +48,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FIRST_ANSWER = 5.0
-"""Seconds that a start waits for Consul before it goes on with what is on disk."""
+"""Seconds that a start waits for Consul before it continues with what is on disk."""
 SAVE = 0.5
-"""Seconds that changes are gathered before they are written to disk."""
+"""Seconds for which changes are gathered before they are written to disk."""
 
 
 class ConsulRegistry:
@@ -68,8 +74,8 @@ class ConsulRegistry:
         """Touch nothing yet. Raises HostError when a file of the settings cannot be used, or `meta` is too long.
 
         `address` is where other machines reach this one; without it, the address of the Consul agent. `host` tells
-        this host from one whose appliance has the same node name, and is found out where it is not given. One of
-        `proxy_ports` is taken, where this machine says that it is alive.
+        this host from one whose appliance has the same node name; by default it is found out. One of `proxy_ports`
+        becomes the presence port. `clock` gives seconds since the epoch of Unix; `grace` is in seconds.
         """
         check_meta(meta)
         self._bell = bell
@@ -127,7 +133,7 @@ class ConsulRegistry:
                 with trio.move_on_after(FIRST_ANSWER) as patience:
                     await self._answers()
                 if patience.cancelled_caught:
-                    log.warning("starting without Consul, on what is on disk", cause=self._staleness.why)
+                    log.warning("starting without Consul, with what is on disk", cause=self._staleness.why)
                 task_status.started()
         finally:
             with trio.move_on_after(2) as last:
@@ -149,15 +155,15 @@ class ConsulRegistry:
         self._facts = replace(self._facts, allocations=allocations)
 
     async def register(self, registration: Registration) -> None:
-        """Announce a destination. Never fails or waits: Consul is told as soon as it takes it."""
+        """Announce a destination. Never fails or waits: Consul is told as soon as it answers."""
         await self._announcer.register(registration)
 
     async def deregister(self, registration: Registration) -> None:
-        """Withdraw an announcement. Never fails, as `register`, and waits for a sound Consul only."""
+        """Withdraw an announcement. Never fails, and waits only for a Consul that answers."""
         await self._announcer.deregister(registration.destination)
 
     def claim(self, claims: frozenset[str]) -> None:
-        """Announce with this machine the replicas that no other may run any more. Consul is told when it can be."""
+        """Announce with this machine the replicas that no other may run any more. Never fails or waits."""
         self._announcer.claim(claims)
 
     async def withdraw(self) -> None:
@@ -195,7 +201,7 @@ class ConsulRegistry:
         return await self._api.values("", index)
 
     async def _take_keys(self, values: dict[str, tuple[bytes, int]]) -> None:
-        """Take in all keys of ours: the epoch and the specs."""
+        """Take in all our keys: the epoch and the specs."""
         await self._loss.compare(values.get(self._api.key(EPOCH)))
         folder = self._api.key(FOLDER)
         await self._specs.took({key: value for key, value in values.items() if key.startswith(folder)})
@@ -203,7 +209,7 @@ class ConsulRegistry:
         self._publish()
 
     def _put_back(self) -> None:
-        """Have all that Consul has lost put back."""
+        """Have everything put back that Consul has lost."""
         self._announcer.again()
         self._specs.again()
 
@@ -214,7 +220,7 @@ class ConsulRegistry:
         self._endpoints.forget()
 
     async def _settle(self) -> bool:
-        """Drop what was lost and has not come back. Return False while that cannot be told."""
+        """Drop what was not put back after a loss. Return False while Consul cannot be asked."""
         try:
             await self._machines.reread()
         except RetryError:
@@ -227,7 +233,7 @@ class ConsulRegistry:
     # -- facts, in memory and on disk
 
     def _publish(self) -> None:
-        """Make facts of what is known; ring the bell if they differ in what plans depend on."""
+        """Make facts of what is known. Ring the bell if those have changed on which plans depend."""
         before = self._facts
         self._facts = RegistryFacts(
             specs=self._specs.deployed,
@@ -253,7 +259,7 @@ class ConsulRegistry:
             self._bell()
 
     async def _restore(self) -> int | None:
-        """Take over what is on disk. Return the presence port, which is opened meanwhile."""
+        """Take over what is on disk, and open the presence port. Return its number."""
         known = await self._cache.read()
         self._loss.remember(known.epoch)
         self._machines.restore(known.machines)
@@ -273,7 +279,7 @@ class ConsulRegistry:
             await self._save()
 
     async def _save(self) -> None:
-        """Write what is known to disk. A disk that refuses is reported and tried again at the next change."""
+        """Write what is known to disk. A failure is logged, and the next change tries again."""
         known = CachedFacts(
             epoch=self._loss.epoch,
             changed=self._specs.times,
@@ -284,4 +290,4 @@ class ConsulRegistry:
             await self._store.replace_specs(self._facts.specs, self._facts.tombstones)
             await self._cache.write(known)
         except (OSError, RetryError) as error:
-            log.warning("cannot keep what Consul said on disk; will try again", cause=str(error))
+            log.warning("cannot write to disk what Consul said; will try again at the next change", cause=str(error))

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 START = "start"
-"""Stands for the first answers, which are not there yet."""
+"""Stands for the first answers of all queries, until they have come."""
 
 
 class Staleness:
-    """Which queries fail, since when and why. While any does, what was last known is held."""
+    """Which queries fail, since when and why. While one fails, what was last known is held."""
 
     def __init__(self, clock: Callable[[], float], changed: Callable[[], None]) -> None:
-        """`clock` gives seconds since the epoch; `changed` is called when holding begins or ends."""
+        """Hold nothing yet. `clock` gives Unix time in seconds. Call `changed` when a query fails, or works again."""
         self._clock = clock
         self._changed = changed
         self._failing: dict[str, str] = {}
@@ -31,7 +31,7 @@ class Staleness:
 
     @property
     def why(self) -> str:
-        """The first of the reasons; not having heard anything yet only where there is no better one."""
+        """The first of the causes. That no answer has come yet counts only where there is no other cause."""
         return next((why for query, why in self._failing.items() if query != START), self._failing.get(START, ""))
 
     def failed(self, query: str, cause: object) -> None:
@@ -50,7 +50,7 @@ class Staleness:
         return 0.0 if began is None else trio.current_time() - began
 
     def over(self, query: str) -> None:
-        """Note that it works."""
+        """Note that a query works."""
         self._began.pop(query, None)
         if self._failing.pop(query, None) is not None:
             if not self._failing:

@@ -1,9 +1,9 @@
-"""Watching Consul: blocking queries by the book, and never more of them than a fixed number.
+"""Watching Consul: blocking queries as its documentation asks for them, and never more than a fixed number.
 
-Consul allows 200 connections per client address, and keeps the place of a query that was given up until its wait ends.
-So a query that is no longer wanted is waited for, not cancelled, and of the services of interest only the first
-`DIRECT` have queries of their own. The rest share one query on the catalogue, and are read again when that has changed:
-many services cost more calls per change, but never more places.
+Consul allows 200 connections per client address, and a query that is given up holds its connection until its wait ends.
+So a query that is no longer wanted is waited for, not cancelled. Only the first `DIRECT` services of interest have a
+query of their own. The rest share one query on the catalogue, and are read again when that has changed: many services
+cost more calls per change, but never more connections.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     Entries = list[dict[str, object]]
 
 DIRECT = 48
-"""Services that have a blocking query of their own. With those for machines, specs and catalogue: 51 in all, 52
-where every service is of interest. One more reads services that are new; what only writes or looks comes on top."""
+"""Most services with a blocking query of their own. With those for machines, specs and catalogue that makes 51
+connections, or 52 where every service is of interest. One more reads new services; other calls come on top."""
 BUSY = Schedule((0.0, 0.0, 0.1, 0.2, 0.5, 1.0))
 """Seconds between queries that return at once, the 1st, 2nd, … in a row; the last value repeats."""
 AT_ONCE = 0.2
 """A query that returns within so many seconds did not wait."""
 CATCH_UP = 1.0
-"""Seconds after which an index that is lower than before is looked at again before it is believed."""
+"""Seconds after which an index that is lower than before is read again, before it is believed."""
 REST = 4
-"""How many times longer than it took is the pause after a reading of the services without a query of their own: where
-all that many keep changing, reading them takes a fifth of the time, and a single change is read at once."""
+"""The pause after reading the services without a query of their own lasts this many times as long as the reading. While
+they keep changing, reading them takes a fifth of the time; a single change is read at once."""
 
 _T = TypeVar("_T")
 
@@ -44,8 +44,9 @@ class Queries:
     """Follows values with blocking queries, and counts those that wait."""
 
     def __init__(self, staleness: Staleness, went_back: Callable[[bool], None] = lambda _: None) -> None:
-        """`went_back` is called when an index is lower than before, and with True once it stays so.
+        """Query nothing yet.
 
+        `went_back` is called with False when an index is lower than before, and with True once it stays lower:
         Consul's data are of an earlier time then.
         """
         self._staleness = staleness
@@ -71,12 +72,12 @@ class Queries:
             self.open += 1
             try:
                 found, value = await fetch(index)
-                if found < last and not behind:  # a server that has just started is, for a moment
+                if found < last and not behind:  # a server that has just started is behind for a moment
                     behind, index = True, 0
                     self._went_back(False)
                     await trio.sleep(CATCH_UP)
                     continue
-                if found < last:  # data were lost or restored: what is there now is not a successor of what was known
+                if found < last:  # data were lost or restored: the answer is no successor of what was known
                     self._went_back(True)
                     index = last = 0
                     continue
@@ -96,15 +97,15 @@ class Queries:
             failures = 0
             waited = trio.current_time() - began
             last = max(found, 1)
-            # Consul breaks a query off, with nothing new, when a backup is restored: look what is there now.
+            # When a backup is restored, Consul ends a query early and without news: read what is there now.
             index = 0 if found == index and waited < WAIT else last
             quick = quick + 1 if waited < AT_ONCE else 0
             await trio.sleep(BUSY.after(quick))
-        self._staleness.over(query)  # it may have failed last, and nobody asks any more
+        self._staleness.over(query)  # it may have failed last, and is not asked again
 
 
 class ServiceWatch:
-    """Keeps the entries of the services of interest up to date."""
+    """Reads the entries of the services of interest again whenever they change."""
 
     def __init__(
         self,
@@ -122,10 +123,10 @@ class ServiceWatch:
         self._direct = direct
         self._nursery: trio.Nursery | None = None
         self._following: set[str] = set()
-        """Services with a query under way, also those whose last one is only waited for."""
+        """Services with a query under way, wanted or not."""
         self._sweeping = False
         self._fresh: set[str] = set()
-        """Services without a query of their own that were not read yet."""
+        """Services without a query of their own that have not been read yet."""
         self._reading = False
         self.wanted: frozenset[str] = frozenset()
 
@@ -196,7 +197,7 @@ class ServiceWatch:
         self._fill()
 
     async def _read_fresh(self) -> None:
-        """Read services that are new among those without a query of their own, one after the other."""
+        """Read new services without a query of their own, one after the other."""
 
         async def fetch(index: int) -> tuple[int, None]:
             return index + 1, None

@@ -358,7 +358,7 @@ def test_agent_without_an_ipv4_address():
     async def main():
         world = World()
         world.agent.advertises = "fd00::1"
-        complaint = pytest.RaisesExc(HostError, match=r"known as fd00::1.*advertise_addr")
+        complaint = pytest.RaisesExc(HostError, match=r"agent advertises fd00::1.*advertise_addr")
         with pytest.RaisesGroup(complaint, flatten_subgroups=True):
             await world.made(address=None).run()
         world.agent.down = True

@@ -52,7 +52,7 @@ def test_machine_back_and_forth():
 def test_meta_that_consul_would_refuse():
     """Too much for one value of Consul's is refused before anything starts, with the limit."""
     codec.check_meta((("a", "x" * 504),))
-    with pytest.raises(HostError, match="512 characters of it, as JSON, and it has 513; shorten it"):
+    with pytest.raises(HostError, match="512 characters of it, as JSON, and it has 513: shorten it"):
         codec.check_meta((("a", "x" * 505),))
 
 
@@ -178,9 +178,9 @@ def test_two_machines_of_one_name_or_address():
     seen, _ = codec.parse_machines(
         [entry(codec.machine_service(m), host=h) for m, h in ((double, "c2"), (M1, "c1"), (same, "c3"))]
     )
-    found, complaints = codec.one_per_node(seen)
+    found, clashes = codec.one_per_node(seen)
     assert found == {"m1": M1, "m3": same}
-    assert complaints == [
+    assert [str(clash) for clash in clashes] == [
         (
             'two machines call themselves "m1": 10.0.0.1 (Consul node c1) and 10.0.0.2 (c2); '
             'give one of them another "node" in its configuration'
@@ -201,8 +201,8 @@ def test_what_a_machine_left_behind():
             entry(heir, host="d"),
         ]
     )
-    found, complaints = codec.one_per_node(seen)
-    assert complaints == []
+    found, clashes = codec.one_per_node(seen)
+    assert clashes == []
     assert found["m1"] == M1
     assert found["m2"].healthy
     assert not found["m0"].healthy
