@@ -75,19 +75,6 @@ async def watch(config: Config) -> Finding:
         return failed("netns_dir", error.words, f"{error.remedy} (sysctl)")
 
 
-def namespaces(config: Config, sandbox: str) -> list[Finding]:
-    """Look whether a container's namespace, which Docker keeps at `sandbox`, is where it is watched for."""
-    if not sandbox or (Path(config.netns_dir) / Path(sandbox).name).exists():
-        return []
-    return [
-        warning(
-            "netns_dir",
-            f"Docker keeps its containers' namespaces in {Path(sandbox).parent}, and netns_dir is {config.netns_dir}",
-            f"set netns_dir to where {Path(sandbox).parent} is seen from here; else rules come late",
-        )
-    ]
-
-
 def _writable(folder: Path) -> bool:
     """Whether one may write there, or make it. Of root it is asked too: a mount may be for reading only."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
