@@ -1,4 +1,4 @@
-"""What was found by looking at a host: how bad it is, and how to mend it."""
+"""What a check of a host has found: how bad it is, and how to mend it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at. `remedy` says what to do unless it is ok."""
+    """One thing that was checked. `remedy` says what to do unless it is ok."""
 
     subject: str
     level: Level
