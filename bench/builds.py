@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import PYTHON, ROOT, Build, run
 
 if TYPE_CHECKING:

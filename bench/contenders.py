@@ -17,7 +17,7 @@ import orjson
 
 from appliance.render.ruleset import DOOR_PORT
 from bench import rules
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import CLIENT, CLIENT_IP, DIRECT_IP, INTERPRETED, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
 from bench.process import Cpu
 from bench.rules import Table

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from bench.lab import Lab
 
 
-class BenchError(Exception):
-    """A contender did not do the work, or the work cannot be set up: figures would be worthless."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One thing that is measured. `better` is `higher` or `lower`."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.process import Process
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import PYTHON, run
 
 PROGRAMS = {

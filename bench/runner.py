@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.figures import BenchError, Result
+from bench.errors import BenchError
+from bench.figures import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
     from appliance.faults import Faults
     from appliance.model.facts import Snapshot, Workload
-    from appliance.model.registry import RegistryFacts
+    from appliance.model.registry import Interests, RegistryFacts
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState
@@ -47,7 +47,7 @@ class Appliance(Protocol):
     def snapshot(self) -> Snapshot:
         """Return all facts as they are now."""
 
-    async def look(self, services: frozenset[str]) -> Snapshot:
+    async def look(self, interests: Interests) -> Snapshot:
         """Return the same facts, with what other machines serve of these services even if it does not matter here."""
 
     async def stats(self) -> tuple[ListenerStats, ...]:

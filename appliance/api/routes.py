@@ -23,13 +23,13 @@ from appliance.api import metrics, views
 from appliance.api.lines import LinesResponse, refusal
 from appliance.errors import HostError, InputError, MeshboxError, did_you_mean
 from appliance.model.names import Allowance
+from appliance.model.registry import Interests
 from appliance.plan.allocate import misfit
 from appliance.plan.changes import Kind, changes, removal
 from appliance.plan.elsewhere import elsewhere
 from appliance.plan.explain import find_client, why
 from appliance.plan.placement import check_constraint
 from appliance.plan.rollout import progress
-from appliance.plan.visitors import EVERYTHING
 from appliance.spec.parse import check_services, parse_service
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ async def _services(appliance: Appliance, _: Request) -> list[views.Row]:
     """Show every service that is deployed, that labels name, or that another machine serves."""
     s = appliance.snapshot()
     names = frozenset({*s.specs, *(w.name.service for w in s.workloads)})
-    s = await appliance.look(names | {EVERYTHING})
+    s = await appliance.look(Interests(services=names, everything=True))
     return views.services(s, appliance.have, _progressed(appliance, s, names))
 
 
@@ -97,7 +97,7 @@ async def _connections(appliance: Appliance, _: Request) -> list[views.Row]:
 async def _progress(appliance: Appliance, request: Request) -> list[views.Row]:
     """Show how far each container of the named services has come, on whichever machine it runs."""
     names = frozenset(request.query_params.getlist("service"))
-    return _progressed(appliance, await appliance.look(names), names)
+    return _progressed(appliance, await appliance.look(Interests(services=names)), names)
 
 
 async def _rules(appliance: Appliance, request: Request) -> views.Row:

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from appliance.drivers.registry import Registry
     from appliance.model.facts import Workload
     from appliance.model.network import NetnsId
-    from appliance.model.registry import RegistryFacts
+    from appliance.model.registry import Interests, RegistryFacts
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState
@@ -272,9 +272,9 @@ class Appliance:
             going=self.deployer.going,
         )
 
-    async def look(self, services: frozenset[str]) -> Snapshot:
+    async def look(self, interests: Interests) -> Snapshot:
         """Return the same, with what other machines serve of these services, whether it matters here or not."""
-        endpoints = await self.registry.look(services)
+        endpoints = await self.registry.look(interests)
         return replace(self.snapshot(), endpoints=endpoints)
 
     async def pull(self, services: Iterable[Service], tell: Callable[[str, str], None]) -> None:

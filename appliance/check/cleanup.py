@@ -12,7 +12,7 @@ import trio
 from appliance.drivers.docker import labels
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import DockerError
-from appliance.drivers.host.resolvconf import HostNames
+from appliance.drivers.host.resolvconf import ResolverSettings
 from appliance.drivers.netns import identity, routes
 from appliance.drivers.nft.client import Nft
 from appliance.drivers.process import run
@@ -124,7 +124,7 @@ async def _remove_rules(paths: list[str], config: Config, report: Report) -> Non
 
 async def _undo_host_names(config: Config, report: Report) -> None:
     try:
-        report.done += await HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range).undo()
+        report.done += await ResolverSettings(resolv_conf=config.resolv_conf, vip_range=config.vip_range).revert()
     except (HostError, RetryError) as error:
         report.failed.append(str(error))
 

@@ -1,4 +1,4 @@
-"""Does this host's own firewall let containers reach the mesh's DNS server and proxy?
+"""Whether this host's own firewall lets containers reach the mesh's DNS server and proxy.
 
 Rules can be written in too many ways to be judged by reading, so the kernel judges them. A network namespace gets a
 copy of them and interfaces named like Docker's bridges. Another namespace sends what containers would send, and a chain

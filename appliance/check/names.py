@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from appliance.drivers.host.resolvconf import HostNames, chosen
+from appliance.drivers.host.resolvconf import ResolverSettings, choose_server
 from appliance.drivers.host.resolvers import RESOLV_CONF
 from appliance.model.finding import Finding, failed, ok, warning
 
@@ -20,17 +20,17 @@ DNS_PORT = 53
 
 def host_names(config: Config) -> Finding:
     """Check how processes of this host resolve names of the mesh."""
-    names = HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
-    server = chosen(config.dns_listen)
+    settings = ResolverSettings(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
+    server = choose_server(config.dns_listen)
     if not config.resolv_conf:
         return warning("host names", "no resolver file is changed", f"name {server} first in the host's resolv.conf")
-    if config.dns_port != DNS_PORT and not names.is_resolved:
+    if config.dns_port != DNS_PORT and not settings.uses_resolved:
         return failed(
             "host names",
             f"{config.resolv_conf} can only name servers on port {DNS_PORT}, and dns_port is {config.dns_port}",
             f"set dns_port to {DNS_PORT}, or resolv_conf to nothing",
         )
-    return ok("host names", f"{server} through {'systemd-resolved' if names.is_resolved else config.resolv_conf}")
+    return ok("host names", f"{server} through {'systemd-resolved' if settings.uses_resolved else config.resolv_conf}")
 
 
 def resolvers(found: Sequence[tuple[str, int]]) -> Finding:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
-    from appliance.model.registry import RegistryFacts
+    from appliance.model.registry import Interests, RegistryFacts
     from appliance.model.spec import Service
 
 
@@ -55,16 +55,14 @@ class Registry(Protocol):
     async def withdraw(self) -> None:
         """Withdraw all announcements, before the appliance ends; the machine itself stays known for a while."""
 
-    async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:
+    async def look(self, interests: Interests) -> tuple[Endpoint, ...]:
         """Return what other machines serve of these services: as known where they are watched, else asked for now.
-
-        EVERYTHING stands for all that there are.
 
         Never fails: what cannot be asked for is left out.
         """
 
-    def watch(self, services: frozenset[str]) -> None:
-        """Name the services whose endpoints on other machines are of interest; replaces the former set."""
+    def watch(self, interests: Interests) -> None:
+        """Name the services whose endpoints on other machines are of interest; replaces the former ones."""
 
 
 def open_registry(

@@ -15,8 +15,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interests:
+    """The services of which this machine wants to know what other machines serve."""
+
+    services: frozenset[str] = frozenset()
+    everything: bool = False
+    """Whether all other services of the mesh matter as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryFacts:
-    """What a registry knows at one moment. Replaced as a whole, never changed."""
+    """What a registry knows at one moment. It is replaced as a whole and never changed."""
 
     specs: Mapping[str, Service] = field(default_factory=dict)
     tombstones: Mapping[str, float] = field(default_factory=dict)
@@ -24,7 +33,7 @@ class RegistryFacts:
     allocations: Allocations = field(default_factory=Allocations)
     """This machine's own; never shared."""
     own_ports: frozenset[int] = frozenset()
-    """Proxy ports that the registry itself has on this host."""
+    """Ports of the proxy's range that the registry itself uses on this host."""
     machines: tuple[Machine, ...] = ()
     """Empty: this machine alone."""
     endpoints: tuple[Endpoint, ...] = ()
@@ -32,6 +41,6 @@ class RegistryFacts:
     """Since when (seconds since the epoch) these facts are held without hearing from the registry; None: fresh."""
     held_why: str = ""
     open_queries: int = 0
-    """Blocking queries that wait at the moment."""
+    """Blocking queries that are waiting now."""
     problems: tuple[str, ...] = ()
-    """What was found but left alone, in words: a spec of a newer version, two machines with one address."""
+    """What was found and not used, in words: a spec of a newer version, two machines with one address."""

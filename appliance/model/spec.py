@@ -1,4 +1,4 @@
-"""What a user declares: services, containers and their fields (DESIGN §1)."""
+"""What a user declares: services, containers and their fields."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from appliance.config.options import Config
+    from appliance.model.registry import Interests
     from appliance.model.rollout import Action
     from appliance.model.spec import Service
 
@@ -66,7 +67,7 @@ class FakeAppliance:
         self._step()
         return self._facts()
 
-    async def look(self, services: frozenset[str]) -> Snapshot:  # noqa: ARG002 — as `admin.Appliance` has it
+    async def look(self, interests: Interests) -> Snapshot:  # noqa: ARG002 — as `admin.Appliance` has it
         """Return the same: nothing is hidden here."""
         return self.snapshot()
 

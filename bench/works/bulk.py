@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.contenders import BULK, Service, mirror, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import SERVER
 
 if TYPE_CHECKING:

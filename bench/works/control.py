@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.controlhost import CHURN, address
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import PROXY, PROXY_IP, PYTHON, ROOT, run
 from bench.process import resident
 from bench.works import http

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.contenders import Target
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import CLIENT_IP, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP
 
 if TYPE_CHECKING:

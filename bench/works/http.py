@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.contenders import PORT_DIALLED, SOURCE, TCP, TWO, Service, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import DIRECT_IP, PYTHON, SERVER
 
 if TYPE_CHECKING:

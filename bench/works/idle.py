@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.contenders import FILES, FILES_BESIDE, MOST_CONNECTIONS, Service, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import CLIENT, PROXY, PYTHON, SERVER, enter, run
 
 if TYPE_CHECKING:

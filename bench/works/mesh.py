@@ -21,7 +21,8 @@ from appliance.drivers.consul import codec as consulcodec
 from appliance.model.facts import Machine
 from appliance.model.names import Destination
 from appliance.model.network import Registration
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.works.appliance import NOT_PINNED, TESTS, cpu_seconds, family, resident
 
 if TYPE_CHECKING:

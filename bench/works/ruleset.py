@@ -15,7 +15,8 @@ from appliance.drivers.nft.client import Nft
 from appliance.model.names import Protocol
 from appliance.model.network import NetnsId, Route, WorkloadRuleset
 from appliance.render.ruleset import change_workload, render_workload
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import run
 
 if TYPE_CHECKING:

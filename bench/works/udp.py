@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.contenders import SOURCE, UDP, Service, mirror, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import SERVER, run
 from bench.works.echo import ONE_CPU
 

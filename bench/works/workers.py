@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.works import http
 from bench.works.control import ANY_CPU, COUNT, QUICK_COUNT, STALL, host, load, measure_churn, namespaces
 

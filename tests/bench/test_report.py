@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.bars import verdicts
-from bench.figures import BenchError, Figure, Result, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Result, Work
 from bench.lab import Lab
 from bench.report import from_json, markdown, to_json
 from bench.runner import run_works

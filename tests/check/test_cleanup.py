@@ -10,7 +10,7 @@ import trio
 from appliance import lock
 from appliance.check import cleanup
 from appliance.config.options import Config
-from appliance.drivers.host.resolvconf import HostNames
+from appliance.drivers.host.resolvconf import ResolverSettings
 from appliance.drivers.netns import identity
 from appliance.errors import HostError, RetryError
 from appliance.lock import only_one
@@ -55,7 +55,7 @@ def world(monkeypatch, tmp_path):
 
     monkeypatch.setattr(cleanup.routes, "drop_local_route", drop)
     monkeypatch.setattr(cleanup, "_remove_route", drop)
-    monkeypatch.setattr(HostNames, "undo", undo)
+    monkeypatch.setattr(ResolverSettings, "revert", undo)
     return Config(
         docker_socket=str(tmp_path / "docker.sock"),
         netns_dir=str(tmp_path / "netns"),

@@ -23,7 +23,7 @@ from appliance.model.finding import Level
         (None, Level.OK, "can be written", ""),
         (f'{{"schema": {SCHEMA}}}', Level.OK, "can be written", ""),
         (f'{{"schema": {SCHEMA + 1}}}', Level.FAILED, "newer meshbox", "install that version again"),
-        ("{", Level.WARNING, "no JSON", "deploy again"),
+        ("{", Level.WARNING, "not JSON", "deploy again"),
     ],
 )
 def test_state(tmp_path, content, level, words, remedy) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import InputError
-from appliance.plan.placement import check_constraint, fits, place, placement
+from appliance.plan.placement import check_constraint, fits, placement
 from tests.plan.cases import SETTINGS, machine, spec
 
 _MACHINES = st.lists(st.integers(1, 12), min_size=1, max_size=8, unique=True)
@@ -20,6 +20,11 @@ _MACHINES = st.lists(st.integers(1, 12), min_size=1, max_size=8, unique=True)
 def machines(*numbers: int):
     """Machines m<number>."""
     return [machine(f"m{n}", f"10.0.0.{n}") for n in numbers]
+
+
+def place(service, others):
+    """Where replicas go among these machines alone, as a gateway sees it: it runs nothing itself."""
+    return placement(service, replace(SETTINGS, node="gate", gateway=True), others)
 
 
 @given(_MACHINES, st.integers(1, 40), st.randoms())

@@ -152,7 +152,7 @@ def test_bad_container(fields, words):
         ({**raw_service(), "count": "2"}, 'count: "2" is not a whole number'),
         ({**raw_service(), "name": "-x"}, "is no host label (RFC 1123)"),
         ({**raw_service(), "name": "a\nb"}, "is no host label (RFC 1123)"),
-        ({**raw_service(), "name": "0"}, 'service name "0" is a number: programs take names that end so for IPv4'),
+        ({**raw_service(), "name": "0"}, 'service name "0" is a number: programs take names that end in one for IPv4'),
         ({**raw_service(), "name": "0xff"}, 'service name "0xff" is a number'),
         ({**raw_service(), "constraint": 5}, "constraint: 5 is not text"),
         (

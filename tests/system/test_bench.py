@@ -17,7 +17,7 @@ from machine import ROOT, run
 
 from bench import contenders, peers, rules
 from bench.contenders import TCP, Service, Target
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import CLIENT, DIRECT_IP, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, Lab, lab
 from bench.works import WORKS, http, idle
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from appliance.drivers.consul.api import RETRY
 from appliance.drivers.consul.codec import (
     TTL,
     destination_id,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from appliance.drivers.consul.api import ConsulApi
-    from appliance.drivers.consul.watch import Staleness
+    from appliance.drivers.consul.staleness import Staleness
     from appliance.model.names import Destination
     from appliance.model.network import Registration
 
@@ -49,8 +50,8 @@ PATIENCE = 2.0
 """Seconds that withdrawals are waited for in all; after that they are made up for later."""
 REFILL = 0.2
 """Seconds of that which each second gives back."""
-RETRY = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Seconds until Consul is tried again after the 1st, 2nd, … failure in a row; the last value repeats."""
+GATHER = 0.25
+"""Seconds for which reasons to register or compare anew are gathered."""
 AT_ONCE = 4
 """Registrations that are sent at the same time."""
 COMPLAIN = 2
@@ -65,7 +66,7 @@ class Announcer:
     def __init__(
         self,
         api: ConsulApi,
-        held: Staleness,
+        staleness: Staleness,
         *,
         node: str,
         meta: tuple[tuple[str, str], ...],
@@ -81,15 +82,14 @@ class Announcer:
         `changed` is called when a problem appears or is over.
         """
         self._api = api
-        self._stale = held
+        self._staleness = staleness
         self._node = node
         self._meta = meta
         self._address = address
         self._changed = changed
         self._host = host
         self._gateway = gateway
-        self.presence_port: int | None = None
-        """To be set before `run`."""
+        self._presence_port: int | None = None
         self.machine: Machine | None = None
         """This machine, once its address is known."""
         self.announced = trio.Event()
@@ -114,11 +114,16 @@ class Announcer:
         self._patience = PATIENCE
         self._waited = 0.0
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, presence_port: int | None = None, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Keep everything registered until cancelled. Started once the machine is (or Consul failed to).
+
+        `presence_port` is where this machine says that it is alive, if there is one.
 
         Raises HostError when this machine has no address under which others can reach it.
         """
+        self._presence_port = presence_port
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for service_id in self._due:
@@ -183,10 +188,10 @@ class Announcer:
     async def _beat_on(self) -> None:
         failures = 0
         while True:
-            with trio.move_on_after(RETRY[min(failures, len(RETRY)) - 1] if failures else HEARTBEAT):
+            with trio.move_on_after(RETRY.after(failures) if failures else HEARTBEAT):
                 await self._urgent.wait()
                 self._urgent = trio.Event()
-                await trio.sleep(RETRY[0])
+                await trio.sleep(GATHER)
             try:
                 await self._beat()
             except MeshboxError as error:
@@ -204,7 +209,7 @@ class Announcer:
                 address=address,
                 meta=self._meta,
                 gateway=self._gateway,
-                presence_port=self.presence_port,
+                presence_port=self._presence_port,
                 claims=self._claims,
             )
         if not self._registered:
@@ -225,14 +230,14 @@ class Announcer:
             raise RetryError(namesake(self._node))
 
     def _failed(self, error: MeshboxError) -> None:
-        self._stale.failed(BEAT, error)
+        self._staleness.failed(BEAT, error)
         self._registered = False
         self._unsure.set()
         if self._alive.is_set():
             self._alive = trio.Event()
 
     def _succeeded(self) -> None:
-        self._stale.over(BEAT)
+        self._staleness.over(BEAT)
         if not self._alive.is_set():
             self._alive.set()
             self._unsure.set()
@@ -268,7 +273,7 @@ class Announcer:
                     self._is_over(service_id)
                 told.set()
             if failures:
-                await trio.sleep(RETRY[min(failures, len(RETRY)) - 1])
+                await trio.sleep(RETRY.after(failures))
         self._busy.remove(service_id)
 
     async def _send(self, service_id: str) -> None:
@@ -296,16 +301,16 @@ class Announcer:
             try:
                 await self._compare()
             except RetryError as error:
-                self._stale.failed(QUERY, error)
+                self._staleness.failed(QUERY, error)
                 failures += 1
-                await trio.sleep(RETRY[min(failures, len(RETRY)) - 1])
+                await trio.sleep(RETRY.after(failures))
                 continue
-            self._stale.over(QUERY)
+            self._staleness.over(QUERY)
             failures = 0
             left = began + SETTLE - trio.current_time()
             with trio.move_on_after(COMPARE if self._settled else max(left, 0.0)):
                 await self._unsure.wait()
-                await trio.sleep(RETRY[0])
+                await trio.sleep(GATHER)
             self._settled = trio.current_time() - began >= SETTLE
 
     async def _compare(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.drivers.consul.codec import is_own
 from appliance.drivers.consul.transport import ConsulClient, ConsulError, explained
 from appliance.errors import HostError
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 WAIT = 30
 """Seconds that a blocking query waits. Consul keeps the place of a query that was given up until this is over."""
+RETRY = Schedule((0.25, 0.5, 1.0, 2.0, 4.0))
+"""Seconds until Consul is tried again after the 1st, 2nd, … failure in a row; the last value repeats."""
 SERF_FAILED = 4
 """Consul's number for an agent that does not answer others; one that has left has another."""
 

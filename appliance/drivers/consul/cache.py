@@ -12,21 +12,24 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import trio
 
 from appliance.drivers.consul.codec import parse_presence_port
+from appliance.drivers.local import statefile
 from appliance.errors import MeshboxError
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 NAME = "consul.json"
 SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class CachedFacts:
     """What the file holds. `changed`: when each spec that Consul knows was deployed or removed."""
 
     epoch: str = ""
@@ -35,7 +38,26 @@ class Known:
     endpoints: tuple[Endpoint, ...] = ()
 
 
-def dump(known: Known) -> bytes:
+class Cache:
+    """The file, in the folder of this machine's state."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open nothing yet."""
+        self._path = folder / NAME
+
+    async def read(self) -> CachedFacts:
+        """Return what the file holds; nothing is known when it cannot be read."""
+        try:
+            return load(await trio.to_thread.run_sync(self._path.read_bytes))
+        except OSError:
+            return CachedFacts()
+
+    async def write(self, known: CachedFacts) -> None:
+        """Replace the file. Raises OSError."""
+        await trio.to_thread.run_sync(statefile.write, self._path, dump(known))
+
+
+def dump(known: CachedFacts) -> bytes:
     """Return the file's content."""
     return orjson.dumps(
         {
@@ -70,13 +92,13 @@ def dump(known: Known) -> bytes:
     )
 
 
-def load(content: bytes) -> Known:
+def load(content: bytes) -> CachedFacts:
     """Parse a file's content; nothing is known when it is damaged or another version's."""
     try:
         raw: Any = orjson.loads(content)
         if raw["schema"] != SCHEMA:
-            return Known()
-        return Known(
+            return CachedFacts()
+        return CachedFacts(
             epoch=str(raw["epoch"]),
             changed={str(name): float(when) for name, when in raw["changed"].items()},
             machines=tuple(
@@ -104,4 +126,4 @@ def load(content: bytes) -> Known:
             ),
         )
     except (orjson.JSONDecodeError, MeshboxError, KeyError, TypeError, ValueError, AttributeError):
-        return Known()
+        return CachedFacts()

@@ -9,7 +9,7 @@ key `<prefix>/epoch`                                    random; a Consul that ha
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
@@ -221,6 +221,17 @@ def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[
         by_address.setdefault(address, node)
         found[node] = s
     return {node: s.machine for node, s in found.items()}, complaints
+
+
+def excuse_silent(
+    found: Mapping[str, Machine], seen: Iterable[SeenMachine], known: Mapping[str, Machine]
+) -> dict[str, Machine]:
+    """Return the machines, those that only miss their heartbeat as healthy as they were known before."""
+    silent = {s.machine for s in seen if s.silent}
+    return {
+        node: replace(machine, healthy=known[node].healthy) if machine in silent and node in known else machine
+        for node, machine in found.items()
+    }
 
 
 def is_healthy(entry: Mapping[str, Any]) -> bool:

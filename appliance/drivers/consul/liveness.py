@@ -51,7 +51,7 @@ class Liveness:
         `changed` is called when a machine answers that did not, or the other way round.
         """
         self._node = node
-        self._stale = held
+        self._held = held
         self._changed = changed
         self._presence = Presence(node, lambda address: address in self._addresses)
         self._addresses: frozenset[IPv4Address] = frozenset()
@@ -128,7 +128,7 @@ class Liveness:
 
     def _silent(self, asked: _AskedMachine, error: NoAnswerError) -> None:
         asked.trouble = ""
-        if asked.answers and not self._stale():
+        if asked.answers and not self._held():
             asked.answers = False
             log.warning(
                 "machine does not answer; it may not call until it does", machine=asked.machine.node, cause=str(error)

@@ -19,6 +19,7 @@ backwards, which is as good a sign that what is missing was lost.
 from __future__ import annotations
 
 import uuid
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -26,12 +27,13 @@ import trio
 
 from appliance.drivers.consul.codec import MESHBOX, TTL, machine_id
 from appliance.errors import RetryError
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from appliance.drivers.consul.api import ConsulApi
-    from appliance.drivers.consul.watch import Staleness
+    from appliance.drivers.consul.staleness import Staleness
 
 log = structlog.get_logger()
 
@@ -48,7 +50,10 @@ AWAY = TTL / 3
 """Seconds without an answer after which agents may have missed heartbeats."""
 LOOK = 1.0
 """Seconds between looks during that time: it may have been a false alarm."""
+APPEARS = Schedule((0.1, 0.2, 0.5, LOOK))
+"""Seconds between questions whether Consul shows this machine; only from the last on it should do so."""
 QUERY = "data"
+OWN = "own machine"
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -60,7 +65,7 @@ class LossDetector:
     def __init__(
         self,
         api: ConsulApi,
-        held: Staleness,
+        staleness: Staleness,
         node: str,
         *,
         lost: Callable[[], None],
@@ -72,11 +77,13 @@ class LossDetector:
         `other` is called when a start turns out to have met another Consul than the one whose epoch was on disk.
         """
         self._api = api
-        self._stale = held
+        self._staleness = staleness
         self._own = machine_id(node)
         self._lost = lost
         self._other = other
         self._met = False
+        self._unsettled = trio.Event()
+        """Set while something is held that may not come back."""
         self._grace = grace
         self._until = 0.0
         self._older = False
@@ -85,6 +92,15 @@ class LossDetector:
         """The epoch before the last loss."""
         self.epoch = ""
         """As known from this Consul; empty before the first contact."""
+
+    def remember(self, epoch: str) -> None:
+        """Take over the epoch that was known before the start."""
+        self.epoch = epoch
+
+    async def compare(self, found: tuple[bytes, int] | None) -> None:
+        """Look anew unless this value of the epoch's key is the one that is known. Raises RetryError."""
+        if found is None or found[0] != self.epoch.encode():
+            await self.look()
 
     @property
     def suspended(self) -> float:
@@ -115,8 +131,9 @@ class LossDetector:
                     consul=self._api.where,
                 )
                 self._former = self.epoch
-            self._stale.failed(QUERY, f"{self._api.where} has lost its data; it is being put back")
+            self._staleness.failed(QUERY, f"{self._api.where} has lost its data; it is being put back")
             self._until = trio.current_time() + self._grace
+            self._unsettled.set()
             self._lost()
         if not epoch:
             epoch = " ".join([str(uuid.uuid4()), *self.epoch.split()[:FORMER]])
@@ -130,7 +147,8 @@ class LossDetector:
         Not `sure`: a server that has just started is behind for a moment, too. But where it is a backup, another
         machine may have put back its part before this one looks again, and the index is no longer lower then.
         """
-        self._stale.failed(QUERY, f"{self._api.where} has older data than before; what is newer is being put back")
+        self._staleness.failed(QUERY, f"{self._api.where} has older data than before; what is newer is being put back")
+        self._unsettled.set()
         if not sure:
             self._until = max(self._until, trio.current_time() + min(DOUBT, self._grace))
             return
@@ -148,6 +166,7 @@ class LossDetector:
     def was_away(self) -> None:
         """Take it that agents have missed heartbeats: for one TTL nothing counts as removed, and nobody as dead."""
         self._until = max(self._until, trio.current_time() + TTL)
+        self._unsettled.set()
 
     async def get_over(self) -> None:
         """After a loss, return when everybody had the time to put back what was lost."""
@@ -159,7 +178,32 @@ class LossDetector:
                 continue
         self._older = False
         self._former = ""
-        self._stale.over(QUERY)
+        self._staleness.over(QUERY)
+
+    async def settle_losses(self, settle: Callable[[], Awaitable[bool]]) -> None:
+        """After each loss, when what was lost had its time to come back, drop what did not; until cancelled.
+
+        `settle` drops it, and returns whether it could.
+        """
+        while True:
+            await self._unsettled.wait()
+            await self.get_over()
+            await trio.sleep(LOOK)
+            if not self._staleness.held and await settle():
+                self._unsettled = trio.Event()
+
+    async def confirm_own(self) -> None:
+        """Hold what is known until Consul shows this machine: a token that may not read others sees an empty mesh."""
+        for attempt in count(1):
+            await trio.sleep(APPEARS.after(attempt))
+            try:
+                self.check_own((await self._api.health(MESHBOX))[1])
+            except RetryError as error:
+                if attempt >= len(APPEARS):
+                    self._staleness.failed(OWN, error)
+            else:
+                self._staleness.over(OWN)
+                return
 
     async def merge(
         self,

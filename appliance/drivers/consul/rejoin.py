@@ -16,7 +16,7 @@ from appliance.errors import RetryError
 
 if TYPE_CHECKING:
     from appliance.drivers.consul.api import ConsulApi
-    from appliance.drivers.consul.watch import Staleness
+    from appliance.drivers.consul.staleness import Staleness
 
 log = structlog.get_logger()
 
@@ -28,11 +28,11 @@ AT_ONCE = 3
 """Agents that are tried in one attempt: one that answers tells of all others."""
 
 
-async def rejoin(api: ConsulApi, held: Staleness) -> None:
+async def rejoin(api: ConsulApi, staleness: Staleness) -> None:
     """Look for failed agents for as long as something is held, until cancelled."""
     while True:
         await trio.sleep(PERIOD)
-        if held.since is None:
+        if not staleness.held:
             continue
         try:
             failed = await api.failed_agents()

@@ -55,6 +55,41 @@ class Specs:
         """Services of which what is known here does not come from this Consul."""
         self._resend = trio.Event()
 
+    @property
+    def deployed(self) -> dict[str, Service]:
+        """The services that are deployed, by name."""
+        return {name: stored.service for name, stored in self.known.items() if stored.service is not None}
+
+    @property
+    def tombstones(self) -> dict[str, float]:
+        """When the other services were removed."""
+        return {name: stored.changed for name, stored in self.known.items() if stored.service is None}
+
+    @property
+    def times(self) -> dict[str, float]:
+        """When each service was deployed or removed of which what is known comes from this Consul."""
+        return {name: stored.changed for name, stored in self.known.items() if name not in self.disowned}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Keys that are left alone, and changes that Consul does not have yet, in words."""
+        unsent = (f'the last change of service "{name}" waits for Consul' for name in sorted(self.unsent))
+        return (*sorted(self.foreign.values()), *unsent)
+
+    def restore(
+        self, specs: Mapping[str, Service], tombstones: Mapping[str, float], changed: Mapping[str, float]
+    ) -> None:
+        """Take over what was known before the start.
+
+        `changed` says when each service was deployed or removed of which what is known comes from Consul. The others
+        are disowned.
+        """
+        for name, service in specs.items():
+            self.known[name] = StoredSpec(service=service, changed=changed.get(name, 0.0))
+        for name, when in tombstones.items():
+            self.known[name] = StoredSpec(service=None, changed=changed.get(name, when))
+        self.disowned = self.known.keys() - changed.keys()
+
     async def took(self, values: Mapping[str, tuple[bytes, int]]) -> None:
         """Take in all keys of the folder, and put back what they lack. Raises RetryError."""
         found, foreign = _parsed(values, self._api.key(FOLDER))
@@ -142,6 +177,13 @@ class Specs:
                 self._keep(name, StoredSpec(service=service, changed=max(self._clock(), self._time_of(name) + STEP)))
                 return
         raise RetryError(f'"{name}" is being changed by others at the same time; try again')
+
+    async def remove(self, name: str) -> bool:
+        """Remove a service; return False when there is none. Raises what `put` does."""
+        if name not in self.deployed:
+            return False
+        await self.put(name, None)
+        return True
 
     def _is_unsent(self, name: str) -> None:
         self.unsent.add(name)

@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from appliance.drivers.consul.api import WAIT
+from appliance.drivers.consul.api import RETRY, WAIT
 from appliance.errors import RetryError
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from appliance.drivers.consul.staleness import Staleness
+
     Entries = list[dict[str, object]]
 
-START = "start"
-"""Stands for the first answers, which are not there yet."""
 DIRECT = 48
 """Services that have a blocking query of their own. With those for machines, specs and catalogue: 51 in all, 52
 where every service is of interest. One more reads services that are new; what only writes or looks comes on top."""
-BACKOFF = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Seconds after the 1st, 2nd, … failure in a row, half of it at random; the last value repeats."""
-BUSY = (0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0)
+BUSY = Schedule((0.0, 0.0, 0.1, 0.2, 0.5, 1.0))
 """Seconds between queries that return at once, the 1st, 2nd, … in a row; the last value repeats."""
 AT_ONCE = 0.2
 """A query that returns within so many seconds did not wait."""
@@ -41,55 +40,15 @@ all that many keep changing, reading them takes a fifth of the time, and a singl
 _T = TypeVar("_T")
 
 
-class Staleness:
-    """Which queries fail, since when and why. While any does, what was last known is held."""
-
-    def __init__(self, clock: Callable[[], float], changed: Callable[[], None]) -> None:
-        """`clock` gives seconds since the epoch; `changed` is called when holding begins or ends."""
-        self._clock = clock
-        self._changed = changed
-        self._failing: dict[str, str] = {}
-        self._began: dict[str, float] = {}
-        self.since: float | None = None
-
-    @property
-    def why(self) -> str:
-        """The first of the reasons; not having heard anything yet only where there is no better one."""
-        return next((why for query, why in self._failing.items() if query != START), self._failing.get(START, ""))
-
-    def failed(self, query: str, cause: object) -> None:
-        """Note that a query failed."""
-        before = dict(self._failing)
-        self._failing[query] = str(cause)
-        self._began.setdefault(query, trio.current_time())
-        if self.since is None:
-            self.since = self._clock()
-        if before != self._failing:
-            self._changed()
-
-    def lasted(self, query: str) -> float:
-        """Return for how many seconds a query has failed; 0 for one that works."""
-        began = self._began.get(query)
-        return 0.0 if began is None else trio.current_time() - began
-
-    def over(self, query: str) -> None:
-        """Note that it works."""
-        self._began.pop(query, None)
-        if self._failing.pop(query, None) is not None:
-            if not self._failing:
-                self.since = None
-            self._changed()
-
-
 class Queries:
     """Follows values with blocking queries, and counts those that wait."""
 
-    def __init__(self, held: Staleness, went_back: Callable[[bool], None] = lambda _: None) -> None:
+    def __init__(self, staleness: Staleness, went_back: Callable[[bool], None] = lambda _: None) -> None:
         """`went_back` is called when an index is lower than before, and with True once it stays so.
 
         Consul's data are of an earlier time then.
         """
-        self._stale = held
+        self._staleness = staleness
         self._went_back = went_back
         self.open = 0
 
@@ -125,26 +84,26 @@ class Queries:
                 if index == 0 or found != index:
                     await took(value)
             except RetryError as error:
-                self._stale.failed(query, error)
+                self._staleness.failed(query, error)
                 index = quick = 0
-                pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
                 failures += 1
-                await trio.sleep(pause * random.uniform(0.5, 1.0))
+                # Half of it at random, so that machines that lost a server together do not come back together.
+                await trio.sleep(RETRY.after(failures) * random.uniform(0.5, 1.0))
                 continue
             finally:
                 self.open -= 1
-            self._stale.over(query)
+            self._staleness.over(query)
             failures = 0
             waited = trio.current_time() - began
             last = max(found, 1)
             # Consul breaks a query off, with nothing new, when a backup is restored: look what is there now.
             index = 0 if found == index and waited < WAIT else last
             quick = quick + 1 if waited < AT_ONCE else 0
-            await trio.sleep(BUSY[min(quick, len(BUSY) - 1)])
-        self._stale.over(query)  # it may have failed last, and nobody asks any more
+            await trio.sleep(BUSY.after(quick))
+        self._staleness.over(query)  # it may have failed last, and nobody asks any more
 
 
-class Interests:
+class ServiceWatch:
     """Keeps the entries of the services of interest up to date."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What meshbox asks of Docker, one method each. Errors: see dockerhttp; all of them are RetryError."""
+"""What meshbox asks of Docker, one method each. Errors are those of http.py, all of which are RetryError."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ log = structlog.get_logger()
 
 SOCKET = "/var/run/docker.sock"
 OLDEST_API = (1, 41)
-"""Docker 20.10, the oldest engine that this was tried with."""
+"""Docker 20.10, the oldest engine that is tested."""
 
 START_TIMEOUT = 120.0
 """Seconds; Docker prepares namespace, volumes and cgroups before it answers."""
 
 _EVENTS = {
     "type": ["container", "network"],
-    # health checks make three exec_… events each; they are left out here rather than parsed and dropped
+    # each health check makes three exec_… events: Docker filters them, so that none is parsed only to be dropped
     "event": [
         "create",
         "start",
@@ -61,7 +61,7 @@ _EVENTS = {
 
 
 class ImageError(DockerError):
-    """An image is neither here nor can it be pulled."""
+    """An image is not on this host and cannot be pulled."""
 
     def __init__(self, image: str, message: str) -> None:
         """`message` is Docker's own."""
@@ -92,7 +92,7 @@ class Docker:
         self._http = DockerHttp(socket)
         self.socket = socket
         self._making = trio.Lock()
-        """Docker checks names before it makes a network, not while: two at once make two of one name."""
+        """Docker checks the name before it makes a network: two requests at once would make two of one name."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -137,17 +137,17 @@ class Docker:
         return parse.decode(answer, _Id, "answer to a create").id
 
     async def start(self, container_id: str) -> None:
-        """Start a container; nothing happens to a running one."""
+        """Start a container; a running one stays as it is."""
         await self._http.call("POST", f"/containers/{container_id}/start", timeout=START_TIMEOUT)
 
     async def stop(self, container_id: str, *, grace: float) -> None:
-        """SIGTERM, then SIGKILL after `grace` seconds; returns when it has ended. Nothing happens to a stopped one."""
+        """Send SIGTERM, and SIGKILL after `grace` seconds; return when it has ended. A stopped one stays as it is."""
         await self._http.call(
             "POST", f"/containers/{container_id}/stop", params={"t": str(round(grace))}, timeout=grace + CALL_TIMEOUT
         )
 
     async def remove(self, container_id: str) -> None:
-        """Remove a container with its anonymous volumes; a running one is killed first. Gone already is fine."""
+        """Remove a container with its anonymous volumes; kill a running one first. One that is gone is no error."""
         try:
             await self._http.call("DELETE", f"/containers/{container_id}", params={"v": "true", "force": "true"})
         except NotFoundError:
@@ -185,14 +185,13 @@ class Docker:
         return parse.parse_networks(await self._http.call("GET", "/networks"))
 
     async def members(self, network: str) -> parse.NetworkMembers:
-        """Return a network, by id or name, and who is on it, also those being started. Raises NotFoundError."""
+        """Return a network, by id or name, and its containers, starting ones included. Raises NotFoundError."""
         return parse.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
 
     async def ensure_network(self, name: str, *, subnet: IPv4Network | None = None) -> DockerNetwork:
-        """Return the bridge network of this name, made if there is none. Raises HostError if it is not a bridge.
+        """Return the bridge network of this name; make it, on `subnet` if that is given, when it does not exist.
 
-        Made by us it lets no container reach another directly. Without `subnet` Docker chooses one that overlaps
-        neither its other networks nor the host's routes.
+        Raises HostError when a network of this name is not a bridge.
         """
         async with self._making:
             try:
@@ -203,7 +202,7 @@ class Docker:
     async def _make_network(self, name: str, subnet: IPv4Network | None) -> DockerNetwork:
         try:
             await self._http.call("POST", "/networks/create", body=creation_body(name, subnet))
-        except ConflictError:  # somebody made it just now
+        except ConflictError:  # another process made it meanwhile
             return await self._network(name)
         return await self._network(name)
 
@@ -237,7 +236,7 @@ async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[parse.Event]:
     async for line in lines:
         try:
             event = parse.parse_event(line)
-        except RetryError as error:  # reconnecting would only bring the same line again
-            log.warning("an event of Docker's is passed over", cause=str(error))
+        except RetryError as error:  # after a reconnect Docker would send the same line again
+            log.warning("an event from Docker is not understood and skipped", cause=str(error))
         else:
             yield event

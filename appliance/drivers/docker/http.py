@@ -1,6 +1,6 @@
-"""HTTP over Docker's unix socket: calls, streams, and Docker's refusals turned into errors by what one can do.
+"""HTTP over Docker's unix socket: calls, streams, and an error class for each kind of refusal.
 
-Paths carry no API version, so that the daemon's own is spoken; only fields that 1.41 to 1.5x share are used.
+Paths carry no API version, so the daemon speaks its own; only fields that 1.41 to 1.5x share are used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 CALL_TIMEOUT = 30.0
-"""Seconds that Docker may take for an ordinary answer; inspect waits for a container that is being started."""
+"""Seconds that Docker may take for an ordinary answer. Inspect waits for a container that is being started."""
 CONNECTIONS = 32
 """Calls under way at once. Streams (events, pulls) have a pool of their own, so that they never starve calls."""
 STREAMS = 64
 
 
 class DockerError(RetryError):
-    """Docker refused; the text has its own message."""
+    """Docker refused; the text holds its own message."""
 
     def __init__(self, words: str, remedy: str = "", *, status: int = 0) -> None:
         """`status` is the HTTP status, 0 where there was no answer."""
@@ -33,7 +33,7 @@ class DockerError(RetryError):
 
 
 class DockerAbsentError(DockerError):
-    """Nobody answers on Docker's socket."""
+    """Nothing answers on Docker's socket, or the connection broke."""
 
 
 class NotFoundError(DockerError):

@@ -1,4 +1,4 @@
-"""A machine without Docker: no containers, only visitors (`gateway` in the configuration)."""
+"""The stand-in for the inventory on a machine without Docker (`gateway` in the configuration): no containers."""
 
 from __future__ import annotations
 

@@ -64,8 +64,8 @@ def test_no_state_at_all(content):
         ({"tombstones": [1]}, '"tombstones" is'),
         ({"allocations": {"vips": {"a.b": "1.2.3.400"}}}, "vips"),
         ({"allocations": {"vips": {"ab": "1.2.3.4"}}}, "vips"),
-        ({"allocations": {"ports": {"a.b:80/tcp": 70000}}}, "70000 is no port number"),
-        ({"allocations": {"ports": {"a.b:80/tcp": True}}}, "True is no port number"),
+        ({"allocations": {"ports": {"a.b:80/tcp": 70000}}}, "70000 is not a port number"),
+        ({"allocations": {"ports": {"a.b:80/tcp": True}}}, "True is not a port number"),
     ],
 )
 def test_partly_damaged(changes, complaint):
