@@ -51,7 +51,7 @@ def services(s: Snapshot, have: HostState, how_far: Iterable[Row] = ()) -> list[
                 "service": name,
                 "deployed": spec is not None,
                 "count": spec.count if spec is not None else None,
-                "constraint": spec.constraint if spec is not None else None,
+                "constraint": str(spec.constraint) if spec is not None and spec.constraint is not None else None,
                 "containers": [
                     {
                         **_container(Name(service=name, container=c), spec, labelled.get(name, {}).get(c, []), s, have),

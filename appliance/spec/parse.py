@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import InputError, did_you_mean
 from appliance.model.names import Name, parse_label, parse_service_name
 from appliance.model.spec import Container, Health, Service
+from appliance.spec.constraint import parse_constraint
 from appliance.spec.fields import (
     parse_allowances,
     parse_command,
@@ -21,7 +22,6 @@ from appliance.spec.fields import (
     parse_integer,
     parse_ports,
     parse_seconds,
-    parse_text,
     parse_volumes,
     shown,
 )
@@ -84,7 +84,7 @@ def parse_service(raw: Mapping[str, Any], where: str = "") -> Service:
         name=name,
         count=place.take(raw, "count", lambda value: parse_integer(value, 1, MAX_COUNT)) or 1,
         containers=containers,
-        constraint=place.take(raw, "constraint", parse_text),
+        constraint=place.take(raw, "constraint", parse_constraint),
     )
 
 
@@ -118,7 +118,7 @@ def service_to_raw(service: Service) -> dict[str, Any]:
     """Return what `parse_service` turns into the same service again; fields at their default are left out."""
     raw: dict[str, Any] = {"name": service.name, "count": service.count}
     if service.constraint is not None:
-        raw["constraint"] = service.constraint
+        raw["constraint"] = str(service.constraint)
     raw["containers"] = [container_to_raw(container) for container in service.containers]
     return raw
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from appliance.errors import InputError
 from appliance.model.names import Allowance, Name, Port, Protocol
 from appliance.model.spec import Container, Health, Service
+from appliance.spec.constraint import parse_constraint
 from appliance.spec.parse import check_services, parse_service, service_to_raw
 
 
@@ -54,7 +55,7 @@ def test_every_field():
     assert service == Service(
         name="flask",
         count=2,
-        constraint="node == h1",
+        constraint=parse_constraint("node == h1"),
         containers=(
             Container(
                 name="web",
@@ -271,7 +272,7 @@ services = st.builds(
     name=labels.map(lambda label: f"s{label}"),
     count=st.integers(1, 1000),
     containers=st.lists(containers, min_size=1, max_size=3, unique_by=lambda c: c.name).map(tuple),
-    constraint=st.none() | words,
+    constraint=st.none() | words.map(parse_constraint),
 )
 
 
