@@ -152,19 +152,15 @@ def test_zero_byte(write):
 )
 def test_imports_of_version_0_1_0(write, head):
     """A file may import both names from the module as it was called then, and from the module as it is called now."""
-    (web,), warnings = dsl.load(
-        write(f'{head}\nweb = service("web", containers=[container("nginx", image="nginx")])\n')
-    )
-    assert (web.name, web.containers[0].image, warnings) == ("web", "nginx", ())
+    text = 'flask = service("flask", containers=[container("nginx", image="nginx")])'
+    (flask,), warnings = dsl.load(write(f"{head}\n{text}\n"))
+    assert (flask.name, flask.containers[0].image, warnings) == ("flask", "nginx", ())
 
 
 def test_former_name_is_there_only_while_a_file_runs(write):
     """Afterwards it is gone, also where the file failed, so that nothing of ours comes to need it."""
-    dsl.load(
-        write(
-            'from appliance.dsl import service, container\nx = service("x", containers=[container("a", image="b")])\n'
-        )
-    )
+    head, body = "from appliance.dsl import *", 'x = service("x", containers=[container("a", image="b")])'
+    dsl.load(write(f"{head}\n{body}\n"))
     with pytest.raises(InputError):
         dsl.load(write("import appliance.dsl\n1 / 0\n"))
     assert "appliance.dsl" not in sys.modules
