@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def dns_port(port: int, gateways: Iterable[IPv4Address]) -> Finding:
     """Check whether the DNS port is free on the addresses where containers reach this host.
 
-    Without such an address a loopback address that nobody has is tried: a program that holds all addresses has it too.
+    Without such an address one of loopback is tried that nobody has: a program on all addresses holds it too.
     """
     for address in gateways or [IPv4Address("127.86.66.53")]:
         for kind, name in ((socket.SOCK_DGRAM, "udp"), (socket.SOCK_STREAM, "tcp")):

@@ -96,7 +96,7 @@ def load(path: str | Path) -> tuple[tuple[Service, ...], tuple[str, ...]]:
     except SyntaxError as error:
         raise InputError(f"{path}:{error.lineno or 1}: syntax error: {error.msg}") from None
     except ValueError as error:  # a zero byte in the source
-        raise InputError(f"{path}: is no Python source: {error}") from None
+        raise InputError(f"{path}: is not Python source: {error}") from None
     made: list[tuple[Service, int]] = []
     module = ModuleType("meshbox_spec")
     module.__dict__.update(__file__=str(path), service=service, container=container)

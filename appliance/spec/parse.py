@@ -51,7 +51,7 @@ CONTAINER_FIELDS = (
 HEALTH_FIELDS = ("command", "interval", "timeout", "retries", "start_period")
 
 MAX_COUNT = 1000
-"""Replicas of one service; more is taken for a slip of the keyboard."""
+"""Replicas of one service; more is taken for a typing error."""
 MIN_CPU = 10
 """Thousandths of a core. Docker refuses less than 0.01 CPUs (daemon_unix.go)."""
 MAX_CPU = 1_000_000
@@ -152,8 +152,8 @@ def check_services(
 ) -> tuple[str, ...]:
     """Return warnings about services that are deployed together; raise InputError if two have one name.
 
-    `others` are services that are there already, `names` those of containers that somebody else started: what
-    `connect_to` names must be among all of these, or it does not exist (yet).
+    `others` are services that are deployed already, `names` those of containers that meshbox did not create. What
+    `connect_to` names is among all of these, or it does not exist (yet).
     """
     counted: set[str] = set()
     for service in services:
@@ -190,7 +190,7 @@ def _dangling(who: str, allowance: Allowance, offered: Mapping[Name, tuple[Port,
 
 
 class _Place:
-    """Where in the input we are: words every error with it."""
+    """A place in the input; every error begins with it."""
 
     def __init__(self, text: str) -> None:
         self.text = text
