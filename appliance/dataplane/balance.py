@@ -54,7 +54,7 @@ class BackendState:
         self.ejected_until = 0.0
 
     def take(self, backend: Backend) -> None:
-        """Become this backend, which has the same address and port."""
+        """Take what has changed; address and port are the same."""
         self.backend = backend
         self.source = (str(backend.source), 0) if backend.source is not None else None
         """Where to dial from, with port 0."""
@@ -164,12 +164,12 @@ class Balancer:
             else:
                 usable.append(state)
         for local_only in (False, True):
-            everybody = [s for s in self.states.values() if _may_serve(s.backend, local_only=local_only)]
-            staying = [s for s in everybody if not s.backend.retiring] or everybody
+            allowed = [s for s in self.states.values() if _may_serve(s.backend, local_only=local_only)]
+            staying = [s for s in allowed if not s.backend.retiring] or allowed
             pool = [s for s in staying if s in usable] or staying
             self._pools[local_only] = (pool, list(accumulate(float(s.backend.weight) for s in pool)))
 
 
 def _may_serve(backend: Backend, *, local_only: bool) -> bool:
-    """Whether callers of a kind get there at all: peers (`local_only`), or workloads of this host."""
+    """Whether callers of a kind get this backend at all: peers (`local_only`), or workloads of this host."""
     return backend.local if local_only else not backend.retiring

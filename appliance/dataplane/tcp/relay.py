@@ -55,8 +55,8 @@ ENDED: Final = 3
 UNSENT = 1 << 15
 """Bytes of bulk that may wait in the kernel for earlier ones to be acknowledged (TCP_NOTSENT_LOWAT in linux/tcp.h).
 
-What waits there is sent by the CPU to which the acknowledgement comes, while this one goes on sending: over veth the
-two overtake each other, and the receiver asks for what it takes for lost. So it waits in the pipe instead.
+What waits there is sent by the CPU that receives the acknowledgement, while this one goes on sending. Over veth the two
+overtake each other, and the receiver asks again for what it takes for lost. So it waits in the pipe instead.
 """
 
 
@@ -79,7 +79,7 @@ class End:
     """One side of a pair, and the direction of bytes from it to its peer."""
 
     __slots__ = ("fd", "flags", "mode", "moved", "odd", "pair", "peer", "pending", "pipe", "sock")
-    __deletable__ = ["peer"]  # noqa: RUF012 — mypyc wants it, and so
+    __deletable__ = ["peer"]  # noqa: RUF012 — in the form that mypyc requires
 
     peer: End
 
@@ -133,7 +133,7 @@ class End:
         self.pair.reset()
 
     def _settle(self, events: int) -> bool:
-        """Do what is to be done besides passing on a message; return whether to look for a message then."""
+        """Do everything but passing on a message; return whether to try to read one."""
         if events & ODD:
             self.odd |= events & ODD
             if self.odd & HOW_IT_ENDS == RDHUP:
@@ -245,7 +245,7 @@ class End:
             self.pair.reset()
 
     def _peer_broke(self) -> None:
-        """Give up because sending failed: deliver what the peer said before it went, then reset."""
+        """Give up because sending failed: deliver what the peer sent before it went, then reset."""
         self.mode = ENDED
         self.pair.broken = True
         self.peer.ready(IN)
@@ -264,7 +264,7 @@ class Pair:
     """A client's connection joined to a backend's."""
 
     __slots__ = ("backend", "broken", "caller", "client", "closed", "opened", "owner", "state")
-    __deletable__ = ["client", "backend"]  # noqa: RUF012 — mypyc wants it, and so
+    __deletable__ = ["client", "backend"]  # noqa: RUF012 — in the form that mypyc requires
 
     def __init__(
         self, owner: PairOwner, caller: Caller, state: BackendState, client: SocketType, backend: SocketType
