@@ -35,7 +35,7 @@ from appliance.plan.compile import Compiler
 from appliance.plan.diff import diff
 from appliance.render.ruleset import change_host
 from bench.controlhost import PORT, make_workload
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import PROXY_IP, PYTHON
 from bench.process import Process, resident
 

@@ -23,7 +23,7 @@ from appliance.api import server as admin
 from appliance.app import bridge, worker
 from appliance.app.shutdown import wait_drained
 from appliance.app.systemd import Notifier
-from appliance.check import host as fitness
+from appliance.check import host
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from appliance.drivers.registry import Registry
     from appliance.model.facts import Workload
     from appliance.model.network import NetnsId
-    from appliance.model.registry import RegistryFacts
+    from appliance.model.registry import Interests, RegistryFacts
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState
@@ -92,7 +92,7 @@ def run(config: Config) -> int:
 
 
 async def _main(config: Config, loop: asyncio.AbstractEventLoop, stopping: trio.Event) -> int:
-    findings = await fitness.examine(config)
+    findings = await host.examine(config)
     for finding in findings:
         if finding.level is Level.FAILED:
             raise HostError(finding.line)
@@ -272,9 +272,9 @@ class Appliance:
             going=self.deployer.going,
         )
 
-    async def look(self, services: frozenset[str]) -> Snapshot:
+    async def look(self, interests: Interests) -> Snapshot:
         """Return the same, with what other machines serve of these services, whether it matters here or not."""
-        endpoints = await self.registry.look(services)
+        endpoints = await self.registry.look(interests)
         return replace(self.snapshot(), endpoints=endpoints)
 
     async def pull(self, services: Iterable[Service], tell: Callable[[str, str], None]) -> None:
@@ -294,7 +294,7 @@ class Appliance:
         return removed
 
     def _note(self, nft: NftFeatures) -> None:
-        """Do without doors where the kernel does not know their rules; `fitness` has said so."""
+        """Do without doors where the kernel does not know their rules; the check before the start has said so."""
         if features.DOOR_RULES not in nft.features:
             self._settings = replace(self._settings, doors=False)
 

@@ -109,7 +109,8 @@ class Docker:
         if tuple(int(part) for part in found.api_version.split(".") if part.isdigit()) < OLDEST_API:
             raise HostError(
                 f"Docker {found.version} on {self.socket} speaks API {found.api_version};"
-                f" {'.'.join(map(str, OLDEST_API))} (Docker 20.10) is the oldest that meshbox works with: upgrade it"
+                f" {'.'.join(map(str, OLDEST_API))} (Docker 20.10) is the oldest that meshbox works with",
+                "upgrade it",
             )
         return DockerVersion(found.version, found.api_version)
 

@@ -26,9 +26,9 @@ STREAMS = 64
 class DockerError(RetryError):
     """Docker refused; the text holds its own message."""
 
-    def __init__(self, message: str, *, status: int = 0) -> None:
+    def __init__(self, words: str, remedy: str = "", *, status: int = 0) -> None:
         """`status` is the HTTP status, 0 where there was no answer."""
-        super().__init__(message)
+        super().__init__(words, remedy)
         self.status = status
 
 
@@ -122,8 +122,8 @@ class DockerHttp:
         cause = str(error) or type(error).__name__
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return DockerAbsentError(
-                f"no Docker Engine answers on {self.socket} ({cause}):"
-                ' start it ("systemctl start docker") or name its socket in the configuration'
+                f"no Docker Engine answers on {self.socket} ({cause})",
+                'start it ("systemctl start docker") or name its socket in the configuration',
             )
         if isinstance(error, httpx2.TimeoutException):
             return DockerError(f"Docker on {self.socket} did not answer {what} in time ({type(error).__name__})")

@@ -70,8 +70,8 @@ def load(content: bytes, where: str) -> State:
         raise DamagedError(f"{where} has no schema version", State())
     if raw["schema"] > SCHEMA:
         raise HostError(
-            f"{where} was written by a newer meshbox (schema {raw['schema']}, this one knows {SCHEMA}): "
-            "install that version again, or move the file away to start afresh"
+            f"{where} was written by a newer meshbox (schema {raw['schema']}, this one knows {SCHEMA})",
+            "install that version again, or move the file away to start afresh",
         )
     faults: list[str] = []
     specs = {}

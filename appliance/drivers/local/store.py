@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
+    from appliance.model.registry import Interests
     from appliance.model.spec import Service
 
 log = structlog.get_logger()
@@ -76,7 +77,7 @@ class LocalStore:
         except DamagedError as error:
             await self._save_readable_part(error)
         except OSError as error:
-            raise HostError(f"cannot read {self._path}: {error.strerror}; check its owner and the disk") from error
+            raise HostError(f"cannot read {self._path}: {error.strerror}", "check its owner and the disk") from error
         self._publish()
 
     async def _save_readable_part(self, error: DamagedError) -> None:
@@ -148,11 +149,11 @@ class LocalStore:
     async def withdraw(self) -> None:
         """Do nothing: no other machine was told."""
 
-    async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:  # noqa: ARG002 — as `Registry` has it
+    async def look(self, interests: Interests) -> tuple[Endpoint, ...]:  # noqa: ARG002 — as `Registry` has it
         """Return nothing: there are no other machines."""
         return ()
 
-    def watch(self, services: frozenset[str]) -> None:
+    def watch(self, interests: Interests) -> None:
         """Do nothing: all that exists is here."""
 
     async def _write(self, state: State, *, ring: bool = True) -> None:

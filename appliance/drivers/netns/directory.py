@@ -106,7 +106,7 @@ class DirectoryWatch:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise HostError(f"cannot watch {folder}: {error.strerror}; raise fs.inotify.max_user_watches") from error
+            raise HostError(f"cannot watch {folder}: {error.strerror}", "raise fs.inotify.max_user_watches") from error
         return True
 
     def _compare(self) -> None:
@@ -128,4 +128,4 @@ def _open() -> INotify:
     try:
         return INotify(nonblocking=True)
     except OSError as error:
-        raise HostError(f"cannot watch files: {error.strerror}; raise fs.inotify.max_user_instances") from error
+        raise HostError(f"cannot watch files: {error.strerror}", "raise fs.inotify.max_user_instances") from error
