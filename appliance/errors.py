@@ -8,6 +8,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from appliance.text import MOST_MESSAGE, MOST_SHOWN, plain
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
 class MeshboxError(Exception):
     """Base of all errors that meshbox words itself; the text is meant for the user as it stands.
 
-    `words` say where and what, `remedy` how to mend it; the text of the error is both, in one line.
+    `words` say where and what, `remedy` how to mend it; the text of the error is both, in one line. What does not print
+    is taken out of both, as they often quote what others wrote.
     """
 
     def __init__(self, words: str, remedy: str = "") -> None:
+        words, remedy = plain(words, MOST_MESSAGE), plain(remedy, MOST_MESSAGE)
         super().__init__(f"{words}: {remedy}" if remedy else words)
         self.words = words
         self.remedy = remedy
@@ -38,5 +42,5 @@ class RetryError(MeshboxError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean "x"?)`` for the known word nearest to `word`, or an empty string."""
-    near = get_close_matches(word, list(known), n=1)
-    return f' (did you mean "{near[0]}"?)' if near else ""
+    near = get_close_matches(word[:MOST_SHOWN], list(known), n=1)
+    return f' (did you mean "{plain(near[0])}"?)' if near else ""

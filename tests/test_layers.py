@@ -24,6 +24,7 @@ LAYERS = {
     "logs": GROUND,
     "lock": GROUND,
     "retry": GROUND,
+    "text": GROUND,
     "model": VALUES,
     "spec": PLAN,
     "config": PLAN,

@@ -252,7 +252,7 @@ def _from_file(path: Path, known: Mapping[str, Option], *, needed: bool) -> Iter
         if isinstance(error, PermissionError) and os.geteuid() != 0:  # the package's file may hold a token
             raise InputError(f"{path}: only root may read it; run this with sudo") from None
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 4,301 digits is a ValueError of Python's own
         raise InputError(f"{path}: is not TOML: {error}") from None
     for key, value in _flat(raw, known, ""):
         if key not in known:

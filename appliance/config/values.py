@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 
 from appliance.errors import InputError, did_you_mean
 from appliance.model.names import MAX_LABEL, Allowance, parse_label
+from appliance.model.numbers import check_number, parse_decimal, parse_number
 from appliance.model.visitors import ConnectTo
-from appliance.spec.fields import parse_seconds, shown
+from appliance.spec.fields import MAX_SECONDS, parse_seconds, shown
+from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,10 +64,7 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
     """Return what accepts a whole number within the bounds."""
 
     def parse(value: Any) -> int:
-        number = int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value) else value
-        if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
-            raise InputError(f"{shown(value)} is not a whole number from {low} to {high}")
-        return number
+        return parse_number(value, low, high) if isinstance(value, str) else check_number(value, low, high)
 
     parse.__doc__ = f"Accept a whole number from {low} to {high}."
     return parse
@@ -73,8 +72,8 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
 
 def seconds(value: Any) -> float:
     """Accept seconds as a number, or text like "1m30s"."""
-    if isinstance(value, str) and re.fullmatch(r"\d{1,6}(\.\d+)?", value):
-        value = float(value)
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,20})?", value):
+        value = parse_decimal(value, MAX_SECONDS)
     return parse_seconds(value)
 
 
@@ -83,7 +82,7 @@ def choice(*words: str) -> Callable[[Any], str]:
 
     def parse(value: Any) -> str:
         if value not in words:
-            near = did_you_mean(str(value), words) or f"; write {' or '.join(words)}"
+            near = did_you_mean(plain(value), words) or f"; write {' or '.join(words)}"
             raise InputError(f"{shown(value)} is not possible{near}")
         return str(value)
 
@@ -115,12 +114,12 @@ def optional_network(value: Any) -> IPv4Network | None:
 
 def port_range(value: Any) -> tuple[int, int]:
     """Accept first and last port in the form 20000-29999."""
-    match = re.fullmatch(r"\s*(\d{1,6})\s*-\s*(\d{1,6})\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*([0-9]{1,6})\s*-\s*([0-9]{1,6})\s*", value) if isinstance(value, str) else None
     if match is None:
         raise InputError(f'{shown(value)} is not a range of ports; write for example "20000-29999"')
-    first, last = int(match[1]), int(match[2])
+    first, last = (parse_number(match[part], 0, 999_999) for part in (1, 2))
     if not 1024 <= first <= last <= 65535:
-        raise InputError(f'"{value}" is not possible; write two ports from 1024 to 65535, the lower one first')
+        raise InputError(f"{shown(value)} is not possible; write two ports from 1024 to 65535, the lower one first")
     return first, last
 
 
@@ -132,7 +131,7 @@ def upstreams(value: Any) -> tuple[tuple[str, int], ...]:
         try:
             found.append((str(IPv4Address(address)), integer(1, 65535)(port) if colon else 53))
         except AddressValueError:
-            raise InputError(f'"{item}" is not an IPv4 address; write for example 9.9.9.9 or 9.9.9.9:53') from None
+            raise InputError(f"{shown(item)} is not an IPv4 address; write for example 9.9.9.9 or 9.9.9.9:53") from None
     return tuple(found)
 
 
@@ -167,7 +166,7 @@ def addresses(value: Any) -> frozenset[IPv4Address]:
             network = IPv4Network(item)
         except ValueError:
             raise InputError(
-                f'"{item}" is not an IPv4 address or network; write for example 10.0.0.7 or 10.0.0.0/24'
+                f"{shown(item)} is not an IPv4 address or network; write for example 10.0.0.7 or 10.0.0.0/24"
             ) from None
         if network.num_addresses + len(found) > MOST_ADDRESSES:
             raise InputError(f"{item} makes it more than {MOST_ADDRESSES} addresses; name fewer")
@@ -212,7 +211,7 @@ def key_folder(value: Any) -> str:
 def _pair(item: str) -> tuple[str, str]:
     key, equals, content = item.partition("=")
     if not equals:
-        raise InputError(f'"{item}" has no "="; write for example zone=a')
+        raise InputError(f'{shown(item)} has no "="; write for example zone=a')
     return key, content
 
 

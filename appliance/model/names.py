@@ -7,9 +7,14 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from appliance.errors import InputError
+from appliance.model.numbers import parse_number
+from appliance.text import quoted
 
 MAX_LABEL = 63
 """Longest DNS label in octets (RFC 1035 §2.3.4)."""
+LAST_PORT = 65535
+MAX_ENTRIES = 256
+"""Most entries of a container's `ports`, and of its `connect_to`. Each makes listeners, probes or elements of rules."""
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
@@ -37,7 +42,7 @@ class Name(NamedTuple):
         """Parse `redis.flask`. Raises InputError."""
         container, dot, service = text.partition(".")
         if not dot:
-            raise InputError(f'"{text}" is not <container>.<service>; write for example "redis.flask"')
+            raise InputError(f'{quoted(text)} is not <container>.<service>; write for example "redis.flask"')
         return cls(container=parse_label(container, "container"), service=parse_service_name(service))
 
 
@@ -56,7 +61,7 @@ class Destination(NamedTuple):
         """Parse `redis.flask:8080` (TCP) or `redis.flask:8080/udp`. Raises InputError."""
         allowance = Allowance.parse(text)
         if allowance.port is None:
-            raise InputError(f'"{text}" names no port; write for example "{text}:8080"')
+            raise InputError(f'"{allowance}" names no port; write for example "{allowance}:8080"')
         return cls(name=allowance.name, port=allowance.port, protocol=allowance.protocol or Protocol.TCP)
 
 
@@ -75,8 +80,12 @@ class Port(NamedTuple):
     def parse(cls, value: str | int) -> Port:
         """Parse `8080`, `"8080/udp"`, `"8080:6379"` or `"8080:6379/udp"`. Raises InputError."""
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise InputError(f'port {value!r} is neither a number nor text; write 8080 or "8080:6379/udp"')
-        ports, slash, protocol = str(value).partition("/")
+            raise InputError(f'port {quoted(value)} is neither a number nor text; write 8080 or "8080:6379/udp"')
+        if isinstance(value, int):
+            if not 1 <= value <= LAST_PORT:
+                raise _no_port_number(value, value)
+            return cls(mesh=value, container=value, protocol=Protocol.TCP)
+        ports, slash, protocol = value.partition("/")
         mesh, colon, inner = ports.partition(":")
         return cls(
             mesh=parse_port_number(mesh, value),
@@ -101,11 +110,12 @@ class Allowance(NamedTuple):
     def parse(cls, text: str) -> Allowance:
         """Parse `apple.orange`, `apple.orange:8080` or `apple.orange:8080/udp`. Raises InputError."""
         if not isinstance(text, str):
-            raise InputError(f'{text!r} is not text; write for example "apple.orange:8080"')
+            raise InputError(f'{quoted(text)} is not text; write for example "apple.orange:8080"')
         rest, slash, protocol = text.partition("/")
         name, colon, port = rest.partition(":")
         if slash and not colon:
-            raise InputError(f'"{text}" has a protocol but no port; write for example "{name}:8080/{protocol}"')
+            example = quoted(f"{name}:8080/{protocol}")
+            raise InputError(f"{quoted(text)} has a protocol but no port; write for example {example}")
         return cls(
             name=Name.parse(name),
             port=parse_port_number(port, text) if colon else None,
@@ -124,11 +134,13 @@ class Allowance(NamedTuple):
 def parse_label(text: str, what: str) -> str:
     """Return `text` if it is an RFC 1123 §2.1 host label in lower case. Raises InputError."""
     if not isinstance(text, str):
-        raise InputError(f"{what} name {text!r} is not text")
+        raise InputError(f"{what} name {quoted(text)} is not text")
     if len(text) > MAX_LABEL:
-        raise InputError(f'{what} name "{text}" has {len(text)} characters; {MAX_LABEL} is the most (RFC 1035)')
+        words = f"{what} name {quoted(text)} has {len(text)} characters"
+        raise InputError(f"{words}; {MAX_LABEL} is the most (RFC 1035)")
     if not _LABEL.fullmatch(text):
-        raise InputError(f'{what} name "{text}" is not a host label (RFC 1123): use a-z, 0-9 and "-", not at the ends')
+        words = f"{what} name {quoted(text)} is not a host label (RFC 1123)"
+        raise InputError(f'{words}: use a-z, 0-9 and "-", not at the ends')
     return text
 
 
@@ -141,13 +153,29 @@ def parse_service_name(text: str) -> str:
 
 def parse_port_number(text: str, whole: str | int) -> int:
     """Parse one port number, 1 to 65535; `whole` is what the user wrote. Raises InputError."""
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 65535:
-        raise InputError(f'"{text}" in port "{whole}" is not a port number from 1 to 65535')
-    return int(text)
+    try:
+        return parse_number(text, 1, LAST_PORT)
+    except InputError:
+        raise _no_port_number(text, whole) from None
+
+
+def check_port(value: object) -> int:
+    """Accept a port number that is a number already, 1 to 65535. Raises InputError."""
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LAST_PORT:
+        return value
+    raise InputError(f"{quoted(value)} is not a port number from 1 to 65535")
+
+
+def _no_port_number(value: object, whole: object) -> InputError:
+    return InputError(f"{_as_text(value)} in port {_as_text(whole)} is not a port number from 1 to 65535")
+
+
+def _as_text(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else f'"{quoted(value)}"'
 
 
 def _parse_protocol(text: str, whole: str | int) -> Protocol:
     try:
         return Protocol(text)
     except ValueError:
-        raise InputError(f'"{text}" in "{whole}" is not a protocol; write tcp or udp') from None
+        raise InputError(f"{quoted(text)} in {_as_text(whole)} is not a protocol; write tcp or udp") from None

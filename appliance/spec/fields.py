@@ -8,10 +8,14 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from appliance.errors import InputError, did_you_mean
-from appliance.model.names import Allowance, Port
+from appliance.model.names import MAX_ENTRIES, Allowance, Port
+from appliance.model.numbers import parse_decimal, parse_number
+from appliance.text import quoted
+
+T = TypeVar("T")
 
 _IMAGE = re.compile(
     r"(?:[a-zA-Z0-9.-]+(?::[0-9]+)?/)?"  # registry
@@ -22,13 +26,14 @@ _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _VOLUME_MODES = frozenset(
     {"ro", "rw", "z", "Z", "nocopy", "shared", "rshared", "slave", "rslave", "private", "rprivate"}
 )
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+_DURATION = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?(?:([0-9]+)ms)?")
+MAX_SECONDS = 10**6
+"""A duration is less than this."""
 
 
 def shown(value: Any) -> str:
     """Return the value as an error message shows it: on one line, not too long."""
-    text = f'"{value}"' if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return quoted(value, 60)
 
 
 def parse_text(value: Any) -> str:
@@ -54,7 +59,7 @@ def parse_integer(value: Any, low: int, high: int, unit: str = "") -> int:
         raise InputError(f"{shown(value)} is not a whole number; write {low} or more{kind}")
     if not low <= value <= high:
         bound = f"at least {low}{kind}" if value < low else f"at most {high}{kind}"
-        raise InputError(f"{value} is out of range; write {bound}")
+        raise InputError(f"{shown(value)} is out of range; write {bound}")
     return value
 
 
@@ -74,7 +79,7 @@ def _list(value: Any, example: str) -> Sequence[Any]:
 def parse_ports(value: Any) -> tuple[Port, ...]:
     """Accept ports, each mesh port and protocol once."""
     ports: dict[tuple[int, str], Port] = {}
-    for item in _list(value, '[8080, "8080:6379/udp"]'):
+    for item in check_count(_list(value, '[8080, "8080:6379/udp"]'), "ports"):
         port = Port.parse(item)
         if (port.mesh, port.protocol) in ports:
             raise InputError(f"port {port.mesh}/{port.protocol} is listed twice")
@@ -84,7 +89,15 @@ def parse_ports(value: Any) -> tuple[Port, ...]:
 
 def parse_allowances(value: Any) -> tuple[Allowance, ...]:
     """Accept entries of `connect_to`; one that is written twice counts once."""
-    return tuple(dict.fromkeys(Allowance.parse(item) for item in _list(value, '["apple.orange:8080"]')))
+    listed = check_count(_list(value, '["apple.orange:8080"]'), "entries")
+    return tuple(dict.fromkeys(Allowance.parse(item) for item in listed))
+
+
+def check_count(listed: Sequence[T], what: str) -> Sequence[T]:
+    """Accept a list that is not longer than a container may have. Raises InputError."""
+    if len(listed) > MAX_ENTRIES:
+        raise InputError(f"it has {len(listed)} {what}; {MAX_ENTRIES} is the most that one container may have")
+    return listed
 
 
 def parse_command(value: Any) -> str | tuple[str, ...]:
@@ -121,8 +134,15 @@ def parse_environment(value: Any) -> tuple[tuple[str, str], ...]:
             raise InputError(f'the value of {name} is {shown(content)}; write text, for example "yes"')
         if name in found:
             raise InputError(f"{name} is set twice")
-        found[name] = _no_zero(str(content))
+        found[name] = _no_zero(_content(name, content))
     return tuple(found.items())
+
+
+def _content(name: str, content: str | float) -> str:
+    try:
+        return str(content)
+    except ValueError:  # Python words no number of more than 4,300 digits
+        raise InputError(f"the value of {shown(name)} is {shown(content)}; write it as text") from None
 
 
 def _no_zero(text: str) -> str:
@@ -176,10 +196,16 @@ def parse_health_command(value: Any) -> str | tuple[str, ...]:
 
 def parse_seconds(value: Any) -> float:
     """Seconds as a number, or Docker's text: `90`, `"1m30s"`, `"500ms"`."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 10**6:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_SECONDS:
         return float(value)
     match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if match is None:
         raise InputError(f'{shown(value)} is not a duration; write seconds (10) or text ("1m30s")')
-    hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
-    return hours * 3600 + minutes * 60 + seconds + millis / 1000
+    try:
+        hours, minutes, millis = (parse_number(match[part] or "0", 0, MAX_SECONDS * 1000) for part in (1, 2, 4))
+        total = hours * 3600 + minutes * 60 + parse_decimal(match[3] or "0", MAX_SECONDS) + millis / 1000
+    except InputError:
+        total = float("inf")
+    if total >= MAX_SECONDS:
+        raise InputError(f"{shown(value)} is too long; a duration is less than {MAX_SECONDS} seconds")
+    return total

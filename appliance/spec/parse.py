@@ -26,6 +26,7 @@ from appliance.spec.fields import (
     shown,
 )
 from appliance.spec.tlds import is_top_level_domain
+from appliance.text import plain, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -201,8 +202,8 @@ class _Place:
     def known(self, raw: Mapping[str, Any], fields: Sequence[str]) -> None:
         for key in raw:
             if key not in fields:
-                near = did_you_mean(str(key), fields) or f"; known are {', '.join(fields)}"
-                raise self.error(f'unknown field "{key}"{near}')
+                near = did_you_mean(plain(key), fields) or f"; known are {', '.join(fields)}"
+                raise self.error(f"unknown field {quoted(key)}{near}")
 
     def take(self, raw: Mapping[str, Any], field: str, parse: Callable[[Any], T]) -> T | None:
         """Return the parsed field, or None where it is absent."""

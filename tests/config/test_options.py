@@ -129,6 +129,7 @@ def test_consul_variable():
         ('proxy_ports = "29999-20000"', "the lower one first"),
         ('proxy_ports = "80-90"', "write two ports from 1024 to 65535"),
         ("dns_port = 0", "dns_port: 0 is not a whole number from 1 to 65535"),
+        (f"dns_port = {'1' * 5000}", "is not TOML"),
         ("dns_port = true", "dns_port: True is not a whole number"),
         ('dns_upstreams = ["dns.example"]', '"dns.example" is not an IPv4 address'),
         ('dns_upstreams = "9.9.9.9:x"', '"x" is not a whole number'),

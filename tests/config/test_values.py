@@ -5,6 +5,9 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from foreign import EVIL, HUGE, check_shown, json
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from appliance.config import values
 from appliance.config.options import options
@@ -12,6 +15,7 @@ from appliance.errors import InputError
 from appliance.model.names import Allowance
 from appliance.model.visitors import ConnectTo
 
+PORT = next(option for option in options() if option.key == "dns_port")
 APPLE = Allowance.parse("apple.orange:8080")
 
 
@@ -87,6 +91,18 @@ def test_refused(parse, given, words) -> None:
     with pytest.raises(InputError) as caught:
         parse(given)
     assert words in str(caught.value)
+
+
+@given(st.sampled_from(options()), json())
+@example(PORT, HUGE)
+@example(PORT, 10**5000)
+@example(PORT, EVIL)
+def test_whatever_is_configured(option, value) -> None:
+    """Each option takes a value or says in one printing line why not."""
+    try:
+        option.parse(value)
+    except InputError as error:
+        check_shown(error, 400)
 
 
 @pytest.mark.parametrize(("host", "node"), [("h1", "h1"), ("", "localhost"), ("a b", "a-b"), ("-x-", "x")])

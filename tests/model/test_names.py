@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from foreign import HUGE, SCALARS, check_shown
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from appliance.errors import InputError
@@ -117,3 +118,24 @@ def test_port_numbers():
 def test_covers(allowance, destination, covered):
     """An allowance without a port covers every port, one without a protocol both."""
     assert Allowance.parse(allowance).covers(Destination.parse(destination)) is covered
+
+
+@given(SCALARS)
+@example(f"a.b:{HUGE}")
+@example(f"8080:{HUGE}/udp")
+@example(HUGE)
+@example(10**5000)
+@example("a.b:٣")
+@example("\x1b[2J.\u202eb:80/x\x07")
+@example("a" * 2**20)
+def test_whatever_is_written(value):
+    """It is read or refused, in one printing line of bearable length."""
+    for kind in (Name, Destination, Port, Allowance):
+        if kind in (Name, Destination) and not isinstance(value, str):
+            continue
+        try:
+            found = kind.parse(value)
+        except InputError as error:
+            check_shown(error)
+        else:
+            assert kind.parse(str(found)) == found

@@ -79,6 +79,15 @@ def test_accepted(parse, given, found) -> None:
         (fields.parse_seconds, "", "is not a duration"),
         (fields.parse_seconds, -1, "is not a duration"),
         (fields.parse_seconds, 10**6, "is not a duration"),
+        (fields.parse_seconds, float("nan"), "is not a duration"),
+        (fields.parse_seconds, "٣s", "is not a duration"),
+        (fields.parse_seconds, f"{'9' * 400}h", "is too long"),
+        (fields.parse_seconds, f"{'1' * 5000}ms", "is too long"),
+        (fields.parse_seconds, "278h", "is too long; a duration is less than 1000000 seconds"),
+        pytest.param(integer, 10**5000, "is out of range", id="huge"),
+        pytest.param(fields.parse_environment, {"A": 10**5000}, "write it as text", id="huge variable"),
+        (fields.parse_ports, range(1, 258), "it has 257 ports; 256 is the most"),
+        (fields.parse_allowances, [f"a.b:{port}" for port in range(1, 258)], "it has 257 entries; 256 is the most"),
     ],
 )
 def test_refused(parse, given, words) -> None:

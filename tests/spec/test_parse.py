@@ -3,15 +3,24 @@ from __future__ import annotations
 import socket
 from contextlib import nullcontext
 
+import orjson
 import pytest
-from hypothesis import given
+from foreign import EVIL, HUGE, LARGE, check_shown, json
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from appliance.errors import InputError
 from appliance.model.names import Allowance, Name, Port, Protocol
 from appliance.model.spec import Container, Health, Service
 from appliance.spec.constraint import parse_constraint
-from appliance.spec.parse import check_services, parse_service, service_to_raw
+from appliance.spec.parse import (
+    CONTAINER_FIELDS,
+    HEALTH_FIELDS,
+    SERVICE_FIELDS,
+    check_services,
+    parse_service,
+    service_to_raw,
+)
 
 
 def raw_service(**fields):
@@ -294,3 +303,39 @@ def test_any_json(value):
             parse_service(raw)
         except InputError:
             continue
+
+
+HOSTILE = json()
+
+
+def field_names():
+    """Every place in a service where a value may stand."""
+    health = st.fixed_dictionaries({}, optional=dict.fromkeys(HEALTH_FIELDS, HOSTILE))
+    return st.tuples(
+        st.fixed_dictionaries({}, optional=dict.fromkeys((*SERVICE_FIELDS, EVIL), HOSTILE)),
+        st.fixed_dictionaries({}, optional={**dict.fromkeys(CONTAINER_FIELDS, HOSTILE), "health": health | HOSTILE}),
+    )
+
+
+@given(field_names())
+@example(({}, {"ports": [HUGE]}))
+@example(({}, {"ports": [10**5000]}))
+@example(({}, {"connect_to": [f"a.b:{HUGE}"]}))
+@example(({"count": 10**5000}, {}))
+@example(({}, {"env": {"A": 10**5000}}))
+@example(({}, {"health": {"command": "x", "interval": f"{LARGE}h"}}))
+@example(({}, {"name": EVIL}))
+@example(({EVIL: 1}, {}))
+def test_whatever_stands_in_a_field(changes):
+    """A service that Docker and the registry can take, or an InputError that can be shown."""
+    of_service, of_container = changes
+    (container,) = raw_service()["containers"]
+    raw = {**raw_service(), "containers": [{**container, **of_container}], **of_service}
+    try:
+        service = parse_service(raw)
+    except InputError as error:
+        check_shown(error, 5000)
+    else:
+        assert parse_service(orjson.loads(orjson.dumps(service_to_raw(service)))) == service
+        health = service.containers[0].health
+        assert health is None or all(s < 10**6 for s in (health.interval, health.timeout, health.start_period))
