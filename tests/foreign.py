@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import orjson
 from hypothesis import strategies as st
 
 HUGE = "1" * 5000
@@ -33,3 +34,49 @@ def check_shown(text: object, most: int = 600) -> None:
     """Check that words can be shown to people: one line that prints, and bearable."""
     assert str(text).isprintable(), repr(str(text))
     assert len(str(text)) < most
+
+
+def encode(value: object) -> bytes:
+    """Return JSON, also with numbers of any length, which no library writes."""
+    return orjson.dumps(_marked(value)).replace(b'"@huge@"', HUGE.encode()).replace(b'"@large@"', LARGE.encode())
+
+
+def _marked(value: object) -> object:
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "@huge@" if abs(value) > 10**1000 else "@large@"
+    if isinstance(value, dict):
+        return {key: _marked(item) for key, item in value.items()}
+    return [_marked(item) for item in value] if isinstance(value, list) else value
+
+
+def _places(value: object, before: tuple = ()) -> list[tuple]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, item in inner for place in ((*before, key), *_places(item, (*before, key)))]
+
+
+def put(document: object, place: tuple, value: object) -> object:
+    """Return a document of JSON with another value at a place, which is a path of keys and indices."""
+    if not place:
+        return value
+    made = dict(document) if isinstance(document, dict) else list(document)
+    made[place[0]] = put(made[place[0]], place[1:], value)
+    return made
+
+
+def without(document: object, place: tuple) -> object:
+    """Return a document of JSON without what is at a place."""
+    key, *rest = place
+    if rest:
+        return put(document, (key,), without(document[key], tuple(rest)))
+    if isinstance(document, dict):
+        return {name: item for name, item in document.items() if name != key}
+    return [item for index, item in enumerate(document) if index != key]
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, document: object, values: st.SearchStrategy | None = None) -> object:
+    """Return a good document with some value in it replaced or left out."""
+    place = draw(st.sampled_from(_places(document)))
+    if draw(st.integers(0, 5)) == 0:
+        return without(document, place)
+    return put(document, place, draw(json() if values is None else values))

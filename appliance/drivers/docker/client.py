@@ -22,13 +22,17 @@ from appliance.drivers.docker.http import (
     NotFoundError,
 )
 from appliance.drivers.docker.network import creation_body
-from appliance.errors import HostError, RetryError
+from appliance.errors import HostError, InputError, RetryError
+from appliance.model.numbers import parse_number
+from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from ipaddress import IPv4Network
 
     from appliance.model.facts import DockerNetwork
+
+    Complaint = Callable[[str, types.Unreadable], None]
 
 log = structlog.get_logger()
 
@@ -92,6 +96,8 @@ class Docker:
         self.socket = socket
         self._making = trio.Lock()
         """Docker checks the name before it makes a network: two requests at once would make two of one name."""
+        self.complain: Complaint = _log_unreadable
+        """Called with each entry that cannot be read and is passed over, and with what it is an entry of."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,13 +112,13 @@ class Docker:
     async def version(self) -> DockerVersion:
         """Return what answers on the socket. Raises HostError where it is too old."""
         found = types.decode(await self._http.call("GET", "/version"), _Version, "version")
-        if tuple(int(part) for part in found.api_version.split(".") if part.isdigit()) < OLDEST_API:
+        if _api(found.api_version) < OLDEST_API:
             raise HostError(
-                f"Docker {found.version} on {self.socket} speaks API {found.api_version};"
+                f"Docker {plain(found.version)} on {self.socket} speaks API {plain(found.api_version)};"
                 f" {'.'.join(map(str, OLDEST_API))} (Docker 20.10) is the oldest that meshbox works with",
                 "upgrade it",
             )
-        return DockerVersion(found.version, found.api_version)
+        return DockerVersion(plain(found.version), plain(found.api_version))
 
     async def containers(self) -> tuple[types.Listed, ...]:
         """Return every container with a `meshbox.service` label, running or not."""
@@ -124,7 +130,10 @@ class Docker:
 
     async def _list(self, filters: Mapping[str, list[str]]) -> tuple[types.Listed, ...]:
         params = {"all": "1", "filters": orjson.dumps(filters).decode()}
-        return types.parse_list(await self._http.call("GET", "/containers/json", params=params))
+        found, unreadable = types.parse_list(await self._http.call("GET", "/containers/json", params=params))
+        for one in unreadable:
+            self.complain("container", one)
+        return found
 
     async def inspect(self, container: str) -> types.Inspected:
         """Return all about one container, by id or name. Waits while Docker starts it. Raises NotFoundError."""
@@ -181,7 +190,10 @@ class Docker:
 
     async def networks(self) -> tuple[DockerNetwork, ...]:
         """Return all networks of this host."""
-        return types.parse_networks(await self._http.call("GET", "/networks"))
+        found, unreadable = types.parse_networks(await self._http.call("GET", "/networks"))
+        for one in unreadable:
+            self.complain("network", one)
+        return found
 
     async def members(self, network: str) -> types.NetworkMembers:
         """Return a network, by id or name, and its containers, starting ones included. Raises NotFoundError."""
@@ -228,14 +240,25 @@ class Docker:
         """Open the stream of container and network events from `since` (seconds since the epoch) on."""
         params = {"since": f"{since:.9f}", "filters": orjson.dumps(_EVENTS).decode()}
         async with self._http.stream("GET", "/events", params=params) as lines:
-            yield _events(lines)
+            yield self._events(lines)
+
+    async def _events(self, lines: AsyncIterator[bytes]) -> AsyncIterator[types.Event]:
+        async for line in lines:
+            try:
+                event = types.parse_event(line)
+            except RetryError as error:  # after a reconnect Docker would send the same line again
+                self.complain("event", types.Unreadable(id="", cause=str(error)))
+            else:
+                yield event
 
 
-async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[types.Event]:
-    async for line in lines:
-        try:
-            event = types.parse_event(line)
-        except RetryError as error:  # after a reconnect Docker would send the same line again
-            log.warning("an event from Docker is not understood and skipped", cause=str(error))
-        else:
-            yield event
+def _log_unreadable(kind: str, entry: types.Unreadable) -> None:
+    log.warning("what Docker says cannot be read; it is passed over", of=kind, id=plain(entry.id), cause=entry.cause)
+
+
+def _api(text: str) -> tuple[int, ...]:
+    """Return the numbers of a version of the API; none where it is no version."""
+    try:
+        return tuple(parse_number(part, 0, 9999) for part in text.split(".", 9))
+    except InputError:
+        return ()

@@ -9,6 +9,8 @@ import orjson
 
 from appliance.drivers.docker import labels
 from appliance.errors import InputError
+from appliance.model.numbers import check_number
+from appliance.text import MOST_MESSAGE, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 NANO_CPUS_PER_MILLI = 1_000_000
 MIB = 1024 * 1024
+MOST_OCTETS = 2**63
+"""Octets of a layer."""
 
 
 def docker_name(key: ReplicaKey, revision: str) -> str:
@@ -101,15 +105,19 @@ class PullProgress:
     def feed(self, line: bytes) -> None:
         """Add one line; a line that is not understood is skipped."""
         try:
-            value: Mapping[str, Any] = orjson.loads(line)
-        except orjson.JSONDecodeError:
+            value = orjson.loads(line)
+            self._take(value)
+        except (ValueError, TypeError, AttributeError, InputError):
             return
+
+    def _take(self, value: Mapping[str, Any]) -> None:
         if "error" in value:
-            self.error = " ".join(str(value["error"]).split())
-        layer, status = str(value.get("id", "")), value.get("status")
+            self.error = plain(value["error"], MOST_MESSAGE)
+        layer, status = plain(value.get("id", "")), value.get("status")
         detail = value.get("progressDetail") or {}
         if status == "Downloading" and detail.get("total"):
-            self._layers[layer] = (int(detail.get("current", 0)), int(detail["total"]))
+            current, total = (check_number(detail.get(key, 0), 0, MOST_OCTETS) for key in ("current", "total"))
+            self._layers[layer] = (current, total)
         elif status in {"Download complete", "Pull complete"} and layer in self._layers:
             total = self._layers[layer][1]
             self._layers[layer] = (total, total)

@@ -18,6 +18,7 @@ import trio
 from appliance.drivers.docker.http import NotFoundError
 from appliance.drivers.docker.prestart import PrestartWatch
 from appliance.drivers.docker.probe import Probe, Prober
+from appliance.drivers.docker.types import Unreadable
 from appliance.drivers.docker.workload import shared_with
 from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.errors import RetryError
@@ -25,12 +26,13 @@ from appliance.faults import Faults
 from appliance.model import names
 from appliance.model.facts import DockerNetwork, RunState, Workload
 from appliance.retry import Schedule
+from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from appliance.drivers.docker.client import Docker
-    from appliance.drivers.docker.types import Event, Inspected
+    from appliance.drivers.docker.types import Event, Inspected, Listed
     from appliance.model.network import NetnsId
 
 NETNS_DIR = "/var/run/docker/netns"
@@ -83,7 +85,14 @@ class Inventory:
             netns_dir=Path(netns_dir), changed=self._publish, fresh_netns=fresh_netns, faults=self._faults
         )
         self._prestart = PrestartWatch(
-            netns_dir, docker, self._store, list_networks=self._list_networks, inspect=self._inspect
+            netns_dir,
+            docker,
+            self._store,
+            list_networks=self._list_networks,
+            inspect=self._inspect,
+            failed=lambda path, error: self._faults.report(
+                ("netns", path), "a starting container is passed over until Docker shows it", _words(error)
+            ),
         )
         self._prober = Prober(lambda p: self._store.accepted(p.workload_id, p.netns, p.port))
         self._limit = trio.CapacityLimiter(INSPECTS)
@@ -95,8 +104,10 @@ class Inventory:
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
         self.connected = False
-        self.counts = {"lists": 0, "events": 0, "inspects": 0, "reconnects": 0}
+        self.counts = {"lists": 0, "events": 0, "inspects": 0, "reconnects": 0, "unreadable": 0}
         """Since the start."""
+        self._passed_over: dict[str, set[str]] = {"container": set(), "network": set(), "event": set()}
+        """Ids of entries that could not be read, by kind, since the last list."""
 
     @property
     def seen_before_start(self) -> int:
@@ -105,6 +116,7 @@ class Inventory:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follow Docker until cancelled. Started once everything was listed once."""
+        self._docker.complain = self._complain
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -152,7 +164,10 @@ class Inventory:
                     async for event in events:
                         since = max(since, event.time)
                         self.counts["events"] += 1
-                        self._take(event)
+                        try:
+                            self._take(event)
+                        except Exception as error:  # noqa: BLE001 — it is the problem of this one event
+                            self._complain("event", Unreadable(id=event.id, cause=_words(error)))
             except RetryError as error:
                 cause = error
             self.counts["reconnects"] += 1
@@ -185,11 +200,16 @@ class Inventory:
     async def _list(self, *, wait: bool = False) -> None:
         known = set(self._store.by_id)  # one that an event adds during the call is not missing
         await self._list_networks()
+        former = self._begin_list("container")
         listed = await self._docker.containers()
         self.counts["lists"] += 1
-        for gone in known - {entry.id for entry in listed}:
-            self._remove(gone)
-        labelled = [entry.id for entry in listed if self._store.add(entry)]
+        labelled = [entry.id for entry in listed if self._add(entry)]
+        passed_over = self._passed_over["container"]
+        if "" not in passed_over:  # else one of those that seem to be missing is perhaps there
+            for gone in known - {entry.id for entry in listed} - passed_over:
+                self._remove(gone)
+        self._end_list("container", former)
+        self._end_list("event", self._begin_list("event"))
         if not (wait and await self._inspect_all(labelled)):
             for container_id in labelled:
                 self._inspect(container_id)
@@ -203,11 +223,45 @@ class Inventory:
         return not patience.cancelled_caught
 
     async def _list_networks(self) -> None:
-        networks = tuple(sorted(await self._docker.networks(), key=lambda n: n.name))
+        former = self._begin_list("network")
+        listed = await self._docker.networks()
+        passed_over = self._passed_over["network"]
+        named = {n.name for n in listed}
+        kept = [n for n in self.networks if n.name not in named and (n.name in passed_over or "" in passed_over)]
+        self._end_list("network", former)
+        networks = tuple(sorted((*listed, *kept), key=lambda n: n.name))
         if networks != self.networks:
             self.networks = networks
             self._store.networks = {n.name: n for n in networks}
             self._bell()
+
+    # -- what cannot be read
+
+    def _complain(self, kind: str, entry: Unreadable) -> None:
+        """Name and count an entry of Docker's that is passed over."""
+        self.counts["unreadable"] += 1
+        self._passed_over[kind].add(entry.id)
+        words = f"what Docker says of a {kind} cannot be read; it is passed over"
+        self._faults.report((kind, plain(entry.id)), words, entry.cause, id=plain(entry.id))
+
+    def _begin_list(self, kind: str) -> set[str]:
+        """Return the entries of the last list that could not be read, and forget them."""
+        former, self._passed_over[kind] = self._passed_over[kind], set()
+        return former
+
+    def _end_list(self, kind: str, former: set[str]) -> None:
+        """Note that those of the last list can be read now, or are gone."""
+        for entry in former - self._passed_over[kind]:
+            self._faults.over((kind, plain(entry)))
+
+    def _add(self, entry: Listed) -> bool:
+        try:
+            return self._store.add(entry)
+        except Exception as error:  # noqa: BLE001 — it is the problem of this one container
+            self._complain("container", Unreadable(id=entry.id, cause=_words(error)))
+            return False
+
+    # -- events
 
     def _take(self, event: Event) -> None:
         action = event.action.partition(":")[0]  # `health_status: healthy`
@@ -275,6 +329,10 @@ class Inventory:
             self._remove(container_id)
         except RetryError as error:
             self._faults.report(("inspect", container_id), "inspecting a container failed; will try again", error)
+        except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one container
+            self.counts["unreadable"] += 1
+            words = "what Docker says of a container cannot be used; it is passed over"
+            self._faults.report(("inspect", container_id), words, _words(error))
         finally:
             self._inspecting.discard(container_id)
             self._inspect_again.discard(container_id)
@@ -289,3 +347,7 @@ class Inventory:
             return None
         self._sharing[inspected.listed.id] = owner.listed.id
         return owner
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {plain(error)}"

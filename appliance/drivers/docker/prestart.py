@@ -54,17 +54,20 @@ class PrestartWatch:
         *,
         list_networks: Callable[[], Awaitable[None]],
         inspect: Callable[[str], None],
+        failed: Callable[[str, Exception], None] = lambda _path, _error: None,
     ) -> None:
         """`netns_dir` need not exist yet.
 
         `list_networks` brings the store's networks up to date; it raises MeshboxError. `inspect` is called with the id
-        of each container whose start has come to nothing.
+        of each container whose start has come to nothing, `failed` with the file and error of a start that cannot be
+        followed.
         """
         self._netns_dir = netns_dir
         self._docker = docker
         self._store = store
         self._list_networks = list_networks
         self._inspect = inspect
+        self._failed = failed
         self._sees_processes = False
         """Whether the host's processes can be seen (--pid=host); then a namespace without a container is a build's."""
 
@@ -115,6 +118,8 @@ class PrestartWatch:
         except MeshboxError as error:
             if identity.identify(path) == netns_id:
                 log.warning("rules of a starting container come late", netns=path, cause=str(error))
+        except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one start
+            self._failed(path, error)
 
     async def _find_container(self, path: str, *, new: bool) -> str | None:
         found = await owner.find_container(path)

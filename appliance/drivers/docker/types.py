@@ -6,6 +6,7 @@ Field names and meanings are those of Docker Engine API 1.41 (`ContainerInspect`
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_network
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from appliance.errors import RetryError
+from appliance.errors import MeshboxError, RetryError
 from appliance.model.facts import DockerNetwork, RunState
-from appliance.model.names import Protocol
+from appliance.model.names import Protocol, parse_port_number
+from appliance.text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 T = TypeVar("T")
 
@@ -26,6 +28,17 @@ MANAGED = "meshbox.managed"
 """Label of networks that meshbox made."""
 ICC = "com.docker.network.bridge.enable_icc"
 """Option of a bridge: whether its containers reach each other."""
+LONGEST_STOP = 10**6
+"""Seconds; more between SIGTERM and SIGKILL counts as this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """An entry of one of Docker's lists that cannot be read, and is passed over."""
+
+    id: str
+    """A container's id or a network's name; empty where not even that can be read."""
+    cause: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,37 +215,84 @@ class _Event(msgspec.Struct, rename="pascal"):
     time_nano: int = msgspec.field(default=0, name="timeNano")
 
 
+class _ContainerId(msgspec.Struct, rename="pascal"):
+    id: str
+
+
+class _NetworkName(msgspec.Struct, rename="pascal"):
+    name: str
+
+
 _NET_ADMIN = frozenset({"ALL", "CAP_NET_ADMIN", "NET_ADMIN"})
 """Docker's names of the capability to change rules, and of all capabilities."""
 
 
 def decode(text: bytes, kind: type[T], what: str) -> T:
     """Decode JSON that Docker sent as `what`. Raises RetryError."""
-    try:
+    with _promised(what):
         return msgspec.json.decode(text, type=kind)
-    except msgspec.MsgspecError as error:
-        raise RetryError(f"Docker's {what} is not what its API promises: {error}") from error
 
 
-def parse_list(text: bytes) -> tuple[Listed, ...]:
-    """Parse `GET /containers/json`. Raises RetryError."""
-    return tuple(
-        Listed(
-            id=entry.id,
-            docker_name=(entry.names or [""])[0].lstrip("/"),
-            image=entry.image,
-            state=entry.state,
-            labels=entry.labels or {},
-            network_mode=entry.host_config.network_mode if entry.host_config else "",
-            networks=tuple((entry.network_settings.networks if entry.network_settings else None) or ()),
+@contextmanager
+def _promised(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong with what Docker sent into a RetryError: it concerns this one answer only."""
+    try:
+        yield
+    except RetryError:
+        raise
+    except Exception as error:
+        words = (
+            str(error) if isinstance(error, MeshboxError | msgspec.MsgspecError) else f"{type(error).__name__}: {error}"
         )
-        for entry in decode(text, list[_ListEntry], "list of containers")
+        raise RetryError(f"Docker's {what} is not what its API promises: {plain(words)}") from error
+
+
+def _each(
+    text: bytes, what: str, parse: Callable[[bytes], T], identify: Callable[[bytes], str]
+) -> tuple[tuple[T, ...], tuple[Unreadable, ...]]:
+    """Parse each entry of a list by itself. Raises RetryError when it is no list."""
+    found: list[T] = []
+    unreadable: list[Unreadable] = []
+    for entry in decode(text, list[msgspec.Raw], what):
+        try:
+            found.append(parse(bytes(entry)))
+        except RetryError as error:
+            try:
+                known = identify(bytes(entry))
+            except RetryError:
+                known = ""
+            unreadable.append(Unreadable(id=known, cause=str(error)))
+    return tuple(found), tuple(unreadable)
+
+
+def parse_list(text: bytes) -> tuple[tuple[Listed, ...], tuple[Unreadable, ...]]:
+    """Parse `GET /containers/json` entry by entry. Raises RetryError when it is no list."""
+    what = "list of containers"
+    return _each(text, what, _listed, lambda entry: decode(entry, _ContainerId, what).id)
+
+
+def _listed(text: bytes) -> Listed:
+    entry = decode(text, _ListEntry, "list of containers")
+    return Listed(
+        id=entry.id,
+        docker_name=(entry.names or [""])[0].lstrip("/"),
+        image=entry.image,
+        state=entry.state,
+        labels=entry.labels or {},
+        network_mode=entry.host_config.network_mode if entry.host_config else "",
+        networks=tuple((entry.network_settings.networks if entry.network_settings else None) or ()),
     )
 
 
 def parse_inspect(text: bytes) -> Inspected:
     """Parse `GET /containers/{id}/json`. Raises RetryError."""
-    container = decode(text, _Container, "description of a container")
+    what = "description of a container"
+    container = decode(text, _Container, what)
+    with _promised(what):
+        return _inspected(container)
+
+
+def _inspected(container: _Container) -> Inspected:
     state, settings = container.state, container.network_settings
     timeout = container.config.stop_timeout
     return Inspected(
@@ -253,43 +313,50 @@ def parse_inspect(text: bytes) -> Inspected:
         healthy=_healthy(state.health),
         exit_code=state.exit_code if state.status in {RunState.EXITED, RunState.DEAD, RunState.RESTARTING} else None,
         started_at=_seconds(state.started_at),
-        stop_timeout=10.0 if timeout is None else float(timeout),
+        stop_timeout=10.0 if timeout is None else float(min(timeout, LONGEST_STOP)),
     )
 
 
-def parse_networks(text: bytes) -> tuple[DockerNetwork, ...]:
-    """Parse `GET /networks`. Raises RetryError."""
-    return tuple(_network(n) for n in decode(text, list[_Network], "list of networks"))
+def parse_networks(text: bytes) -> tuple[tuple[DockerNetwork, ...], tuple[Unreadable, ...]]:
+    """Parse `GET /networks` entry by entry. Raises RetryError when it is no list."""
+    what = "list of networks"
+    return _each(text, what, parse_network, lambda entry: decode(entry, _NetworkName, what).name)
 
 
 def parse_network(text: bytes) -> DockerNetwork:
     """Parse `GET /networks/{id}`. Raises RetryError."""
-    return _network(decode(text, _Network, "description of a network"))
+    what = "description of a network"
+    network = decode(text, _Network, what)
+    with _promised(what):
+        return _network(network)
 
 
 def parse_members(text: bytes) -> NetworkMembers:
     """Parse `GET /networks/{id}`. Raises RetryError."""
-    network = decode(text, _Network, "description of a network")
-    return NetworkMembers(
-        network=_network(network),
-        addresses={
-            container_id: IPv4Interface(member.ipv4_address).ip
-            for container_id, member in (network.containers or {}).items()
-            if member.ipv4_address
-        },
-    )
+    what = "description of a network"
+    network = decode(text, _Network, what)
+    with _promised(what):
+        return NetworkMembers(
+            network=_network(network),
+            addresses={
+                container_id: IPv4Interface(member.ipv4_address).ip
+                for container_id, member in (network.containers or {}).items()
+                if member.ipv4_address
+            },
+        )
 
 
 def parse_event(text: bytes) -> Event:
     """Parse one line of `GET /events`. Raises RetryError."""
     event = decode(text, _Event, "event")
-    return Event(
-        kind=event.type,
-        action=event.action,
-        id=event.actor.id,
-        attributes=event.actor.attributes or {},
-        time=event.time_nano / 1e9 if event.time_nano else float(event.time),
-    )
+    with _promised("event"):
+        return Event(
+            kind=event.type,
+            action=event.action,
+            id=event.actor.id,
+            attributes=event.actor.attributes or {},
+            time=event.time_nano / 1e9 if event.time_nano else float(event.time),
+        )
 
 
 def _network(network: _Network) -> DockerNetwork:
@@ -322,7 +389,7 @@ def _published(ports: Mapping[str, list[dict[str, str]] | None]) -> frozenset[tu
     for port, bindings in ports.items():
         number, _, protocol = port.partition("/")
         if bindings and protocol in set(Protocol):
-            found.add((Protocol(protocol), int(number)))
+            found.add((Protocol(protocol), parse_port_number(number, port)))
     return frozenset(found)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from appliance.drivers.docker.labels import parse_labels
 from appliance.drivers.docker.network import bridge_address, is_bridge
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Workload
+from appliance.text import plain, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _OWN_STACK = re.compile(r"runsc|gvisor|kata|firecracker", re.IGNORECASE)
 """Runtimes whose containers do not use the network stack of a namespace of this host."""
+MOST_NAMED = 5
+"""Networks that a problem names."""
 
 
 def from_list(listed: Listed) -> Workload | None:
@@ -62,7 +65,7 @@ def from_inspect(
     netns = identify(source.sandbox_key) if running and problem is None and source.sandbox_key else None
     if running and problem is None and netns is None:
         problem = (
-            f"its network namespace {source.sandbox_key or '(none)'} cannot be seen from the appliance:"
+            f"its network namespace {plain(source.sandbox_key) or '(none)'} cannot be seen from the appliance:"
             " mount Docker's netns directory there and name it in the configuration"
         )
     return Workload(
@@ -117,20 +120,24 @@ def _mode_problem(network_mode: str) -> str | None:
 
 def _runtime_problem(runtime: str) -> str | None:
     if _OWN_STACK.search(runtime):
-        return f'runtime "{runtime}" has a network stack of its own that rules do not reach: run it with runc'
+        return f"runtime {quoted(runtime)} has a network stack of its own that rules do not reach: run it with runc"
     return None
 
 
 def _shared_problem(inspected: Inspected, owner: Inspected | None) -> str | None:
-    other = (shared_with(inspected.listed.network_mode) or "")[:12]
+    other = plain((shared_with(inspected.listed.network_mode) or "")[:12])
     if inspected.listed.state is not RunState.RUNNING:
         return None
     if owner is None or owner.listed.state is not RunState.RUNNING:
         return f"it shares the network of container {other}, which does not run: start that one, then this one"
     if owner.started_at > inspected.started_at:
-        return f"it shares the network of {owner.listed.docker_name}, which restarted since: restart this one too"
+        return (
+            f"it shares the network of {plain(owner.listed.docker_name)}, which restarted since: restart this one too"
+        )
     if shared_with(owner.listed.network_mode):
-        return f"it shares the network of {owner.listed.docker_name}, which shares another's: name that one instead"
+        return (
+            f"it shares the network of {plain(owner.listed.docker_name)}, which shares another's: name that one instead"
+        )
     return _mode_problem(owner.listed.network_mode) or _runtime_problem(owner.runtime)
 
 
@@ -140,6 +147,6 @@ def _network_problem(joined: Iterable[Joined], networks: Mapping[str, DockerNetw
         return None
     bridges = [n for n in known if is_bridge(n)]
     if not bridges:
-        names = ", ".join(f"{n.name} ({n.driver})" for n in known)
+        names = ", ".join(f"{plain(n.name)} ({plain(n.driver)})" for n in known[:MOST_NAMED])
         return f"its network {names} is no bridge that the host can reach: add a bridge network"
     return None

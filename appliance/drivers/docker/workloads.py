@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from appliance.drivers.docker import workload
 from appliance.drivers.netns import identity
+from appliance.errors import InputError
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Workload
+from appliance.model.numbers import parse_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from appliance.faults import Faults
     from appliance.model.network import NetnsId
 
+LAST_EXIT_CODE = 2**32 - 1
 STARTING_LIFE = 60.0
 """Seconds after which a container that Docker still does not show as running no longer counts as starting."""
 
@@ -133,8 +136,7 @@ class WorkloadStore:
         if before is None or event.time < (starting.since if starting else before.started_at):
             return  # not ours, or the end of a former run
         self._starting.pop(event.id, None)
-        code = event.attributes.get("exitCode", "")
-        self._put(replace(_stopped(before), exit_code=int(code) if code.isdigit() else None), urgent=True)
+        self._put(replace(_stopped(before), exit_code=_exit_code(event)), urgent=True)
 
     def abandon_start(self, path: str) -> str | None:
         """Undo `begin_start` for the namespace whose file is gone; return its container, None where there is none."""
@@ -193,6 +195,14 @@ class WorkloadStore:
         if self.by_id.get(now.id) != now:
             self.by_id[now.id] = now
             self._changed(urgent=urgent)
+
+
+def _exit_code(event: Event) -> int | None:
+    """Return the code with which a container ended; a label of that name takes the place of Docker's own word."""
+    try:
+        return parse_number(event.attributes.get("exitCode"), 0, LAST_EXIT_CODE)
+    except InputError:
+        return None
 
 
 def _stopped(before: Workload) -> Workload:

@@ -9,6 +9,7 @@ import orjson
 import pytest
 import trio
 from dockerengine import engine
+from foreign import check_shown
 
 from appliance.drivers.docker.client import Docker, ImageError
 from appliance.drivers.docker.http import ConflictError
@@ -35,6 +36,11 @@ def test_version(tmp_path):
         engine.answers["GET /version"] = (200, {"Version": "18.09", "ApiVersion": "1.39"})
         with pytest.raises(HostError, match=r"1\.41 .*upgrade"):
             await docker.version()
+        for odd in ("", "x", f"1.{'9' * 5000}", "1.²"):
+            engine.answers["GET /version"] = (200, {"Version": "\x1b[2J", "ApiVersion": odd})
+            with pytest.raises(HostError, match=r"1\.41 .*upgrade") as caught:
+                await docker.version()
+            check_shown(caught.value)
 
     play(tmp_path, scene)
 

@@ -6,6 +6,8 @@ from ipaddress import IPv4Address
 
 import orjson
 import pytest
+from foreign import EVIL, check_shown, encode, spoilt
+from hypothesis import example, given
 
 from appliance.drivers.docker.create import PullProgress, create_body, docker_name, image_reference, words
 from appliance.drivers.docker.labels import parse_labels
@@ -138,3 +140,19 @@ def test_pull_error():
     progress = PullProgress()
     progress.feed(line(errorDetail={"message": "x"}, error="manifest for redis:x\nnot found"))
     assert progress.error == "manifest for redis:x not found"
+
+
+@given(spoilt({"status": "Downloading", "id": "a", "error": "x", "progressDetail": {"current": 1, "total": 9}}))
+@example([])
+@example(5)
+@example({"status": "Downloading", "id": "a", "progressDetail": {"current": "x", "total": 9}})
+@example({"status": "Downloading", "id": "a", "progressDetail": [1]})
+@example({"status": "Downloading", "id": "a", "progressDetail": {"current": 1, "total": 10**400}})
+@example({"error": EVIL})
+def test_whatever_a_pull_says(value):
+    """A line that is not understood is skipped; what is shown of the others can be shown."""
+    progress = PullProgress()
+    progress.feed(encode(value))
+    assert progress.percent is None or 0 <= progress.percent <= 100
+    check_shown(progress.error, 5000)
+    check_shown(progress)

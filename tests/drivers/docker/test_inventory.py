@@ -8,9 +8,11 @@ import pytest
 import trio
 import trio.testing
 from fakedocker import FakeDocker, cid, until
+from foreign import EVIL, HUGE
 
+from appliance.drivers.docker import workload
 from appliance.drivers.docker.inventory import Inventory
-from appliance.drivers.docker.types import Joined
+from appliance.drivers.docker.types import Joined, Unreadable
 from appliance.drivers.netns import identity
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Port
@@ -112,6 +114,20 @@ def test_die_takes_it_out_at_once(world):
         assert (world.only.netns, world.only.addresses, world.only.exit_code) == (None, (), 137)
         assert world.rings == [True]
         gate.set()
+
+    play(world, scene)
+
+
+@pytest.mark.parametrize("code", ["²", HUGE, "-1", "x", ""])
+def test_a_label_in_place_of_the_exit_code(world, code):
+    """A container's labels take the place of what Docker itself says in events; whatever they say, it has ended."""
+
+    async def scene():
+        world.docker.change(cid(2), state=RunState.EXITED)
+        world.docker.inspect_gate[cid(2)] = trio.Event()
+        world.docker.tell("container", "die", cid(2), **{**LABELS, "exitCode": code})
+        await until(lambda: world.only.state is RunState.EXITED)
+        assert world.only.exit_code is None
 
     play(world, scene)
 
@@ -477,5 +493,82 @@ def test_failing_inspect_is_reported_once_and_tried_again(world, monkeypatch):
         del world.docker.refuse["inspect"]
         await until(lambda: world.only.healthy)
         assert not world.inventory._faults.current
+
+    play(world, scene)
+
+
+def raising(*_, **__):
+    """Fail as nobody has foreseen."""
+    raise ZeroDivisionError(EVIL)
+
+
+@pytest.mark.parametrize("where", ["from_list", "from_inspect"])
+def test_any_error_is_that_containers_problem(world, monkeypatch, where):
+    """One container at which the appliance fails in any way is named, counted and passed over; the others count."""
+    monkeypatch.setattr("appliance.drivers.docker.inventory.FULL_LIST", 0.02)
+    world.docker.add(3, LABELS | {"evil": "yes"}, sandbox_key="/nowhere")
+    real = getattr(workload, where)
+
+    def fails(seen, *args, **kwargs):
+        listed = getattr(seen, "listed", seen)
+        return raising() if "evil" in listed.labels else real(seen, *args, **kwargs)
+
+    monkeypatch.setattr(workload, where, fails)
+
+    async def scene():
+        assert cid(2) in {w.id for w in world.inventory.workloads}
+        world.docker.tell("container", "start", cid(3), **LABELS, evil="yes")
+        await until(lambda: world.inventory.counts["unreadable"] > 2)
+        faults = world.inventory._faults
+        await until(lambda: any(cid(3) in key for key in faults.list()))
+        assert all(str(fault.cause).isprintable() for fault in faults.current.values())
+        world.docker.change(cid(2), healthy=True)
+        world.docker.tell("container", "health_status: healthy", cid(2), **LABELS)
+        await until(lambda: any(w.healthy for w in world.inventory.workloads))
+        monkeypatch.setattr(workload, where, real)
+        await until(lambda: not faults.current)
+        assert {w.id for w in world.inventory.workloads} == {cid(2), cid(3)}
+
+    play(world, scene)
+
+
+def test_any_error_at_an_event_is_that_events_problem(world, monkeypatch):
+    """The stream goes on with the next one."""
+
+    async def scene():
+        monkeypatch.setattr(world.inventory._store, "died", raising)
+        world.docker.tell("container", "die", cid(2), **LABELS)
+        await until(lambda: world.inventory.counts["unreadable"] == 1)
+        monkeypatch.undo()
+        world.docker.add(4, LABELS, sandbox_key="/nowhere")
+        world.docker.tell("container", "start", cid(4), **LABELS)
+        await until(lambda: len(world.inventory.workloads) == 2)
+        assert world.inventory.counts["reconnects"] == 0
+
+    play(world, scene)
+
+
+@pytest.mark.parametrize("known", [cid(2), ""])
+def test_an_entry_that_cannot_be_read_is_not_missing(world, monkeypatch, known):
+    """What was known of a container or network stays while Docker's list of them cannot be read in full."""
+    monkeypatch.setattr("appliance.drivers.docker.inventory.FULL_LIST", 0.02)
+
+    async def nothing_readable(kind, name):
+        world.docker.complain(kind, Unreadable(id=name, cause="odd"))
+        return ()
+
+    async def scene():
+        networks = world.inventory.networks
+        name = "bridge" if known else ""
+        monkeypatch.setattr(world.docker, "containers", lambda: nothing_readable("container", known))
+        monkeypatch.setattr(world.docker, "networks", lambda: nothing_readable("network", name))
+        lists = world.inventory.counts["lists"]
+        await until(lambda: world.inventory.counts["lists"] > lists + 2)
+        assert world.only.netns
+        assert world.inventory.networks == networks
+        assert set(world.inventory._faults.list()) == {str(("container", known)), str(("network", name))}
+        monkeypatch.undo()
+        monkeypatch.setattr("appliance.drivers.docker.inventory.FULL_LIST", 0.02)
+        await until(lambda: not world.inventory._faults.current)
 
     play(world, scene)

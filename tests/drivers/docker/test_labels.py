@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from foreign import EVIL, HUGE, LARGE, TEXTS, check_shown
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from appliance.drivers.docker import labels
@@ -57,9 +58,60 @@ def test_missing_container_label():
     assert "meshbox.container is missing" in labels.parse_labels({"meshbox.service": "flask"}).problem
 
 
-@given(st.dictionaries(st.sampled_from(sorted(GOOD)) | st.text(), st.text()))
+OURS = ("service", "container", "ports", "connect_to", "replica", "revision")
+
+
+@given(st.dictionaries(st.sampled_from([f"meshbox.{name}" for name in OURS]) | TEXTS, TEXTS))
+@example(GOOD | {"meshbox.ports": HUGE})
+@example(GOOD | {"meshbox.ports": f"80:{HUGE}"})
+@example(GOOD | {"meshbox.connect_to": f"a.b:{HUGE}"})
+@example(GOOD | {"meshbox.replica": "7" * 5000})
+@example(GOOD | {"meshbox.replica": "²"})
+@example(GOOD | {"meshbox.service": EVIL})
+@example(GOOD | {"meshbox.container": EVIL})
+@example(GOOD | {"meshbox.ports": EVIL})
+@example(GOOD | {f"meshbox.{EVIL}": EVIL})
+@example(GOOD | {"meshbox.revision": f"x:{LARGE} y"})
+@example(GOOD | {"meshbox.container": "x" * 2**20})
 def test_no_label_raises(some):
-    """Whatever is written on a container, parsing it gives labels, a problem or nothing."""
+    """Whatever is written on a container, parsing it gives labels, a problem or nothing, and all can be shown."""
     found = labels.parse_labels(some)
     assert (found is None) == ("meshbox.service" not in some)
-    assert found is None or str(found.name).isprintable()
+    if found is not None:
+        check_shown(found.name)
+        check_shown(found.problem)
+        check_shown(found.revision)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"meshbox.ports": ",".join(map(str, range(1, 258)))},
+            "label meshbox.ports: it has 257 ports; 256 is the most",
+        ),
+        (
+            {"meshbox.connect_to": ",".join(f"a.b:{port}" for port in range(1, 258))},
+            "label meshbox.connect_to: it has 257 entries; 256 is the most",
+        ),
+        ({"meshbox.connect_to": "," * 65537}, "label meshbox.connect_to: it has 65537 characters; 65536 is the most"),
+        ({"meshbox.replica": "1000"}, '"1000" is not a replica number'),
+        ({"meshbox.replica": "٣"}, "is not a replica number"),
+        ({"meshbox.revision": "a b"}, '"a b" is not a revision'),
+        ({"meshbox.revision": "a:1"}, '"a:1" is not a revision'),
+    ],
+)
+def test_bounds(change, words):
+    """What one container may ask of its host has limits, and the problem names them."""
+    assert words in labels.parse_labels(GOOD | change).problem
+
+
+def test_the_most_that_is_allowed():
+    """The limits themselves are no problem."""
+    most = GOOD | {
+        "meshbox.ports": ",".join(map(str, range(1, 257))),
+        "meshbox.replica": "999",
+        "meshbox.revision": "0a",
+    }
+    found = labels.parse_labels(most)
+    assert (found.problem, len(found.ports), found.replica, found.revision) == (None, 256, 999, "0a")

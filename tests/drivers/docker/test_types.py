@@ -7,6 +7,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 import dockersays
 import orjson
 import pytest
+from foreign import HUGE, LARGE, check_shown, encode, put, spoilt
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from appliance.drivers.docker import types as parse
 from appliance.errors import RetryError
@@ -79,7 +82,8 @@ def test_stopped_container():
 
 def test_list():
     """The list tells name, labels, state and networks."""
-    (entry,) = parse.parse_list(orjson.dumps(dockersays.LIST))
+    ((entry,), unreadable) = parse.parse_list(orjson.dumps(dockersays.LIST))
+    assert unreadable == ()
     assert entry.docker_name == "t5"
     assert entry.networks == ("meshbox",)
     assert entry.network_mode == "meshbox"
@@ -87,7 +91,7 @@ def test_list():
 
 def test_networks():
     """Subnets and gateways of both families, also where Docker writes a gateway with its prefix; some have none."""
-    meshbox, host = parse.parse_networks(orjson.dumps([dockersays.NETWORK, dockersays.HOST_NETWORK]))
+    (meshbox, host), _ = parse.parse_networks(orjson.dumps([dockersays.NETWORK, dockersays.HOST_NETWORK]))
     assert meshbox.subnets[0] == IPv4Network("172.17.0.0/16")
     assert meshbox.gateways == (IPv4Address("172.17.0.1"), IPv6Address("fd00::1"))
     assert (host.driver, host.subnets) == ("host", ())
@@ -124,3 +128,69 @@ def test_nonsense_is_a_passing_fault(text):
     for parser in (parse.parse_inspect, parse.parse_event, parse.parse_network):
         with pytest.raises(RetryError, match="not what its API promises"):
             parser(text)
+
+
+PARSERS = (
+    (parse.parse_inspect, dockersays.inspect(Config__StopTimeout=3, State__Health={"Status": "healthy"})),
+    (parse.parse_event, dockersays.DIE),
+    (parse.parse_network, dockersays.NETWORK),
+    (parse.parse_members, dockersays.NETWORK),
+)
+EXAMPLES = (
+    dockersays.inspect(NetworkSettings__Ports={f"{HUGE}/tcp": [{}]}),
+    dockersays.inspect(Config__StopTimeout=10**400),
+    dockersays.inspect(State__StartedAt="yesterday"),
+    dockersays.inspect(NetworkSettings__Networks__meshbox__IPAddress="300.0.0.1"),
+    put(dockersays.DIE, ("timeNano",), 10**400),
+    put(dockersays.DIE, ("time",), 10**5000),
+    put(dockersays.NETWORK, ("IPAM", "Config", 0, "Subnet"), "dhcp"),
+    put(dockersays.NETWORK, ("IPAM", "Config", 0, "Gateway"), LARGE),
+    put(dockersays.NETWORK, ("Containers", dockersays.ID, "IPv4Address"), "none"),
+)
+
+
+def with_examples(test):
+    """Begin with what once ended the appliance."""
+    for document in EXAMPLES:
+        test = example(document)(test)
+    return test
+
+
+@with_examples
+@given(st.sampled_from([document for _, document in PARSERS]).flatmap(spoilt))
+def test_whatever_docker_says_of_one_thing(document):
+    """The outcome is a value or a RetryError that can be shown, never anything else."""
+    for parser, _ in PARSERS:
+        try:
+            parser(encode(document))
+        except RetryError as error:
+            check_shown(error, 1000)
+
+
+@given(spoilt([dockersays.LIST[0]]))
+@example(put(dockersays.LIST, (0, "State"), "levitating"))
+@example(put(dockersays.LIST, (0, "Labels"), {"a": 10**5000}))
+@example(put(dockersays.LIST, (0, "Id"), 7))
+def test_a_bad_entry_of_the_list_hides_no_other(document):
+    """The good one is read; the bad one is named by its id where it has one."""
+    good = put(dockersays.LIST[0], ("Id",), "e" * 64)
+    if not isinstance(document, list):
+        document = [document]
+    found, unreadable = parse.parse_list(encode([*document, good]))
+    assert found[-1].id == "e" * 64
+    assert len(found) + len(unreadable) == len(document) + 1
+    for one in unreadable:
+        check_shown(one.cause, 1000)
+
+
+@given(spoilt([dockersays.NETWORK]))
+@example([put(dockersays.NETWORK, ("IPAM", "Config", 0, "Subnet"), "dhcp")])
+@example([put(dockersays.NETWORK, ("Name",), None)])
+def test_a_bad_network_hides_no_other(document):
+    """Containers on the other networks keep their rules; the bad one is named where it has a name."""
+    if not isinstance(document, list):
+        document = [document]
+    found, unreadable = parse.parse_networks(encode([*document, dockersays.HOST_NETWORK]))
+    assert found[-1].name == "host"
+    assert len(found) + len(unreadable) == len(document) + 1
+    assert all(one.id in {"meshbox", ""} or not one.id.startswith("mesh") for one in unreadable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from appliance.drivers.netns import identity, owner
+from appliance.errors import RetryError
 
 ID = "0123456789abcdef" * 4
 
@@ -51,3 +53,20 @@ def test_a_process_that_ends_meanwhile_is_passed_over(monkeypatch):
 def test_a_container_is_named_by_64_hex_digits_of_its_control_group(line, found):
     """Under both kinds of hierarchy; a longer number is no container. The innermost container is the owner."""
     assert owner._CONTAINER_ID.findall(line) == found
+
+
+def test_no_descriptor_is_left_for_proc(monkeypatch):
+    """It is a passing fault of this one look, and not the end of whoever looks."""
+
+    def refuse(_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(RetryError, match="Too many open files"):
+        trio.run(owner.find_container, identity.HOST)
+
+
+@pytest.mark.parametrize("text", ["", "self", "²", "٣", "1" * 5000, "-1", str(2**22 + 1)])
+def test_what_is_no_process(text):
+    """Only what the kernel may give out counts."""
+    assert owner._pid(text) == 0
