@@ -40,6 +40,11 @@ class RetryError(MeshboxError):
     """A passing fault at run time: logged once with its cause, counted, and tried again."""
 
 
+def cause(error: BaseException) -> str:
+    """Return what went wrong in plain words of one line. An error that nobody has worded is named by its kind."""
+    return plain(str(error) if isinstance(error, MeshboxError) else f"{type(error).__name__}: {error}", MOST_MESSAGE)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean "x"?)`` for the known word nearest to `word`, or an empty string."""
     near = get_close_matches(word[:MOST_SHOWN], list(known), n=1)

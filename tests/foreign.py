@@ -59,7 +59,8 @@ def put(document: object, place: tuple, value: object) -> object:
     if not place:
         return value
     made = dict(document) if isinstance(document, dict) else list(document)
-    made[place[0]] = put(made[place[0]], place[1:], value)
+    before = made.get(place[0]) if isinstance(made, dict) else made[place[0]]
+    made[place[0]] = put(before, place[1:], value)
     return made
 
 

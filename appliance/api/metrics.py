@@ -178,7 +178,7 @@ COUNTERS: Mapping[str, str] = {
     "docker_events": "Events of the Docker Engine.",
     "docker_inspects": "Inspections of single containers.",
     "docker_reconnects": "Times that the stream of events ended and was opened again.",
-    "docker_unreadable": "Containers, networks and events of the Docker Engine that could not be read and were passed over.",
+    "docker_unreadable": "Containers, networks and events of Docker that could not be read and were passed over.",
     "dns_questions": "Questions of containers and visitors.",
     "dns_ready": "Questions whose answer was there, encoded.",
     "dns_ours": "Questions about names of the mesh that had to be encoded.",

@@ -8,21 +8,28 @@ that runs without Consul for a while removes the file: what it knows then is no 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
+import structlog
 import trio
 
-from appliance.drivers.consul.codec import parse_presence_port
+from appliance.config import values
+from appliance.drivers.consul.codec import parse_address, parse_presence_port, parse_revisions
 from appliance.drivers.local import statefile
-from appliance.errors import MeshboxError
+from appliance.errors import cause
 from appliance.model.facts import Endpoint, Machine
-from appliance.model.names import Destination
+from appliance.model.names import Destination, check_port
+from appliance.model.numbers import check_number, check_time
+from appliance.spec.parse import MAX_COUNT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
 
 NAME = "consul.json"
 SCHEMA = 1
@@ -93,37 +100,51 @@ def dump(known: CachedFacts) -> bytes:
 
 
 def load(content: bytes) -> CachedFacts:
-    """Parse the content of the file. Return empty facts when it is damaged or of another version."""
+    """Parse the content of the file. Return empty facts when it is damaged or of another version.
+
+    An entry that cannot be read is passed over; Consul tells it again.
+    """
     try:
         raw: Any = orjson.loads(content)
         if raw["schema"] != SCHEMA:
             return CachedFacts()
+        changed, machines, endpoints = raw["changed"].items(), raw["machines"], raw["endpoints"]
         return CachedFacts(
             epoch=str(raw["epoch"]),
-            changed={str(name): float(when) for name, when in raw["changed"].items()},
-            machines=tuple(
-                Machine(
-                    node=m["node"],
-                    address=IPv4Address(m["address"]),
-                    meta=tuple(sorted(m["meta"].items())),
-                    gateway=bool(m.get("gateway", False)),
-                    presence_port=parse_presence_port(m.get("presence_port")),
-                    healthy=bool(m.get("healthy", True)),
-                    answers=bool(m.get("answers", True)),
-                )
-                for m in raw["machines"]
-            ),
-            endpoints=tuple(
-                Endpoint(
-                    destination=Destination.parse(e["destination"]),
-                    node=e["node"],
-                    address=IPv4Address(e["address"]),
-                    port=int(e["port"]),
-                    weight=int(e["weight"]),
-                    revisions=tuple(sorted((str(r), int(n)) for r, n in e.get("revisions", {}).items())),
-                )
-                for e in raw["endpoints"]
-            ),
+            changed=dict(_each(changed, lambda item: (item[0], check_time(item[1])))),
+            machines=tuple(_each(machines, _machine)),
+            endpoints=tuple(_each(endpoints, _endpoint)),
         )
-    except (orjson.JSONDecodeError, MeshboxError, KeyError, TypeError, ValueError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return CachedFacts()
+
+
+def _each(entries: Iterable[Any], parse: Callable[[Any], T]) -> Iterator[T]:
+    for entry in entries:
+        try:
+            yield parse(entry)
+        except Exception as error:  # noqa: BLE001 — it is the problem of this one entry
+            log.warning("an entry of the cached state of Consul cannot be read; it is passed over", cause=cause(error))
+
+
+def _machine(m: Any) -> Machine:
+    return Machine(
+        node=values.node(m["node"]),
+        address=parse_address(m["address"]),
+        meta=tuple(sorted((str(key), str(value)) for key, value in m["meta"].items())),
+        gateway=bool(m.get("gateway", False)),
+        presence_port=parse_presence_port(m.get("presence_port")),
+        healthy=bool(m.get("healthy", True)),
+        answers=bool(m.get("answers", True)),
+    )
+
+
+def _endpoint(e: Any) -> Endpoint:
+    return Endpoint(
+        destination=Destination.parse(e["destination"]),
+        node=values.node(e["node"]),
+        address=parse_address(e["address"]),
+        port=check_port(e["port"]),
+        weight=check_number(e["weight"], 1, MAX_COUNT),
+        revisions=parse_revisions(e.get("revisions", {}).items()),
+    )

@@ -8,27 +8,36 @@ key `<prefix>/epoch`                                    random; a Consul that ha
 
 from __future__ import annotations
 
+import re
 import textwrap
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Any
+from ipaddress import AddressValueError, IPv4Address
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from appliance.errors import HostError, InputError, MeshboxError
+from appliance.config import values
+from appliance.errors import HostError, InputError, cause
 from appliance.model.facts import Endpoint, Machine
-from appliance.model.names import Destination, Name, Protocol, parse_port_number
-from appliance.spec.parse import parse_service, service_to_raw
+from appliance.model.names import Destination, Name, Protocol, check_port, parse_port_number
+from appliance.model.numbers import check_number, check_time, parse_number
+from appliance.spec.parse import MAX_COUNT, parse_service, service_to_raw
+from appliance.text import plain, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from appliance.model.network import Registration
     from appliance.model.spec import Service
 
+T = TypeVar("T")
+
 MESHBOX = "meshbox"
 SCHEMA = 1
 """Version of a stored spec's layout. A greater one is left alone."""
+LAST_SCHEMA = 10**6
+"""What is greater is no version at all."""
 TTL = 15.0
 """Seconds without a heartbeat after which Consul takes a machine's appliance for dead."""
 FORGET = "72h"
@@ -39,6 +48,12 @@ MAX_META = 512
 """Most characters of one value in the meta of a service, by Consul's own limit."""
 MAX_CLAIM_LINES = 40
 """Most keys of a machine's meta that hold claims; Consul allows 64 keys in all."""
+MAX_REVISIONS = 32
+"""Revisions of one endpoint that are read; a rollout has two."""
+MAX_COMPLAINTS = 50
+"""Entries of one answer that are named; the others are counted."""
+
+_REVISION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def machine_id(node: str) -> str:
@@ -109,7 +124,7 @@ def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
             "container": d.name.container,
             "port": str(d.port),
             "protocol": str(d.protocol),
-            "replicas": str(r.weight),
+            "replicas": str(min(r.weight, MAX_COUNT)),
             "revisions": " ".join(f"{revision}:{count}" for revision, count in r.revisions),
         },
         "weights": {"Passing": min(max(r.weight, 1), MAX_WEIGHT), "Warning": 1},
@@ -170,40 +185,57 @@ class SeenMachine:
 
 def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMachine, ...], tuple[str, ...]]:
     """Return the machines of a health query, and complaints about what cannot be read."""
-    found: list[SeenMachine] = []
+    return _each(entries, _machine, "machine ")
+
+
+def _each(
+    entries: object, parse: Callable[[Mapping[str, Any]], T | None], kind: str = ""
+) -> tuple[tuple[T, ...], tuple[str, ...]]:
+    """Parse each entry by itself: whatever is wrong with one is a complaint that names it, and hides no other."""
+    found: list[T] = []
     complaints: list[str] = []
-    for entry in entries or ():
-        service = entry["Service"]
-        if service["ID"] != machine_id((service.get("Meta") or {}).get("node", "")):
-            continue  # a service of the mesh that happens to be called meshbox, or one that is not ours
+    for entry in entries if isinstance(entries, list | tuple) else ():
         try:
-            meta = orjson.loads(service["Meta"].get("constraints", "{}"))
-            machine = Machine(
-                node=service["Meta"]["node"],
-                address=_address(entry),
-                meta=tuple(sorted((str(key), str(value)) for key, value in meta.items())),
-                gateway="gateway" in service["Meta"],
-                presence_port=parse_presence_port(service.get("Port") or None),
-                healthy=is_healthy(entry),
-                claims=frozenset(
-                    claim
-                    for key, line in service["Meta"].items()
-                    if key.startswith("claims-")
-                    for claim in line.split()
-                ),
-            )
-        except (ValueError, AttributeError) as error:
-            complaints.append(f'machine "{service["ID"]}" in Consul cannot be read: {error}')
+            one = parse(entry)
+        except Exception as error:  # noqa: BLE001 — anybody may write anything into Consul
+            complaints.append(f'{kind}"{plain(_id(entry))}" in Consul cannot be read: {cause(error)}')
         else:
-            found.append(SeenMachine(machine=machine, host=entry["Node"]["Node"], silent=is_silent(entry)))
+            if one is not None:
+                found.append(one)
+    if len(complaints) > MAX_COMPLAINTS:
+        complaints[MAX_COMPLAINTS:] = [f"{len(complaints) - MAX_COMPLAINTS} more entries in Consul cannot be read"]
     return tuple(found), tuple(complaints)
 
 
+def _id(entry: Any) -> object:
+    try:
+        return entry["Service"]["ID"]
+    except (TypeError, KeyError, IndexError):
+        return "?"
+
+
+def _machine(entry: Mapping[str, Any]) -> SeenMachine | None:
+    service = entry["Service"]
+    if service["ID"] != machine_id((service.get("Meta") or {}).get("node", "")):
+        return None  # a service of the mesh that happens to be called meshbox, or one that is not ours
+    meta = orjson.loads(service["Meta"].get("constraints", "{}"))
+    machine = Machine(
+        node=values.node(service["Meta"]["node"]),
+        address=_address(entry),
+        meta=tuple(sorted((str(key), str(value)) for key, value in meta.items())),
+        gateway="gateway" in service["Meta"],
+        presence_port=parse_presence_port(service.get("Port") or None),
+        healthy=is_healthy(entry),
+        claims=frozenset(
+            claim for key, line in service["Meta"].items() if key.startswith("claims-") for claim in line.split()
+        ),
+    )
+    return SeenMachine(machine=machine, host=str(entry["Node"]["Node"]), silent=is_silent(entry))
+
+
 def parse_presence_port(port: object) -> int | None:
-    """Return a port, or None for a machine of a version without one. Raises ValueError for anything else."""
-    if port is None or (isinstance(port, int) and 0 < port < 65536):
-        return port
-    raise ValueError(f"{port!r} is no port")
+    """Return a port, or None for a machine of a version without one. Raises InputError for anything else."""
+    return None if port is None else check_port(port)
 
 
 def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[Clash]]:
@@ -222,7 +254,7 @@ def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[
                 clashes.append(
                     Clash(
                         words=f'two machines call themselves "{node}": {first.machine.address} '
-                        f"(Consul node {first.host}) and {address} ({s.host})",
+                        f"(Consul node {plain(first.host)}) and {address} ({plain(s.host)})",
                         remedy='give one of them another "node" in its configuration',
                     )
                 )
@@ -264,42 +296,50 @@ def is_silent(entry: Mapping[str, Any]) -> bool:
 
 def parse_endpoints(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[Endpoint, ...], tuple[str, ...]]:
     """Return the endpoints of one service, healthy or not, and complaints about what cannot be read."""
-    found: list[Endpoint] = []
-    complaints: list[str] = []
-    for entry in entries or ():
-        service = entry["Service"]
-        meta = service.get("Meta") or {}
-        if not service["ID"].startswith(f"{MESHBOX}:") or "port" not in meta:
-            continue  # a machine, or a service that is not ours
-        try:
-            endpoint = Endpoint(
-                destination=Destination(
-                    name=Name.parse(f"{meta.get('container', '')}.{service['Service']}"),
-                    port=parse_port_number(meta["port"], meta["port"]),
-                    protocol=Protocol(meta.get("protocol", "")),
-                ),
-                node=meta.get("node", ""),
-                address=_address(entry),
-                port=service["Port"],
-                weight=int(meta.get("replicas", "")),
-                revisions=_revisions(meta.get("revisions", "")),
-            )
-        except (ValueError, InputError) as error:
-            complaints.append(f'"{service["ID"]}" in Consul cannot be read: {error}')
-            continue
-        if service["ID"] == destination_id(endpoint.node, endpoint.destination) and endpoint.weight > 0:
-            found.append(endpoint)
-    return tuple(found), tuple(complaints)
+    return _each(entries, _endpoint)
 
 
-def _revisions(text: str) -> tuple[tuple[str, int], ...]:
-    """Parse the counts by revision. Only a deploy needs them, so what is not understood is left out."""
-    words = (one.partition(":") for one in text.split())
-    return tuple(sorted((revision, int(count)) for revision, _, count in words if count.isdecimal()))
+def _endpoint(entry: Mapping[str, Any]) -> Endpoint | None:
+    service = entry["Service"]
+    meta = service.get("Meta") or {}
+    if not service["ID"].startswith(f"{MESHBOX}:") or "port" not in meta:
+        return None  # a machine, or a service that is not ours
+    endpoint = Endpoint(
+        destination=Destination(
+            name=Name.parse(f"{meta.get('container', '')}.{service['Service']}"),
+            port=parse_port_number(meta["port"], meta["port"]),
+            protocol=Protocol(meta.get("protocol", "")),
+        ),
+        node=values.node(meta.get("node")),
+        address=_address(entry),
+        port=check_port(service.get("Port")),
+        weight=parse_number(meta.get("replicas"), 0, MAX_COUNT),
+        revisions=parse_revisions(one.partition(":")[::2] for one in meta.get("revisions", "").split()),
+    )
+    ours = service["ID"] == destination_id(endpoint.node, endpoint.destination)
+    return endpoint if ours and endpoint.weight > 0 else None
+
+
+def parse_revisions(counted: Iterable[tuple[object, object]]) -> tuple[tuple[str, int], ...]:
+    """Return the counts by revision. Only a deploy needs them, so what is not understood is left out."""
+    found: dict[str, int] = {}
+    for revision, count in counted:
+        if len(found) < MAX_REVISIONS and isinstance(revision, str) and _REVISION.fullmatch(revision):
+            with suppress(InputError):
+                found[revision] = parse_number(str(count)[:MAX_META], 0, MAX_COUNT)
+    return tuple(sorted(found.items()))
 
 
 def _address(entry: Mapping[str, Any]) -> IPv4Address:
-    return IPv4Address(entry["Service"].get("Address") or entry["Node"]["Address"])
+    return parse_address(entry["Service"].get("Address") or entry["Node"]["Address"])
+
+
+def parse_address(text: object) -> IPv4Address:
+    """Parse an IPv4 address; a number, which Python would take for one, is none. Raises InputError."""
+    try:
+        return IPv4Address(str(text) if isinstance(text, str) else "")
+    except AddressValueError:
+        raise InputError(f"{quoted(text)} is not an IPv4 address") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,11 +359,11 @@ def dump_spec(stored: StoredSpec) -> bytes:
 
 def parse_spec(key: str, value: bytes, index: int) -> StoredSpec:
     """Parse the value of a spec's key. Raises InputError when it is not ours or comes from a newer version."""
-    where = f'key "{key}" in Consul'
+    where = f"key {quoted(key)} in Consul"
     try:
         raw = orjson.loads(value)
-        schema, changed = int(raw["schema"]), float(raw["changed"])
-    except (orjson.JSONDecodeError, TypeError, KeyError, ValueError) as error:
+        schema, changed = check_number(raw["schema"], 0, LAST_SCHEMA), check_time(raw["changed"])
+    except (ValueError, TypeError, KeyError, InputError) as error:
         raise InputError(f"{where} is no spec of ours; it is left alone") from error
     if schema > SCHEMA:
         raise InputError(
@@ -333,8 +373,8 @@ def parse_spec(key: str, value: bytes, index: int) -> StoredSpec:
         return StoredSpec(service=None, changed=changed, index=index)
     try:
         service = parse_service(raw["service"], where)
-    except (MeshboxError, KeyError) as error:
-        raise InputError(f"{where} is left alone: {error}") from error
+    except Exception as error:
+        raise InputError(f"{where} is left alone: {cause(error)}") from error
     if service.name != key.rpartition("/")[2]:
         raise InputError(f'{where} holds a service called "{service.name}"; it is left alone')
     return StoredSpec(service=service, changed=changed, index=index)

@@ -31,7 +31,7 @@ from appliance.drivers.consul.staleness import START, Staleness
 from appliance.drivers.consul.watch import Queries
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity
-from appliance.errors import RetryError
+from appliance.errors import RetryError, cause
 from appliance.model.registry import RegistryFacts
 
 if TYPE_CHECKING:
@@ -289,5 +289,5 @@ class ConsulRegistry:
         try:
             await self._store.replace_specs(self._facts.specs, self._facts.tombstones)
             await self._cache.write(known)
-        except (OSError, RetryError) as error:
-            log.warning("cannot write to disk what Consul said; will try again at the next change", cause=str(error))
+        except Exception as error:  # noqa: BLE001 — what Consul said is in memory, and must not end with the disk
+            log.warning("cannot write to disk what Consul said; will try again at the next change", cause=cause(error))

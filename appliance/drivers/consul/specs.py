@@ -18,6 +18,7 @@ import trio
 from appliance.drivers.consul.codec import StoredSpec, dump_spec, parse_spec
 from appliance.drivers.consul.transport import ConsulError
 from appliance.errors import HostError, InputError, RetryError
+from appliance.text import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -207,7 +208,7 @@ def _parsed(values: Mapping[str, tuple[bytes, int]], folder: str) -> tuple[dict[
     for key, (value, index) in values.items():
         name = key.removeprefix(folder)
         if "/" in name:
-            foreign[name] = f'key "{key}" in Consul is no spec of ours; it is left alone'
+            foreign[name] = f"key {quoted(key)} in Consul is no spec of ours; it is left alone"
             continue
         try:
             found[name] = parse_spec(key, value, index)

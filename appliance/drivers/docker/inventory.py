@@ -21,7 +21,7 @@ from appliance.drivers.docker.probe import Probe, Prober
 from appliance.drivers.docker.types import Unreadable
 from appliance.drivers.docker.workload import shared_with
 from appliance.drivers.docker.workloads import WorkloadStore
-from appliance.errors import RetryError
+from appliance.errors import RetryError, cause
 from appliance.faults import Faults
 from appliance.model import names
 from appliance.model.facts import DockerNetwork, RunState, Workload
@@ -91,7 +91,7 @@ class Inventory:
             list_networks=self._list_networks,
             inspect=self._inspect,
             failed=lambda path, error: self._faults.report(
-                ("netns", path), "a starting container is passed over until Docker shows it", _words(error)
+                ("netns", path), "a starting container is passed over until Docker shows it", cause(error)
             ),
         )
         self._prober = Prober(lambda p: self._store.accepted(p.workload_id, p.netns, p.port))
@@ -152,7 +152,7 @@ class Inventory:
         failures = 0
         listed = False
         while True:
-            cause: object = "the stream of events ended"
+            why: object = "the stream of events ended"
             try:
                 async with self._docker.events(since=since) as events:
                     await self._list(wait=not listed)
@@ -167,11 +167,11 @@ class Inventory:
                         try:
                             self._take(event)
                         except Exception as error:  # noqa: BLE001 — it is the problem of this one event
-                            self._complain("event", Unreadable(id=event.id, cause=_words(error)))
+                            self._complain("event", Unreadable(id=event.id, cause=cause(error)))
             except RetryError as error:
-                cause = error
+                why = error
             self.counts["reconnects"] += 1
-            self._faults.report("docker", "Docker is away; what was last known stays", cause)
+            self._faults.report("docker", "Docker is away; what was last known stays", why)
             self._set_connected(False)
             failures += 1
             await trio.sleep(RECONNECT.after(failures))
@@ -258,7 +258,7 @@ class Inventory:
         try:
             return self._store.add(entry)
         except Exception as error:  # noqa: BLE001 — it is the problem of this one container
-            self._complain("container", Unreadable(id=entry.id, cause=_words(error)))
+            self._complain("container", Unreadable(id=entry.id, cause=cause(error)))
             return False
 
     # -- events
@@ -332,7 +332,7 @@ class Inventory:
         except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one container
             self.counts["unreadable"] += 1
             words = "what Docker says of a container cannot be used; it is passed over"
-            self._faults.report(("inspect", container_id), words, _words(error))
+            self._faults.report(("inspect", container_id), words, cause(error))
         finally:
             self._inspecting.discard(container_id)
             self._inspect_again.discard(container_id)
@@ -347,7 +347,3 @@ class Inventory:
             return None
         self._sharing[inspected.listed.id] = owner.listed.id
         return owner
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {plain(error)}"

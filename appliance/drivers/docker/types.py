@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from appliance.errors import MeshboxError, RetryError
+from appliance.errors import RetryError, cause
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Protocol, parse_port_number
-from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -241,10 +240,7 @@ def _promised(what: str) -> Iterator[None]:
     except RetryError:
         raise
     except Exception as error:
-        words = (
-            str(error) if isinstance(error, MeshboxError | msgspec.MsgspecError) else f"{type(error).__name__}: {error}"
-        )
-        raise RetryError(f"Docker's {what} is not what its API promises: {plain(words)}") from error
+        raise RetryError(f"Docker's {what} is not what its API promises: {cause(error)}") from error
 
 
 def _each(

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from appliance.errors import HostError, MeshboxError
+from appliance.errors import HostError, InputError, MeshboxError, cause
 from appliance.model.facts import Allocations
-from appliance.model.names import Destination, Name
+from appliance.model.names import Destination, Name, check_port, parse_service_name
+from appliance.model.numbers import check_number, check_time
 from appliance.spec.parse import parse_service, service_to_raw
+from appliance.text import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 """Version of the file's layout. A greater one was written by a newer meshbox and is not touched."""
+LAST_SCHEMA = 10**6
+"""What is greater is no version at all."""
+MAX_FAULTS = 20
+"""Damaged entries that are named; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +70,15 @@ def load(content: bytes, where: str) -> State:
     """Parse a file's content. Raises DamagedError, or HostError when a newer meshbox wrote it."""
     try:
         raw = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{where} is not JSON: {error}", State()) from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
-        raise DamagedError(f"{where} has no schema version", State())
-    if raw["schema"] > SCHEMA:
+    try:
+        schema = check_number(raw.get("schema"), -LAST_SCHEMA, LAST_SCHEMA)
+    except (AttributeError, InputError) as error:
+        raise DamagedError(f"{where} has no schema version", State()) from error
+    if schema > SCHEMA:
         raise HostError(
-            f"{where} was written by a newer meshbox (schema {raw['schema']}, this one knows {SCHEMA})",
+            f"{where} was written by a newer meshbox (schema {schema}, this one knows {SCHEMA})",
             "install that version again, or move the file away to start afresh",
         )
     faults: list[str] = []
@@ -78,12 +86,14 @@ def load(content: bytes, where: str) -> State:
     for item in _part(raw, "specs", list, faults):
         try:
             service = parse_service(item, where)
-        except MeshboxError as error:
-            faults.append(str(error))
+        except Exception as error:  # noqa: BLE001 — it is the problem of this one entry
+            faults.append(cause(error))
         else:
             specs[service.name] = service
-    tombstones = _entries(raw, "tombstones", (str, float), faults)
+    tombstones = _entries(raw, "tombstones", (parse_service_name, check_time), faults)
     state = State(specs=specs, tombstones=tombstones, allocations=_allocations(raw, faults))
+    if len(faults) > MAX_FAULTS:
+        faults[MAX_FAULTS:] = [f"and {len(faults) - MAX_FAULTS} more"]
     if faults:
         raise DamagedError(f"{where}: {'; '.join(faults)}", state)
     return state
@@ -93,8 +103,8 @@ def _allocations(raw: dict[str, Any], faults: list[str]) -> Allocations:
     part = _part(raw, "allocations", dict, faults)
     return Allocations(
         vips=_entries(part, "vips", (Name.parse, IPv4Address), faults),
-        ports=_entries(part, "ports", (Destination.parse, _port), faults),
-        freed_vips=_entries(part, "freed_vips", (IPv4Address, float), faults),
+        ports=_entries(part, "ports", (Destination.parse, check_port), faults),
+        freed_vips=_entries(part, "freed_vips", (IPv4Address, check_time), faults),
         freed_names=_entries(part, "freed_names", (Name.parse, IPv4Address), faults),
     )
 
@@ -103,7 +113,7 @@ def _part(raw: dict[str, Any], key: str, kind: type, faults: list[str]) -> Any:
     part = raw.get(key, kind())
     if isinstance(part, kind):
         return part
-    faults.append(f'"{key}" is {part!r}, not a {kind.__name__}')
+    faults.append(f'"{key}" is {quoted(part)}, not a {kind.__name__}')
     return kind()
 
 
@@ -113,15 +123,9 @@ def _entries(raw: dict[str, Any], key: str, parsers: tuple[Any, Any], faults: li
     for text, value in _part(raw, key, dict, faults).items():
         try:
             found[parse_key(text)] = parse_value(value)
-        except (MeshboxError, ValueError, TypeError) as error:
-            faults.append(f"{key}: {error}")
+        except Exception as error:  # noqa: BLE001 — it is the problem of this one entry
+            faults.append(f"{key}: {cause(error)}")
     return found
-
-
-def _port(value: object) -> int:
-    if type(value) is int and 1 <= value <= 65535:
-        return value
-    raise ValueError(f"{value!r} is not a port number")
 
 
 def write(path: Path, content: bytes) -> None:

@@ -7,6 +7,8 @@ from ipaddress import IPv4Address
 import orjson
 import pytest
 import trio
+from foreign import HUGE, encode, put, spoilt
+from hypothesis import example, given
 
 from appliance.drivers.consul.cache import NAME, Cache, CachedFacts, dump, load
 from appliance.model.facts import Endpoint, Machine
@@ -123,8 +125,6 @@ def test_file_of_a_former_version():
         b"{}",
         dump(FULL)[:-5],
         orjson.dumps({**orjson.loads(dump(FULL)), "schema": 2}),
-        orjson.dumps({**orjson.loads(dump(FULL)), "machines": [{"node": "m1"}]}),
-        orjson.dumps({**orjson.loads(dump(FULL)), "machines": [{**MACHINE, "presence_port": 65536}]}),
         orjson.dumps({**orjson.loads(dump(FULL)), "endpoints": 3}),
         orjson.dumps({**orjson.loads(dump(FULL)), "changed": []}),
     ],
@@ -132,6 +132,27 @@ def test_file_of_a_former_version():
 def test_damaged_is_none(content):
     """A damaged file, or another version's, counts as none: Consul tells it all again."""
     assert load(content) == CachedFacts()
+
+
+@pytest.mark.parametrize("bad", [{"node": "m9"}, {**MACHINE, "presence_port": 65536}, None, {**MACHINE, "address": 7}])
+def test_a_bad_entry_hides_no_other(bad):
+    """What the file tells of the rest is used."""
+    document = orjson.loads(dump(FULL))
+    document["machines"].append(bad)
+    document["endpoints"].append({**document["endpoints"][0], "weight": "many"})
+    document["changed"]["late"] = None
+    assert load(orjson.dumps(document)) == FULL
+
+
+@given(spoilt(orjson.loads(dump(FULL))))
+@example(put(orjson.loads(dump(FULL)), ("endpoints", 0, "weight"), 10**400))
+@example(put(orjson.loads(dump(FULL)), ("endpoints", 0, "revisions"), {"a": 10**400}))
+@example(put(orjson.loads(dump(FULL)), ("endpoints", 0, "port"), HUGE))
+@example(put(orjson.loads(dump(FULL)), ("machines", 0, "meta"), {"a": 7}))
+def test_any_value_anywhere(document):
+    """Whatever stands in the file, what is read of it can be written again."""
+    known = load(encode(document))
+    assert load(dump(known)) == known
 
 
 def test_the_file(tmp_path):

@@ -7,8 +7,11 @@ from ipaddress import IPv4Address
 
 import orjson
 import pytest
+from foreign import EVIL, HUGE, LARGE, TEXTS, check_shown, encode, json, put, spoilt, without
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from appliance.drivers.consul import codec
+from appliance.drivers.consul import cache, codec
 from appliance.drivers.consul.codec import StoredSpec
 from appliance.errors import HostError, InputError
 from appliance.model.facts import Endpoint, Machine
@@ -164,11 +167,13 @@ def test_unreadable_machine(constraints):
     assert '"meshbox:m1" in Consul cannot be read' in complaints[0]
 
 
-@pytest.mark.parametrize("port", [-1, 65536, "29999"])
+@pytest.mark.parametrize("port", [-1, 65536, "29999", True])
 def test_presence_port_that_is_none(port):
     """It is told; nothing is dialled there."""
     seen, complaints = codec.parse_machines([entry(codec.machine_service(M1), Port=port)])
-    assert (seen, complaints) == ((), (f'machine "meshbox:m1" in Consul cannot be read: {port!r} is no port',))
+    said = f'"{port}"' if isinstance(port, str) else port
+    words = f"{said} is not a port number from 1 to 65535"
+    assert (seen, complaints) == ((), (f'machine "meshbox:m1" in Consul cannot be read: {words}',))
 
 
 def test_two_machines_of_one_name_or_address():
@@ -360,3 +365,105 @@ def test_a_missed_heartbeat_is_excused():
     assert codec.excuse_silent(found, seen, known) == {**found, "silent": replace(silent, healthy=True)}
     unwell = {**known, "silent": silent}
     assert codec.excuse_silent(found, seen, unwell) == found
+
+
+SERVING = entry(serving())
+MACHINE_ENTRY = entry(codec.machine_service(replace(M1, presence_port=29999, claims=frozenset({"web/0/nginx"}))))
+GOOD_ONE = entry(serving(machine=replace(M1, node="m2")))
+META = ("Service", "Meta")
+
+
+@given(spoilt(SERVING, json()))
+@example(put(SERVING, (*META, "replicas"), LARGE))
+@example(put(SERVING, (*META, "replicas"), HUGE))
+@example(put(SERVING, (*META, "replicas"), "1_0"))
+@example(put(SERVING, (*META, "replicas"), "٣"))
+@example(put(SERVING, (*META, "revisions"), f"a:{LARGE}"))
+@example(put(SERVING, (*META, "revisions"), f"a:{HUGE}"))
+@example(put(SERVING, (*META, "revisions"), "²:²"))
+@example(put(SERVING, (*META, "port"), HUGE))
+@example(put(SERVING, (*META, "node"), EVIL))
+@example(put(SERVING, ("Service", "Port"), 99999))
+@example(put(SERVING, ("Service", "Port"), -1))
+@example(put(SERVING, ("Service", "Port"), 10**5000))
+@example(put(SERVING, ("Service", "Address"), 7))
+@example(put(SERVING, ("Service", "ID"), None))
+@example(without(SERVING, ("Service", "Port")))
+@example(without(SERVING, ("Service",)))
+@example(None)
+def test_any_registration_of_an_endpoint(bad):
+    """Whatever is registered, the outcome can be dialled, stored and shown, and the good one beside it counts."""
+    endpoints, complaints = codec.parse_endpoints([bad, GOOD_ONE])
+    assert endpoints[-1].node == "m2"
+    assert len(endpoints) + len(complaints) <= 2
+    for e in endpoints:
+        assert 1 <= e.port <= 65535
+        assert 1 <= e.weight <= 1000
+        assert all(0 <= count <= 1000 for _, count in e.revisions)
+        check_shown(e.node)
+    cache.dump(cache.CachedFacts(endpoints=endpoints))
+    for words in complaints:
+        check_shown(words)
+
+
+@given(spoilt(MACHINE_ENTRY, json()))
+@example(put(MACHINE_ENTRY, (*META, "node"), EVIL))
+@example(put(MACHINE_ENTRY, (*META, "constraints"), "[" * 5000))
+@example(put(MACHINE_ENTRY, (*META, "constraints"), '{"a": ' + HUGE + "}"))
+@example(put(MACHINE_ENTRY, ("Service", "Port"), 10**5000))
+@example(put(MACHINE_ENTRY, ("Checks",), None))
+@example(without(MACHINE_ENTRY, ("Node", "Node")))
+@example(without(MACHINE_ENTRY, ("Service",)))
+@example(None)
+def test_any_registration_of_a_machine(bad):
+    """The others are found, and what is said of this one can be shown."""
+    good = entry(codec.machine_service(replace(M1, node="m2", address=IPv4Address("10.0.0.2"))))
+    seen, complaints = codec.parse_machines([bad, good])
+    assert seen[-1].machine.node == "m2"
+    machines, clashes = codec.one_per_node(seen)
+    cache.dump(cache.CachedFacts(machines=tuple(machines.values())))
+    for words in (*complaints, *clashes):
+        check_shown(words)
+
+
+SPEC_VALUE = {
+    "schema": 1,
+    "changed": 5.5,
+    "service": {
+        "name": "web",
+        "count": 2,
+        "containers": [{"name": "nginx", "image": "x", "ports": ["80/tcp"], "health": {"command": "x", "interval": 1}}],
+    },
+}
+IN_SPEC = ("service", "containers", 0)
+
+
+@given(spoilt(SPEC_VALUE), TEXTS.map(lambda text: f"meshbox/specs/{text}") | st.just("meshbox/specs/web"))
+@example(put(SPEC_VALUE, (*IN_SPEC, "ports"), [HUGE]), "meshbox/specs/web")
+@example(put(SPEC_VALUE, (*IN_SPEC, "health", "interval"), f"{LARGE}h"), "meshbox/specs/web")
+@example(put(SPEC_VALUE, ("schema",), 10**400), "meshbox/specs/web")
+@example(put(SPEC_VALUE, ("changed",), 10**400), "meshbox/specs/web")
+@example(put(SPEC_VALUE, ("changed",), "nan"), "meshbox/specs/web")
+@example(put(SPEC_VALUE, ("service",), [7]), "meshbox/specs/web")
+@example(SPEC_VALUE, f"meshbox/specs/{EVIL}")
+@example([], "meshbox/specs/web")
+def test_any_value_of_a_key(value, key):
+    """It is a spec that can be stored and run, or left alone with words that can be shown."""
+    try:
+        stored = codec.parse_spec(key, encode(value), 1)
+    except InputError as error:
+        check_shown(error, 5000)
+    else:
+        assert replace(codec.parse_spec(key, codec.dump_spec(stored), 1)) == stored
+
+
+def test_many_bad_registrations_are_counted():
+    """Whoever writes thousands of them fills no log."""
+    _, complaints = codec.parse_endpoints([put(SERVING, ("Service", "Port"), 0)] * 60)
+    assert len(complaints) == 51
+    assert complaints[-1] == "10 more entries in Consul cannot be read"
+
+
+def test_more_replicas_than_are_read():
+    """A machine announces no more than the others accept."""
+    assert serving(weight=5000)["meta"]["replicas"] == "1000"

@@ -7,7 +7,8 @@ from ipaddress import IPv4Address
 
 import orjson
 import pytest
-from hypothesis import given
+from foreign import EVIL, HUGE, check_shown, encode, put, spoilt
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from appliance.drivers.local.statefile import SCHEMA, DamagedError, State, dump, load, set_aside, write
@@ -61,8 +62,10 @@ def test_no_state_at_all(content):
     [
         ({"specs": [{"name": "x"}]}, "containers"),
         ({"specs": {}}, '"specs" is {}, not a list'),
-        ({"tombstones": {"a": "x"}}, "tombstones: could not convert"),
+        ({"tombstones": {"a": "x"}}, 'tombstones: "x" is not a time'),
         ({"tombstones": [1]}, '"tombstones" is'),
+        ({"tombstones": {"a": 10**18}}, "tombstones: 1000000000000000000 is not a time"),
+        ({"tombstones": {"a b": 1}}, 'tombstones: service name "a b" is not a host label'),
         ({"allocations": {"vips": {"a.b": "1.2.3.400"}}}, "vips"),
         ({"allocations": {"vips": {"ab": "1.2.3.4"}}}, "vips"),
         ({"allocations": {"ports": {"a.b:80/tcp": 70000}}}, "70000 is not a port number"),
@@ -91,6 +94,32 @@ def test_any_bytes(content):
     """Whatever stands in the file, it is state or damaged, never an exception of another kind."""
     with suppress(DamagedError):
         load(content, "f")
+
+
+@given(spoilt(orjson.loads(dump(FULL))))
+@example(put(orjson.loads(dump(FULL)), ("allocations", "ports", "flask.flask:80/tcp"), 10**5000))
+@example(put(orjson.loads(dump(FULL)), ("allocations", "ports"), {f"a.b:{HUGE}/tcp": 20000}))
+@example(put(orjson.loads(dump(FULL)), ("specs", 0, "containers", 0, "ports"), [HUGE]))
+@example(put(orjson.loads(dump(FULL)), ("tombstones",), {"a": "nan"}))
+@example(put(orjson.loads(dump(FULL)), ("tombstones",), {EVIL: 1.0}))
+@example(put(orjson.loads(dump(FULL)), ("schema",), 10**400))
+def test_any_value_anywhere(document):
+    """A bad value costs its own entry; the words name it, and what is left can be written again."""
+    try:
+        state = load(encode(document), "f")
+    except HostError as error:
+        check_shown(error)
+        return
+    except DamagedError as error:
+        check_shown(error, 4001)
+        state = error.rest
+    assert load(dump(state), "f") == state
+
+
+def test_many_damaged_entries_are_counted():
+    """The message stays bearable."""
+    with pytest.raises(DamagedError, match=r"and 80 more$"):
+        load(raw(tombstones={f"s{number}": "x" for number in range(100)}), "f")
 
 
 def test_write_replaces_as_a_whole(tmp_path):
