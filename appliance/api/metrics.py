@@ -149,6 +149,11 @@ METRICS: tuple[MetricInfo, ...] = (
     _gauge("meshbox_rulesets", "Namespaces with our rules.", lambda r: len(r.appliance.have.rulesets)),
     _gauge("meshbox_listeners", "Open listeners.", lambda r: len(r.appliance.have.listeners)),
     _gauge("meshbox_machines", "Healthy machines.", lambda r: sum(m.healthy for m in r.facts.machines)),
+    _gauge(
+        "meshbox_registry_problems",
+        "Entries of the registry that are passed over, and other problems that `meshbox peers` names.",
+        lambda r: len(r.appliance.registry_facts.problems),
+    ),
     _gauge("meshbox_faults_lasting", "Faults that are not over.", lambda r: len(r.appliance.faults.current)),
     _of_listener("active", "Open connections and sessions.", MetricKind.GAUGE),
     _of_listener("accepted", "Connections and sessions that were let in."),

@@ -29,7 +29,7 @@ from appliance.drivers.consul.codec import (
     namesake,
     same_service,
 )
-from appliance.errors import HostError, MeshboxError, RetryError
+from appliance.errors import HostError, MeshboxError, RetryError, cause
 from appliance.model.facts import Machine
 
 if TYPE_CHECKING:
@@ -303,8 +303,8 @@ class Announcer:
             self._unsure = trio.Event()
             try:
                 await self._compare()
-            except RetryError as error:
-                self._staleness.failed(QUERY, error)
+            except Exception as error:  # noqa: BLE001 — the next comparison reads all of it again
+                self._staleness.failed(QUERY, cause(error))
                 failures += 1
                 await trio.sleep(RETRY.after(failures))
                 continue

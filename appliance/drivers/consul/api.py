@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from appliance.drivers.consul.codec import is_own
-from appliance.drivers.consul.transport import ConsulClient, ConsulError, explained
-from appliance.errors import HostError
+from appliance.drivers.consul.transport import READ_ADVICE, ConsulClient, ConsulError, explained
+from appliance.errors import HostError, InputError, cause
+from appliance.model.numbers import parse_number
 from appliance.retry import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from appliance.config.options import Consul as ConsulSettings
 
@@ -42,15 +44,17 @@ class ConsulApi:
 
     async def address(self) -> str:
         """Return the address that the agent advertises to other machines."""
-        found = await self._call("reading the agent", self._client.agent.self(), 'agent_prefix "" { policy = "read" }')
-        return str(found["Member"]["Addr"])
+        doing = "reading the agent"
+        found = await self._call(doing, self._client.agent.self(), 'agent_prefix "" { policy = "read" }')
+        with self._readable(doing):
+            return str(found["Member"]["Addr"])
 
     async def failed_agents(self) -> list[str]:
         """Return address and port of each agent that our agent takes for failed."""
-        found = await self._call(
-            "reading its agents", self._client.agent.members(), 'node_prefix "" { policy = "read" }'
-        )
-        return [f"{one['Addr']}:{one['Port']}" for one in found or () if one["Status"] == SERF_FAILED]
+        doing = "reading its agents"
+        found = await self._call(doing, self._client.agent.members(), 'node_prefix "" { policy = "read" }')
+        with self._readable(doing):
+            return [f"{one['Addr']}:{one['Port']}" for one in found or () if one["Status"] == SERF_FAILED]
 
     async def join(self, address: str) -> None:
         """Have our agent contact another one."""
@@ -62,31 +66,33 @@ class ConsulApi:
         needs = f'service "{service}" {{ policy = "read" }} and node_prefix "" {{ policy = "read" }}'
         call = self._client.health.service(service, index=index, wait=f"{WAIT}s")
         found, entries = await self._call(f'reading service "{service}"', call, needs)
-        return int(found), entries or []
+        return _index(found), entries if isinstance(entries, list) else []
 
     async def catalogue(self, index: int = 0) -> int:
         """Return the catalogue's index once it differs from `index`: some service, anywhere, has changed."""
         call = self._client.catalog.services(index=index, wait=f"{WAIT}s")
         found, _ = await self._call("reading the catalogue", call, 'service_prefix "" { policy = "read" }')
-        return int(found)
+        return _index(found)
 
     async def services(self, index: int = 0) -> tuple[int, frozenset[str]]:
         """Return index and names of all services, also those that are not ours, once they differ from `index`."""
         call = self._client.catalog.services(index=index, wait=f"{WAIT}s")
         found, names = await self._call("reading the catalogue", call, 'service_prefix "" { policy = "read" }')
-        return int(found), frozenset(names or ())
+        return _index(found), frozenset(map(str, names or ()))
 
     async def values(self, folder: str, index: int = 0) -> tuple[int, dict[str, tuple[bytes, int]]]:
         """Return the index, and value and index of each key below a folder, once they differ from those at `index`."""
         call = self._client.kv.get(self.key(folder), index=index, wait=f"{WAIT}s", recurse=True)
         found, items = await self._call(f'reading keys "{folder}"', call, f'{self._keys} {{ policy = "read" }}')
-        return int(found), {item["Key"]: (item["Value"] or b"", item["ModifyIndex"]) for item in items or ()}
+        with self._readable(f'reading keys "{folder}"'):
+            return _index(found), {item["Key"]: (item["Value"] or b"", item["ModifyIndex"]) for item in items or ()}
 
     async def value(self, key: str) -> tuple[bytes, int] | None:
         """Return the value of a key of ours and its index, or None."""
         call = self._client.kv.get(self.key(key))
         _, item = await self._call(f'reading key "{key}"', call, f'{self._keys} {{ policy = "read" }}')
-        return (item["Value"] or b"", item["ModifyIndex"]) if item else None
+        with self._readable(f'reading key "{key}"'):
+            return (item["Value"] or b"", item["ModifyIndex"]) if item else None
 
     async def put(self, key: str, value: bytes, *, cas: int) -> bool:
         """Write a key of ours if its index is still `cas` (0: there is no such key); return whether it was."""
@@ -102,13 +108,15 @@ class ConsulApi:
         """Return what this node's appliance has registered with the agent, by id."""
         needs = 'service_prefix "" { policy = "read" }'
         found = await self._call("reading registrations", self._client.agent.services(), needs)
-        return {service_id: entry for service_id, entry in (found or {}).items() if is_own(service_id, node)}
+        with self._readable("reading registrations"):
+            return {service_id: dict(one) for service_id, one in (found or {}).items() if is_own(service_id, node)}
 
     async def is_passing(self, check_id: str) -> bool:
         """Whether a check at the agent passes."""
         call = self._client.agent.checks(f'CheckID == "{check_id}"')
         found = await self._call("reading checks", call, 'service_prefix "" { policy = "read" }')
-        return any(check["Status"] == "passing" for check in (found or {}).values())
+        with self._readable("reading checks"):
+            return any(check["Status"] == "passing" for check in (found or {}).values())
 
     async def register(self, arguments: Mapping[str, Any]) -> None:
         """Register a service with the agent."""
@@ -127,6 +135,15 @@ class ConsulApi:
         if not await self._call("sending a heartbeat", call, 'service "meshbox" { policy = "write" }'):
             raise ConsulError(f"Consul at {self._settings.address} does not know check {check_id}")
 
+    @contextmanager
+    def _readable(self, doing: str) -> Iterator[None]:
+        """Turn whatever goes wrong with an answer into a ConsulError."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            words = f"{self.where} answered {doing} with what cannot be read ({cause(error)})"
+            raise ConsulError(words, READ_ADVICE) from error
+
     async def _call(self, doing: str, call: Any, needs: str) -> Any:
         try:
             async with explained(self._settings, doing, needs=needs):
@@ -139,5 +156,13 @@ class ConsulApi:
     def _reload_token(self, error: ConsulError) -> None:
         try:
             self._client.http.reload_token()
-        except HostError as cause:  # the file is being replaced; the former token is used meanwhile
-            raise ConsulError(f"{error.words}; and {cause.words}", error.remedy, refused=True) from error
+        except HostError as fault:  # the file is being replaced; the former token is used meanwhile
+            raise ConsulError(f"{error.words}; and {fault.words}", error.remedy, refused=True) from error
+
+
+def _index(found: object) -> int:
+    """Return the index that Consul says in a header of its answer. Raises ConsulError."""
+    try:
+        return parse_number(found, 0, 2**64)
+    except InputError as error:
+        raise ConsulError(f"Consul's index of an answer cannot be read: {error}", READ_ADVICE) from error

@@ -198,7 +198,7 @@ def _each(
         try:
             one = parse(entry)
         except Exception as error:  # noqa: BLE001 — anybody may write anything into Consul
-            complaints.append(f'{kind}"{plain(_id(entry))}" in Consul cannot be read: {cause(error)}')
+            complaints.append(f'{kind}"{plain(service_id(entry))}" in Consul cannot be read: {cause(error)}')
         else:
             if one is not None:
                 found.append(one)
@@ -207,7 +207,8 @@ def _each(
     return tuple(found), tuple(complaints)
 
 
-def _id(entry: Any) -> object:
+def service_id(entry: Any) -> object:
+    """Return the id of an entry of a health query, or "?" where it has none."""
     try:
         return entry["Service"]["ID"]
     except (TypeError, KeyError, IndexError):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 import trio
 
-from appliance.drivers.consul.codec import MESHBOX, TTL, machine_id
+from appliance.drivers.consul.codec import MESHBOX, TTL, machine_id, service_id
 from appliance.errors import RetryError
 from appliance.retry import Schedule
 
@@ -227,7 +227,7 @@ class LossDetector:
 
     def check_own(self, machines: Iterable[Mapping[str, Any]]) -> None:
         """Raise RetryError unless this machine is among these entries of a health query."""
-        if not any(entry["Service"]["ID"] == self._own for entry in machines):
+        if not any(service_id(entry) == self._own for entry in machines):
             raise RetryError(
                 f'{self._api.where} does not show "{self._own}", which is this machine',
                 'if this lasts, our token\'s policy lacks service_prefix "" { policy = "read" } or node_prefix ""'

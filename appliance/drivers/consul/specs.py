@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.consul.codec import StoredSpec, dump_spec, parse_spec
+from appliance.drivers.consul.codec import MAX_COMPLAINTS, StoredSpec, dump_spec, parse_spec
 from appliance.drivers.consul.transport import ConsulError
-from appliance.errors import HostError, InputError, RetryError
+from appliance.errors import HostError, InputError, RetryError, cause
 from appliance.text import quoted
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ class Specs:
     def problems(self) -> tuple[str, ...]:
         """Keys that are left alone, and changes that Consul does not have yet, in words."""
         unsent = (f'the last change of service "{name}" waits for Consul' for name in sorted(self.unsent))
-        return (*sorted(self.foreign.values()), *unsent)
+        foreign = sorted(self.foreign.values())
+        more = len(foreign) - MAX_COMPLAINTS
+        others = (f"{more} more keys in Consul are left alone",) if more > 0 else ()
+        return (*foreign[:MAX_COMPLAINTS], *others, *unsent)
 
     def restore(
         self, specs: Mapping[str, Service], tombstones: Mapping[str, float], changed: Mapping[str, float]
@@ -212,6 +215,6 @@ def _parsed(values: Mapping[str, tuple[bytes, int]], folder: str) -> tuple[dict[
             continue
         try:
             found[name] = parse_spec(key, value, index)
-        except InputError as error:
-            foreign[name] = str(error)
+        except Exception as error:  # noqa: BLE001 — anybody may write anything into Consul
+            foreign[name] = cause(error)
     return found, foreign

@@ -15,7 +15,7 @@ import consul.base
 import consul.exceptions
 import httpx2
 
-from appliance.errors import HostError, RetryError
+from appliance.errors import HostError, MeshboxError, RetryError, cause
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,6 +28,7 @@ CONNECTIONS = 80
 """Most connections at the same time. By default Consul allows 200 per client address, and connections of a former
 process may linger."""
 MEND = "mend that file, or name another one"
+READ_ADVICE = "check that consul.address leads to a Consul agent"
 _READS = ("/v1/health/", "/v1/catalog/", "/v1/kv/")
 
 
@@ -181,22 +182,29 @@ async def explained(settings: ConsulSettings, doing: str, *, needs: str) -> Asyn
         raise ConsulError(f"{where} failed at {doing}: {error}", "check the other Consul servers") from error
     except consul.exceptions.ConsulException as error:
         raise ConsulError(f"{where} failed at {doing}: {_line(error)}") from error
-    except httpx2.TimeoutException as error:
-        raise ConsulError(
-            f"{where} did not answer {doing} in time ({type(error).__name__})", "check its load and the network"
-        ) from error
-    except httpx2.ConnectError as error:
-        cause = _tls_fault(error)
-        if cause is not None:
-            raise ConsulError(
-                f"{where} cannot be reached over TLS ({_line(cause)})", "check consul.ca, consul.cert and consul.key"
-            ) from error
-        raise ConsulError(f"{where} cannot be reached ({_line(error)})", "check that its agent runs") from error
     except httpx2.HTTPError as error:
-        advice = "check its limit of connections per client (limits.http_max_conns_per_client)"
-        if _tls_fault(error) is not None:
-            advice = "check consul.cert and consul.key"
-        raise ConsulError(f"{where} broke off {doing} ({_line(error)})", f"if this lasts, {advice}") from error
+        raise _broken(where, doing, error) from error
+    except MeshboxError:
+        raise
+    except Exception as error:  # no JSON, no Consul, or what neither py-consul nor we have foreseen
+        raise ConsulError(f"{where} answered {doing} with what cannot be read ({cause(error)})", READ_ADVICE) from error
+
+
+def _broken(where: str, doing: str, error: httpx2.HTTPError) -> ConsulError:
+    """Return what to say of a call that the connection did not carry."""
+    if isinstance(error, httpx2.TimeoutException):
+        words = f"{where} did not answer {doing} in time ({type(error).__name__})"
+        return ConsulError(words, "check its load and the network")
+    fault = _tls_fault(error)
+    if isinstance(error, httpx2.ConnectError):
+        if fault is not None:
+            words = f"{where} cannot be reached over TLS ({_line(fault)})"
+            return ConsulError(words, "check consul.ca, consul.cert and consul.key")
+        return ConsulError(f"{where} cannot be reached ({_line(error)})", "check that its agent runs")
+    advice = "check its limit of connections per client (limits.http_max_conns_per_client)"
+    if fault is not None:
+        advice = "check consul.cert and consul.key"
+    return ConsulError(f"{where} broke off {doing} ({_line(error)})", f"if this lasts, {advice}")
 
 
 def _line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from appliance.drivers.consul.api import RETRY, WAIT
-from appliance.errors import RetryError
+from appliance.errors import cause
 from appliance.retry import Schedule
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class Queries:
                 behind = False
                 if index == 0 or found != index:
                     await took(value)
-            except RetryError as error:
-                self._staleness.failed(query, error)
+            except Exception as error:  # noqa: BLE001 — what was known is held, whatever is wrong with an answer
+                self._staleness.failed(query, cause(error))
                 index = quick = 0
                 failures += 1
                 # Half of it at random, so that machines that lost a server together do not come back together.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import trio
+from dockerengine import engine
+from foreign import HUGE, check_shown
 
 from appliance.config.options import Consul as ConsulSettings
-from appliance.drivers.consul.api import ConsulApi
+from appliance.drivers.consul.api import ConsulApi, _index
 from appliance.drivers.consul.codec import destination_id, machine_id
 from appliance.drivers.consul.transport import ConsulError
 from appliance.model.names import Destination
@@ -142,3 +144,60 @@ def test_refusal_names_the_rule(consul_agent, rule, call):
         assert caught.value.remedy == f"the token's policy needs {rule}"
 
     trio.run(main)
+
+
+ODD = (b"", b"no JSON", b"7", b"[7]", b'{"a": 7}', b"null", b'[{"Key": 7}]', HUGE.encode(), b"\xff", b"[" * 5000)
+
+
+def odd_answers(calls, tmp_path):
+    """Make each call at an agent that answers every request in an odd way; return what each raised."""
+
+    async def main():
+        async with engine(tmp_path / "odd.sock") as odd:
+            api = ConsulApi(ConsulSettings(address=f"unix://{tmp_path}/odd.sock"))
+            for body in ODD:
+                odd.answers = Anything(body)
+                for call in calls:
+                    try:
+                        await call(api)
+                    except ConsulError as error:
+                        check_shown(error, 5000)
+            await api.aclose()
+
+    trio.run(main)
+
+
+class Anything:
+    """Answers to every request with the same."""
+
+    def __init__(self, body):
+        self._body = body
+
+    def get(self, _what, _default):
+        """Answer."""
+        return (200, self._body)
+
+
+def test_whatever_the_agent_answers(tmp_path):
+    """What is no answer of Consul's is a passing fault of that call, and of nothing else."""
+    odd_answers(
+        [
+            lambda api: api.address(),
+            lambda api: api.failed_agents(),
+            lambda api: api.health("web"),
+            lambda api: api.catalogue(),
+            lambda api: api.services(),
+            lambda api: api.values(""),
+            lambda api: api.value("epoch"),
+            lambda api: api.own_services("m1"),
+            lambda api: api.is_passing(M1),
+        ],
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("found", [HUGE, "²", "-1", "", None, "1_0"])
+def test_an_index_that_is_none(found):
+    """It is not taken for one."""
+    with pytest.raises(ConsulError, match="index of an answer cannot be read"):
+        _index(found)

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import trio
+from foreign import EVIL, check_shown
 
-from appliance.drivers.consul.codec import StoredSpec, dump_spec
-from appliance.drivers.consul.specs import LIFE, TRIES, Specs
+from appliance.drivers.consul.codec import StoredSpec, dump_spec, parse_spec
+from appliance.drivers.consul.specs import LIFE, TRIES, Specs, _parsed
 from appliance.errors import HostError, RetryError
 from appliance.model.spec import Container, Service
 from tests.drivers.fakekeys import FakeKeys
@@ -304,3 +305,27 @@ def test_problems_in_words(world):
         'the last change of service "shop" waits for Consul',
         'the last change of service "web" waits for Consul',
     )
+
+
+def test_many_bad_keys_are_counted():
+    """They are named up to a bound, in words that can be shown."""
+    specs = Specs(None, lambda: 0.0, lambda: None)
+    _, specs.foreign = _parsed({f"meshbox/specs/{EVIL}{number}": (b"[]", 1) for number in range(60)}, "meshbox/specs/")
+    assert len(specs.problems) == 51
+    assert specs.problems[-1] == "10 more keys in Consul are left alone"
+    for words in specs.problems:
+        check_shown(words)
+
+
+def test_any_error_at_a_key_is_that_keys_problem(monkeypatch):
+    """The others are read."""
+
+    def fails(key, value, index):
+        if key.endswith("bad"):
+            raise ZeroDivisionError("odd")
+        return parse_spec(key, value, index)
+
+    monkeypatch.setattr("appliance.drivers.consul.specs.parse_spec", fails)
+    good = dump_spec(StoredSpec(service=None, changed=1.0))
+    found, foreign = _parsed({"s/bad": (good, 1), "s/web": (good, 1)}, "s/")
+    assert (found.keys(), foreign) == ({"web"}, {"bad": "ZeroDivisionError: odd"})

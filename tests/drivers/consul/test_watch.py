@@ -324,3 +324,11 @@ def test_a_service_that_nobody_wants_is_not_taken():
         assert fake.waiting == 0
 
     interested(script)
+
+
+def test_any_error_is_a_passing_one():
+    """Whatever is wrong with an answer, what was known is held, and the query is made again."""
+    fetch = scripted((5, "a"), ZeroDivisionError("\x1b[2J"), KeyError("Service"), (7, "b"))
+    values, staleness = followed(fetch)
+    assert values == ["a", "b"]
+    assert not staleness.held
