@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from appliance import __version__
+from appliance.model.numbers import parse_number
 from appliance.plan.policy import declaration
 from appliance.plan.readiness import missing
 
@@ -118,7 +119,7 @@ def _processor_time(_: Reading) -> Samples:
 
 
 def _resident(_: Reading) -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    pages = parse_number(Path("/proc/self/statm").read_text(encoding="ascii").split()[1], 0, 2**52)
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -194,6 +195,7 @@ COUNTERS: Mapping[str, str] = {
     "dns_hold_expired": "Questions that waited in vain.",
     "dns_hold_overflowed": "Questions that were refused because too many waited.",
     "dns_unsent": "Answers that could not be sent.",
+    "dns_failed": "Questions that could not be answered for a reason that the log tells.",
     "dns_upstream_forwarded": "Questions that were sent to an upstream resolver.",
     "dns_upstream_cached": "Questions that were answered from the cache.",
     "dns_upstream_coalesced": "Questions that waited for the answer to the same one.",

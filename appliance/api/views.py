@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import InputError
 from appliance.model.facts import RunState
 from appliance.model.names import Destination, Name
+from appliance.plan.backends import refused_addresses
 from appliance.plan.policy import declaration
 from appliance.plan.readiness import missing
 from appliance.plan.rollout import revision
+from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -161,7 +163,7 @@ def peers(s: Snapshot, known: RegistryFacts, registry: str, own: Iterable[Destin
         "held_since": known.held_since,
         "held_why": known.held_why,
         "open_queries": known.open_queries,
-        "problems": list(known.problems),
+        "problems": [*known.problems, *_refused(s)],
         "machines": [
             {
                 "node": m.node,
@@ -179,6 +181,13 @@ def peers(s: Snapshot, known: RegistryFacts, registry: str, own: Iterable[Destin
             for m in sorted(s.machines, key=lambda m: m.node)
         ],
     }
+
+
+def _refused(s: Snapshot) -> list[str]:
+    """Say which machines announce an address to which nothing is sent."""
+    refused = refused_addresses(s)
+    announced = sorted({(e.node, e.address) for e in s.endpoints if e.address in refused and e.node != s.settings.node})
+    return [f"machine {plain(node)} announces {address}, {refused[address]}; not used" for node, address in announced]
 
 
 def connections(found: Iterable[Connection], s: Snapshot) -> list[Row]:

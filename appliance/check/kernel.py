@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 from appliance.drivers.netns import identity
 from appliance.drivers.nft.client import Nft
-from appliance.drivers.nft.features import OLDEST, door_sample, samples
-from appliance.errors import MeshboxError
+from appliance.drivers.nft.features import OLDEST, door_sample, parse_version, samples
+from appliance.errors import InputError, MeshboxError
 from appliance.model.finding import Finding, failed, ok, warning
+from appliance.model.numbers import parse_number
+from appliance.text import quoted
 
 TRACKING = Path("/proc/sys/net/netfilter")
 """Where the kernel says how many connections it tracks, and how many it may; absent until something asks it to."""
@@ -31,11 +32,11 @@ def nft() -> Finding:
 
 def nft_version(answer: str) -> Finding:
     """Judge what `nft --version` printed."""
-    found = re.search(r"v(\d+)\.(\d+)\.(\d+)", answer)
+    version = parse_version(answer)
     oldest = ".".join(map(str, OLDEST))
-    if found is None:
-        return failed("nft", f'nft answers "{answer.strip()[:60]}" to --version', f"install nftables {oldest} or later")
-    version = tuple(int(part) for part in found.groups())
+    if not version:
+        words = f"nft answers {quoted(answer.strip(), 60)} to --version"
+        return failed("nft", words, f"install nftables {oldest} or later")
     if version < OLDEST:
         return failed("nft", f"nft is version {'.'.join(map(str, version))}", f"install nftables {oldest} or later")
     return ok("nft", f"version {'.'.join(map(str, version))}")
@@ -66,8 +67,9 @@ async def rules(*, doors: bool) -> Finding:
 def tracking(folder: Path = TRACKING) -> list[Finding]:
     """Check whether the kernel has room to track more connections, if it tracks any: the first limit that is met."""
     try:
-        count, most = (int((folder / f"nf_conntrack_{name}").read_text(encoding="ascii")) for name in ("count", "max"))
-    except FileNotFoundError:
+        texts = ((folder / f"nf_conntrack_{name}").read_text(encoding="ascii") for name in ("count", "max"))
+        count, most = (parse_number(text.strip(), 0, 2**32) for text in texts)
+    except (OSError, ValueError, InputError):  # nothing is tracked, or it is not told
         return []
     words = (
         f"{count} connections are tracked, of {most} at most" if most else "any number of connections may be tracked"

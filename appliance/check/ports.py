@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +81,7 @@ def listening_ports() -> frozenset[int]:
         path = Path("/proc/net") / table
         for line in path.read_text(encoding="ascii").splitlines()[1:] if path.exists() else ():
             words = line.split()
-            if words[3] in states:
-                found.add(int(words[1].rpartition(":")[2], 16))
+            with suppress(LookupError, ValueError):  # a line that is none of a socket's
+                if words[3] in states:
+                    found.add(int(words[1].rpartition(":")[2], 16))
     return frozenset(found)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 from appliance.model.names import Protocol
 from appliance.model.network import Backend, Registration
+from appliance.plan.containers import container_subnets
 from appliance.plan.readiness import serves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from ipaddress import IPv4Address
 
-    from appliance.model.facts import Endpoint, Snapshot
+    from appliance.model.facts import Snapshot
     from appliance.model.names import Destination
     from appliance.plan.containers import MeshContainer
+
+_NOWHERE = IPv4Network("0.0.0.0/8")
+_BROADCAST = IPv4Address("255.255.255.255")
 
 
 def local_backends(
@@ -51,13 +55,36 @@ def own_address(s: Snapshot) -> IPv4Address | None:
     )
 
 
-def remote_backends(
-    endpoints: Iterable[Endpoint], node: str, source: IPv4Address | None = None
-) -> dict[Destination, list[Backend]]:
-    """Return the proxies of other machines that serve something, to be dialled from `source`."""
+def refused_addresses(s: Snapshot) -> dict[IPv4Address, str]:
+    """Return the addresses of other machines' endpoints that no other machine can have, each with the reason in words.
+
+    What is dialled there would be something of this host, which lets its own proxy in where it lets nobody else.
+    """
+    found = {}
+    subnets = [subnet for subnet in container_subnets(s.networks) if isinstance(subnet, IPv4Network)]
+    for address in {e.address for e in s.endpoints if e.node != s.settings.node}:
+        if address.is_loopback or address.is_link_local or address.is_multicast or address in _NOWHERE:
+            found[address] = "which is no address of a machine"
+        elif address == _BROADCAST:
+            found[address] = "which is the address of all machines"
+        elif address in s.settings.vip_range:
+            found[address] = f"which lies in vip_range {s.settings.vip_range}"
+        elif address in s.host_addresses:
+            found[address] = "which is this machine's own"
+        elif any(address in subnet for subnet in subnets):
+            found[address] = "which lies in a Docker network of this machine"
+    return found
+
+
+def remote_backends(s: Snapshot) -> dict[Destination, list[Backend]]:
+    """Return the proxies of other machines that serve something, to be dialled from this machine's own address.
+
+    Those at an address that no other machine can have are left out (`refused_addresses`).
+    """
+    node, source, refused = s.settings.node, own_address(s), refused_addresses(s)
     found: dict[Destination, list[Backend]] = {}
-    for e in endpoints:
-        if e.node != node and e.weight > 0:
+    for e in s.endpoints:
+        if e.node != node and e.weight > 0 and e.address not in refused:
             backend = Backend(address=e.address, port=e.port, local=False, weight=e.weight, label=e.node, source=source)
             found.setdefault(e.destination, []).append(backend)
     return found

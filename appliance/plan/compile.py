@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from appliance.model.state import HostState
-from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
+from appliance.plan.backends import choose, local_backends, registrations, remote_backends
 from appliance.plan.containers import MeshContainers
 from appliance.plan.rollout import retiring
 from appliance.plan.skeleton import Skeleton, Skeletons
@@ -46,7 +46,7 @@ class Compiler:
         """Return all that this host should have, in turns."""
         members = self._members.read(s)
         yield
-        remote = remote_backends(s.endpoints, s.settings.node, own_address(s))
+        remote = remote_backends(s)
         shape = yield from self._shaper.of(s, members, frozenset(remote))
         local = local_backends(members, shape.addresses, retiring(s))
         yield

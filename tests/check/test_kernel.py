@@ -20,6 +20,8 @@ from appliance.model.finding import Level
         ("nftables v0.9.6 (Capital Idea)", Level.OK),
         ("nftables v0.9.0 (Fearless Fosdick)", Level.FAILED),
         ("", Level.FAILED),
+        (f"nftables v1.0.{'9' * 5000}", Level.FAILED),
+        ("nftables v1.0.٣", Level.OK),
     ],
 )
 def test_nft_version(answer, level) -> None:
@@ -84,3 +86,11 @@ def test_a_kernel_that_tracks_no_connections_or_any_number(tmp_path) -> None:
         (tmp_path / f"nf_conntrack_{name}").write_text("0\n")
     (found,) = kernel.tracking(tmp_path)
     assert (found.level, found.words) == (Level.OK, "any number of connections may be tracked")
+
+
+@pytest.mark.parametrize("text", ["", "many", "9" * 5000, "٣", "-1"])
+def test_tracking_that_cannot_be_read(tmp_path, text) -> None:
+    """What the kernel says in another form ends no check."""
+    (tmp_path / "nf_conntrack_count").write_text(text)
+    (tmp_path / "nf_conntrack_max").write_text("262144\n")
+    assert kernel.tracking(tmp_path) == []

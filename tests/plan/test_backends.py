@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+import pytest
+
 from appliance.model.network import Backend, NetnsId, Registration
-from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
+from appliance.plan.backends import (
+    choose,
+    local_backends,
+    own_address,
+    refused_addresses,
+    registrations,
+    remote_backends,
+)
 from appliance.plan.containers import MeshContainers
 from appliance.plan.rollout import revision
-from tests.plan.cases import address, container, declared, dest, endpoint, machine, managed, snapshot, spec
+from tests.plan.cases import GATEWAY, address, container, declared, dest, endpoint, machine, managed, snapshot, spec
 
 WEB = dest("web.web:80")
 
@@ -60,9 +69,38 @@ def test_remote_backends():
         endpoint("web.web:80", "here", at="10.0.0.1"),
         endpoint("web.web:80", "m3", weight=0, at="10.0.0.3"),
     )
-    assert remote_backends(endpoints, "here") == {WEB: [remote(2, 3)]}
+    s = snapshot(endpoints=endpoints)
+    assert remote_backends(s) == {WEB: [remote(2, 3)]}
     source = IPv4Address("10.0.0.1")
-    assert remote_backends(endpoints, "here", source) == {WEB: [replace(remote(2, 3), source=source)]}
+    s = replace(s, machines=(machine("here", str(source)),), host_addresses=frozenset({source}))
+    assert remote_backends(s) == {WEB: [replace(remote(2, 3), source=source)]}
+
+
+@pytest.mark.parametrize(
+    ("at", "reason"),
+    [
+        ("127.0.0.1", "no address of a machine"),
+        ("127.9.9.9", "no address of a machine"),
+        ("0.0.0.0", "no address of a machine"),
+        ("169.254.169.254", "no address of a machine"),
+        ("224.0.0.1", "no address of a machine"),
+        ("255.255.255.255", "the address of all machines"),
+        ("240.1.2.3", "vip_range 240.0.0.0/4"),
+        ("10.0.0.1", "this machine's own"),
+        (str(GATEWAY), "this machine's own"),
+        (str(address(2)), "a Docker network of this machine"),
+    ],
+)
+def test_addresses_that_no_other_machine_has(at, reason):
+    """The proxy dials nothing of its own host in another machine's name: its ports and containers let it in."""
+    own = frozenset({IPv4Address("10.0.0.1"), GATEWAY})
+    endpoints = (endpoint("web.web:80", "m2", at="10.0.0.2"), endpoint("web.web:80", "m9", port=8500, at=at))
+    s = snapshot(endpoints=endpoints, host_addresses=own)
+    assert remote_backends(s) == {WEB: [remote(2)]}
+    ((refused, words),) = refused_addresses(s).items()
+    assert str(refused) == at
+    assert reason in words
+    assert refused_addresses(replace(s, endpoints=(endpoint("web.web:80", "here", at=at),))) == {}
 
 
 def test_own_address():

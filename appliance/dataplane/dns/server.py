@@ -134,6 +134,7 @@ class DnsServer:
                 "hold_expired",
                 "hold_overflowed",
                 "unsent",
+                "failed",
             ),
             0,
         )
@@ -245,7 +246,11 @@ class DnsServer:
     def _question(self, data: bytes, asker: str, send: Callable[[bytes], None], *, tcp: bool) -> None:
         """Answer through `send`, now or later, exactly once; with no bytes where silence is right."""
         self._stats["questions"] += 1
-        query = parse_query(data)
+        try:
+            query = parse_query(data)
+        except Exception as error:  # noqa: BLE001 — whatever is wrong with a packet, the next one is answered
+            self._fail(send, error)
+            return
         if query is None:
             self._stats["ignored"] += 1
             send(b"")
@@ -256,6 +261,12 @@ class DnsServer:
             self._route(HeldQuery(data, asker, send, query, tcp=tcp))
 
     def _route(self, asked: HeldQuery) -> None:
+        try:
+            self._decide(asked)
+        except Exception as error:  # noqa: BLE001 — whatever is wrong with a question, the next one is answered
+            self._fail(asked.send, error)
+
+    def _decide(self, asked: HeldQuery) -> None:
         asker = IPv4Address(asked.asker)
         zone = self._zone
         if zone is None or not zone.knows(asker):
@@ -277,8 +288,18 @@ class DnsServer:
             text = "not a name of the mesh, and recursion was not asked for"
             self._refuse(asked, text, EDE_NOT_AUTHORITATIVE)
 
+    def _fail(self, send: Callable[[bytes], None], error: Exception) -> None:
+        """Stay silent to one question that cannot be answered for a reason that nobody has foreseen."""
+        self._stats["failed"] += 1
+        log.error("a DNS question cannot be answered; it is passed over", exc_info=error)
+        send(b"")
+
     def _resolved(self, asked: HeldQuery, found: Resolved) -> None:
-        message = encode_response(asked.query, found.response, age=found.age, limit=asked.limit, ede=found.ede)
+        try:
+            message = encode_response(asked.query, found.response, age=found.age, limit=asked.limit, ede=found.ede)
+        except Exception as error:  # noqa: BLE001 — others may wait for the same answer
+            self._fail(asked.send, error)
+            return
         if found.response.lifetime > found.age:
             self._keep(self._recent, asked, message)
             if self._forget is None:

@@ -11,12 +11,16 @@ import socket
 from os import urandom
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import structlog
+
 from appliance.render.dnsforward import Response, read_response
 from appliance.render.dnsmessage import FORMERR, NOTIMP, OUR_UDP_SIZE, Edns, encode_question
 from appliance.render.dnswire import AD, CD, HEADER, RD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+log = structlog.get_logger()
 
 Server = tuple[str, int]
 """Address (IPv4 or IPv6, as text) and port of an upstream resolver."""
@@ -132,7 +136,11 @@ class UpstreamQuery:
             self._drop(sock)
             self._failed(server, None)
             return
-        response = read_response(data, ident, self._section)
+        try:
+            response = read_response(data, ident, self._section)
+        except Exception:
+            log.exception("an answer of a resolver cannot be read; it is passed over", server=server[0])
+            response = None
         if response is None:
             # Not an answer to this question: a forged one perhaps, so keep listening.
             return
@@ -158,6 +166,9 @@ class UpstreamQuery:
             size = int.from_bytes(await reader.readexactly(2))
             response = read_response(await reader.readexactly(size), ident, self._section)
         except (OSError, EOFError):
+            response = None
+        except Exception:
+            log.exception("an answer of a resolver cannot be read; it is passed over", server=server[0])
             response = None
         finally:
             if writer is not None:

@@ -168,13 +168,16 @@ def _socket(namespace: NamespaceSockets | None) -> SocketType:
 
 
 def _connect(sock: SocketType, state: BackendState) -> int:
-    """Begin to connect; return the errno."""
+    """Begin to connect; return the errno. Whatever goes wrong is the backend's failure: another one is tried."""
     if state.source is not None:
         try:
             bind_source(sock, state.source)
         except OSError as error:
             return error.errno or errno.EADDRNOTAVAIL
-    return sock.connect_ex(state.address)
+    try:
+        return sock.connect_ex(state.address)
+    except Exception:  # noqa: BLE001 — an address that no socket takes, such as port 99999
+        return errno.EINVAL
 
 
 class Dials:

@@ -295,8 +295,8 @@ class UdpListener(SessionOwner):
                 break
             try:
                 sock = self._connect(state)
-            except OSError as error:
-                if error.errno in NO_DESCRIPTORS:
+            except Exception as error:  # noqa: BLE001 — whatever it is, it is this backend's failure: another one is tried
+                if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
                     self._on_no_descriptors(error)
                     break
                 self.balancer.failed(state)

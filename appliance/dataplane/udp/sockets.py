@@ -62,7 +62,7 @@ def connect(address: tuple[str, int], source: tuple[str, int] | None = None) -> 
         if source is not None:
             bind_source(sock, source)
         sock.connect(address)
-    except OSError:
+    except Exception:
         sock.close()
         raise
     return sock

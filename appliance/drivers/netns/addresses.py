@@ -6,13 +6,16 @@ from ipaddress import IPv4Address
 from struct import Struct
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from appliance.drivers.netns import netlink
-from appliance.errors import RetryError
+from appliance.errors import RetryError, cause
 
 if TYPE_CHECKING:
     import socket
+
+log = structlog.get_logger()
 
 # linux/rtnetlink.h, linux/if_addr.h
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
@@ -64,8 +67,14 @@ def _addresses(sock: socket.socket) -> tuple[IPv4Address, ...]:
     for message in netlink.ask(sock, question):
         if message.type != _RTM_NEWADDR:
             continue
-        values = dict(netlink.attributes(message.body[_ifaddrmsg.size :]))
-        address = IPv4Address(values.get(_IFA_LOCAL) or values[_IFA_ADDRESS])
+        try:
+            values = dict(netlink.attributes(message.body[_ifaddrmsg.size :]))
+            address = IPv4Address(values.get(_IFA_LOCAL) or values[_IFA_ADDRESS])
+        except (LookupError, ValueError) as error:
+            log.warning(
+                "a message of the kernel about an address cannot be read; it is passed over", cause=cause(error)
+            )
+            continue
         if not address.is_loopback:
             found[address] = None
     return tuple(found)

@@ -17,7 +17,7 @@ import trio
 
 from appliance.drivers.netns import identity, netlink
 from appliance.drivers.nft.commits import OWN
-from appliance.errors import RetryError
+from appliance.errors import RetryError, cause
 from appliance.render.ruleset import TABLE
 
 if TYPE_CHECKING:
@@ -137,8 +137,16 @@ class RulesetWatch:
                     log.info("notices of rule changes were lost", netns=watched.netns.path, cause=error.strerror)
                     self._drifted(watched, now)
                 continue
-            if watched.due is None and _by_others(data):
+            if watched.due is None and self._may_be_drift(watched, data):
                 self._drifted(watched, now)
+
+    @staticmethod
+    def _may_be_drift(watched: _Watched, data: bytes) -> bool:
+        try:
+            return _by_others(data)
+        except Exception as error:  # noqa: BLE001 — the rules are looked at rather than believed
+            log.warning("a notice of a rule change cannot be read", netns=watched.netns.path, cause=cause(error))
+            return True
 
     @staticmethod
     def _drifted(watched: _Watched, now: float) -> None:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.drivers.process import run
-from appliance.errors import HostError, RetryError
+from appliance.errors import HostError, InputError, RetryError
 from appliance.model.names import Protocol
 from appliance.model.network import HostRuleset, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.model.numbers import parse_number
 from appliance.render.ruleset import render_host, render_workload
+from appliance.text import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -50,7 +52,7 @@ async def probe(dry_run: Callable[[str], Awaitable[None]]) -> NftFeatures:
     version = parse_version(done.output)
     if version < OLDEST:
         raise HostError(
-            f'nft is "{done.output.strip()}", older than {".".join(map(str, OLDEST))}; apt-get install nftables'
+            f"nft is {quoted(done.output.strip())}, older than {'.'.join(map(str, OLDEST))}; apt-get install nftables"
         )
     for name, text in samples():
         try:
@@ -68,8 +70,11 @@ async def probe(dry_run: Callable[[str], Awaitable[None]]) -> NftFeatures:
 
 def parse_version(answer: str) -> tuple[int, ...]:
     """Return the three numbers in what `nft --version` prints; none where it names no version."""
-    found = re.search(r"v(\d+)\.(\d+)(?:\.(\d+))?", answer)
-    return tuple(int(part or 0) for part in found.groups()) if found else ()
+    found = re.search(r"v([0-9]+)\.([0-9]+)(?:\.([0-9]+))?", answer)
+    try:
+        return tuple(parse_number(part or "0", 0, 999_999) for part in found.groups()) if found else ()
+    except InputError:
+        return ()
 
 
 def _bare() -> WorkloadRuleset:

@@ -13,6 +13,7 @@ import dns.flags
 import dns.message
 import dns.rcode
 import pytest
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -420,6 +421,36 @@ def test_close_leaves_nothing() -> None:
                 task.cancel()
 
     run(main)
+
+
+@pytest.mark.parametrize("where", ["parse_query", "encode_reply"])
+def test_any_error_at_a_question_is_that_questions_problem(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """A question at which the server fails in any way gets silence, also over TCP, and the next one its answer."""
+    real = getattr(module, where)
+
+    def fails(asked, *rest):
+        if b"flask\5flask" in (asked if isinstance(asked, bytes) else asked.question):
+            raise ZeroDivisionError("nobody has foreseen this")
+        return real(asked, *rest)
+
+    monkeypatch.setattr(module, where, fails)
+    bad = dns.message.make_query("flask.flask", "A").to_wire()
+    good = dns.message.make_query("redis.flask", "A").to_wire()
+
+    async def main() -> None:
+        async with world() as w:
+            with socket.socket(type=socket.SOCK_DGRAM) as sock:
+                sock.sendto(bad, w.at)
+            reader, writer = await connect(w.at)
+            writer.write(framed(bad) + framed(good))
+            assert (await read_framed(reader)).id == int.from_bytes(good[:2])
+            assert await w.address("redis.flask") == "240.0.0.2"
+            assert w.server.stats()["failed"] == 2
+            writer.close()
+
+    with structlog.testing.capture_logs() as logs:
+        run(main)
+    assert [line["event"] for line in logs] == ["a DNS question cannot be answered; it is passed over"] * 2
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,6 +9,7 @@ import pytest
 from tcpworld import PEER, World, backend_of, eventually, is_reset
 
 from appliance.dataplane.tcp import dial
+from appliance.model.network import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +55,22 @@ def test_a_dead_backend_is_passed_over(world: World) -> None:
     assert dead.failed <= 2
     assert stats.failed == 0
     assert [entry["event"] for entry in world.logs].count("backend left out for a while") <= 1
+
+
+@pytest.mark.parametrize("port", [99999, -1, 10**400])
+def test_an_address_that_no_socket_takes_is_passed_over(world: World, port: int) -> None:
+    """Whatever goes wrong with one backend, the other one serves."""
+    backend = world.backend()
+    bad = Backend(address=IPv4Address("127.0.0.9"), port=port, local=True, label="bad")
+    world.open(bad, backend_of(backend))
+    for _ in range(8):
+        client = world.dial()
+        server = world.accept(backend)
+        server.sendall(b"hello")
+        assert client.recv(10) == b"hello"
+        client.close()
+        server.close()
+    assert world.stats().failed == 0
 
 
 def test_a_backend_is_dialled_from_the_address_that_it_lets_in(world: World) -> None:

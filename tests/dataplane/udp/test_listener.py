@@ -4,6 +4,7 @@ import errno
 import socket
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from appliance.dataplane.udp import listener as datagram
 from appliance.dataplane.udp.batch import BATCH
 from appliance.dataplane.udp.listener import MAX_ADDRESS_SOCKETS, UdpListener
 from appliance.dataplane.udp.session import Session
+from appliance.model.network import Backend
 from tests.dataplane.udpworld import CALLER, PEER, STRANGER, World, backend, listener
 
 if TYPE_CHECKING:
@@ -46,6 +48,23 @@ def test_a_datagram_goes_to_the_backend_and_its_reply_comes_back(world: World) -
     assert (counted.opened, counted.active, counted.bytes_in, counted.bytes_out) == (1, 1, 8, 7)
     assert udp.pairs_to(IPv4Address(server.address[0])) == udp.active == 1
     assert udp.pairs_to(IPv4Address("127.0.0.99")) == 0
+
+
+@pytest.mark.parametrize("number", [99999, -1, 10**400])
+def test_an_address_that_no_socket_takes_is_passed_over(world: World, number: int) -> None:
+    """Whatever goes wrong with one backend, the other one serves, and no descriptor is left of it."""
+    server = world.socket()
+    bad = Backend(address=IPv4Address("127.0.0.9"), port=number, local=True, label="bad")
+    udp, port = world.open(bad, backend(server))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for count in range(8):
+        client = world.socket()
+        client.send(b"?", port)
+        assert server.receive()[0] == b"?"
+        client.close()
+        assert udp.stats().accepted == count + 1
+    assert udp.stats().failed == 0
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 9
 
 
 def test_replies_leave_from_the_address_that_was_asked(world: World) -> None:

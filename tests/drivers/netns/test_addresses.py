@@ -8,6 +8,8 @@ from ipaddress import IPv4Address
 
 import pytest
 import trio
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from appliance.drivers.netns import addresses, identity, netlink
 from appliance.errors import RetryError
@@ -50,6 +52,18 @@ def test_the_local_address_is_meant_each_once_and_without_loopback():
     assert question.type == 22
     assert question.body[0] == socket.AF_INET
     assert int.from_bytes(kernel.asked[6:8], sys.byteorder) & netlink.DUMP == netlink.DUMP
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=8)), max_size=4), st.binary(max_size=20))
+@example([], b"")
+@example([(1, b"")], b"")
+@example([(2, b"\x0a\0\0")], b"")
+@example([(2, b"\x0a\0\0\1\0\0\0\0")], b"")
+def test_any_message_about_an_address(attributes, behind):
+    """One that cannot be read is passed over; the others count."""
+    good = message(20, (2, IPv4Address("10.0.0.1").packed))
+    kernel = Kernel(message(20, *attributes), netlink.request(20, 0, behind + b"\0" * (-len(behind) % 4)), good)
+    assert IPv4Address("10.0.0.1") in addresses._addresses(kernel)
 
 
 @pytest.mark.parametrize("ask", [addresses.read, addresses.wait])

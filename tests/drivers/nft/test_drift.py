@@ -5,10 +5,15 @@ from __future__ import annotations
 from struct import pack
 
 import pytest
+import structlog
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from appliance.drivers.netns import netlink
 from appliance.drivers.nft.commits import OWN
-from appliance.drivers.nft.drift import _by_others
+from appliance.drivers.nft.drift import RulesetWatch, _by_others, _Watched
+from appliance.model.facts import Netns
+from appliance.model.network import NetnsId
 
 OURS, THEIRS = 4_000_001, 4_000_002
 INET, IP = 1, 2
@@ -49,3 +54,20 @@ def notice(
 def test_only_other_hands_on_our_table_are_drift(data, drift):
     """By who committed and by the table's family and name."""
     assert _by_others(data) is drift
+
+
+@given(st.binary(max_size=60) | st.binary(max_size=40).map(lambda data: notice(THEIRS) + data))
+@example(b"")
+@example(notice(THEIRS)[:18])
+def test_any_notice(data):
+    """A notice of any form is drift of ours or none."""
+    assert _by_others(data) in {True, False}
+
+
+def test_a_notice_that_cannot_be_read_counts_as_drift(monkeypatch):
+    """The rules are put in place once too often rather than once too little; the watch goes on."""
+    monkeypatch.setattr("appliance.drivers.nft.drift._by_others", lambda _: 1 // 0)
+    watched = _Watched(Netns(id=NetnsId(device=4, inode=1), path="/netns"), None)
+    with structlog.testing.capture_logs() as logs:
+        assert RulesetWatch._may_be_drift(watched, b"")
+    assert [line["event"] for line in logs] == ["a notice of a rule change cannot be read"]

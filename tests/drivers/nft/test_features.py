@@ -92,3 +92,9 @@ def test_samples_use_every_kind_of_rule():
     assert len(chains) > 5
     tried = "".join(text for _, text in features.samples()) + features.door_sample()
     assert [chain for chain in sorted(chains) if f"chain {chain} {{" not in tried] == []
+
+
+@pytest.mark.parametrize("answer", [f"nftables v1.0.{'9' * 5000}", f"nftables v{'9' * 5000}.0.0", "v٣.٣.٣", "v1"])
+def test_a_version_that_is_none(answer):
+    """Numbers have bounds, and are plain digits."""
+    assert features.parse_version(answer) == ()
