@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import orjson
 import structlog
 
+from appliance.text import MOST_MESSAGE, plain, plain_lines, plain_tree
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,6 +37,7 @@ def configure(*, level: str = "info", form: str = "auto") -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.format_exc_info,
+        make_plain,
         Repeats(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -52,6 +55,19 @@ def configure(*, level: str = "info", form: str = "auto") -> None:
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_Libraries()], level=max(number, logging.WARNING), force=True)
+
+
+def make_plain(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Take out of a line what does not print: names and messages of others steer no terminal that shows the log."""
+    of_many_lines = {"exception", "stack", *(["event"] if "logger" in event else [])}  # a library's own words too
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = plain_lines(value) if key in of_many_lines else plain(value, MOST_MESSAGE)
+        elif isinstance(value, list | tuple | dict):
+            event[key] = plain_tree(value)
+        elif isinstance(value, BaseException):
+            event[key] = plain(str(value), MOST_MESSAGE)
+    return event
 
 
 class _Libraries(logging.Handler):

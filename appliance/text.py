@@ -10,6 +10,8 @@ MOST_SHOWN = 200
 """Characters of a name or label that are shown."""
 MOST_MESSAGE = 4000
 """Characters of a whole message that are shown. Names in it are cut on their own."""
+MOST_LINE = 100_000
+"""Characters of a line or a cell of a table, which may list 256 entries."""
 
 
 def plain(value: object, most: int = MOST_SHOWN) -> str:
@@ -36,6 +38,11 @@ def quoted(value: object, most: int = MOST_SHOWN) -> str:
     else:
         text = _worded(value)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def plain_lines(text: str) -> str:
+    """Return text of many lines, such as rules or a traceback, with each line plain."""
+    return "\n".join(plain(line, MOST_LINE) for line in text.split("\n"))
 
 
 def plain_tree(value: object, most: int = MOST_MESSAGE) -> object:

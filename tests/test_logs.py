@@ -10,6 +10,7 @@ import orjson
 import pytest
 import structlog
 import uvloop
+from foreign import EVIL
 
 from appliance import logs
 
@@ -105,3 +106,22 @@ def test_level_is_kept(lines) -> None:
     logs.configure(level="error", form="json")
     logs.log.warning("quiet")
     assert lines() == []
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_nothing_in_a_log_steers_a_terminal(monkeypatch, form) -> None:
+    """Names and messages of others are written without what does not print, in whatever field they stand."""
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    logs.configure(form=form)
+    log = structlog.get_logger()
+    log.warning("found", name=EVIL, names=[EVIL], by={EVIL: EVIL}, cause=ValueError(EVIL), bare="\x1b[2J")
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        log.exception(EVIL)
+    text = stream.getvalue()
+    assert "EVIL" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "\\u001b" not in text
+    structlog.reset_defaults()

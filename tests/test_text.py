@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from appliance.errors import InputError, did_you_mean
-from appliance.text import MOST_MESSAGE, MOST_SHOWN, plain, plain_tree, quoted
+from appliance.text import MOST_MESSAGE, MOST_SHOWN, plain, plain_lines, plain_tree, quoted
 
 
 def texts(value):
@@ -76,3 +76,8 @@ def test_errors_are_plain():
     assert str(error).isprintable()
     assert (error.words.isprintable(), error.remedy.isprintable()) == (True, True)
     assert did_you_mean("a" * 2**20, ["b"]) == ""
+
+
+def test_lines_stay_lines():
+    """Rules and tracebacks keep their lines, and nothing else of what does not print."""
+    assert plain_lines("table\n  chain\x1b[2J\n") == "table\n  chain?[2J\n"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import orjson
+import structlog
 import trio
 from starlette.responses import Response
 
-from appliance.errors import MeshboxError
+from appliance.errors import MeshboxError, cause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     Row = dict[str, str]
     Tell = Callable[[str, str], None]
+
+log = structlog.get_logger()
 
 TELL = 1.0
 """Seconds after which the last line is sent again although nothing has changed."""
@@ -73,6 +76,9 @@ class LinesResponse(Response):
             await self._work(self._tell)
         except MeshboxError as error:
             self._unsent.append(refusal(error))
+        except Exception as error:  # whatever it is, it is the problem of this one call
+            log.exception("a call of the admin API has failed")
+            self._unsent.append({"error": cause(error)})
         self._done = True
         self._news.set()
 

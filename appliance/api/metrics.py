@@ -20,6 +20,7 @@ from appliance import __version__
 from appliance.model.numbers import parse_number
 from appliance.plan.policy import declaration
 from appliance.plan.readiness import missing
+from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -106,7 +107,7 @@ def _of_backend(field: str, words: str) -> MetricInfo:
 
 
 def _label(of: BackendStats) -> str:
-    return of.backend.label or f"{of.backend.address}:{of.backend.port}"
+    return plain(of.backend.label) or f"{of.backend.address}:{of.backend.port}"
 
 
 def _info(reading: Reading) -> Samples:

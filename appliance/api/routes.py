@@ -14,14 +14,16 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import structlog
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance import __version__
 from appliance.api import metrics, views
 from appliance.api.lines import LinesResponse, refusal
-from appliance.errors import HostError, InputError, MeshboxError, did_you_mean
+from appliance.errors import HostError, InputError, MeshboxError, cause, did_you_mean
 from appliance.model.names import Allowance
 from appliance.model.registry import Interests
 from appliance.plan.allocate import misfit
@@ -31,6 +33,7 @@ from appliance.plan.explain import find_client, why
 from appliance.plan.placement import check_constraint
 from appliance.plan.rollout import progress
 from appliance.spec.parse import check_services, parse_service
+from appliance.text import plain, plain_lines, plain_tree, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from appliance.api.protocol import Appliance
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.spec import Service
+
+log = structlog.get_logger()
 
 LARGEST_BODY = 4 * 2**20
 """Bytes of a request; thousands of services fit."""
@@ -100,7 +105,7 @@ async def _progress(appliance: Appliance, request: Request) -> list[views.Row]:
     return _progressed(appliance, await appliance.look(Interests(services=names)), names)
 
 
-async def _rules(appliance: Appliance, request: Request) -> views.Row:
+async def _rules(appliance: Appliance, request: Request) -> Response:
     """Show the nft table in the network namespace of a container, as nft lists it now."""
     workload = _client(appliance, _needed(request, "workload"))
     if workload.netns is None:
@@ -108,7 +113,9 @@ async def _rules(appliance: Appliance, request: Request) -> views.Row:
     text = await appliance.rules(workload)
     if text is None:
         raise _NotFoundError(f"there is no table of meshbox in the namespace of {workload.docker_name}")
-    return {"workload": workload.docker_name, "netns": str(workload.netns.id), "rules": text}
+    named = {"workload": plain(workload.docker_name), "netns": str(workload.netns.id)}
+    content = orjson.dumps({**named, "rules": plain_lines(text)})
+    return Response(content, media_type="application/json")
 
 
 async def _resolve(appliance: Appliance, request: Request) -> views.Row:
@@ -126,7 +133,7 @@ async def _why(appliance: Appliance, request: Request) -> views.Row:
     client = _client(appliance, _needed(request, "client"))
     stations = why(client, wanted, appliance.snapshot(), appliance.have, await appliance.stats())
     return {
-        "client": client.docker_name,
+        "client": plain(client.docker_name),
         "destination": str(wanted),
         "reached": all(station.passed for station in stations),
         "stations": [asdict(station) for station in stations],
@@ -181,7 +188,7 @@ async def _removed(appliance: Appliance, names: Sequence[str]) -> views.Row:
 
 
 def _not_deployed(name: str, specs: Iterable[str]) -> _NotFoundError:
-    return _NotFoundError(f'no service "{name}" is deployed{did_you_mean(name, specs)}')
+    return _NotFoundError(f"no service {quoted(name)} is deployed{did_you_mean(name, specs)}")
 
 
 async def _metrics(appliance: Appliance, _: Request) -> Response:
@@ -265,21 +272,39 @@ def application(appliance: Appliance) -> Starlette:
 def _answering(handler: Handler, appliance: Appliance) -> Callable[[Request], Awaitable[Response]]:
     """Answer with what the handler returns, or with the line of the error that it raises.
 
-    400 is bad input, 404 something that is not there, 503 what cannot be done now.
+    400 is bad input, 404 something that is not there, 500 an error that nobody has foreseen, 503 what cannot be done
+    now.
     """
 
     async def answer(request: Request) -> Response:
         status = 200
         try:
             content = await handler(appliance, request)
+            if isinstance(content, Response):
+                return content
+            body = _encoded(content)
         except MeshboxError as error:
             status = 400 if isinstance(error, InputError) else 404 if isinstance(error, _NotFoundError) else 503
-            content = refusal(error)
-        if isinstance(content, Response):
-            return content
-        return Response(orjson.dumps(content), status, media_type="application/json")
+            body = _encoded(refusal(error))
+        except ClientDisconnect:
+            raise
+        except Exception as error:  # whatever it is, it is the problem of this one request
+            status = 500
+            log.exception("a request to the admin API has failed", path=request.url.path)
+            appliance.faults.total += 1
+            body = _encoded({"error": cause(error)})
+        return Response(body, status, media_type="application/json")
 
     return answer
+
+
+def _encoded(content: Any) -> bytes:
+    """Return an answer as JSON, in which all text prints: names come from labels and from other machines.
+
+    JSON escapes control characters and quotation marks, so that most answers need not be walked through.
+    """
+    body = orjson.dumps(content)
+    return body if b"\\" not in body and body.decode().isprintable() else orjson.dumps(plain_tree(content))
 
 
 def _judged(appliance: Appliance, wanted: Sequence[Service]) -> views.Row:
@@ -307,7 +332,7 @@ def _client(appliance: Appliance, text: str) -> Workload:
     if not found:
         known = {str(w.name) for w in s.workloads} | {w.docker_name for w in s.workloads}
         raise _NotFoundError(
-            f'no container in the mesh is called "{text}"{did_you_mean(text, known)}; see meshbox workloads'
+            f"no container in the mesh is called {quoted(text)}{did_you_mean(text, known)}; see meshbox workloads"
         )
     return min(found, key=lambda w: (w.netns is None, w.replica or 0, w.docker_name))
 

@@ -80,7 +80,7 @@ def _container(name: Name, spec: Service | None, workloads: Sequence[Workload], 
     here = sum(missing(w, declaration(w, s.specs).ports) is None for w in workloads)
     return {
         "name": str(name),
-        "image": declared.image if declared is not None else _shared(w.image for w in workloads),
+        "image": declared.image if declared is not None else _shared(plain(w.image) for w in workloads),
         "vip": _vip(name, have),
         "ports": [str(p) for p in ports] if declared is not None or workloads else seen,
         "connect_to": [str(a) for a in allowed],
@@ -99,9 +99,9 @@ def workloads(s: Snapshot, have: HostState) -> list[Row]:
         rows.append(
             {
                 "name": str(w.name),
-                "docker_name": w.docker_name,
+                "docker_name": plain(w.docker_name),
                 "id": w.id[:12],
-                "image": w.image,
+                "image": plain(w.image),
                 "replica": w.replica,
                 "managed": w.revision is not None,
                 "state": str(w.state),
@@ -109,7 +109,7 @@ def workloads(s: Snapshot, have: HostState) -> list[Row]:
                 "waits_for": waits,
                 "healthy": w.healthy,
                 "addresses": [str(a) for a in w.addresses],
-                "networks": [a.network for a in w.attachments],
+                "networks": [plain(a.network) for a in w.attachments],
                 "ports": [str(p) for p in declared.ports],
                 "connect_to": [str(a) for a in declared.connect_to],
                 "netns": str(w.netns.id) if w.netns is not None else None,
@@ -123,14 +123,19 @@ def workloads(s: Snapshot, have: HostState) -> list[Row]:
 def routes(s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> list[Row]:
     """Every destination that the proxy listens for, who may call, and where it leads."""
     counted = {one.destination: one for one in stats}
-    callers = {address: w.docker_name for w in s.workloads for address in w.addresses}
+    callers = {address: plain(w.docker_name) for w in s.workloads for address in w.addresses}
     rows = []
     for destination, listener in sorted(have.listeners.items()):
         found = counted.get(destination)
         of_backend = {b.backend: b for b in found.backends} if found is not None else {}
         backends = []
         for b in sorted(listener.backends, key=lambda b: (not b.local, b.label, b.address, b.port)):
-            row: Row = {"address": f"{b.address}:{b.port}", "label": b.label, "local": b.local, "weight": b.weight}
+            row: Row = {
+                "address": f"{b.address}:{b.port}",
+                "label": plain(b.label),
+                "local": b.local,
+                "weight": b.weight,
+            }
             row["retiring"] = b.retiring
             seen = of_backend.get(b)
             for field in ("opened", "failed", "active", "bytes_in", "bytes_out", "ejected"):
@@ -168,7 +173,7 @@ def peers(s: Snapshot, known: RegistryFacts, registry: str, own: Iterable[Destin
             {
                 "node": m.node,
                 "address": str(m.address),
-                "meta": dict(m.meta),
+                "meta": {plain(key): plain(value) for key, value in m.meta},
                 "self": m.node == s.settings.node,
                 "healthy": m.healthy,
                 "answers": m.answers,
@@ -192,14 +197,14 @@ def _refused(s: Snapshot) -> list[str]:
 
 def connections(found: Iterable[Connection], s: Snapshot) -> list[Row]:
     """Every open pair and session, oldest first."""
-    names = {str(address): w.docker_name for w in s.workloads for address in w.addresses}
+    names = {str(address): plain(w.docker_name) for w in s.workloads for address in w.addresses}
     return [
         {
             "destination": str(c.destination),
             "client": c.client,
             "client_name": names.get(c.client.rpartition(":")[0]),
             "backend": c.backend,
-            "backend_name": c.label,
+            "backend_name": plain(c.label),
             "bytes_in": c.bytes_in,
             "bytes_out": c.bytes_out,
             "age": round(c.age, 3),
@@ -262,7 +267,8 @@ def resolve(asked: str, client: Workload | None, have: HostState) -> Row:
     """Return what the DNS server would answer; without a client, to an asker that may know every name."""
     zone = have.zone
     text = asked.lower().rstrip(".")
-    row: Row = {"name": text, "client": client.docker_name if client is not None else None, "address": None}
+    known = plain(client.docker_name) if client is not None else None
+    row: Row = {"name": plain(text), "client": known, "address": None}
     try:
         name = Name.parse(text.removesuffix(f".{zone.suffix}") if zone is not None else text)
     except InputError:

@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 import appliance
 from appliance.config import options as config
 from appliance.errors import InputError
+from appliance.text import MOST_LINE, plain_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -120,6 +121,7 @@ def _ask(context: typer.Context, path: str, **parameters: str | None) -> Any:
 
 def _print(answer: Any, name: str, *, as_json: bool) -> None:
     if as_json:
+        answer = answer if name == "rules" else plain_tree(answer, MOST_LINE)
         sys.stdout.buffer.write(orjson.dumps(answer, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
         return
     from appliance.cli import tables

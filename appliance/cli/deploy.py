@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from appliance.cli import tables
@@ -25,6 +24,7 @@ from appliance.cli.client import in_image
 from appliance.errors import HostError, InputError
 from appliance.spec import dsl
 from appliance.spec.parse import service_to_raw
+from appliance.text import MOST_MESSAGE, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +105,7 @@ def _send(
         answer: dict[str, Any] = client.post(verb, _body(services))
     left_out = [line for line in local if line.startswith(f"{file}:")]  # the rest the appliance knows better
     for line in (*left_out, *answer["warnings"]):
-        sys.stderr.write(f"warning: {line}\n")
+        sys.stderr.write(f"warning: {plain(line, MOST_MESSAGE)}\n")
     return answer
 
 
@@ -198,7 +198,7 @@ def _shown() -> Iterator[Show]:
             news = re.sub(r"[\d.,]+", "", row["state"])  # a percentage that grows is no news
             if said.get(_key(row)) != news:
                 said[_key(row)] = news
-                sys.stdout.write(f"{_key(row)}: {row['state']}\n")
+                sys.stdout.write(plain(f"{_key(row)}: {row['state']}", MOST_MESSAGE) + "\n")
                 sys.stdout.flush()
 
     yield tell
@@ -210,5 +210,6 @@ def _drawn(rows: Rows) -> Table:
         table.add_column(column)
     for row in rows:
         style = "green" if row["ready"] else "red" if row["failed"] else "yellow"
-        table.add_row(_key(row), row["machine"], f"[{style}]{escape(row['state'])}[/{style}]")
+        state = f"[{style}]{tables.shown(row['state'])}[/{style}]"
+        table.add_row(tables.shown(_key(row)), tables.shown(row["machine"]), state)
     return table

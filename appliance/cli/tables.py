@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from appliance.text import MOST_LINE, plain, plain_lines
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -26,12 +28,17 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, width=None if terminal else WIDE)
 
 
+def shown(cell: Any) -> str:
+    """Return what rich prints as this text: nothing in it steers the terminal or rich itself."""
+    return escape(plain(str(cell), MOST_LINE))
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]], nothing: str) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(escape("-" if cell in (None, "") else str(cell)) for cell in row))
+        table.add_row(*("-" if cell in (None, "") else shown(cell) for cell in row))
     if table.row_count:
         console().print(table)
     else:
@@ -111,9 +118,9 @@ def routes(rows: list[dict[str, Any]]) -> None:
 def peers(row: dict[str, Any]) -> None:
     """Print the registry and one line for each machine."""
     out = console()
-    out.print(escape(f"registry {row['registry']}: {_freshness(row)}; {row['open_queries']} open queries"))
+    out.print(shown(f"registry {row['registry']}: {_freshness(row)}; {row['open_queries']} open queries"))
     for problem in row["problems"]:
-        out.print(f"! {escape(problem)}")
+        out.print(f"! {shown(problem)}")
     if row["machines"]:
         _table(
             ("MACHINE", "ADDRESS", "DESTINATIONS", "META"),
@@ -169,18 +176,18 @@ def connections(rows: list[dict[str, Any]]) -> None:
 
 def rules(row: dict[str, Any]) -> None:
     """Print the table as nft lists it."""
-    sys.stdout.write(row["rules"].rstrip("\n") + "\n")
+    sys.stdout.write(plain_lines(row["rules"].rstrip("\n")) + "\n")
 
 
 def hosts(rows: list[dict[str, Any]]) -> None:
     """Print a line for each address, in the form of /etc/hosts."""
     for row in rows:
-        sys.stdout.write(f"{row['address']}\t{' '.join(row['names'])}\n")
+        sys.stdout.write(f"{plain(row['address'])}\t{plain(' '.join(row['names']), MOST_LINE)}\n")
 
 
 def resolve(row: dict[str, Any]) -> None:
     """Print one line."""
-    console().print(escape(f"{row['address'] or row['answer']}  ({row['words']})"))
+    console().print(shown(f"{row['address'] or row['answer']}  ({row['words']})"))
 
 
 def why(row: dict[str, Any]) -> None:
@@ -189,9 +196,9 @@ def why(row: dict[str, Any]) -> None:
     width = max(len(station["station"]) for station in row["stations"])
     for station in row["stations"]:
         mark = "[green]ok  [/green]" if station["passed"] else "[red]ENDS[/red]"
-        out.print(f"{mark}  {station['station']:<{width}}  {escape(station['words'])}", soft_wrap=True)
+        out.print(f"{mark}  {shown(station['station']):<{width}}  {shown(station['words'])}", soft_wrap=True)
         if not station["passed"] and station["remedy"]:
-            out.print(f"      {'':<{width}}  to change that: {escape(station['remedy'])}", soft_wrap=True)
+            out.print(f"      {'':<{width}}  to change that: {shown(station['remedy'])}", soft_wrap=True)
 
 
 _MARKS = {"add": "[green]+[/green]", "change": "[yellow]~[/yellow]", "remove": "[red]-[/red]", "same": "="}
@@ -201,9 +208,9 @@ def changes(rows: list[dict[str, Any]]) -> None:
     """Print one line for each service and each container of it that changes."""
     out = console()
     for row in rows:
-        what = f"  container {row['container']}" if row["container"] else f"service {row['service']}"
+        what = shown(f"  container {row['container']}" if row["container"] else f"service {row['service']}")
         words = "unchanged" if row["kind"] == "same" else row["words"]
-        out.print(f"{_MARKS[row['kind']]} {what}: {escape(words)}", soft_wrap=True)
+        out.print(f"{_MARKS[row['kind']]} {what}: {shown(words)}", soft_wrap=True)
 
 
 def findings(rows: list[dict[str, Any]]) -> None:
@@ -214,8 +221,8 @@ def findings(rows: list[dict[str, Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         style = styles[row["level"]]
-        found = escape(row["words"])
-        table.add_row(escape(row["subject"]), f"[{style}]{row['level']}[/{style}]", found, escape(row["remedy"]))
+        found = shown(row["words"])
+        table.add_row(shown(row["subject"]), f"[{style}]{row['level']}[/{style}]", found, shown(row["remedy"]))
     console().print(table)
 
 

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import orjson
 import pytest
+from foreign import EVIL, HUGE, LARGE, check_shown, encode, put
 
 from appliance.api import routes
 from appliance.errors import HostError
@@ -284,5 +285,80 @@ def test_container_that_nobody_can_reach_yet_is_not_ready(converse):
         call.appliance.have = replace(call.appliance.have, listeners={})
         (row,) = await call("GET", "/v1/progress", params={"service": "orange"})
         assert (row["ready"], row["state"]) == (False, "waiting for a listener on apple.orange:8080/tcp")
+
+    converse(test)
+
+
+def test_any_error_is_that_requests_problem(converse, monkeypatch):
+    """It is answered, logged and counted, and the next request is served."""
+
+    async def test(call):
+        total = call.appliance.faults.total
+        monkeypatch.setattr(routes.views, "workloads", lambda *_: [1 // 0])
+        assert (await call("GET", "/v1/workloads", 500))["error"].startswith("ZeroDivisionError: ")
+        monkeypatch.setattr(routes.views, "workloads", lambda *_: [10**400])
+        assert "TypeError" in (await call("GET", "/v1/workloads", 500))["error"]
+        monkeypatch.undo()
+        assert call.appliance.faults.total == total + 2
+        assert await call("GET", "/v1/workloads") == []
+
+    converse(test)
+
+
+def test_any_error_of_a_pull_is_its_last_line(converse, monkeypatch):
+    """The connection ends in order, and the next request is served."""
+
+    async def test(call):
+        async def pull(*_):
+            raise ZeroDivisionError(EVIL)
+
+        monkeypatch.setattr(call.appliance, "pull", pull)
+        response = await call.http.post("/v1/pull", content=orjson.dumps({"services": [ORANGE]}))
+        (line,) = response.text.splitlines()
+        check_shown(orjson.loads(line)["error"])
+        assert await call("GET", "/v1/workloads") == []
+
+    converse(test)
+
+
+WEB = ("services", 0, "containers", 0)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        put({"services": [FLASK]}, (*WEB, "ports"), [HUGE]),
+        put({"services": [FLASK]}, (*WEB, "ports"), [10**5000]),
+        put({"services": [FLASK]}, (*WEB, "connect_to"), [f"a.b:{HUGE}"]),
+        put({"services": [FLASK]}, (*WEB, "health"), {"command": "x", "interval": f"{LARGE}h"}),
+        put({"services": [FLASK]}, (*WEB, "name"), EVIL),
+        {"services": [{EVIL: EVIL}]},
+    ],
+    ids=["digits", "number", "allowance", "duration", "name", "field"],
+)
+def test_bad_requests(converse, body):
+    """They are refused in words that can be shown; nothing ends."""
+
+    async def test(call):
+        answer = await call("POST", "/v1/plan", 400, content=encode(body))
+        check_shown(answer["error"], 2000)
+
+    converse(test)
+
+
+def test_names_in_errors_can_be_shown(converse):
+    """What was asked for is quoted in the answer, escaped and cut."""
+
+    async def test(call):
+        for path, params in (
+            ("/v1/rules", {"workload": EVIL + "x" * 5000}),
+            ("/v1/why", {"client": EVIL, "destination": f"a.b:{HUGE}"}),
+            ("/v1/resolve", {"name": EVIL, "client": EVIL}),
+        ):
+            response = await call.http.get(path, params=params)
+            assert response.status_code in {400, 404}
+            check_shown(orjson.loads(response.content)["error"])
+        name = (await call("GET", "/v1/resolve", params={"name": EVIL * 50}))["name"]
+        check_shown(name, 201)
 
     converse(test)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+from foreign import EVIL, check_shown
+
 from appliance.api import views
 from appliance.model.facts import RunState
 from appliance.model.names import Destination
@@ -141,3 +143,28 @@ def test_replicas_by_machine_and_state():
         ("here", "to be created", False),
         ("there", "waiting for there to announce it", False),
     }
+
+
+def test_names_are_shown_plain_and_cut():
+    """Docker names, images, networks and the meta of machines may hold anything."""
+    evil = EVIL + "x" * 500
+    w = container(2, "web.web", ports=("80",), image=evil)
+    w = replace(w, docker_name=evil, attachments=tuple(replace(a, network=evil) for a in w.attachments))
+    s = snapshot(w, machines=(machine("m2", "10.0.0.2", zone=evil),), endpoints=(endpoint("web.web:80", "m2"),))
+    have = compile_host(s)
+    rows = (*views.workloads(s, have), *views.services(s, have), *views.routes(s, have, ()))
+    shown = [row["docker_name"] for row in rows if "docker_name" in row]
+    shown += [name for row in rows for name in (row.get("image"), *row.get("networks", ())) if name]
+    shown += [c["image"] for row in rows for c in row.get("containers", ())]
+    shown += [b["label"] for row in rows for b in row.get("backends", ())]
+    shown += views.peers(s, RegistryFacts(), "consul")["machines"][0]["meta"].values()
+    assert len(shown) > 5
+    for text in shown:
+        check_shown(text, 201)
+
+
+def test_an_address_that_is_not_used_is_named():
+    """`peers` says which machine announces it, and why nothing is sent there."""
+    s = snapshot(endpoints=(endpoint("web.web:80", "m2", at="127.0.0.1"), endpoint("web.web:80", "m3")))
+    (words,) = views.peers(s, RegistryFacts(), "consul")["problems"]
+    assert words == "machine m2 announces 127.0.0.1, which is no address of a machine; not used"
