@@ -38,8 +38,9 @@ from appliance.drivers.netns import identity as namespaces
 from appliance.drivers.nft.client import Nft, NftHelper
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
+from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
+from appliance.model.network import Netns
 from bench import stall
 from bench.lab import CLIENT_IP, PROXY_IP, SERVER_IP
 from bench.process import process_cpu
@@ -90,14 +91,14 @@ class ControlHost:
         self._swaps = 0
         self.reconciler = Reconciler(
             snapshot=self.snapshot,
-            effects=HostEffects(
+            carry_out=HostEffects(
                 plane=self.plane,
                 doors=self.doors,
                 nft=Nft(self.nft_helper),
                 nft_helper=self.nft_helper,
                 watch=self.watch,
                 registry=self.registry,
-            ),
+            ).carry_out,
             faults=self.faults,
             after_pass=self._after_pass,
         )

@@ -26,7 +26,7 @@ from appliance.app.systemd import Notifier
 from appliance.check import host as fitness
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
-from appliance.control.effects import OWN_NAMESPACE, HostEffects
+from appliance.control.effects import HostEffects
 from appliance.control.hostaccess import HostAccess
 from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.dataplane import api as face
@@ -156,14 +156,14 @@ class Appliance:
         )
         self.reconciler = Reconciler(
             snapshot=self.snapshot,
-            effects=HostEffects(
+            carry_out=HostEffects(
                 plane=self.plane,
                 doors=self._doors,
                 nft=self._nft,
                 nft_helper=self._nft_helper,
                 watch=self._watch,
                 registry=self.registry,
-            ),
+            ).carry_out,
             faults=self.faults,
             after_pass=self._after_pass,
         )
@@ -305,7 +305,7 @@ class Appliance:
         rules = self.have.host_ruleset
         if self.inventory.workloads and (rules is None or rules.visitors is None):
             return
-        identity = namespaces.identify(OWN_NAMESPACE)
+        identity = namespaces.identify(namespaces.HOST)
         if identity is not None:
             self._watch.remove(identity)
         try:
@@ -355,7 +355,7 @@ class Appliance:
         self.reconciler.forget_ruleset(netns)
 
     def _drifted(self, netns: NetnsId) -> None:
-        if netns == namespaces.identify(OWN_NAMESPACE):
+        if netns == namespaces.identify(namespaces.HOST):
             log.warning("somebody changed the host's table inet meshbox; putting it back")
             self.reconciler.forget_host_ruleset()
         else:
@@ -365,7 +365,7 @@ class Appliance:
     async def _follow_host_addresses(self, *, task_status: trio.TaskStatus[None]) -> None:
         while True:
             try:
-                found = frozenset(await namespaces.addresses(OWN_NAMESPACE))
+                found = frozenset(await namespaces.addresses(namespaces.HOST))
             except (OSError, RetryError) as error:
                 self.faults.report("host addresses", "cannot read this host's addresses; the former ones stay", error)
             else:

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from appliance.dataplane.api import DataPlane
     from appliance.faults import Faults
-    from appliance.model.facts import Netns
-    from appliance.model.network import NetnsId, WorkloadRuleset
+    from appliance.model.network import Netns, NetnsId, WorkloadRuleset
 
 AGAIN = (0.2, 1.0, 5.0, 30.0)
 """Seconds until a door is tried again that could not be opened once, twice, …; the last value repeats."""

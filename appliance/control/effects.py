@@ -8,26 +8,20 @@ import trio
 
 from appliance.drivers.netns import identity as namespaces
 from appliance.errors import RetryError
-from appliance.model.facts import Netns
+from appliance.model import state as st
+from appliance.model.network import Netns
 from appliance.render import ruleset as text
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address
-
     from appliance.control.doors import Doors
     from appliance.dataplane.api import DataPlane
     from appliance.drivers.nft.client import Nft, NftHelper
     from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.registry import Registry
-    from appliance.model.facts import Allocations
-    from appliance.model.names import Destination
-    from appliance.model.network import HostRuleset, Listener, Registration, WorkloadRuleset, Zone
-
-OWN_NAMESPACE = "/proc/self/ns/net"
 
 
 class HostEffects:
-    """Carries out steps on this host (`reconcile.Effects`)."""
+    """Carries out steps on this host."""
 
     def __init__(
         self,
@@ -48,47 +42,53 @@ class HostEffects:
         self._rendering = trio.Lock()
         """One ruleset is written at a time, and traffic has its turn after each."""
 
-    def open_listener(self, listener: Listener) -> None:
-        """Open a socket on the listener's port and serve it."""
-        self._plane.open_listener(listener)
+    async def carry_out(self, step: st.Step) -> None:  # noqa: C901 — one case per kind of step reads best in one place
+        """Do what the step says. Raises OSError or MeshboxError; then the world is as before, or unknown."""
+        match step:
+            case st.KeepAllocations():
+                await self._registry.keep_allocations(step.allocations)
+            case st.OpenListener():
+                self._plane.open_listener(step.listener)
+            case st.SwapListener():
+                self._plane.swap_listener(step.after)
+            case st.CloseListener():
+                # Nobody may reach it, or nothing serves it any more: what is left ends too.
+                self._plane.close_listener(step.listener.destination)
+                self._plane.end_pairs(step.listener.destination)
+            case st.SetDnsAddresses():
+                self._plane.set_dns_addresses(step.after)
+            case st.SetZone():
+                self._plane.set_zone(step.zone)
+            case st.PushHostRuleset():
+                await self._push_host_ruleset(step)
+            case st.PushRuleset():
+                await self._push_ruleset(step)
+            case st.DropRuleset():
+                await self._drop_ruleset(step.ruleset.netns)
+            case st.Register():
+                await self._registry.register(step.registration)
+            case st.Deregister():
+                await self._registry.deregister(step.registration)
 
-    def swap_listener(self, listener: Listener) -> None:
-        """Give an open listener new callers, peers and backends."""
-        self._plane.swap_listener(listener)
-
-    def close_listener(self, destination: Destination) -> None:
-        """Stop accepting and end what is left: nobody may reach it, or nothing serves it any more."""
-        self._plane.close_listener(destination)
-        self._plane.end_pairs(destination)
-
-    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
-        """Serve DNS on exactly these addresses."""
-        self._plane.set_dns_addresses(addresses)
-
-    def set_zone(self, zone: Zone) -> None:
-        """Answer from this zone."""
-        self._plane.set_zone(zone)
-
-    async def push_host_ruleset(self, before: HostRuleset | None, after: HostRuleset) -> None:
-        """Bring the host's own table to `after`."""
-        await self._nft_helper.command(text.change_host(before, after))
-        identity = namespaces.identify(OWN_NAMESPACE)
+    async def _push_host_ruleset(self, step: st.PushHostRuleset) -> None:
+        await self._nft_helper.command(text.change_host(step.before, step.after))
+        identity = namespaces.identify(namespaces.HOST)
         if identity is not None:
-            self._watch.add(Netns(id=identity, path=OWN_NAMESPACE))
+            self._watch.add(Netns(id=identity, path=namespaces.HOST))
 
-    async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
-        """Bring the table in a workload's namespace to `after`."""
+    async def _push_ruleset(self, step: st.PushRuleset) -> None:
+        after, netns = step.after, step.after.netns
         async with self._rendering:
-            change = text.change_workload(before, after)
+            change = text.change_workload(step.before, after)
         await self._nft.push(netns.path, change)
-        if before is None:
+        if step.before is None:
             self._watch.add(netns)
         if after.internal:
             await namespaces.wait_neighbour(netns.path, after.proxy)  # a starting container's interface is up in 100 ms
             await namespaces.ensure_route(netns.path, after.vip_range, after.proxy)
-        self._doors.keep(after, netns, anew=before is None)
+        self._doors.keep(after, netns, anew=step.before is None)
 
-    async def drop_ruleset(self, netns: Netns) -> None:
+    async def _drop_ruleset(self, netns: Netns) -> None:
         """Remove the table from a namespace, if that still exists."""
         self._watch.remove(netns.id)
         await self._doors.drop(netns)
@@ -98,15 +98,3 @@ class HostEffects:
         except RetryError:
             if namespaces.identify(netns.path) == netns.id:
                 raise  # otherwise the namespace went meanwhile, and its table with it
-
-    async def keep_allocations(self, allocations: Allocations) -> None:
-        """Write virtual IPs and proxy ports to disk."""
-        await self._registry.keep_allocations(allocations)
-
-    async def register(self, registration: Registration) -> None:
-        """Announce a destination."""
-        await self._registry.register(registration)
-
-    async def deregister(self, registration: Registration) -> None:
-        """Withdraw an announcement."""
-        await self._registry.deregister(registration)

@@ -1,4 +1,4 @@
-"""The one loop: facts → wanted state → difference → steps, and only what succeeded is remembered (DESIGN §3).
+"""The one loop: facts → wanted state → difference → steps, and only what succeeded is remembered.
 
 Events carry nothing: whatever moves rings the bell, and the next pass looks at everything afresh. Start, change,
 failure, restart and drift are the same path.
@@ -10,30 +10,22 @@ import errno
 import os
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from appliance.errors import MeshboxError, RetryError
+from appliance.errors import MeshboxError
 from appliance.model import state as st
 from appliance.plan.compile import Compiler
 from appliance.plan.diff import apply, diff
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable
-    from ipaddress import IPv4Address
 
     from appliance.faults import Faults
-    from appliance.model.facts import Allocations, Netns, Snapshot
+    from appliance.model.facts import Snapshot
     from appliance.model.names import Destination
-    from appliance.model.network import (
-        HostRuleset,
-        Listener,
-        NetnsId,
-        Registration,
-        WorkloadRuleset,
-        Zone,
-    )
+    from appliance.model.network import NetnsId, Zone
 
 T = TypeVar("T")
 
@@ -49,43 +41,6 @@ RETRY = (0.2, 1.0, 2.0, 5.0, 10.0)
 """Seconds until the next pass after the 1st, 2nd, … pass in a row with a failed step; the last value repeats."""
 
 
-class Effects(Protocol):
-    """What steps do to the world. Methods raise OSError or MeshboxError when they fail."""
-
-    def open_listener(self, listener: Listener) -> None:
-        """Open a socket on the listener's port and serve it."""
-
-    def swap_listener(self, listener: Listener) -> None:
-        """Give an open listener new callers, peers and backends."""
-
-    def close_listener(self, destination: Destination) -> None:
-        """Stop accepting; pairs drain."""
-
-    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
-        """Serve DNS on exactly these addresses."""
-
-    def set_zone(self, zone: Zone) -> None:
-        """Answer from this zone."""
-
-    async def push_host_ruleset(self, before: HostRuleset | None, after: HostRuleset) -> None:
-        """Bring the host's own table to `after`."""
-
-    async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
-        """Bring the table in a workload's namespace to `after`."""
-
-    async def drop_ruleset(self, netns: Netns) -> None:
-        """Remove the table from a namespace, if that still exists."""
-
-    async def keep_allocations(self, allocations: Allocations) -> None:
-        """Write virtual IPs and proxy ports to disk."""
-
-    async def register(self, registration: Registration) -> None:
-        """Announce a destination."""
-
-    async def deregister(self, registration: Registration) -> None:
-        """Withdraw an announcement."""
-
-
 class Reconciler:
     """Keeps this host's network state what the facts say it should be."""
 
@@ -93,23 +48,24 @@ class Reconciler:
         self,
         *,
         snapshot: Callable[[], Snapshot],
-        effects: Effects,
+        carry_out: Callable[[st.Step], Awaitable[None]],
         faults: Faults,
         after_pass: Callable[[Snapshot], Awaitable[float]],
     ) -> None:
-        """`after_pass` gets each snapshot once its steps were applied (to plan containers).
+        """`carry_out` does what a step says, and raises OSError or MeshboxError when that fails.
+
+        `after_pass` gets each snapshot once its steps were applied (to plan containers).
 
         It returns in how many seconds at most the next pass has to come.
         """
         self._snapshot = snapshot
-        self._effects = effects
+        self._carry_out = carry_out
         self._faults = faults
         self._after_pass = after_pass
         self._compiler = Compiler()
         self._bell = trio.Event()
         self._urgent = False
-        self._tried: set[_Subject] = set()
-        self._namespaces: dict[NetnsId, Netns] = {}
+        self._tried: set[st.Subject] = set()
         self._standing: set[NetnsId] = set()
         """Namespaces where a change was refused, so that the rules before it are in force."""
         self._edited: set[NetnsId] = set()
@@ -119,8 +75,6 @@ class Reconciler:
         self._due = FULL_PASS
         self.have = st.HostState()
         self.want = st.HostState()
-        self.facts: Snapshot | None = None
-        """The snapshot of the last pass."""
         self.unusable_ports: frozenset[int] = frozenset()
         self.passes = 0
         self.steps = 0
@@ -181,10 +135,8 @@ class Reconciler:
         self._urgent = False
         self.passes += 1
         facts = self._snapshot()
-        facts = self.facts = replace(facts, unusable_ports=facts.unusable_ports | self.unusable_ports)
-        here = {w.netns.id: w.netns for w in facts.workloads if w.netns is not None}
-        self._namespaces.update(here)
-        self._standing &= here.keys()
+        facts = replace(facts, unusable_ports=facts.unusable_ports | self.unusable_ports)
+        self._standing &= {w.netns.id for w in facts.workloads if w.netns is not None}
         self.want = await _in_turns(self._compiler.compile(facts))
         if self.want.shortage:
             self._faults.report(
@@ -199,8 +151,7 @@ class Reconciler:
         await _pause()
         complete = await self._apply_all(steps, facts)
         self._failures = 0 if complete else self._failures + 1
-        self._faults.drop(lambda key: isinstance(key, _Subject) and key not in self._tried)
-        self._namespaces = {key: netns for key, netns in self._namespaces.items() if key in self.have.rulesets}
+        self._faults.drop(lambda key: isinstance(key, st.Subject) and key not in self._tried)
         self._due = await self._after_pass(facts)
 
     async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot) -> bool:
@@ -229,13 +180,13 @@ class Reconciler:
                         await _pause()
             self.have = apply(done, self.have)
             self._forget_edited()
-            self._standing -= {s.after.netns for s in done if isinstance(s, st.PushRuleset)}
+            self._standing -= {s.after.netns.id for s in done if isinstance(s, st.PushRuleset)}
             self.steps += len(done)
             if len(done) < len(tried):
                 complete = False
                 refused = [s for s in tried if isinstance(s, st.PushRuleset) and s not in done]
-                self._standing |= {s.after.netns for s in refused if s.before is not None} - self._edited
-                unlocked |= {s.after.netns for s in refused}
+                self._standing |= {s.after.netns.id for s in refused if s.before is not None} - self._edited
+                unlocked |= {s.after.netns.id for s in refused}
                 self._forget(unlocked)  # a refused change says that what is there is not what we think
                 if not self.unusable_ports <= facts.unusable_ports:
                     self.ring(urgent=True)
@@ -263,51 +214,19 @@ class Reconciler:
         return destination in self.have.listeners
 
     async def _try(self, step: st.Step, done: list[st.Step]) -> None:
-        key = _subject(step)
+        key = st.subject_of(step)
         self._tried.add(key)
         try:
-            await self._do(step)
+            await self._carry_out(step)
         except (OSError, MeshboxError) as error:
             if isinstance(step, st.OpenListener) and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 self.unusable_ports |= {step.listener.port}
             elif isinstance(step, st.PushHostRuleset):
                 self.have = replace(self.have, host_ruleset=None)
-            self._faults.report(key, f"{key.kind} failed; will try again", error, subject=key.subject)
+            self._faults.report(key, f"{key.kind} failed; will try again", error, subject=key.about)
         else:
             self._faults.over(key)
             done.append(step)
-
-    async def _do(self, step: st.Step) -> None:  # noqa: C901 — one line a kind of step reads best in one place
-        effects = self._effects
-        match step:
-            case st.KeepAllocations():
-                await effects.keep_allocations(step.allocations)
-            case st.OpenListener():
-                effects.open_listener(step.listener)
-            case st.SwapListener():
-                effects.swap_listener(step.after)
-            case st.CloseListener():
-                effects.close_listener(step.listener.destination)
-            case st.SetDnsAddresses():
-                effects.set_dns_addresses(step.after)
-            case st.SetZone():
-                effects.set_zone(step.zone)
-            case st.PushHostRuleset():
-                await effects.push_host_ruleset(step.before, step.after)
-            case st.PushRuleset():
-                await effects.push_ruleset(step.before, step.after, self._netns(step.after.netns))
-            case st.DropRuleset():
-                await effects.drop_ruleset(self._netns(step.ruleset.netns))
-            case st.Register():
-                await effects.register(step.registration)
-            case st.Deregister():
-                await effects.deregister(step.registration)
-
-    def _netns(self, netns: NetnsId) -> Netns:
-        try:
-            return self._namespaces[netns]
-        except KeyError:
-            raise RetryError(f"no file leads into network namespace {netns} any more") from None
 
 
 async def _in_turns(work: Generator[None, None, T]) -> T:
@@ -329,28 +248,3 @@ async def _pause() -> None:
     """
     os.sched_yield()
     await trio.lowlevel.checkpoint()
-
-
-class _Subject(NamedTuple):
-    """The key of a step's fault: its kind in words and what it is about."""
-
-    kind: str
-    subject: str
-
-
-def _subject(step: st.Step) -> _Subject:
-    match step:
-        case st.OpenListener() | st.CloseListener():
-            subject = str(step.listener.destination)
-        case st.SwapListener():
-            subject = str(step.after.destination)
-        case st.PushRuleset():
-            subject = str(step.after.netns)
-        case st.DropRuleset():
-            subject = str(step.ruleset.netns)
-        case st.Register() | st.Deregister():
-            subject = str(step.registration.destination)
-        case _:
-            subject = "host"
-    words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(step).__name__)
-    return _Subject(words.strip(), subject)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv6Address, IPv6Network
 
     from appliance.model.names import Allowance, Destination, Name, Port, Protocol
-    from appliance.model.network import NetnsId
+    from appliance.model.network import Netns
     from appliance.model.spec import Service
 
 
@@ -39,14 +39,6 @@ class Attachment:
     gateway: IPv4Address | None
     address6: IPv6Address | None = None
     gateway6: IPv6Address | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Netns:
-    """A workload's network namespace and the file through which it is entered."""
-
-    id: NetnsId
-    path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,14 @@ class NetnsId:
         return f"{self.device}:{self.inode}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Netns:
+    """A workload's network namespace and the file through which it is entered."""
+
+    id: NetnsId
+    path: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Backend:
     """Somewhere a listener may send a connection.
@@ -98,7 +106,7 @@ class Route:
 class WorkloadRuleset:
     """All that varies in the table inside one workload's namespace (nft/workload.nft)."""
 
-    netns: NetnsId
+    netns: Netns
     proxy: IPv4Address
     """The host's address that this namespace reaches: the gateway of its first network."""
     dns_port: int

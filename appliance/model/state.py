@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from appliance.model.facts import Allocations
 
@@ -126,3 +126,32 @@ Step = (
     | DropRuleset
     | CloseListener
 )
+
+
+class Subject(NamedTuple):
+    """What a step is about: its kind in words, and one destination, namespace or the host. Faults are kept by it."""
+
+    kind: str
+    about: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.about}"
+
+
+def subject_of(step: Step) -> Subject:
+    """Return what a step is about; of two steps about the same, the later one takes the place of the other."""
+    match step:
+        case OpenListener() | CloseListener():
+            about = str(step.listener.destination)
+        case SwapListener():
+            about = str(step.after.destination)
+        case PushRuleset():
+            about = str(step.after.netns.id)
+        case DropRuleset():
+            about = str(step.ruleset.netns.id)
+        case Register() | Deregister():
+            about = str(step.registration.destination)
+        case _:
+            about = "host"
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(step).__name__)
+    return Subject(words.strip(), about)

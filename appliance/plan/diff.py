@@ -77,9 +77,9 @@ def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noq
             case st.PushHostRuleset():
                 state = replace(state, host_ruleset=step.after)
             case st.PushRuleset():
-                rulesets[step.after.netns] = step.after
+                rulesets[step.after.netns.id] = step.after
             case st.DropRuleset():
-                rulesets.pop(step.ruleset.netns, None)
+                rulesets.pop(step.ruleset.netns.id, None)
             case st.SetDnsAddresses():
                 state = replace(state, dns_addresses=step.after)
             case st.SetZone():

@@ -41,7 +41,7 @@ class MeshContainer:
     def shape(self) -> tuple[object, ...]:
         """All of it that matters to rules, names and listeners; health and readiness do not."""
         w = self.workload
-        return (w.id, self.declared, self.netns, w.attachments, w.published, self.asleep)
+        return (w.id, self.declared, self.netns and w.netns, w.attachments, w.published, self.asleep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,8 @@ class Group:
     """One network namespace and the members that share it (`docker run --network container:…`)."""
 
     netns: NetnsId
+    path: str
+    """The file through which it is entered."""
     members: tuple[MeshContainer, ...]
     networks: frozenset[str]
     addresses: frozenset[IPv4Address]
@@ -116,6 +118,7 @@ def _group(netns: NetnsId, members: tuple[MeshContainer, ...], networks: Mapping
             gateways.update(networks[a.network].gateways)
     return Group(
         netns=netns,
+        path=next(m.workload.netns.path for m in members if m.workload.netns is not None),
         members=members,
         networks=frozenset(a.network for a in attachments),
         addresses=frozenset(addresses),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, TypeVar
 
-from appliance.model.network import HostRuleset, Listener, Route, VisitorRules, WorkloadRuleset, Zone
+from appliance.model.network import HostRuleset, Listener, Netns, Route, VisitorRules, WorkloadRuleset, Zone
 from appliance.plan.allocate import allocate, shortage
 from appliance.plan.members import groups
 from appliance.plan.policy import Catalogue, Reach, catalogue, reach, reach_after
@@ -279,7 +279,7 @@ def _rulesets(
     subnets = frozenset(_container_subnets(s))
     return {
         g.netns: WorkloadRuleset(
-            netns=g.netns,
+            netns=Netns(id=g.netns, path=g.path),
             proxy=g.proxy,
             dns_port=s.settings.dns_port,
             vip_range=s.settings.vip_range,

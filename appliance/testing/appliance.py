@@ -13,9 +13,9 @@ import trio.lowlevel
 
 from appliance.errors import RetryError
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Snapshot, Workload
+from appliance.model.facts import Attachment, DockerNetwork, RunState, Snapshot, Workload
 from appliance.model.names import Name
-from appliance.model.network import NetnsId
+from appliance.model.network import Netns, NetnsId
 from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
 from appliance.model.state import HostState

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv4Network
+
 import pytest
 import trio
 
@@ -10,8 +12,9 @@ from appliance.control.effects import HostEffects
 from appliance.drivers.netns import identity as namespaces
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.errors import RetryError
-from appliance.model.facts import Netns
 from appliance.model.names import Destination
+from appliance.model.network import Listener, Netns, WorkloadRuleset
+from appliance.model.state import CloseListener, DropRuleset
 from appliance.render.ruleset import REMOVE
 
 WEB, OTHER = map(Destination.parse, ("web.web:80", "other.web:80"))
@@ -41,12 +44,23 @@ def netns(tmp_path):
     return Netns(id=found, path=str(path))
 
 
+def ruleset(netns):
+    """Return the least that a namespace may have."""
+    return WorkloadRuleset(
+        netns=netns,
+        proxy=IPv4Address("172.18.0.1"),
+        dns_port=53,
+        vip_range=IPv4Network("240.0.0.0/4"),
+        proxy_ports=(20000, 29999),
+    )
+
+
 def drop(netns, nft):
     """Carry out the step."""
     watch = RulesetWatch(on_drift=lambda _: None)
     doors = Doors(None, None)
     effects = HostEffects(plane=None, doors=doors, nft=nft, nft_helper=None, watch=watch, registry=None)
-    trio.run(effects.drop_ruleset, netns)
+    trio.run(effects.carry_out, DropRuleset(ruleset=ruleset(netns)))
 
 
 def test_namespace_that_goes_while_its_table_is_removed_is_no_fault(netns, tmp_path):
@@ -88,5 +102,6 @@ def test_a_listener_that_closes_ends_its_connections():
     """Nobody may reach it any more, so nobody goes on with what was allowed; others' connections stay."""
     plane = DataPlane()
     watch = RulesetWatch(on_drift=lambda _: None)
-    HostEffects(plane=plane, doors=None, nft=None, nft_helper=None, watch=watch, registry=None).close_listener(WEB)
+    effects = HostEffects(plane=plane, doors=None, nft=None, nft_helper=None, watch=watch, registry=None)
+    trio.run(effects.carry_out, CloseListener(listener=Listener(destination=WEB, port=20000)))
     assert (plane.accepts, plane.carries) == (set(), {OTHER})

@@ -15,9 +15,10 @@ import trio.testing
 from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.errors import RetryError
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
+from appliance.model import state as st
+from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
-from appliance.model.network import NetnsId
+from appliance.model.network import Netns, NetnsId
 
 NETWORK = DockerNetwork(
     name="bridge",
@@ -65,48 +66,42 @@ class FakeEffects:
         if call in self.fail:
             raise self.fail[call]
 
-    def open_listener(self, listener):
-        self._note("open", listener.port)
-        assert listener.destination not in self.open
-        self.open.add(listener.destination)
-
-    def swap_listener(self, listener):
-        self._note("swap", listener.destination)
-        assert listener.destination in self.open
-
-    def close_listener(self, destination):
-        self._note("close", destination)
-        self.open.remove(destination)
-
-    def set_dns_addresses(self, addresses):
-        self._note("dns", sorted(map(str, addresses)))
-
-    def set_zone(self, zone):
-        self._note("zone")
-        self.zone = zone
-
-    async def push_host_ruleset(self, before, after):
-        self._note("host ruleset")
-        self.meanwhile.pop("host ruleset", lambda: None)()
-
-    async def push_ruleset(self, before, after, netns):
-        self._note("push", netns.path)
-        assert before in (None, self.rulesets.get(netns.id))
-        self.rulesets[netns.id] = after
-        self.meanwhile.pop("push", lambda: None)()
-
-    async def drop_ruleset(self, netns):
-        self._note("drop", netns.path)
-        del self.rulesets[netns.id]
-
-    async def keep_allocations(self, allocations):
-        self._note("keep")
-
-    async def register(self, registration):
-        self._note("register", registration.destination)
-
-    async def deregister(self, registration):
-        self._note("deregister", registration.destination)
+    async def carry_out(self, step: st.Step) -> None:  # noqa: C901 — one case per kind of step
+        match step:
+            case st.KeepAllocations():
+                self._note("keep")
+            case st.OpenListener():
+                self._note("open", step.listener.port)
+                assert step.listener.destination not in self.open
+                self.open.add(step.listener.destination)
+            case st.SwapListener():
+                self._note("swap", step.after.destination)
+                assert step.after.destination in self.open
+            case st.CloseListener():
+                self._note("close", step.listener.destination)
+                self.open.remove(step.listener.destination)
+            case st.SetDnsAddresses():
+                self._note("dns", sorted(map(str, step.after)))
+            case st.SetZone():
+                self._note("zone")
+                self.zone = step.zone
+            case st.PushHostRuleset():
+                self._note("host ruleset")
+                self.meanwhile.pop("host ruleset", lambda: None)()
+            case st.PushRuleset():
+                netns = step.after.netns
+                self._note("push", netns.path)
+                assert step.before in (None, self.rulesets.get(netns.id))
+                self.rulesets[netns.id] = step.after
+                self.meanwhile.pop("push", lambda: None)()
+            case st.DropRuleset():
+                self._note("drop", step.ruleset.netns.path)
+                del self.rulesets[step.ruleset.netns.id]
+            case st.Register():
+                self._note("register", step.registration.destination)
+            case st.Deregister():
+                self._note("deregister", step.registration.destination)
+        await trio.lowlevel.checkpoint()
 
 
 class Host:
@@ -118,7 +113,7 @@ class Host:
         self.faults = Faults()
         self.planned: list[Snapshot] = []
         self.reconciler = Reconciler(
-            snapshot=self._snapshot, effects=self.effects, faults=self.faults, after_pass=self._planned
+            snapshot=self._snapshot, carry_out=self.effects.carry_out, faults=self.faults, after_pass=self._planned
         )
         self.due = inf
 

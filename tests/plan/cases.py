@@ -12,14 +12,13 @@ from appliance.model.facts import (
     DockerNetwork,
     Endpoint,
     Machine,
-    Netns,
     RunState,
     Settings,
     Snapshot,
     Workload,
 )
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
-from appliance.model.network import NetnsId
+from appliance.model.network import Netns, NetnsId
 from appliance.model.spec import Container, Service
 from appliance.plan.rollout import revision
 

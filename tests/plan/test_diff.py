@@ -118,7 +118,7 @@ def test_new_namespaces_come_first():
     """Of several rulesets, those of containers whose programs are about to start."""
     have = state(SERVER, container(3, "flask.flask"))
     steps = diff(have, state(SERVER, CLIENT, container(9, "new.new"), before=have))
-    pushes = [s.after.netns.inode for s in steps if isinstance(s, st.PushRuleset)]
+    pushes = [s.after.netns.id.inode for s in steps if isinstance(s, st.PushRuleset)]
     assert pushes == [9, 3]
 
 
@@ -168,7 +168,7 @@ def test_unknown_rulesets_are_pushed_in_full():
     (host, push) = diff(have, want)
     assert host.before is None
     assert push.before is None
-    assert push.after.netns.inode == 3
+    assert push.after.netns.id.inode == 3
 
 
 def test_address_that_changes_hands():

@@ -29,7 +29,7 @@ from appliance.render.ruleset import render_workload
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from appliance.model.facts import Netns
+    from appliance.model.network import Netns
 
 VIP = "240.1.1.1"
 UNDECLARED = "240.1.1.2"
@@ -169,7 +169,7 @@ class Mesh:
 def ruleset(netns: Netns, address: str) -> WorkloadRuleset:
     """Return the rules of a workload without routes."""
     return WorkloadRuleset(
-        netns=netns.id,
+        netns=netns,
         proxy=IPv4Address(HOST),
         dns_port=53,
         vip_range=IPv4Network("240.0.0.0/4"),

@@ -27,7 +27,7 @@ import trio
 from appliance.dataplane.tcp.accept import listen
 from appliance.dataplane.udp.sockets import listen_inside
 from appliance.drivers.netns.identity import add_local_route, entered, identify
-from appliance.model.facts import Netns
+from appliance.model.network import Netns
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
 
 if TYPE_CHECKING:

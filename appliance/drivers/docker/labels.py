@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from appliance.errors import InputError, did_you_mean
-from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Workload
+from appliance.model.facts import Attachment, DockerNetwork, RunState, Workload
 from appliance.model.names import MAX_LABEL, Allowance, Name, Port, parse_label, parse_service_name
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from appliance.drivers.docker.types import Inspected, Joined, Listed
+    from appliance.model.network import Netns
 
 SERVICE = "meshbox.service"
 CONTAINER = "meshbox.container"

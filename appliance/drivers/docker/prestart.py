@@ -19,7 +19,7 @@ import trio
 
 from appliance.drivers.netns import identity as namespaces
 from appliance.errors import MeshboxError
-from appliance.model.facts import Netns
+from appliance.model.network import Netns
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address

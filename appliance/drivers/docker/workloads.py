@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from appliance.drivers.docker import labels
 from appliance.drivers.netns import identity as namespaces
-from appliance.model.facts import DockerNetwork, Netns, RunState, Workload
+from appliance.model.facts import DockerNetwork, RunState, Workload
+from appliance.model.network import Netns
 
 if TYPE_CHECKING:
     from collections.abc import Callable

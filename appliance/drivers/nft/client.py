@@ -19,7 +19,7 @@ from appliance.drivers.nft.helper_main import LENGTH, frame
 from appliance.drivers.process import Finished, run
 from appliance.errors import HostError, RetryError
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
 from appliance.render.ruleset import TABLE, render_host, render_workload
 
 log = structlog.get_logger()
@@ -288,7 +288,7 @@ async def _kill(process: trio.Process) -> None:
 
 def _bare() -> WorkloadRuleset:
     return WorkloadRuleset(
-        netns=NetnsId(device=0, inode=0),
+        netns=Netns(id=NetnsId(device=0, inode=0), path=""),
         proxy=IPv4Address("192.0.2.1"),
         dns_port=53,
         vip_range=IPv4Network("240.0.0.0/4"),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from appliance.drivers.docker import labels
 from appliance.drivers.docker.types import Inspected, Joined, Listed
-from appliance.model.facts import DockerNetwork, Netns, RunState
+from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Allowance, Name, Port
-from appliance.model.network import NetnsId
+from appliance.model.network import Netns, NetnsId
 
 GOOD = {
     "meshbox.service": "flask",

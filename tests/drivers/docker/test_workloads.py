@@ -12,7 +12,8 @@ from appliance.drivers.docker.types import Event
 from appliance.drivers.docker.workloads import STARTING_LIFE, WorkloadStore
 from appliance.drivers.netns import identity as namespaces
 from appliance.faults import Faults
-from appliance.model.facts import Netns, RunState
+from appliance.model.facts import RunState
+from appliance.model.network import Netns
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "web"}
 
