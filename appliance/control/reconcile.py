@@ -9,23 +9,26 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
+from math import inf
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from appliance.control.attempts import Attempts
 from appliance.errors import MeshboxError
 from appliance.model import state as st
 from appliance.plan.compile import Compiler
 from appliance.plan.diff import apply, diff
+from appliance.plan.withheld import must_wait, zone_without
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable
 
     from appliance.faults import Faults
     from appliance.model.facts import Snapshot
-    from appliance.model.names import Destination
-    from appliance.model.network import NetnsId, Zone
+    from appliance.model.network import NetnsId
 
 T = TypeVar("T")
 
@@ -37,8 +40,6 @@ FULL_PASS = 30.0
 """Seconds between passes that observe everything afresh."""
 TURN = 16
 """Steps that take no time of their own, such as opening sockets, that are taken before traffic has its turn."""
-RETRY = (0.2, 1.0, 2.0, 5.0, 10.0)
-"""Seconds until the next pass after the 1st, 2nd, … pass in a row with a failed step; the last value repeats."""
 
 
 class Reconciler:
@@ -65,14 +66,14 @@ class Reconciler:
         self._compiler = Compiler()
         self._bell = trio.Event()
         self._urgent = False
-        self._tried: set[st.Subject] = set()
+        self._attempts = Attempts(partial(self.ring, urgent=True))
         self._standing: set[NetnsId] = set()
         """Namespaces where a change was refused, so that the rules before it are in force."""
         self._edited: set[NetnsId] = set()
         self._host_edited = False
         """What was forgotten since the pass compared: its own steps do not make that known again."""
-        self._failures = 0
-        self._due = FULL_PASS
+        self._next = inf
+        """When the next pass has to come, on Trio's clock."""
         self.have = st.HostState()
         self.want = st.HostState()
         self.unusable_ports: frozenset[int] = frozenset()
@@ -88,6 +89,7 @@ class Reconciler:
     def forget_ruleset(self, netns: NetnsId) -> None:
         """Somebody else changed the table in this namespace: push it anew."""
         self._standing.discard(netns)
+        self._attempts.renew(str(netns))
         self._edited.add(netns)
         if netns in self.have.rulesets or netns in self.want.rulesets:  # in place, or a push of it is under way
             self._forget_edited()
@@ -111,14 +113,18 @@ class Reconciler:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Started once the first pass is through."""
-        await self.reconcile()
-        task_status.started()
-        while True:
-            pause = RETRY[min(self._failures, len(RETRY)) - 1] if self._failures else FULL_PASS
-            with trio.move_on_after(min(pause, self._due)):
-                await self._bell.wait()
-                await self._quiet()
-            await self.reconcile()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._attempts.wait_in(nursery)
+                await self.reconcile()
+                task_status.started()
+                while True:
+                    with trio.move_on_at(self._next):
+                        await self._bell.wait()
+                        await self._quiet()
+                    await self.reconcile()
+        finally:
+            self._attempts.wait_in(None)
 
     async def _quiet(self) -> None:
         with trio.move_on_after(MOST_DEBOUNCE):
@@ -134,6 +140,7 @@ class Reconciler:
         self._bell = trio.Event()
         self._urgent = False
         self.passes += 1
+        now = trio.current_time()
         facts = self._snapshot()
         facts = replace(facts, unusable_ports=facts.unusable_ports | self.unusable_ports)
         self._standing &= {w.netns.id for w in facts.workloads if w.netns is not None}
@@ -144,78 +151,61 @@ class Reconciler:
             )
         else:
             self._faults.over("plan")
-        self._tried = set()
         await _pause()
         self._edited, self._host_edited = set(), False
         steps = diff(self.have, self.want)
         await _pause()
-        complete = await self._apply_all(steps, facts)
-        self._failures = 0 if complete else self._failures + 1
-        self._faults.drop(lambda key: isinstance(key, st.Subject) and key not in self._tried)
-        self._due = await self._after_pass(facts)
+        await self._apply_all(steps, facts, now)
+        subjects = {st.subject_of(step) for step in steps}
+        self._attempts.end_pass(trio.current_time(), subjects)
+        self._faults.drop(lambda key: isinstance(key, st.Subject) and key not in subjects)
+        due = await self._after_pass(facts)
+        self._next = min(trio.current_time() + min(FULL_PASS, due), self._attempts.next_due(now))
 
-    async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot) -> bool:
-        """Apply steps in order, namespaces side by side; return whether all succeeded."""
+    async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot, now: float) -> None:
+        """Apply steps in order, namespaces side by side."""
         unlocked: set[NetnsId] = set()
-        complete = True
         for kind, group in groupby(steps, type):
-            tried = list(group)
-            if kind is st.SetZone:
-                tried = [
-                    st.SetZone(zone=self._zone_without(s.zone, unlocked, facts))
-                    for s in tried
-                    if isinstance(s, st.SetZone)
-                ]
-            elif kind is st.Register:  # whoever is sent here must find a listener
-                tried = [s for s in tried if isinstance(s, st.Register) and self._listens(s.registration.destination)]
-            done: list[st.Step] = []
-            if kind in (st.PushRuleset, st.DropRuleset):
-                async with trio.open_nursery() as nursery:
-                    for step in tried:
-                        nursery.start_soon(self._try, step, done)
-            else:
-                for number, step in enumerate(tried, start=1):
-                    await self._try(step, done)
-                    if not number % TURN:
-                        await _pause()
+            wanted = [s for step in group if (s := self._withhold(step, facts, unlocked)) is not None]
+            tried = [step for step in wanted if not self._attempts.held(step, now)]
+            done = await self._take(kind, tried)
             self.have = apply(done, self.have)
             self._forget_edited()
             self._standing -= {s.after.netns.id for s in done if isinstance(s, st.PushRuleset)}
             self.steps += len(done)
-            if len(done) < len(tried):
-                complete = False
-                refused = [s for s in tried if isinstance(s, st.PushRuleset) and s not in done]
+            if len(done) < len(wanted):
+                taken = set(map(id, done))
+                refused = [s for s in wanted if isinstance(s, st.PushRuleset) and id(s) not in taken]
                 self._standing |= {s.after.netns.id for s in refused if s.before is not None} - self._edited
                 unlocked |= {s.after.netns.id for s in refused}
                 self._forget(unlocked)  # a refused change says that what is there is not what we think
                 if not self.unusable_ports <= facts.unusable_ports:
                     self.ring(urgent=True)
                     break
-        return complete
 
-    def _zone_without(self, zone: Zone, unlocked: set[NetnsId], facts: Snapshot) -> Zone:
-        """Leave out the views of workloads whose rules are not in place: their names would not work yet.
+    def _withhold(self, step: st.Step, facts: Snapshot, unlocked: set[NetnsId]) -> st.Step | None:
+        """Return the step as it can be taken now, or None if it has to wait for others or changes nothing."""
+        if isinstance(step, st.SetZone):
+            zone = zone_without(step.zone, self.have.zone, facts.workloads, unlocked, self._standing)
+            return None if zone == self.have.zone else st.SetZone(zone=zone)
+        return None if must_wait(step, self.have) else step
 
-        Where the rules before a refused change are in force, names that it had and still may have stay.
-        """
-        if not unlocked:
-            return zone
-        former = {} if self.have.zone is None else self.have.zone.views
-        views = dict(zone.views)
-        for workload in facts.workloads:
-            if workload.netns is not None and workload.netns.id in unlocked:
-                for address in workload.addresses:
-                    view = views.pop(address, frozenset())
-                    if workload.netns.id in self._standing and address in former:
-                        views[address] = former[address] & view
-        return replace(zone, views=views)
-
-    def _listens(self, destination: Destination) -> bool:
-        return destination in self.have.listeners
+    async def _take(self, kind: type[st.Step], steps: list[st.Step]) -> list[st.Step]:
+        """Try steps of one kind; return those that succeeded."""
+        done: list[st.Step] = []
+        if kind in (st.PushRuleset, st.DropRuleset):
+            async with trio.open_nursery() as nursery:
+                for step in steps:
+                    nursery.start_soon(self._try, step, done)
+        else:
+            for number, step in enumerate(steps, start=1):
+                await self._try(step, done)
+                if not number % TURN:
+                    await _pause()
+        return done
 
     async def _try(self, step: st.Step, done: list[st.Step]) -> None:
-        key = st.subject_of(step)
-        self._tried.add(key)
+        subject = st.subject_of(step)
         try:
             await self._carry_out(step)
         except (OSError, MeshboxError) as error:
@@ -223,9 +213,11 @@ class Reconciler:
                 self.unusable_ports |= {step.listener.port}
             elif isinstance(step, st.PushHostRuleset):
                 self.have = replace(self.have, host_ruleset=None)
-            self._faults.report(key, f"{key.kind} failed; will try again", error, subject=key.about)
+            if self._attempts.failed(step, error):
+                self._faults.report(subject, f"{subject.kind} failed; will try again", error, subject=subject.about)
         else:
-            self._faults.over(key)
+            self._attempts.succeeded(step)
+            self._faults.over(subject)
             done.append(step)
 
 

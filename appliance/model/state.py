@@ -155,3 +155,8 @@ def subject_of(step: Step) -> Subject:
             about = "host"
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(step).__name__)
     return Subject(words.strip(), about)
+
+
+def same_aim(one: Step, other: Step) -> bool:
+    """Whether both steps lead to the same, from wherever."""
+    return type(one) is type(other) and getattr(one, "after", one) == getattr(other, "after", other)

@@ -51,7 +51,10 @@ CLIENT = workload(3, "flask.flask", connect_to=(Allowance.parse("apple.orange:80
 
 @dataclass
 class FakeEffects:
-    """Records what it is told, refuses what contradicts what it was told before, and fails on demand."""
+    """Records what it is told, refuses what contradicts what it was told before, and fails on demand.
+
+    `fail` is by kind of call, or by a whole call.
+    """
 
     calls: list[str] = field(default_factory=list)
     fail: dict[str, Exception] = field(default_factory=dict)
@@ -62,9 +65,10 @@ class FakeEffects:
     zone: object = None
 
     def _note(self, call: str, detail: object = "") -> None:
-        self.calls.append(f"{call} {detail}".strip())
-        if call in self.fail:
-            raise self.fail[call]
+        whole = f"{call} {detail}".strip()
+        self.calls.append(whole)
+        if found := self.fail.get(whole) or self.fail.get(call):
+            raise found
 
     async def carry_out(self, step: st.Step) -> None:  # noqa: C901 — one case per kind of step
         match step:
@@ -112,6 +116,7 @@ class Host:
         self.effects = FakeEffects()
         self.faults = Faults()
         self.planned: list[Snapshot] = []
+        self.clock = trio.testing.MockClock()
         self.reconciler = Reconciler(
             snapshot=self._snapshot, carry_out=self.effects.carry_out, faults=self.faults, after_pass=self._planned
         )
@@ -124,10 +129,11 @@ class Host:
     def _snapshot(self) -> Snapshot:
         return replace(self.facts, allocations=self.reconciler.have.allocations)
 
-    def run(self) -> list[str]:
-        """Make one pass and return the calls that it made."""
+    def run(self, after: float = 60.0) -> list[str]:
+        """Make one pass so many seconds after the last one, and return the calls that it made."""
         self.effects.calls.clear()
-        trio.run(self.reconciler.reconcile)
+        self.clock.jump(after)
+        trio.run(self.reconciler.reconcile, clock=self.clock)
         return list(self.effects.calls)
 
 
@@ -188,6 +194,107 @@ def test_failed_push_hides_the_name_and_is_tried_again() -> None:
     host.run()
     assert IPv4Address("172.18.0.3") in host.effects.zone.views
     assert host.faults.current == {}
+
+
+def test_what_fails_is_tried_again_by_its_own_schedule_only(autojump_clock) -> None:
+    """One container that fails for ever is tried more and more seldom; another's first failure ends 0.2 s later."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = RetryError("nft says no")
+    late = workload(4, "late.orange", ports=(Port.parse(80),))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            await trio.sleep_until(trio.current_time() + 0.2 + 1 + 2 + 5 + 10 + 0.1)
+            assert host.effects.calls.count("push /netns/3") == 6
+            host.facts = replace(host.facts, workloads=(SERVER, CLIENT, late))
+            host.effects.fail["push /netns/4"] = RetryError("not now")
+            host.reconciler.ring(urgent=True)
+            await trio.testing.wait_all_tasks_blocked()
+            assert host.effects.calls.count("push /netns/4") == 1
+            del host.effects.fail["push /netns/4"]
+            await trio.sleep(0.19)
+            assert host.effects.calls.count("push /netns/4") == 1
+            await trio.sleep(0.02)
+            assert host.effects.calls.count("push /netns/4") == 2
+            assert IPv4Address("172.18.0.4") in host.effects.zone.views
+            assert host.effects.calls.count("push /netns/3") == 6
+            (fault,) = host.faults.current.values()
+            assert (fault.cause, fault.count) == ("nft says no", 6)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_bell_does_not_hammer_what_fails(autojump_clock) -> None:
+    """Passes for others leave it alone until it is due, and what follows from its failure still holds."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = RetryError("nft says no")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            await trio.sleep(0.2 + 1 + 2 + 0.1)
+            host.effects.calls.clear()
+            before = host.reconciler.passes
+            for number in range(40):
+                ready = frozenset({80}) if number % 2 else frozenset()
+                host.facts = replace(host.facts, workloads=(replace(SERVER, accepting=ready), CLIENT))
+                host.reconciler.ring(urgent=True)
+                await trio.sleep(0.1)
+                assert IPv4Address("172.18.0.3") not in host.effects.zone.views
+                assert IPv4Address("172.18.0.2") in host.effects.zone.views
+            assert host.reconciler.passes >= before + 40
+            assert "zone" not in host.effects.calls, "it is the same each time"
+            assert host.effects.calls.count("swap apple.orange:80/tcp") == 40
+            assert "push /netns/3" not in host.effects.calls
+            assert len(host.faults.current) == 1
+            await trio.sleep(1)
+            assert host.effects.calls.count("push /netns/3") == 1
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_changed_step_is_tried_at_once() -> None:
+    """What failed before is no judgement of what is wanted now."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = RetryError("nft says no")
+    host.run()
+    assert "push /netns/3" not in host.run(after=0.1)
+    host.facts = replace(host.facts, workloads=(SERVER, replace(CLIENT, connect_to=())))
+    assert "push /netns/3" in host.run(after=0.0)
+    assert "push /netns/3" not in host.run(after=0.1)
+    host.effects.fail.clear()
+    assert "push /netns/3" not in host.run(after=0.1)
+    assert "push /netns/3" in host.run(after=2.0)
+
+
+def test_new_namespace_of_a_former_number_is_tried_at_once() -> None:
+    """The kernel uses inode numbers again: what failed there is over."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = RetryError("nft says no")
+    host.run()
+    host.reconciler.forget_ruleset(CLIENT.netns.id)
+    assert "push /netns/3" in host.run(after=0.0)
+
+
+def test_next_pass_does_not_wait_for_what_cannot_be_tried(autojump_clock) -> None:
+    """An announcement is due, but its listener is not open: only the listener's own time starts a pass."""
+    host = Host(SERVER)
+    host.effects.fail["register"] = RetryError("registry is away")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            host.effects.fail["open"] = OSError(errno.EMFILE, "too many open files")
+            host.effects.open.clear()
+            host.reconciler.have = replace(host.reconciler.have, listeners={})
+            await trio.sleep(0.2 + 0.2 + 1 + 2 + 5 + 10 + 10 + 10 + 0.1)
+            assert host.reconciler.passes == 9
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
 
 
 def test_refused_change_is_followed_by_the_whole_ruleset() -> None:
