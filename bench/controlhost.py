@@ -81,7 +81,7 @@ class ControlHost:
         self.plane.start()
         self.nft_helper = NftHelper()
         self.watch = RulesetWatch(on_drift=lambda _: None)
-        self.doors = Doors(self.plane, self.faults)
+        self.doors = Doors(self.plane)
         self.applied = trio.Event()
         self._changed = 0.0
         """When the change was made that `applied` is about."""

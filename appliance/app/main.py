@@ -142,7 +142,7 @@ class Appliance:
         self._nft_helper = NftHelper()
         self._nft = Nft(self._nft_helper)
         self._watch = RulesetWatch(on_drift=self._drifted)
-        self._doors = Doors(self.plane, self.faults)
+        self._doors = Doors(self.plane)
         self.deployer = Deployer(
             docker,
             network=config.docker_network,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 RETRY = Schedule((0.2, 1.0, 2.0, 5.0, 10.0))
 """Seconds until a step is tried again that has failed once, twice, … in a row."""
+DOOR_RETRY = Schedule((0.2, 1.0, 5.0, 30.0))
+"""The same for doors, beside which there is another way."""
 NOW = -inf
 """The time at which something is due that may be tried at any time."""
 
@@ -91,7 +93,8 @@ class Attempts:
             self._drop(subject)
         for failed in self._failed.values():
             if failed.due is None:
-                failed.due = now + RETRY.after(failed.failures)
+                door = isinstance(failed.step, st.OpenDoor | st.CloseDoor)
+                failed.due = now + (DOOR_RETRY if door else RETRY).after(failed.failures)
 
     def next_due(self, after: float) -> float:
         """Return when the next step is due. What was due before `after` waits for another step, not for its time."""

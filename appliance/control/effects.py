@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from appliance.drivers.netns import identity as namespaces
-from appliance.errors import RetryError
+from appliance.errors import NotYetError, RetryError
 from appliance.model import state as st
 from appliance.model.network import Netns
 from appliance.render import ruleset as text
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from appliance.control.doors import Doors
     from appliance.dataplane.api import DataPlane
     from appliance.drivers.nft.client import Nft, NftHelper
     from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.registry import Registry
+    from appliance.model.network import VipRoute
 
 
 class HostEffects:
@@ -42,7 +46,7 @@ class HostEffects:
         self._rendering = trio.Lock()
         """One ruleset is written at a time, and traffic has its turn after each."""
 
-    async def carry_out(self, step: st.Step) -> None:  # noqa: C901 — one case per kind of step reads best in one place
+    async def carry_out(self, step: st.Step) -> None:  # noqa: C901, PLR0912 — one case per kind of step
         """Do what the step says. Raises OSError or MeshboxError; then the world is as before, or unknown."""
         match step:
             case st.KeepAllocations():
@@ -65,6 +69,14 @@ class HostEffects:
                 await self._push_ruleset(step)
             case st.DropRuleset():
                 await self._drop_ruleset(step.ruleset.netns)
+            case st.AddRoute():
+                await self._add_route(step.after)
+            case st.DropRoute():
+                await self._drop_route(step.route)
+            case st.OpenDoor():
+                await self._doors.open(step.after)
+            case st.CloseDoor():
+                await self._doors.close(step.door)
             case st.Register():
                 await self._registry.register(step.registration)
             case st.Deregister():
@@ -80,21 +92,40 @@ class HostEffects:
         after, netns = step.after, step.after.netns
         async with self._rendering:
             change = text.change_workload(step.before, after)
+        if step.before is None and not after.door:  # a former appliance may have had a door there
+            await self._doors.lead_past(netns, after.vip_range)
         await self._nft.push(netns.path, change)
         if step.before is None:
             self._watch.add(netns)
-        if after.internal:
-            await namespaces.wait_neighbour(netns.path, after.proxy)  # a starting container's interface is up in 100 ms
-            await namespaces.ensure_route(netns.path, after.vip_range, after.proxy)
-        self._doors.keep(after, netns, anew=step.before is None)
 
     async def _drop_ruleset(self, netns: Netns) -> None:
         """Remove the table from a namespace, if that still exists."""
         self._watch.remove(netns.id)
-        await self._doors.drop(netns)
-        try:
-            if namespaces.identify(netns.path) == netns.id:
-                await self._nft.push(netns.path, text.REMOVE)
-        except RetryError:
-            if namespaces.identify(netns.path) == netns.id:
-                raise  # otherwise the namespace went meanwhile, and its table with it
+        await _while_there(netns, partial(self._nft.push, netns.path, text.REMOVE))
+
+    @staticmethod
+    async def _add_route(route: VipRoute) -> None:
+        """Add a route where there is none. A starting container's interface, which it leads to, is up in 100 ms."""
+        path = route.netns.path
+        if not await namespaces.wait_neighbour(path, route.gateway, timeout=0):
+            raise NotYetError(
+                f"no interface in network namespace {path} leads to {route.gateway}",
+                partial(namespaces.wait_neighbour, path, route.gateway),
+            )
+        await namespaces.ensure_route(path, route.vip_range, route.gateway)
+
+    @staticmethod
+    async def _drop_route(route: VipRoute) -> None:
+        await _while_there(
+            route.netns, partial(namespaces.drop_route, route.netns.path, route.vip_range, route.gateway)
+        )
+
+
+async def _while_there(netns: Netns, undo: Callable[[], Awaitable[None]]) -> None:
+    """Undo something inside a namespace, if that still exists: otherwise it has gone with all that was in it."""
+    try:
+        if namespaces.identify(netns.path) == netns.id:
+            await undo()
+    except RetryError:
+        if namespaces.identify(netns.path) == netns.id:
+            raise

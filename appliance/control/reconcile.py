@@ -24,13 +24,15 @@ from appliance.plan.diff import apply, diff
 from appliance.plan.withheld import must_wait, zone_without
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterable
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+    from collections.abc import Set as AbstractSet
 
     from appliance.faults import Faults
     from appliance.model.facts import Snapshot
     from appliance.model.network import NetnsId
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 DEBOUNCE = 0.05
 """Seconds of quiet after which a pass begins."""
@@ -40,6 +42,8 @@ FULL_PASS = 30.0
 """Seconds between passes that observe everything afresh."""
 TURN = 16
 """Steps that take no time of their own, such as opening sockets, that are taken before traffic has its turn."""
+SIDE_BY_SIDE = (st.PushRuleset, st.DropRuleset, st.AddRoute, st.DropRoute)
+"""Steps inside namespaces that spend their time waiting for other programs."""
 
 
 class Reconciler:
@@ -96,8 +100,14 @@ class Reconciler:
             self.ring(urgent=True)
 
     def _forget(self, namespaces: set[NetnsId]) -> None:
-        kept = {netns: ruleset for netns, ruleset in self.have.rulesets.items() if netns not in namespaces}
-        self.have = replace(self.have, rulesets=kept)
+        """Take it that nothing of ours is there. Door and route go along: what stands in unknown rules is unknown."""
+        if namespaces:
+            self.have = replace(
+                self.have,
+                rulesets=_without(self.have.rulesets, namespaces),
+                doors=_without(self.have.doors, namespaces),
+                routes=_without(self.have.routes, namespaces),
+            )
 
     def forget_host_ruleset(self) -> None:
         """Somebody else changed the host's table: push it anew."""
@@ -106,8 +116,7 @@ class Reconciler:
         self.ring(urgent=True)
 
     def _forget_edited(self) -> None:
-        if self._edited:
-            self._forget(self._edited)
+        self._forget(self._edited)
         if self._host_edited:
             self.have = replace(self.have, host_ruleset=None)
 
@@ -166,42 +175,49 @@ class Reconciler:
         """Apply steps in order, namespaces side by side."""
         unlocked: set[NetnsId] = set()
         for kind, group in groupby(steps, type):
-            wanted = [s for step in group if (s := self._withhold(step, facts, unlocked)) is not None]
-            tried = [step for step in wanted if not self._attempts.held(step, now)]
+            asked = list(group)
+            if kind is st.SetZone:
+                asked = self._zones(asked, facts, unlocked)
+            tried = [s for s in asked if not must_wait(s, self.have) and not self._attempts.held(s, now)]
             done = await self._take(kind, tried)
             self.have = apply(done, self.have)
             self._forget_edited()
-            self._standing -= {s.after.netns.id for s in done if isinstance(s, st.PushRuleset)}
+            self._standing -= _lockable(done)
             self.steps += len(done)
-            if len(done) < len(wanted):
+            if len(done) < len(asked):
                 taken = set(map(id, done))
-                refused = [s for s in wanted if isinstance(s, st.PushRuleset) and id(s) not in taken]
-                self._standing |= {s.after.netns.id for s in refused if s.before is not None} - self._edited
-                unlocked |= {s.after.netns.id for s in refused}
-                self._forget(unlocked)  # a refused change says that what is there is not what we think
+                left = [step for step in asked if id(step) not in taken]
+                unlocked |= _lockable(left)
+                self._standing |= _lockable(s for s in left if getattr(s, "before", None) is not None) - self._edited
+                # A refused change says that what is there is not what we think.
+                self._forget({s.after.netns.id for s in tried if isinstance(s, st.PushRuleset) and id(s) not in taken})
                 if not self.unusable_ports <= facts.unusable_ports:
                     self.ring(urgent=True)
                     break
 
-    def _withhold(self, step: st.Step, facts: Snapshot, unlocked: set[NetnsId]) -> st.Step | None:
-        """Return the step as it can be taken now, or None if it has to wait for others or changes nothing."""
-        if isinstance(step, st.SetZone):
-            zone = zone_without(step.zone, self.have.zone, facts.workloads, unlocked, self._standing)
-            return None if zone == self.have.zone else st.SetZone(zone=zone)
-        return None if must_wait(step, self.have) else step
+    def _zones(self, steps: Iterable[st.Step], facts: Snapshot, unlocked: AbstractSet[NetnsId]) -> list[st.Step]:
+        """Return these zones without what does not work yet, and only those that differ from what there is."""
+        zones = [
+            zone_without(step.zone, self.have.zone, facts.workloads, unlocked, self._standing)
+            for step in steps
+            if isinstance(step, st.SetZone)
+        ]
+        return [st.SetZone(zone=zone) for zone in zones if zone != self.have.zone]
 
     async def _take(self, kind: type[st.Step], steps: list[st.Step]) -> list[st.Step]:
         """Try steps of one kind; return those that succeeded."""
         done: list[st.Step] = []
-        if kind in (st.PushRuleset, st.DropRuleset):
+        if kind in SIDE_BY_SIDE:
             async with trio.open_nursery() as nursery:
                 for step in steps:
                     nursery.start_soon(self._try, step, done)
-        else:
-            for number, step in enumerate(steps, start=1):
-                await self._try(step, done)
-                if not number % TURN:
-                    await _pause()
+            return done
+        for number, step in enumerate(steps, start=1):
+            await self._try(step, done)
+            if not number % TURN:
+                await _pause()
+                if kind is st.OpenDoor and self._bell.is_set():
+                    break  # nothing waits for a door: the next pass opens the others
         return done
 
     async def _try(self, step: st.Step, done: list[st.Step]) -> None:
@@ -214,11 +230,29 @@ class Reconciler:
             elif isinstance(step, st.PushHostRuleset):
                 self.have = replace(self.have, host_ruleset=None)
             if self._attempts.failed(step, error):
-                self._faults.report(subject, f"{subject.kind} failed; will try again", error, subject=subject.about)
+                words, fields = _words(step, subject)
+                self._faults.report(subject, words, error, **fields)
         else:
             self._attempts.succeeded(step)
             self._faults.over(subject)
             done.append(step)
+
+
+def _without(mapping: Mapping[K, T], keys: AbstractSet[K]) -> dict[K, T]:
+    return {key: value for key, value in mapping.items() if key not in keys}
+
+
+def _lockable(steps: Iterable[st.Step]) -> set[NetnsId]:
+    """Return the namespaces of those steps that have to be done before names work there."""
+    return {step.after.netns.id for step in steps if isinstance(step, st.PushRuleset | st.AddRoute)}
+
+
+def _words(step: st.Step, subject: st.Subject) -> tuple[str, dict[str, str]]:
+    """Return what a log line says when the step has failed, and what it is about."""
+    if isinstance(step, st.OpenDoor):
+        words = "cannot open the door of a container; its connections go through the host; will try again"
+        return words, {"container": str(step.after.address), "netns": subject.about}
+    return f"{subject.kind} failed; will try again", {"subject": subject.about}
 
 
 async def _in_turns(work: Generator[None, None, T]) -> T:

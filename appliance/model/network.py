@@ -83,13 +83,46 @@ class Listener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """Where the data plane is inside of a workload's namespace: it accepts there, and dials from there."""
+    """Where the data plane is inside a workload's namespace: it accepts there, and dials from there."""
 
     netns: NetnsId
     caller: IPv4Address
-    """The workload's address, by which listeners know whoever comes through."""
+    """The workload's address, by which listeners know what comes through."""
     dialler: IPv4Address
-    """The address that the workload sees connections come from that the data plane makes in there."""
+    """The address that the workload sees connections come from that the data plane makes inside the namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadDoor:
+    """The door that a workload's namespace has, beside the rules that make room for it."""
+
+    netns: Netns
+    address: IPv4Address
+    """The workload's own: listeners know what comes through the door by it."""
+    vip_range: IPv4Network
+    """What a route leads to the door."""
+    gateways: frozenset[IPv4Address | IPv6Address] = frozenset()
+    """Those of its ruleset: with its networks its routes change, and the door needs its own again."""
+
+    @property
+    def door(self) -> Door:
+        """Return what the data plane is told of it."""
+        return Door(netns=self.netns.id, caller=self.address, dialler=self.vip_range.network_address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VipRoute:
+    """The route to virtual IPs of a namespace that is on `internal` networks only, and so has no default route.
+
+    Without it, connecting to a virtual IP would fail before any rule sees the packet.
+    """
+
+    netns: Netns
+    vip_range: IPv4Network
+    gateway: IPv4Address
+    """The host's address that this namespace reaches."""
+    gateways: frozenset[IPv4Address | IPv6Address] = frozenset()
+    """As those of a door."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -127,11 +160,11 @@ class WorkloadRuleset:
     address: IPv4Address | None = None
     """Its own address: the source of what it sends to virtual IPs."""
     door: bool = False
-    """Whether the data plane accepts and asks inside of it."""
+    """Whether the data plane accepts connections and is asked inside it."""
 
     @property
     def dialler(self) -> IPv4Address:
-        """Return the address in there that the data plane dials from: that of `vip_range` which no name gets."""
+        """Return the address inside that the data plane dials from: the one of `vip_range` that no name gets."""
         return self.vip_range.network_address
 
 

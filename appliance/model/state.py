@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.model.names import Destination
-    from appliance.model.network import HostRuleset, Listener, NetnsId, Registration, WorkloadRuleset, Zone
+    from appliance.model.network import (
+        HostRuleset,
+        Listener,
+        NetnsId,
+        Registration,
+        VipRoute,
+        WorkloadDoor,
+        WorkloadRuleset,
+        Zone,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +30,10 @@ class HostState:
 
     listeners: Mapping[Destination, Listener] = field(default_factory=dict)
     rulesets: Mapping[NetnsId, WorkloadRuleset] = field(default_factory=dict)
+    doors: Mapping[NetnsId, WorkloadDoor] = field(default_factory=dict)
+    """Each stands in the rules of its namespace."""
+    routes: Mapping[NetnsId, VipRoute] = field(default_factory=dict)
+    """One for each namespace that has no default route."""
     host_ruleset: HostRuleset | None = None
     dns_addresses: frozenset[IPv4Address] = frozenset()
     """Host addresses on which the DNS server listens."""
@@ -78,6 +91,36 @@ class DropRuleset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddRoute:
+    """Have packets to virtual IPs leave the namespace, so that its rules can redirect them."""
+
+    before: VipRoute | None
+    after: VipRoute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropRoute:
+    """Remove that route from a namespace that needs none any more (it may be gone already)."""
+
+    route: VipRoute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenDoor:
+    """Serve a door, and lead virtual IPs there; one that is open as `after` has it is only led to again."""
+
+    before: WorkloadDoor | None
+    after: WorkloadDoor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseDoor:
+    """Lead nothing to the door any more and let go of the namespace (it may be gone already); pairs go on."""
+
+    door: WorkloadDoor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetDnsAddresses:
     """Listen for DNS on exactly these host addresses."""
 
@@ -124,6 +167,10 @@ Step = (
     | Register
     | Deregister
     | DropRuleset
+    | AddRoute
+    | DropRoute
+    | OpenDoor
+    | CloseDoor
     | CloseListener
 )
 
@@ -145,16 +192,29 @@ def subject_of(step: Step) -> Subject:
             about = str(step.listener.destination)
         case SwapListener():
             about = str(step.after.destination)
-        case PushRuleset():
-            about = str(step.after.netns.id)
-        case DropRuleset():
-            about = str(step.ruleset.netns.id)
+        case PushRuleset() | AddRoute() | OpenDoor() | DropRuleset() | DropRoute() | CloseDoor():
+            about = str(netns_of(step))
         case Register() | Deregister():
             about = str(step.registration.destination)
         case _:
             about = "host"
     words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(step).__name__)
     return Subject(words.strip(), about)
+
+
+def netns_of(step: Step) -> NetnsId | None:
+    """Return the namespace inside which the step does something; None for steps about the host."""
+    match step:
+        case PushRuleset() | AddRoute() | OpenDoor():
+            return step.after.netns.id
+        case DropRuleset():
+            return step.ruleset.netns.id
+        case DropRoute():
+            return step.route.netns.id
+        case CloseDoor():
+            return step.door.netns.id
+        case _:
+            return None
 
 
 def same_aim(one: Step, other: Step) -> bool:

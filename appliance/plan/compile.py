@@ -1,4 +1,4 @@
-"""Facts in, the whole wanted state of this host out: `Snapshot` → `HostState` (DESIGN §3).
+"""Facts in, the whole wanted state of this host out: `Snapshot` → `HostState`.
 
     specs, containers ─► members ─► who may reach what ─► virtual IPs, ports ─► rules, names, sockets   (shape.py)
     readiness, endpoints of other machines ─────────────────────────────────► backends, announcements  (backends.py)
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from appliance.model.state import HostState
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
+from appliance.plan.doors import doors, routes
 from appliance.plan.members import MeshContainers
 from appliance.plan.rollout import retiring
 from appliance.plan.skeleton import Skeleton, Skeletons, at_once
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from appliance.model.facts import Snapshot
     from appliance.model.names import Destination
-    from appliance.model.network import Backend, Listener
+    from appliance.model.network import Backend, Listener, NetnsId, VipRoute, WorkloadDoor, WorkloadRuleset
 
 
 def compile_host(s: Snapshot) -> HostState:
@@ -40,6 +41,9 @@ class Compiler:
         self._shape: Skeleton | None = None
         self._backends: dict[Destination, tuple[Backend, ...]] = {}
         self._listeners: Mapping[Destination, Listener] = {}
+        self._rulesets: Mapping[NetnsId, WorkloadRuleset] = {}
+        self._doors: Mapping[NetnsId, WorkloadDoor] = {}
+        self._routes: Mapping[NetnsId, VipRoute] = {}
 
     def compile(self, s: Snapshot) -> Generator[None, None, HostState]:
         """Return all that this host should have, in turns."""
@@ -51,9 +55,15 @@ class Compiler:
         yield
         self._listen(shape, choose(local, remote, prefer_local=s.settings.prefer_local))
         yield
+        if self._rulesets is not shape.rulesets:
+            self._rulesets = shape.rulesets
+            self._doors, self._routes = doors(shape.rulesets), routes(shape.rulesets)
+            yield
         return HostState(
             listeners=self._listeners,
             rulesets=shape.rulesets,
+            doors=self._doors,
+            routes=self._routes,
             host_ruleset=shape.host_ruleset,
             dns_addresses=shape.dns_addresses,
             zone=shape.zone,

@@ -1,4 +1,4 @@
-"""What must wait while something else is not in place: names for rules, announcements for listeners.
+"""What must wait while something else is not in place: names for rules, announcements for listeners, rules for doors.
 
 Pure rules about a state in which some steps have failed; the loop asks them before it takes a step.
 """
@@ -44,8 +44,22 @@ def zone_without(
 
 
 def must_wait(step: st.Step, have: st.HostState) -> bool:
-    """Whether something that the step builds upon is not in place.
+    """Whether something that the step builds upon is not in place, or something is that it would take away from.
 
-    Nothing is announced that does not listen: other machines are sent to it.
+    Nothing is announced that does not listen: other machines are sent to it. Doors and routes stand in rules, so that
+    a program of the workload never gets what is dialled there, and nothing leaves the namespace unseen.
     """
-    return isinstance(step, st.Register) and step.registration.destination not in have.listeners
+    match step:
+        case st.Register():
+            return step.registration.destination not in have.listeners
+        case st.AddRoute():
+            return step.after.netns.id not in have.rulesets
+        case st.OpenDoor():
+            rules = have.rulesets.get(step.after.netns.id)
+            return rules is None or not rules.door
+        case st.PushRuleset():
+            return not step.after.door and step.after.netns.id in have.doors
+        case st.DropRuleset():
+            return step.ruleset.netns.id in have.doors or step.ruleset.netns.id in have.routes
+        case _:
+            return False

@@ -11,9 +11,10 @@ from math import inf
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
-from appliance.control.reconcile import FULL_PASS, Reconciler
-from appliance.errors import RetryError
+from appliance.control.reconcile import FULL_PASS, TURN, Reconciler
+from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
 from appliance.model import state as st
 from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
@@ -62,6 +63,8 @@ class FakeEffects:
     """What happens once while a call takes its time, after it took effect."""
     open: set = field(default_factory=set)
     rulesets: dict = field(default_factory=dict)
+    doors: dict = field(default_factory=dict)
+    routes: dict = field(default_factory=dict)
     zone: object = None
 
     def _note(self, call: str, detail: object = "") -> None:
@@ -70,7 +73,7 @@ class FakeEffects:
         if found := self.fail.get(whole) or self.fail.get(call):
             raise found
 
-    async def carry_out(self, step: st.Step) -> None:  # noqa: C901 — one case per kind of step
+    async def carry_out(self, step: st.Step) -> None:  # noqa: C901, PLR0912 — one case per kind of step
         match step:
             case st.KeepAllocations():
                 self._note("keep")
@@ -100,7 +103,27 @@ class FakeEffects:
                 self.meanwhile.pop("push", lambda: None)()
             case st.DropRuleset():
                 self._note("drop", step.ruleset.netns.path)
-                del self.rulesets[step.ruleset.netns.id]
+                assert step.ruleset.netns.id not in self.doors | self.routes
+                self.rulesets.pop(step.ruleset.netns.id, None)
+            case st.AddRoute():
+                self._note("route", step.after.netns.path)
+                assert step.before in (None, self.routes.get(step.after.netns.id))
+                assert step.after.netns.id in self.rulesets
+                self.routes[step.after.netns.id] = step.after
+            case st.DropRoute():
+                self._note("unroute", step.route.netns.path)
+                assert step.route.netns.id in self.rulesets
+                del self.routes[step.route.netns.id]
+            case st.OpenDoor():
+                self._note("door", step.after.netns.path)
+                assert step.before in (None, self.doors.get(step.after.netns.id))
+                assert self.rulesets[step.after.netns.id].door
+                self.doors[step.after.netns.id] = step.after
+                self.meanwhile.pop("door", lambda: None)()
+            case st.CloseDoor():
+                self._note("close door", step.door.netns.path)
+                assert self.rulesets[step.door.netns.id].door
+                del self.doors[step.door.netns.id]
             case st.Register():
                 self._note("register", step.registration.destination)
             case st.Deregister():
@@ -256,6 +279,152 @@ def test_bell_does_not_hammer_what_fails(autojump_clock) -> None:
     trio.run(main, clock=autojump_clock)
 
 
+class Missing:
+    """An address that is not there yet."""
+
+    def __init__(self, kind: str, host: Host) -> None:
+        self.there = trio.Event()
+        self.waits = 0
+        self._kind, self._host = kind, host
+        host.effects.fail[f"{kind} /netns/3"] = NotYetError("no address", self._wait)
+
+    async def _wait(self) -> bool:
+        self.waits += 1
+        with trio.move_on_after(1.0):
+            await self.there.wait()
+            return True
+        return False
+
+    def come(self) -> None:
+        """Let it be there."""
+        del self._host.effects.fail[f"{self._kind} /netns/3"]
+        self.there.set()
+
+
+def inner(*workloads: Workload) -> Host:
+    """A host with one network, which is internal."""
+    host = Host(*workloads)
+    host.facts = replace(host.facts, networks=(replace(NETWORK, internal=True),))
+    return host
+
+
+@pytest.mark.parametrize("kind", ["door", "route"])
+def test_address_that_is_not_up_yet_is_no_fault(autojump_clock, kind: str) -> None:
+    """The step is done as soon as it is there, and nothing else has waited for it."""
+    host = inner(SERVER, CLIENT)
+    missing = Missing(kind, host)
+    asker = IPv4Address("172.18.0.3")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            await trio.sleep(0.1)
+            host.reconciler.ring(urgent=True)
+            await trio.sleep(0.1)
+            assert host.effects.calls.count(f"{kind} /netns/3") == missing.waits == 1
+            assert (asker in host.effects.zone.views) == (kind == "door"), "no name works before its route"
+            assert IPv4Address("172.18.0.2") in host.effects.zone.views
+            assert host.faults.total == 0
+            missing.come()
+            await trio.sleep(0.001)
+            assert host.reconciler.have == host.reconciler.want
+            assert asker in host.effects.zone.views
+            assert host.faults.total == 0
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+@pytest.mark.parametrize(("kind", "schedule"), [("door", (0.2, 1, 5, 30)), ("route", (0.2, 1, 2, 5, 10))])
+def test_address_that_does_not_come_is_a_fault(autojump_clock, kind: str, schedule: tuple[float, ...]) -> None:
+    """After a second; it is then tried by schedule, and at once when the address comes after all."""
+    host = inner(SERVER, CLIENT)
+    missing = Missing(kind, host)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            await trio.sleep(0.9)
+            assert host.faults.total == 0
+            await trio.sleep(0.2)
+            (fault,) = host.faults.current.values()
+            assert (fault.cause, fault.count) == ("no address", 1)
+            for number, pause in enumerate(schedule, start=2):
+                await trio.sleep(pause)
+                assert fault.count == number
+            missing.come()
+            await trio.sleep(0.001)
+            assert host.reconciler.have == host.reconciler.want
+            assert host.faults.current == {}
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_door_that_cannot_be_opened_holds_nothing_up() -> None:
+    """It is one fault, in words that say what happens instead; names, announcements and other doors work."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["door /netns/3"] = OSError(errno.EADDRINUSE, "in use")
+    with capture_logs() as lines:
+        calls = host.run()
+    assert calls[-2:] == ["door /netns/2", "door /netns/3"]
+    assert calls.count("register apple.orange:80/tcp") == 1
+    assert replace(host.reconciler.have, doors={}) == replace(host.reconciler.want, doors={})
+    assert host.reconciler.have.doors.keys() == {SERVER.netns.id}
+    (line,) = lines
+    assert line["event"] == "cannot open the door of a container; its connections go through the host; will try again"
+    assert (line["container"], line["netns"]) == ("172.18.0.3", "4:3")
+    host.effects.fail.clear()
+    assert host.run(after=0.2) == ["door /netns/3"]
+    assert host.faults.current == {}
+
+
+def test_door_that_cannot_be_closed_keeps_its_rules() -> None:
+    """Without them a program of the workload would get what is led there."""
+    host = inner(SERVER, CLIENT)
+    host.run()
+    host.facts = replace(host.facts, workloads=(SERVER,))
+    host.effects.fail["close door"] = RetryError("no")
+    host.run()
+    assert CLIENT.netns.id in host.effects.rulesets
+    host.effects.fail.clear()
+    calls = host.run(after=0.2)
+    assert calls == ["close door /netns/3", "drop /netns/3"]
+
+
+def test_forgotten_rules_take_door_and_route_along() -> None:
+    """They are put back with them."""
+    host = inner(SERVER, CLIENT)
+    host.run()
+    host.reconciler.forget_ruleset(CLIENT.netns.id)
+    assert CLIENT.netns.id not in host.reconciler.have.doors.keys() | host.reconciler.have.routes.keys()
+    assert host.run() == ["push /netns/3", "route /netns/3", "door /netns/3"]
+
+
+def test_bell_comes_before_doors(autojump_clock) -> None:
+    """Opening a thousand doors takes a second: what is urgent need not wait for that, and all are opened."""
+    many = [workload(number, "apple.orange", ports=(Port.parse(80),)) for number in range(2, 2 + 3 * TURN)]
+    host = Host(*many)
+    late = workload(200, "late.orange")
+
+    def appear() -> None:
+        host.facts = replace(host.facts, workloads=(*many, late))
+        host.reconciler.ring(urgent=True)
+
+    async def main() -> None:
+        host.effects.meanwhile["door"] = appear
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            assert len(host.effects.doors) == TURN
+            await trio.sleep(0.01)
+            assert len(host.effects.doors) == 3 * TURN + 1
+            before = host.effects.calls[: host.effects.calls.index("push /netns/200")]
+            assert sum(call.startswith("door") for call in before) == TURN
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
 def test_changed_step_is_tried_at_once() -> None:
     """What failed before is no judgement of what is wanted now."""
     host = Host(SERVER, CLIENT)
@@ -358,7 +527,7 @@ def test_edited_ruleset_is_pushed_anew() -> None:
     host.run()
     host.effects.rulesets.pop(CLIENT.netns.id)
     host.reconciler.forget_ruleset(CLIENT.netns.id)
-    assert host.run() == ["push /netns/3"]
+    assert host.run() == ["push /netns/3", "door /netns/3"]
 
 
 def test_vanished_workload_takes_everything_of_its_own_along() -> None:
@@ -429,6 +598,7 @@ def test_bell_starts_a_pass(autojump_clock, urgent: bool) -> None:
 def test_edited_rules_do_not_wait_for_the_full_pass(autojump_clock, whose: str) -> None:
     """What somebody else changed is pushed anew at once."""
     host = Host(SERVER, CLIENT)
+    expected = ["host ruleset"] if whose == "host" else ["push /netns/3", "door /netns/3"]
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -440,7 +610,7 @@ def test_edited_rules_do_not_wait_for_the_full_pass(autojump_clock, whose: str) 
                 host.effects.rulesets.pop(CLIENT.netns.id)
                 host.reconciler.forget_ruleset(CLIENT.netns.id)
             with trio.fail_after(2):
-                while host.effects.calls != ["host ruleset" if whose == "host" else "push /netns/3"]:
+                while host.effects.calls != expected:
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
 

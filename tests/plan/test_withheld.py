@@ -7,7 +7,7 @@ from dataclasses import replace
 from appliance.model import state as st
 from appliance.plan.compile import compile_host
 from appliance.plan.withheld import must_wait, zone_without
-from tests.plan.cases import address, container, snapshot
+from tests.plan.cases import BRIDGE, address, container, snapshot
 
 SERVER = container(2, "apple.orange", ports=(80,))
 CLIENT = container(3, "flask.flask", to=("apple.orange:80", "pear.tree:80"))
@@ -43,3 +43,23 @@ def test_nothing_is_announced_that_does_not_listen() -> None:
     assert must_wait(step, st.HostState())
     assert not must_wait(step, WANT)
     assert not must_wait(st.Deregister(registration=registration), st.HostState())
+
+
+def test_doors_and_routes_stand_in_rules() -> None:
+    """They come after the rules, and go before them."""
+    inner = compile_host(snapshot(CLIENT, networks=(replace(BRIDGE, internal=True),)))
+    (netns,) = inner.rulesets
+    rules, door, route = inner.rulesets[netns], inner.doors[netns], inner.routes[netns]
+    closed = replace(rules, door=False)
+    bare = replace(inner, doors={}, routes={})
+    for step in (st.OpenDoor(before=None, after=door), st.AddRoute(before=None, after=route)):
+        assert must_wait(step, st.HostState())
+        assert not must_wait(step, bare)
+    assert must_wait(st.OpenDoor(before=None, after=door), replace(bare, rulesets={netns: closed}))
+    drop, close = st.DropRuleset(ruleset=rules), st.PushRuleset(before=rules, after=closed)
+    for there in (replace(bare, doors=inner.doors), replace(bare, routes=inner.routes)):
+        assert must_wait(drop, there)
+        assert must_wait(close, there) == bool(there.doors)
+        assert not must_wait(st.PushRuleset(before=rules, after=rules), there)
+    assert not must_wait(drop, bare)
+    assert not must_wait(close, bare)

@@ -92,7 +92,12 @@ def test_a_neighbour_is_told_as_soon_as_an_interface_leads_there(world):
             await trio.testing.wait_all_tasks_blocked()
             await trio.to_thread.run_sync(world.link, "workload", "up")
         assert found == [True]
-        assert await netns.ensure_route(path, IPv4Network("240.0.0.0/4"), IPv4Address(HOST))
+        route = (path, IPv4Network("240.0.0.0/4"), IPv4Address(HOST))
+        assert await netns.ensure_route(*route)
+        assert not await netns.ensure_route(*route)
+        for _ in range(2):  # what is gone already is no fault
+            await netns.drop_route(*route)
+        assert await netns.ensure_route(*route)
 
     trio.run(main)
 

@@ -33,6 +33,7 @@ __all__ = [
     "add_local_route",
     "addresses",
     "drop_local_route",
+    "drop_route",
     "ensure_route",
     "entered",
     "find_container",
@@ -212,6 +213,16 @@ async def ensure_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) 
     if done.code != 0:
         raise RetryError(f"cannot add a route to {vip_range} in network namespace {path}: {done.error or done.code}")
     return True
+
+
+async def drop_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) -> None:
+    """Undo `ensure_route`, if that was done. Raises RetryError."""
+    command = ["nsenter", f"--net={path}", "ip", "route", "del", str(vip_range), "via", str(gateway)]
+    done = await run(command, timeout=_IP_TIMEOUT)
+    if done.code != 0 and "No such process" not in done.error:
+        raise RetryError(
+            f"cannot remove the route to {vip_range} in network namespace {path}: {done.error or done.code}"
+        )
 
 
 async def add_local_route(path: str, vip_range: IPv4Network, source: IPv4Address) -> None:
