@@ -277,7 +277,7 @@ class _Api:
         return views.services(s, self._appliance.have, self._progress(s, names))
 
     async def workloads(self, _: Request) -> list[views.Row]:
-        return views.workloads(self._appliance.snapshot(), self._appliance.have)
+        return views.workloads(self._appliance.snapshot(), self._appliance.have, self._appliance.faults.cause)
 
     async def routes(self, _: Request) -> list[views.Row]:
         return views.routes(self._appliance.snapshot(), self._appliance.have, await self._appliance.stats())
@@ -313,7 +313,8 @@ class _Api:
         if wanted.port is None:
             raise InputError(f'"{wanted}" names no port; write for example "{wanted}:8080"')
         client = self._client(_needed(request, "client"))
-        stations = why(client, wanted, self._appliance.snapshot(), self._appliance.have, await self._appliance.stats())
+        stats, cause = await self._appliance.stats(), self._appliance.faults.cause
+        stations = why(client, wanted, self._appliance.snapshot(), self._appliance.have, stats, cause)
         return {
             "client": client.docker_name,
             "destination": str(wanted),

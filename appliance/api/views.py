@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import InputError
 from appliance.model.facts import RunState
 from appliance.model.names import Destination, Name
+from appliance.plan.explain import door
 from appliance.plan.policy import declaration
 from appliance.plan.readiness import missing
 from appliance.plan.rollout import revision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.names import Allowance, Port
@@ -88,8 +89,11 @@ def _container(name: Name, spec: Service | None, workloads: Sequence[Workload], 
     }
 
 
-def workloads(s: Snapshot, have: HostState) -> list[Row]:
-    """Every container of this host that is in the mesh, or should be."""
+def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | None]) -> list[Row]:
+    """Every container of this host that is in the mesh, or should be. `cause` is that of a fault, by its key.
+
+    `door` is "open", "no: " and the cause, or null where none is wanted.
+    """
     rows = []
     for w in sorted(s.workloads, key=lambda w: (w.name, w.replica or 0, w.docker_name)):
         declared = declaration(w, s.specs)
@@ -112,6 +116,7 @@ def workloads(s: Snapshot, have: HostState) -> list[Row]:
                 "connect_to": [str(a) for a in declared.connect_to],
                 "netns": str(w.netns.id) if w.netns is not None else None,
                 "rules": w.netns is not None and w.netns.id in have.rulesets,
+                "door": door(w.netns.id, have, cause) if w.netns is not None else None,
                 "problem": w.problem,
             }
         )

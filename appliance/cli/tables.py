@@ -77,7 +77,7 @@ def _places(container: dict[str, Any]) -> str:
 def workloads(rows: list[dict[str, Any]]) -> None:
     """Print one line for each container."""
     _table(
-        ("CONTAINER", "NAME", "STATE", "ADDRESS", "PORTS", "CONNECTS TO", "RULES"),
+        ("CONTAINER", "NAME", "STATE", "ADDRESS", "PORTS", "CONNECTS TO", "RULES", "DOOR"),
         (
             (
                 row["docker_name"],
@@ -87,6 +87,7 @@ def workloads(rows: list[dict[str, Any]]) -> None:
                 " ".join(row["ports"]),
                 " ".join(row["connect_to"]),
                 "in place" if row["rules"] else "none",
+                row["door"],
             )
             for row in rows
         ),
