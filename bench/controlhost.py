@@ -17,7 +17,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
-from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from appliance.dataplane.api import DataPlane
+    from appliance.plan.compile import Plan
 
 PORT = 8080
 TICKS = 0.01
@@ -100,17 +100,20 @@ class ControlHost:
                 registry=self.registry,
             ).carry_out,
             faults=self.faults,
-            after_pass=self._after_pass,
+            followers=self,
         )
 
-    async def _after_pass(self, facts: Snapshot) -> float:
+    def begin(self, plan: Plan) -> None:
+        """Dial nobody: readiness is made up here."""
+
+    async def finish(self, _plan: Plan, facts: Snapshot) -> None:
+        """Look at what was applied (`reconcile.Followers`)."""
         listener = self.reconciler.have.listeners.get(self._changing)
         backends = len(listener.backends) if listener else 0
         self._swaps += backends != self._backends
         self._backends = backends
         if facts.now >= self._changed:  # a pass that was under way did not see the change
             self.applied.set()
-        return inf
 
     def snapshot(self) -> Snapshot:
         """Return the facts."""

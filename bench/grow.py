@@ -123,7 +123,7 @@ def _plan(
         try:
             next(work)
         except StopIteration as done:
-            want: HostState = done.value
+            want: HostState = done.value.want
             break
         finally:
             turns.append(perf_counter() - turn)

@@ -27,8 +27,10 @@ from appliance.check import host as fitness
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
+from appliance.control.followers import PlanFollowers
 from appliance.control.hostaccess import HostAccess
 from appliance.control.reconcile import FULL_PASS, Reconciler
+from appliance.control.snapshot import FactSources
 from appliance.dataplane import api as face
 from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.workers.pool import WorkerPool
@@ -43,12 +45,9 @@ from appliance.drivers.registry import open_registry
 from appliance.errors import HostError, MeshboxError, RetryError
 from appliance.faults import Faults
 from appliance.lock import only_one
-from appliance.model.facts import Snapshot
 from appliance.model.finding import Level
-from appliance.model.names import Protocol
 from appliance.plan.interests import interests
-from appliance.plan.policy import declaration
-from appliance.plan.rollout import claims, images, rollout
+from appliance.plan.rollout import images
 from appliance.render.ruleset import REMOVE, change_host
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
     from appliance.drivers.nft.client import NftFeatures
     from appliance.drivers.registry import Registry
-    from appliance.model.facts import Workload
+    from appliance.model.facts import Snapshot, Workload
     from appliance.model.network import NetnsId
     from appliance.model.registry import RegistryFacts
     from appliance.model.rollout import Progress, ReplicaKey
@@ -121,9 +120,8 @@ class Appliance:
         self.faults = Faults()
         self._docker = docker
         self.gateway = config.is_gateway
-        self._settings = config.settings(gateway=self.gateway)
-        self._host_access = HostAccess(config, self._settings.visitors, self.faults, services=self._services)
-        self._host_addresses: frozenset[IPv4Address] = frozenset()
+        settings = config.settings(gateway=self.gateway)
+        self._host_access = HostAccess(config, settings.visitors, self.faults, services=self._services)
         self._unneeded_network = trio.Event()
         self.plane = _plane(config, loop)
         self.registry: Registry = open_registry(config, bell=self.ring, gateway=self.gateway)
@@ -134,7 +132,6 @@ class Appliance:
                 docker,
                 netns_dir=config.netns_dir,
                 bell=self.ring,
-                tcp_ports=self._tcp_ports,
                 fresh_netns=self._fresh_netns,
                 faults=self.faults,
             )
@@ -154,6 +151,7 @@ class Appliance:
             node=config.node,
             faults=self.faults,
         )
+        self._sources = FactSources(settings, registry=self.registry, containers=self.inventory, deployer=self.deployer)
         self.reconciler = Reconciler(
             snapshot=self.snapshot,
             carry_out=HostEffects(
@@ -165,7 +163,13 @@ class Appliance:
                 registry=self.registry,
             ).carry_out,
             faults=self.faults,
-            after_pass=self._after_pass,
+            followers=PlanFollowers(
+                containers=self.inventory,
+                registry=self.registry,
+                deployer=self.deployer,
+                host_access=self._host_access,
+                unneeded=self._network_is_unneeded,
+            ),
         )
 
     async def run(self, stopping: trio.Event) -> int:
@@ -207,7 +211,6 @@ class Appliance:
 
     def ring(self, *, urgent: bool = False) -> None:
         """Say that facts have changed."""
-        self.inventory.probe()
         self.reconciler.ring(urgent=urgent)
 
     @property
@@ -254,21 +257,7 @@ class Appliance:
 
     def snapshot(self) -> Snapshot:
         """Return all facts as they are now."""
-        known = self.registry.facts
-        return Snapshot(
-            now=time.time(),
-            settings=self._settings,
-            specs=known.specs,
-            tombstones=known.tombstones,
-            workloads=self.inventory.workloads,
-            networks=self.inventory.networks,
-            host_addresses=self._host_addresses,
-            allocations=known.allocations,
-            unusable_ports=known.own_ports,
-            machines=known.machines,
-            endpoints=known.endpoints,
-            going=self.deployer.going,
-        )
+        return self._sources.snapshot()
 
     async def look(self, services: frozenset[str]) -> Snapshot:
         """Return the same, with what other machines serve of these services, whether it matters here or not."""
@@ -294,7 +283,7 @@ class Appliance:
     def _note(self, nft: NftFeatures) -> None:
         """Do without doors where the kernel does not know their rules; `fitness` has said so."""
         if DOOR_RULES not in nft.features:
-            self._settings = replace(self._settings, doors=False)
+            self._sources.settings = replace(self._sources.settings, doors=False)
 
     async def _drain(self) -> None:
         self.plane.stop()
@@ -319,17 +308,8 @@ class Appliance:
     async def _pairs_to(self, address: IPv4Address) -> int:
         return await bridge.answer(self.plane, face.pairs_to(address))
 
-    async def _after_pass(self, facts: Snapshot) -> float:
-        claimed, due = claims(facts, self.have.registrations)
-        self.registry.claim(claimed)
-        await trio.lowlevel.checkpoint()  # traffic has its turn
-        self.registry.watch(interests(facts))
-        self.deployer.submit(rollout(facts, busy=self.deployer.busy))
-        self._host_access.changed()
-        needed = facts.specs or any(w.revision is not None for w in facts.workloads)
-        if not needed and any(n.name == self.config.docker_network for n in facts.networks):
-            self._unneeded_network.set()
-        return due
+    def _network_is_unneeded(self) -> None:
+        self._unneeded_network.set()
 
     def _services(self) -> frozenset[str]:
         return frozenset(destination.name.service for destination in self.have.listeners)
@@ -345,10 +325,6 @@ class Appliance:
                 self.faults.report("tidy", "cannot remove the Docker network; will try again", error)
             else:
                 self.faults.over("tidy")
-
-    def _tcp_ports(self, workload: Workload) -> frozenset[int]:
-        ports = declaration(workload, self.registry.facts.specs).ports
-        return frozenset(p.container for p in ports if p.protocol is Protocol.TCP)
 
     def _fresh_netns(self, netns: NetnsId) -> None:
         self._watch.remove(netns)
@@ -370,8 +346,8 @@ class Appliance:
                 self.faults.report("host addresses", "cannot read this host's addresses; the former ones stay", error)
             else:
                 self.faults.over("host addresses")
-                if found != self._host_addresses:
-                    self._host_addresses = found
+                if found != self._sources.host_addresses:
+                    self._sources.host_addresses = found
                     self.reconciler.ring()
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from math import inf
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from appliance.faults import Faults
     from appliance.model.facts import Snapshot
     from appliance.model.network import NetnsId
+    from appliance.plan.compile import Plan
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -46,6 +47,16 @@ SIDE_BY_SIDE = (st.PushRuleset, st.DropRuleset, st.AddRoute, st.DropRoute)
 """Steps inside namespaces that spend their time waiting for other programs."""
 
 
+class Followers(Protocol):
+    """What else is done with each plan."""
+
+    def begin(self, plan: Plan) -> None:
+        """Do what need not wait for its steps."""
+
+    async def finish(self, plan: Plan, facts: Snapshot) -> None:
+        """Do the rest, once its steps were taken, be it that some have failed."""
+
+
 class Reconciler:
     """Keeps this host's network state what the facts say it should be."""
 
@@ -55,18 +66,13 @@ class Reconciler:
         snapshot: Callable[[], Snapshot],
         carry_out: Callable[[st.Step], Awaitable[None]],
         faults: Faults,
-        after_pass: Callable[[Snapshot], Awaitable[float]],
+        followers: Followers,
     ) -> None:
-        """`carry_out` does what a step says, and raises OSError or MeshboxError when that fails.
-
-        `after_pass` gets each snapshot once its steps were applied (to plan containers).
-
-        It returns in how many seconds at most the next pass has to come.
-        """
+        """`carry_out` does what a step says, and raises OSError or MeshboxError when that fails."""
         self._snapshot = snapshot
         self._carry_out = carry_out
         self._faults = faults
-        self._after_pass = after_pass
+        self._followers = followers
         self._compiler = Compiler()
         self._bell = trio.Event()
         self._urgent = False
@@ -151,9 +157,15 @@ class Reconciler:
         self.passes += 1
         now = trio.current_time()
         facts = self._snapshot()
-        facts = replace(facts, unusable_ports=facts.unusable_ports | self.unusable_ports)
+        facts = replace(
+            facts,
+            unusable_ports=facts.unusable_ports | self.unusable_ports,
+            announced=frozenset(self.have.registrations),
+        )
         self._standing &= {w.netns.id for w in facts.workloads if w.netns is not None}
-        self.want = await _in_turns(self._compiler.compile(facts))
+        plan = await _in_turns(self._compiler.compile(facts))
+        self.want = plan.want
+        self._followers.begin(plan)
         if self.want.shortage:
             self._faults.report(
                 "plan", "not all names and destinations fit; those that do are served", self.want.shortage
@@ -168,8 +180,10 @@ class Reconciler:
         subjects = {st.subject_of(step) for step in steps}
         self._attempts.end_pass(trio.current_time(), subjects)
         self._faults.drop(lambda key: isinstance(key, st.Subject) and key not in subjects)
-        due = await self._after_pass(facts)
-        self._next = min(trio.current_time() + min(FULL_PASS, due), self._attempts.next_due(now))
+        await self._followers.finish(plan, facts)
+        if (plan.claims or plan.due < inf) and self.have.registrations.keys() != facts.announced:
+            self.ring()  # what is announced need not be claimed
+        self._next = min(trio.current_time() + min(FULL_PASS, plan.due), self._attempts.next_due(now))
 
     async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot, now: float) -> None:
         """Apply steps in order, namespaces side by side."""

@@ -1,4 +1,4 @@
-"""Facts in, the whole wanted state of this host out: `Snapshot` → `HostState`.
+"""Facts in, all that is to be done out: `Snapshot` → `Plan`, most of which is the wanted network state.
 
     specs, containers ─► members ─► who may reach what ─► virtual IPs, ports ─► rules, names, sockets   (shape.py)
     readiness, endpoints of other machines ─────────────────────────────────► backends, announcements  (backends.py)
@@ -9,31 +9,51 @@ first line is skipped, and all that stays the same is the same object.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from appliance.model.state import HostState
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
 from appliance.plan.doors import doors, routes
+from appliance.plan.interests import interests
 from appliance.plan.members import MeshContainers
-from appliance.plan.rollout import retiring
+from appliance.plan.probes import probes
+from appliance.plan.rollout import claims, retiring, rollout, startable
 from appliance.plan.skeleton import Skeleton, Skeletons, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from appliance.model.facts import Snapshot
+    from appliance.model.facts import Probe, Snapshot
     from appliance.model.names import Destination
     from appliance.model.network import Backend, Listener, NetnsId, VipRoute, WorkloadDoor, WorkloadRuleset
+    from appliance.model.rollout import Action
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that one look at the facts says should be done."""
+
+    want: HostState
+    actions: tuple[Action, ...]
+    """What to begin now with containers."""
+    interests: frozenset[str]
+    """Services to hear about from other machines."""
+    claims: frozenset[str]
+    """Replicas' containers that no other machine may run any more."""
+    probes: frozenset[Probe]
+    """Ports to dial."""
+    due: float
+    """Seconds after which time alone makes another plan of the same facts; infinite where it does not."""
 
 
 def compile_host(s: Snapshot) -> HostState:
-    """Return all that this host should have; where a range is too small, what fits."""
-    return at_once(Compiler().compile(s))
+    """Return all network state that this host should have; where a range is too small, what fits."""
+    return at_once(Compiler().compile(s)).want
 
 
 class Compiler:
-    """Compiles snapshots one after another; each result is what `compile_host` returns for that snapshot."""
+    """Compiles snapshots one after another; each plan is the one that a new compiler makes of that snapshot."""
 
     def __init__(self) -> None:
         self._members = MeshContainers()
@@ -45,13 +65,16 @@ class Compiler:
         self._doors: Mapping[NetnsId, WorkloadDoor] = {}
         self._routes: Mapping[NetnsId, VipRoute] = {}
 
-    def compile(self, s: Snapshot) -> Generator[None, None, HostState]:
-        """Return all that this host should have, in turns."""
+    def compile(self, s: Snapshot) -> Generator[None, None, Plan]:
+        """Return what to do about these facts, in turns."""
         members = self._members.read(s)
+        yield
+        actions = rollout(s)
+        claimed, due = claims(s)
         yield
         remote = remote_backends(s.endpoints, s.settings.node, own_address(s))
         shape = yield from self._shaper.shape(s, members, frozenset(remote))
-        local = local_backends(members, shape.addresses, retiring(s))
+        local = local_backends(members, shape.addresses, retiring(s, actions))
         yield
         self._listen(shape, choose(local, remote, prefer_local=s.settings.prefer_local))
         yield
@@ -59,7 +82,7 @@ class Compiler:
             self._rulesets = shape.rulesets
             self._doors, self._routes = doors(shape.rulesets), routes(shape.rulesets)
             yield
-        return HostState(
+        want = HostState(
             listeners=self._listeners,
             rulesets=shape.rulesets,
             doors=self._doors,
@@ -70,6 +93,15 @@ class Compiler:
             registrations=registrations(local, shape.allocations.ports, members),
             allocations=shape.allocations,
             shortage=shape.shortage,
+        )
+        yield
+        return Plan(
+            want=want,
+            actions=startable(s, actions),
+            interests=interests(s),
+            claims=claimed,
+            probes=probes(members),
+            due=due,
         )
 
     def _listen(self, shape: Skeleton, backends: dict[Destination, tuple[Backend, ...]]) -> None:

@@ -6,20 +6,22 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
-from math import inf
 
 import pytest
 import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from appliance.control.reconcile import FULL_PASS, TURN, Reconciler
+from appliance.control.reconcile import DEBOUNCE, FULL_PASS, TURN, Reconciler
 from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
 from appliance.model import state as st
 from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.model.network import Netns, NetnsId
+from appliance.plan.compile import Plan
+from appliance.plan.rollout import CLAIM
+from tests.plan.cases import declared, machine, managed, spec
 
 NETWORK = DockerNetwork(
     name="bridge",
@@ -141,13 +143,19 @@ class Host:
         self.planned: list[Snapshot] = []
         self.clock = trio.testing.MockClock()
         self.reconciler = Reconciler(
-            snapshot=self._snapshot, carry_out=self.effects.carry_out, faults=self.faults, after_pass=self._planned
+            snapshot=self._snapshot, carry_out=self.effects.carry_out, faults=self.faults, followers=self
         )
-        self.due = inf
+        self.begun: list[tuple[Plan, int]] = []
+        """Each plan, and how many calls of effects there were before."""
 
-    async def _planned(self, facts: Snapshot) -> float:
+    def begin(self, plan: Plan) -> None:
+        """Take a plan before its steps are taken."""
+        self.begun.append((plan, len(self.effects.calls)))
+
+    async def finish(self, plan: Plan, facts: Snapshot) -> None:
+        """Take a plan once its steps were taken."""
+        assert plan is self.begun[-1][0]
         self.planned.append(facts)
-        return self.due
 
     def _snapshot(self) -> Snapshot:
         return replace(self.facts, allocations=self.reconciler.have.allocations)
@@ -179,24 +187,72 @@ def test_port_that_this_appliance_has_itself_is_left_alone() -> None:
     assert host.reconciler.have.allocations.ports[destination] not in {port, port + 1}
 
 
-def test_next_pass_comes_when_it_is_due() -> None:
+def claiming(started: float) -> Host:
+    """A host of two whose one container, which meshbox made, is not ready; it began to run so many seconds ago."""
+    pod = spec("pod", declared("a", (80,)), constraint="n1")
+    late = replace(managed(2, pod), accepting=frozenset(), started_at=1000.0 - started)
+    host = Host(late)
+    host.facts = replace(
+        host.facts,
+        now=1000.0,
+        specs={"pod": pod},
+        machines=(machine("n1", "10.0.0.1"), machine("n2", "10.0.0.2")),
+    )
+    return host
+
+
+def test_next_pass_comes_when_it_is_due(autojump_clock) -> None:
     """What follows from time alone is looked at when its time has come, not at the next full pass."""
-    host = Host()
-    host.due = 4.0
+    host = claiming(CLAIM - 4.0)
 
     async def script() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(host.reconciler.run)
             await trio.sleep(3.9)
             assert len(host.planned) == 1
-            host.due = inf
+            assert host.begun[-1][0].claims == frozenset()
+            host.facts = replace(host.facts, now=1004.0)
             await trio.sleep(0.2)
             assert len(host.planned) == 2
+            assert host.begun[-1][0].claims == {"pod/0/a"}
             await trio.sleep(FULL_PASS - 1)
             assert len(host.planned) == 2
             nursery.cancel_scope.cancel()
 
-    trio.run(script, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(script, clock=autojump_clock)
+
+
+def test_claims_follow_what_is_announced(autojump_clock) -> None:
+    """What a pass has announced is no longer claimed soon after, without anything else that rings."""
+    host = claiming(100.0)
+
+    async def script() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            assert host.begun[-1][0].claims == {"pod/0/a"}
+            ready = replace(host.facts.workloads[0], accepting=frozenset({80}))
+            host.facts = replace(host.facts, workloads=(ready,))
+            host.reconciler.ring(urgent=True)
+            await trio.sleep(0.01)
+            assert "register a.pod:80/tcp" in host.effects.calls
+            assert host.begun[-1][0].claims == {"pod/0/a"}
+            await trio.sleep(2 * DEBOUNCE)
+            assert host.begun[-1][0].claims == frozenset()
+            assert len(host.begun) == 3
+            nursery.cancel_scope.cancel()
+
+    trio.run(script, clock=autojump_clock)
+
+
+def test_each_plan_is_made_once_and_followed_before_and_after_its_steps() -> None:
+    """Ports are dialled at once; containers, claims and interests follow when the network is as it should be."""
+    host = Host(replace(SERVER, accepting=frozenset(), started_at=1.0), CLIENT)
+    assert len(host.run()) > 3
+    ((plan, before),) = host.begun
+    assert before == 0
+    assert {probe.port for probe in plan.probes} == {80}
+    assert plan.interests == {"orange", "flask"}
+    assert len(host.planned) == 1
 
 
 def test_second_pass_over_the_same_facts_does_nothing() -> None:

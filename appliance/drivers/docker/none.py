@@ -9,7 +9,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from appliance.model.facts import DockerNetwork, Workload
+    from appliance.model.facts import DockerNetwork, Probe, Workload
 
 WHOLE = "--pid=host -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/meshbox:/var/lib/meshbox"
 """Options of `docker run` with which the image is the whole appliance."""
@@ -31,5 +31,5 @@ class NoContainers:
         task_status.started()
         await trio.sleep_forever()
 
-    def probe(self) -> None:
+    def probe(self, wanted: frozenset[Probe]) -> None:
         """There is nothing to probe."""

@@ -6,7 +6,7 @@ the port is no longer wanted; a connection that was accepted is closed at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -15,21 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address
 
-    from appliance.model.network import NetnsId
+    from appliance.model.facts import Probe
 
 FIRST_PAUSE = 0.05
 LAST_PAUSE = 1.0
 """Seconds between dials: doubling from the first to the last."""
 DIAL_TIMEOUT = 1.0
-
-
-class Probe(NamedTuple):
-    """One port of one run of a container: a restarted container has another namespace, and is probed anew."""
-
-    workload_id: str
-    netns: NetnsId
-    address: IPv4Address
-    port: int
 
 
 class Prober:

@@ -83,7 +83,8 @@ class WorkloadStore:
             now = replace(now, accepting=before.accepting)
         elif now.netns is not None:
             self._fresh_netns(now.netns.id)
-        self._put(now)
+        started = now.started_at and (before is None or before.started_at != now.started_at)
+        self._put(now, urgent=bool(started))  # it is dialled from the next pass on
 
     def born(self, container: StartingContainer) -> bool:
         """Take in a container whose program does not run yet; return whether later addresses are of interest."""
