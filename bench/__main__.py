@@ -17,7 +17,7 @@ import orjson
 from bench import peers
 from bench.bars import verdicts
 from bench.builds import AGAIN, compared, former
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import lab
 from bench.report import from_json, markdown, to_json
 from bench.runner import run_works

@@ -1,6 +1,6 @@
 """Other builds of meshbox, measured beside this one in the same run: a former revision, and this one once more.
 
-The second is the control (A/A): how far it differs from the first says how much a difference to the former one means.
+The latter is the control (A/A): a difference to the former revision counts only if it exceeds the control's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import PYTHON, ROOT, Build, run
 
 if TYPE_CHECKING:
@@ -52,6 +52,6 @@ def compared(result: Result, name: str, build: Build) -> Iterator[str]:
             low, middle, high = min(control), median(ratios), max(control)
             word = "within" if low <= middle <= high else "OUTSIDE"
             yield (
-                f"{result.work.name:14} {figure.name:20} x{middle:.3f} against {build.label},"
+                f"{result.work.name:14} {name:13} {figure.name:20} x{middle:.3f} against {build.label},"
                 f" {word} the control's {low:.3f} to {high:.3f} (median {median(control):.3f})"
             )

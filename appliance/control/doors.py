@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.dataplane.tcp.accept import listen
+from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp import sockets as udpsocket
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import addresses, identity, netlink, routes
 from appliance.errors import NotYetError, RetryError
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
 
@@ -48,7 +48,7 @@ class Doors:
         while True:
             await trio.sleep(LOOK)
             for opened in list(self.opened.values()):
-                if namespaces.identify(opened.netns.path) != opened.netns.id:
+                if identity.identify(opened.netns.path) != opened.netns.id:
                     self._let_go(opened.netns)
 
     async def open(self, wanted: WorkloadDoor) -> None:
@@ -58,23 +58,23 @@ class Doors:
         namespace has the address, OSError or RetryError where the door cannot be opened; then nothing leads to it.
         """
         netns, path = wanted.netns, wanted.netns.path
-        if not await namespaces.wait_addresses(path, wanted.address, timeout=0):
+        if not await addresses.wait(path, wanted.address, timeout=0):
             raise NotYetError(
                 f"network namespace {path} does not have the address {wanted.address}",
-                partial(namespaces.wait_addresses, path, wanted.address),
+                partial(addresses.wait, path, wanted.address),
             )
         opened = self.opened.get(netns.id)
         if opened is not None and (opened.netns, opened.door) == (netns, wanted.door):
-            await namespaces.add_local_route(path, wanted.vip_range, wanted.address)
+            await routes.add_local_route(path, wanted.vip_range, wanted.address)
             return
         self._let_go(netns)
         try:
-            tcp, udp, file = namespaces.entered(path, partial(_listen, netns, self._plane.accepting))
+            tcp, udp, file = netlink.entered(path, partial(_listen, netns, self._plane.accepting))
         except OSError:
             await self.lead_past(netns, wanted.vip_range)  # as a former appliance may have left it
             raise
         try:
-            await namespaces.add_local_route(path, wanted.vip_range, wanted.address)
+            await routes.add_local_route(path, wanted.vip_range, wanted.address)
         except BaseException:
             file.close()
             for sock in (*tcp, udp):
@@ -91,10 +91,10 @@ class Doors:
     async def lead_past(self, netns: Netns, vip_range: IPv4Network) -> None:
         """Lead what is dialled through the host, whatever was before, if the namespace exists. Raises RetryError."""
         try:
-            if namespaces.identify(netns.path) == netns.id:
-                await namespaces.drop_local_route(netns.path, vip_range)
+            if identity.identify(netns.path) == netns.id:
+                await routes.drop_local_route(netns.path, vip_range)
         except RetryError:
-            if namespaces.identify(netns.path) == netns.id:
+            if identity.identify(netns.path) == netns.id:
                 raise  # otherwise the namespace went meanwhile
 
     def _let_go(self, netns: Netns) -> None:
@@ -106,9 +106,9 @@ def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], SocketTy
     """Return listening sockets of the namespace that this thread is in, and the file of that. Raises OSError."""
     with ExitStack() as undo:
         file = undo.enter_context(FileIO(netns.path))
-        if namespaces.identify(netns.path) != netns.id:
+        if identity.identify(netns.path) != netns.id:
             raise FileNotFoundError(f"network namespace {netns.id} is gone")
-        udp = udpsocket.listen_inside(DOOR_PORT)
+        udp = udpsocket.listen_at_door(DOOR_PORT)
         undo.callback(udp.close)
         tcp = listen(DOOR_PORT, number, str(DOOR_ADDRESS), transparent=True)
         undo.pop_all()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity, routes
 from appliance.errors import NotYetError, RetryError
 from appliance.model import state as st
 from appliance.model.network import Netns
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from appliance.control.doors import Doors
     from appliance.dataplane.api import DataPlane
-    from appliance.drivers.nft.client import Nft, NftHelper
+    from appliance.drivers.nft.client import Nft
     from appliance.drivers.nft.drift import RulesetWatch
+    from appliance.drivers.nft.helper import NftHelper
     from appliance.drivers.registry import Registry
     from appliance.model.network import VipRoute
 
@@ -84,9 +85,9 @@ class HostEffects:
 
     async def _push_host_ruleset(self, step: st.PushHostRuleset) -> None:
         await self._nft_helper.command(text.change_host(step.before, step.after))
-        identity = namespaces.identify(namespaces.HOST)
-        if identity is not None:
-            self._watch.add(Netns(id=identity, path=namespaces.HOST))
+        netns_id = identity.identify(identity.HOST)
+        if netns_id is not None:
+            self._watch.add(Netns(id=netns_id, path=identity.HOST))
 
     async def _push_ruleset(self, step: st.PushRuleset) -> None:
         after, netns = step.after, step.after.netns
@@ -107,25 +108,23 @@ class HostEffects:
     async def _add_route(route: VipRoute) -> None:
         """Add a route where there is none. A starting container's interface, which it leads to, is up in 100 ms."""
         path = route.netns.path
-        if not await namespaces.wait_neighbour(path, route.gateway, timeout=0):
+        if not await routes.wait_neighbour(path, route.gateway, timeout=0):
             raise NotYetError(
                 f"no interface in network namespace {path} leads to {route.gateway}",
-                partial(namespaces.wait_neighbour, path, route.gateway),
+                partial(routes.wait_neighbour, path, route.gateway),
             )
-        await namespaces.ensure_route(path, route.vip_range, route.gateway)
+        await routes.ensure_route(path, route.vip_range, route.gateway)
 
     @staticmethod
     async def _drop_route(route: VipRoute) -> None:
-        await _while_there(
-            route.netns, partial(namespaces.drop_route, route.netns.path, route.vip_range, route.gateway)
-        )
+        await _while_there(route.netns, partial(routes.drop_route, route.netns.path, route.vip_range, route.gateway))
 
 
 async def _while_there(netns: Netns, undo: Callable[[], Awaitable[None]]) -> None:
     """Undo something inside a namespace, if that still exists: otherwise it has gone with all that was in it."""
     try:
-        if namespaces.identify(netns.path) == netns.id:
+        if identity.identify(netns.path) == netns.id:
             await undo()
     except RetryError:
-        if namespaces.identify(netns.path) == netns.id:
+        if identity.identify(netns.path) == netns.id:
             raise

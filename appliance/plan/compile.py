@@ -1,6 +1,6 @@
 """Facts in, all that is to be done out: `Snapshot` → `Plan`, most of which is the wanted network state.
 
-    specs, containers ─► members ─► who may reach what ─► virtual IPs, ports ─► rules, names, sockets   (shape.py)
+    specs, workloads ─► containers ─► who may reach what ─► virtual IPs, ports ─► rules, names, sockets   (skeleton.py)
     readiness, endpoints of other machines ─────────────────────────────────► backends, announcements  (backends.py)
 
 A running appliance keeps one `Compiler`: when only readiness or endpoints have changed, which is nearly always, the
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from appliance.model.state import HostState
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
+from appliance.plan.containers import MeshContainers
 from appliance.plan.doors import doors, routes
 from appliance.plan.interests import interests
-from appliance.plan.members import MeshContainers
 from appliance.plan.probes import probes
 from appliance.plan.rollout import claims, retiring, rollout, startable
-from appliance.plan.skeleton import Skeleton, Skeletons, at_once
+from appliance.plan.skeleton import Skeleton, Skeletons
+from appliance.plan.turns import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from appliance.model.facts import Probe, Snapshot
     from appliance.model.names import Destination
     from appliance.model.network import Backend, Listener, NetnsId, VipRoute, WorkloadDoor, WorkloadRuleset
+    from appliance.model.registry import Interests
     from appliance.model.rollout import Action
 
 
@@ -37,7 +39,7 @@ class Plan:
     want: HostState
     actions: tuple[Action, ...]
     """What to begin now with containers."""
-    interests: frozenset[str]
+    interests: Interests
     """Services to hear about from other machines."""
     claims: frozenset[str]
     """Replicas' containers that no other machine may run any more."""
@@ -56,9 +58,9 @@ class Compiler:
     """Compiles snapshots one after another; each plan is the one that a new compiler makes of that snapshot."""
 
     def __init__(self) -> None:
-        self._members = MeshContainers()
-        self._shaper = Skeletons()
-        self._shape: Skeleton | None = None
+        self._containers = MeshContainers()
+        self._skeletons = Skeletons()
+        self._skeleton: Skeleton | None = None
         self._backends: dict[Destination, tuple[Backend, ...]] = {}
         self._listeners: Mapping[Destination, Listener] = {}
         self._rulesets: Mapping[NetnsId, WorkloadRuleset] = {}
@@ -67,32 +69,32 @@ class Compiler:
 
     def compile(self, s: Snapshot) -> Generator[None, None, Plan]:
         """Return what to do about these facts, in turns."""
-        members = self._members.read(s)
+        containers = self._containers.read(s)
         yield
         actions = rollout(s)
         claimed, due = claims(s)
         yield
         remote = remote_backends(s.endpoints, s.settings.node, own_address(s))
-        shape = yield from self._shaper.shape(s, members, frozenset(remote))
-        local = local_backends(members, shape.addresses, retiring(s, actions))
+        skeleton = yield from self._skeletons.of(s, containers, frozenset(remote))
+        local = local_backends(containers, skeleton.addresses, retiring(s, actions))
         yield
-        self._listen(shape, choose(local, remote, prefer_local=s.settings.prefer_local))
+        self._listen(skeleton, choose(local, remote, prefer_local=s.settings.prefer_local))
         yield
-        if self._rulesets is not shape.rulesets:
-            self._rulesets = shape.rulesets
-            self._doors, self._routes = doors(shape.rulesets), routes(shape.rulesets)
+        if self._rulesets is not skeleton.rulesets:
+            self._rulesets = skeleton.rulesets
+            self._doors, self._routes = doors(skeleton.rulesets), routes(skeleton.rulesets)
             yield
         want = HostState(
             listeners=self._listeners,
-            rulesets=shape.rulesets,
+            rulesets=skeleton.rulesets,
             doors=self._doors,
             routes=self._routes,
-            host_ruleset=shape.host_ruleset,
-            dns_addresses=shape.dns_addresses,
-            zone=shape.zone,
-            registrations=registrations(local, shape.allocations.ports, members),
-            allocations=shape.allocations,
-            shortage=shape.shortage,
+            host_ruleset=skeleton.host_ruleset,
+            dns_addresses=skeleton.dns_addresses,
+            zone=skeleton.zone,
+            registrations=registrations(local, skeleton.allocations.ports, containers),
+            allocations=skeleton.allocations,
+            shortage=skeleton.shortage,
         )
         yield
         return Plan(
@@ -100,23 +102,25 @@ class Compiler:
             actions=startable(s, actions),
             interests=interests(s),
             claims=claimed,
-            probes=probes(members),
+            probes=probes(containers),
             due=due,
         )
 
-    def _listen(self, shape: Skeleton, backends: dict[Destination, tuple[Backend, ...]]) -> None:
+    def _listen(self, skeleton: Skeleton, backends: dict[Destination, tuple[Backend, ...]]) -> None:
         """Put the backends into the sockets; touch only those that changed."""
         before = self._backends
-        same = shape is self._shape
+        same = skeleton is self._skeleton
         concerned = (
-            [d for d in before.keys() | backends.keys() if before.get(d) != backends.get(d)] if same else shape.sockets
+            [d for d in before.keys() | backends.keys() if before.get(d) != backends.get(d)]
+            if same
+            else skeleton.sockets
         )
         listeners = dict(self._listeners) if same else {}
         for d in concerned:
-            socket = shape.sockets.get(d)
+            socket = skeleton.sockets.get(d)
             if socket is None:
                 continue  # another machine serves it, but nobody here may reach it
             listener = replace(socket, backends=backends.get(d, ()))
             former = self._listeners.get(d)
             listeners[d] = former if former == listener and former is not None else listener
-        self._shape, self._backends, self._listeners = shape, backends, listeners
+        self._skeleton, self._backends, self._listeners = skeleton, backends, listeners

@@ -10,10 +10,10 @@ from appliance.model.names import Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from appliance.plan.members import MeshContainer
+    from appliance.plan.containers import MeshContainer
 
 
-def probes(members: Iterable[MeshContainer]) -> frozenset[Probe]:
+def probes(containers: Iterable[MeshContainer]) -> frozenset[Probe]:
     """Return the declared ports of running containers that have not accepted yet.
 
     A container that has not started is left out: before its interface is up, a dial would hang until the kernel asks
@@ -21,9 +21,9 @@ def probes(members: Iterable[MeshContainer]) -> frozenset[Probe]:
     """
     return frozenset(
         Probe(w.id, w.netns.id, w.addresses[0], port.container)
-        for member in members
-        if (w := member.workload).state is RunState.RUNNING and w.started_at
+        for container in containers
+        if (w := container.workload).state is RunState.RUNNING and w.started_at
         if w.netns is not None and w.addresses
-        for port in member.declared.ports
+        for port in container.declared.ports
         if port.protocol is Protocol.TCP and port.container not in w.accepting
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bench.builds import AGAIN, compared, former
-from bench.figures import BenchError, Figure, Result, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Result, Work
 from bench.lab import Build
 
 FORMER = Build(label="abc1234")

@@ -10,7 +10,7 @@ import trio.lowlevel
 
 from appliance.control import doors as module
 from appliance.control.doors import Doors
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import addresses, identity, netlink, routes
 from appliance.errors import NotYetError, RetryError
 from appliance.model.network import Netns, NetnsId, WorkloadDoor
 
@@ -41,16 +41,17 @@ class World:
         self.made: list[Closable] = []
         self.doors = Doors(self)
         self.netns = Netns(id=NetnsId(device=4, inode=3), path="/netns/3")
-        for name in ("add_local_route", "drop_local_route", "wait_addresses"):
-            monkeypatch.setattr(namespaces, name, self._call(name))
-        monkeypatch.setattr(namespaces, "identify", lambda _: self.netns.id if self.there else None)
-        monkeypatch.setattr(namespaces, "entered", self._entered)
+        for name in ("add_local_route", "drop_local_route"):
+            monkeypatch.setattr(routes, name, self._call(name))
+        monkeypatch.setattr(addresses, "wait", self._call("wait"))
+        monkeypatch.setattr(identity, "identify", lambda _: self.netns.id if self.there else None)
+        monkeypatch.setattr(netlink, "entered", self._entered)
         monkeypatch.setattr(module, "LOOK", 0.0)
 
     def _call(self, name: str):
         async def call(path, *args, timeout=1.0):  # noqa: ASYNC109 — as the real one
             await trio.lowlevel.checkpoint()
-            if name == "wait_addresses":
+            if name == "wait":
                 assert timeout == 0, "a step does not wait"
                 return tuple(a for a in self.addresses if a == args[0])
             self.calls.append((name, *map(str, args)))

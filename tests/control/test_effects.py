@@ -10,11 +10,11 @@ import trio
 
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity, routes
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.errors import NotYetError, RetryError
 from appliance.model.names import Destination
-from appliance.model.network import Listener, Netns, VipRoute, WorkloadRuleset
+from appliance.model.network import Listener, Netns, NetnsId, VipRoute, WorkloadRuleset
 from appliance.model.state import AddRoute, CloseListener, DropRoute, DropRuleset, PushRuleset
 from appliance.render.ruleset import REMOVE
 
@@ -39,8 +39,8 @@ class RefusingNft:
 def netns(tmp_path):
     """A file that leads to a namespace."""
     path = tmp_path / "netns"
-    path.symlink_to(namespaces.HOST)
-    found = namespaces.identify(str(path))
+    path.symlink_to(identity.HOST)
+    found = identity.identify(str(path))
     assert found is not None
     return Netns(id=found, path=str(path))
 
@@ -80,7 +80,7 @@ def test_refusal_in_a_namespace_that_is_there_is_one(netns):
 def test_table_of_another_namespace_at_that_path_is_left_alone(netns):
     """Docker uses paths again: what leads elsewhere by now is not ours to clear."""
     nft = RefusingNft()
-    gone = Netns(id=namespaces.NetnsId(device=netns.id.device, inode=netns.id.inode + 1), path=netns.path)
+    gone = Netns(id=NetnsId(device=netns.id.device, inode=netns.id.inode + 1), path=netns.path)
     drop(gone, nft)
     assert nft.pushed == []
 
@@ -100,7 +100,7 @@ def carry_out(monkeypatch, step, **calls):
         return call
 
     for name, result in calls.items():
-        monkeypatch.setattr(namespaces, name, fake(name, result))
+        monkeypatch.setattr(routes, name, fake(name, result))
     watch = RulesetWatch(on_drift=lambda _: None)
     effects = HostEffects(plane=None, doors=Doors(None), nft=None, nft_helper=None, watch=watch, registry=None)
     trio.run(effects.carry_out, step)
@@ -139,7 +139,7 @@ def test_first_rules_without_a_door_undo_what_a_former_appliance_led_there(netns
         assert nft.pushed == []
         undone.append(args)
 
-    monkeypatch.setattr(namespaces, "drop_local_route", drop_local_route)
+    monkeypatch.setattr(routes, "drop_local_route", drop_local_route)
     rules = replace(ruleset(netns), door=door)
     for before in (replace(rules, dns_port=54), None):
         nft.pushed.clear()

@@ -11,8 +11,9 @@ import trio
 from appliance.control.followers import PlanFollowers
 from appliance.model.facts import Probe, Settings
 from appliance.model.network import NetnsId
+from appliance.model.registry import Interests
 from appliance.plan.compile import Compiler
-from appliance.plan.skeleton import at_once
+from appliance.plan.turns import at_once
 from tests.plan.cases import OWN, container, managed, snapshot, spec
 
 PROBE = Probe("a" * 64, NetnsId(device=4, inode=2), IPv4Address("172.18.0.2"), 80)
@@ -21,7 +22,7 @@ PLAN = replace(
     at_once(Compiler().compile(FACTS)),
     probes=frozenset({PROBE}),
     claims=frozenset({"shop/0/web"}),
-    interests=frozenset({"shop"}),
+    interests=Interests(services=frozenset({"shop"})),
 )
 
 

@@ -19,6 +19,7 @@ from appliance.model import state as st
 from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.model.network import Netns, NetnsId
+from appliance.model.registry import Interests
 from appliance.plan.compile import Plan
 from appliance.plan.rollout import CLAIM
 from tests.plan.cases import declared, machine, managed, spec
@@ -251,7 +252,7 @@ def test_each_plan_is_made_once_and_followed_before_and_after_its_steps() -> Non
     ((plan, before),) = host.begun
     assert before == 0
     assert {probe.port for probe in plan.probes} == {80}
-    assert plan.interests == {"orange", "flask"}
+    assert plan.interests == Interests(services=frozenset({"orange", "flask"}), everything=False)
     assert len(host.planned) == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.model.facts import Probe, RunState
 from appliance.plan.compile import Compiler
-from appliance.plan.skeleton import at_once
+from appliance.plan.turns import at_once
 from tests.plan.cases import address, container, declared, managed, snapshot, spec, stopped
 
 SERVER = replace(container(2, "apple.orange", ports=("80:8080", 81, "53/udp")), accepting=frozenset(), started_at=5.0)
