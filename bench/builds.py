@@ -1,6 +1,6 @@
 """Other builds of meshbox, measured beside this one in the same run: a former revision, and this one once more.
 
-The second is the control (A/A): how far it differs from the first says how much a difference to the former one means.
+The latter is the control (A/A): a difference to the former revision counts only if it exceeds the control's.
 """
 
 from __future__ import annotations

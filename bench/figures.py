@@ -1,4 +1,4 @@
-"""What a work yields: samples by contender, and their medians, spreads and ratios."""
+"""What a work measures: samples by contender, and their medians, spreads and ratios."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One thing that is measured. `better` is `higher` or `lower`."""
+    """One quantity that is measured. `better` is `higher` or `lower`."""
 
     name: str
     better: str = "higher"
@@ -23,7 +23,7 @@ class Figure:
 
 
 Sample = dict[str, float]
-"""By name of the figure."""
+"""Values by the name of their figure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,9 @@ class Work:
     reference: str = "haproxy"
     """Ratios are against this contender."""
     quick_title: str = ""
-    """What it is with --quick, where that does less. No bar is judged by that then."""
+    """The title with --quick, if that does less. Bars are not judged then."""
     note: str = ""
-    """What the report says beside the figures."""
+    """A remark in the report."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +60,7 @@ class Result:
 
     @property
     def smaller(self) -> bool:
-        """Whether less was done than the work's bars are about."""
+        """Whether less was done than the work's bars require."""
         return self.quick and bool(self.work.quick_title)
 
     @property

@@ -22,7 +22,7 @@ import uvloop
 
 from appliance.app import worker
 from appliance.dataplane.inprocess import InProcess
-from appliance.dataplane.tcp.accept import listen
+from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp import sockets as udpsocket
 from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.netns import identity, netlink, routes
@@ -73,7 +73,7 @@ def make_plane(loop: asyncio.AbstractEventLoop, *, workers: int, **options: Any)
 
 
 def _open_doors(plane: DataPlane, config: dict[str, Any]) -> None:
-    """Do what the appliance does (appliance/control/doors.py), at a port of this contender's."""
+    """Open doors as the appliance does (appliance/control/doors.py), at this contender's own port."""
     vip_range = IPv4Network(config["vip_range"])
     for address, path in config["into"].items():
         netns, caller = identity.identify(path), IPv4Address(address)
@@ -81,7 +81,7 @@ def _open_doors(plane: DataPlane, config: dict[str, Any]) -> None:
             raise SystemExit(f"{path} is no network namespace")
         open_tcp = partial(listen, config["port"], plane.accepting, str(DOOR_ADDRESS), transparent=True)
         tcp = netlink.entered(path, open_tcp)
-        udp = netlink.entered(path, partial(udpsocket.listen_inside, config["port"]))
+        udp = netlink.entered(path, partial(udpsocket.listen_at_door, config["port"]))
         trio.run(routes.add_local_route, path, vip_range, caller)
         door = Door(netns=netns, caller=caller, dialler=vip_range.network_address)
         plane.open_door(door, tcp, udp, FileIO(path))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_works(works: Sequence[Work], lab: Lab, *, rounds: int) -> Iterator[Result]:
-    """Yield the result of each work when it is through; where a contender did not do its work, only the error."""
+    """Yield the result of each work when it is done; if a contender did not do its work, only the error."""
     progress = Progress(
         TextColumn("{task.fields[work]:>14}"), BarColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn()
     )

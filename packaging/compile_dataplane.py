@@ -24,16 +24,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
+    "appliance.dataplane.access",
     "appliance.dataplane.balance",
-    "appliance.dataplane.udp.listener",
-    "appliance.dataplane.tcp.dial",
-    "appliance.dataplane.tcp.door",
-    "appliance.dataplane.tcp.accept",
+    "appliance.dataplane.context",
     "appliance.dataplane.loop.epoll",
     "appliance.dataplane.namespace",
+    "appliance.dataplane.sockets",
+    "appliance.dataplane.tcp.accept",
+    "appliance.dataplane.tcp.dial",
+    "appliance.dataplane.tcp.door",
     "appliance.dataplane.tcp.listener",
     "appliance.dataplane.tcp.relay",
+    "appliance.dataplane.udp.batch",
+    "appliance.dataplane.udp.client",
     "appliance.dataplane.udp.door",
+    "appliance.dataplane.udp.listener",
     "appliance.dataplane.udp.session",
 )
 """What runs for each message, datagram or connection."""

@@ -329,7 +329,7 @@ async def _sent_services(request: Request) -> list[Service]:
     try:
         raw = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InputError(f"the request is no JSON: {error}") from None
+        raise InputError(f"the request is not JSON: {error}") from None
     listed = raw.get("services") if isinstance(raw, dict) else None
     if not isinstance(listed, list) or not listed:
         raise InputError('the request has no list "services"')

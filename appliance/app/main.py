@@ -23,7 +23,7 @@ from appliance.api import server as admin
 from appliance.app import bridge, worker
 from appliance.app.shutdown import wait_drained
 from appliance.app.systemd import Notifier
-from appliance.check import host as fitness
+from appliance.check import host
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
@@ -92,7 +92,7 @@ def run(config: Config) -> int:
 
 
 async def _main(config: Config, loop: asyncio.AbstractEventLoop, stopping: trio.Event) -> int:
-    findings = await fitness.examine(config)
+    findings = await host.examine(config)
     for finding in findings:
         if finding.level is Level.FAILED:
             raise HostError(finding.line)
@@ -294,7 +294,7 @@ class Appliance:
         return removed
 
     def _note(self, nft: NftFeatures) -> None:
-        """Do without doors where the kernel does not know their rules; `fitness` has said so."""
+        """Do without doors where the kernel does not know their rules; the check before the start has said so."""
         if features.DOOR_RULES not in nft.features:
             self._settings = replace(self._settings, doors=False)
 

@@ -1,4 +1,4 @@
-"""`meshbox cleanup`: take away what meshbox put on this host and into its containers' namespaces. Containers stay."""
+"""`meshbox cleanup`: remove what meshbox put on this host and into its containers' namespaces. Containers stay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
 
 DOCKER_TIMEOUT = 10.0
-"""Seconds that Docker gets for one question: removal must not hang on a Docker that does."""
+"""Seconds that Docker gets for all questions: cleanup must not hang with it."""
 IP_TIMEOUT = 5.0
 """Seconds that ip(8) may take."""
 
@@ -44,7 +44,7 @@ class Report:
 async def clean(config: Config, *, state: bool = False) -> Report:
     """Remove rules, our Docker network if nothing uses it, and run_dir; with `state` also state_dir.
 
-    A fault ends up in the report and keeps nothing else from being removed. Raises HostError while an appliance runs,
+    A fault goes into the report and keeps nothing else from being removed. Raises HostError while an appliance runs,
     and where nft or nsenter is not installed.
     """
     report = Report()
@@ -74,7 +74,7 @@ def _files(folder: str) -> list[str]:
 
 
 async def _sandboxes(docker: Docker, report: Report) -> list[str]:
-    """Return the namespaces' files of the mesh's containers, and tell of containers that meshbox made."""
+    """Return the namespace files of the mesh's containers, and report the containers that meshbox made."""
     found, ours = [], []
     for listed in await docker.containers():
         if labels.REVISION in listed.labels:
@@ -92,11 +92,11 @@ async def _remove_network(docker: Docker, name: str, report: Report) -> None:
     if await docker.remove_network(name):
         report.done.append(f"Docker network {name}")
     else:
-        report.left.append(f"Docker network {name}, which containers use or somebody else made")
+        report.left.append(f"Docker network {name}, which containers use or which meshbox did not make")
 
 
 async def _remove_rules(paths: list[str], config: Config, report: Report) -> None:
-    """Remove our table from this namespace and from those of the files, each once."""
+    """Remove our table from this namespace and from the namespaces of the files, once each."""
     host = identity.identify(identity.HOST)
     found = {host: identity.HOST}
     for path in paths:

@@ -253,7 +253,7 @@ def _from_file(path: Path, known: Mapping[str, Option], *, needed: bool) -> Iter
             raise InputError(f"{path}: only root may read it; run this with sudo") from None
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: is no TOML: {error}") from None
+        raise InputError(f"{path}: is not TOML: {error}") from None
     for key, value in _flat(raw, known, ""):
         if key not in known:
             raise InputError(f'{path}: unknown key "{key}"{_near(key, known)}')

@@ -37,7 +37,7 @@ def text(value: Any) -> str:
 def node(value: Any) -> str:
     """Accept a name of at most 63 letters, digits, "-", "_" and ".", which Consul accepts too."""
     if not isinstance(value, str) or len(value) > MAX_LABEL or not _NODE.fullmatch(value):
-        raise InputError(f'{shown(value)} is no name of a machine; use letters, digits, "-", "_" and "."')
+        raise InputError(f'{shown(value)} is not a machine name; use letters, digits, "-", "_" and "."')
     return value
 
 
@@ -49,7 +49,7 @@ def node_from(host_name: str) -> str:
 def path(value: Any) -> str:
     """Accept an absolute path."""
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
-        raise InputError(f"{shown(value)} is no absolute path")
+        raise InputError(f"{shown(value)} is not an absolute path")
     return value
 
 
@@ -96,7 +96,7 @@ def network(value: Any) -> IPv4Network:
     try:
         return IPv4Network(text(value))
     except ValueError as error:
-        raise InputError(f"{shown(value)} is no IPv4 network such as 240.0.0.0/4 ({error})") from None
+        raise InputError(f"{shown(value)} is not an IPv4 network such as 240.0.0.0/4 ({error})") from None
 
 
 def virtual_range(value: Any) -> IPv4Network:
@@ -117,7 +117,7 @@ def port_range(value: Any) -> tuple[int, int]:
     """Accept first and last port in the form 20000-29999."""
     match = re.fullmatch(r"\s*(\d{1,6})\s*-\s*(\d{1,6})\s*", value) if isinstance(value, str) else None
     if match is None:
-        raise InputError(f'{shown(value)} is no range of ports; write for example "20000-29999"')
+        raise InputError(f'{shown(value)} is not a range of ports; write for example "20000-29999"')
     first, last = int(match[1]), int(match[2])
     if not 1024 <= first <= last <= 65535:
         raise InputError(f'"{value}" is not possible; write two ports from 1024 to 65535, the lower one first')
@@ -132,7 +132,7 @@ def upstreams(value: Any) -> tuple[tuple[str, int], ...]:
         try:
             found.append((str(IPv4Address(address)), integer(1, 65535)(port) if colon else 53))
         except AddressValueError:
-            raise InputError(f'"{item}" is no IPv4 address; write for example 9.9.9.9 or 9.9.9.9:53') from None
+            raise InputError(f'"{item}" is not an IPv4 address; write for example 9.9.9.9 or 9.9.9.9:53') from None
     return tuple(found)
 
 
@@ -167,7 +167,7 @@ def addresses(value: Any) -> frozenset[IPv4Address]:
             network = IPv4Network(item)
         except ValueError:
             raise InputError(
-                f'"{item}" is no IPv4 address or network; write for example 10.0.0.7 or 10.0.0.0/24'
+                f'"{item}" is not an IPv4 address or network; write for example 10.0.0.7 or 10.0.0.0/24'
             ) from None
         if network.num_addresses + len(found) > MOST_ADDRESSES:
             raise InputError(f"{item} makes it more than {MOST_ADDRESSES} addresses; name fewer")
@@ -192,7 +192,7 @@ def consul_address(value: Any) -> str:
     good = (parts.scheme in {"http", "https"} and parts.hostname) or (parts.scheme == "unix" and parts.path)
     if not good:
         raise InputError(
-            f"{shown(value)} is no address of Consul; "
+            f"{shown(value)} is not an address of Consul; "
             f"write for example http://127.0.0.1:8500 or unix:///run/consul.sock"
         )
     return found.rstrip("/")
@@ -203,7 +203,7 @@ def key_folder(value: Any) -> str:
     found = text(value)
     if not all(_FOLDER.fullmatch(word) for word in found.split("/")):
         raise InputError(
-            f'{shown(value)} is no folder; write for example meshbox or team/meshbox: letters, digits, "-", "_" and'
+            f'{shown(value)} is not a folder; write for example meshbox or team/meshbox: letters, digits, "-", "_" and'
             ' ".", without "/" at either end'
         )
     return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.dataplane.tcp.accept import listen
+from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp import sockets as udpsocket
 from appliance.drivers.netns import addresses, identity, netlink, routes
 from appliance.errors import RetryError
@@ -182,7 +182,7 @@ def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], SocketTy
         file = undo.enter_context(FileIO(netns.path))
         if identity.identify(netns.path) != netns.id:
             raise FileNotFoundError(f"network namespace {netns.id} is gone")
-        udp = udpsocket.listen_inside(DOOR_PORT)
+        udp = udpsocket.listen_at_door(DOOR_PORT)
         undo.callback(udp.close)
         tcp = listen(DOOR_PORT, number, str(DOOR_ADDRESS), transparent=True)
         undo.pop_all()

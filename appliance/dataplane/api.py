@@ -1,7 +1,7 @@
-"""What the control plane asks of the data plane, in this process (plane.py) or in workers (workers.py).
+"""What the control plane asks of the data plane, in this process (inprocess.py) or in workers (workers/pool.py).
 
-Orders return at once. Questions are answered through a callback, because workers take a moment; `bridge.answer` turns
-that into something to await.
+Orders return at once. Questions are answered through a callback, because workers take a moment; `app.bridge.answer`
+makes that awaitable.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Question(Generic[T]):
-    """A method of `InProcess` that only looks, and its arguments."""
+    """A method of `InProcess` that changes nothing, and its arguments."""
 
     method: str
     arguments: tuple[Any, ...] = ()
@@ -56,10 +56,10 @@ class DataPlane(Protocol):
         """Begin to run. Raises OSError."""
 
     def open_listener(self, listener: Listener) -> None:
-        """Serve a destination. Raises OSError (EADDRINUSE when something else holds the port)."""
+        """Serve a destination. Raises OSError (EADDRINUSE when another program holds the port)."""
 
     def swap_listener(self, listener: Listener) -> None:
-        """Take new callers, peers and backends. Raises OSError when the port is a new one and cannot be had."""
+        """Take new callers, peers and backends; the port is that of the open listener."""
 
     def close_listener(self, destination: Destination) -> None:
         """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""
@@ -72,13 +72,13 @@ class DataPlane(Protocol):
         """How many TCP sockets a door needs."""
 
     def open_door(self, door: Door, tcp: tuple[SocketType, ...], udp: SocketType, netns: FileIO) -> None:
-        """Serve these sockets, which are inside of a namespace, and dial from there; `netns` is its file.
+        """Serve these sockets, which are of a namespace, and dial from there; `netns` is its file.
 
-        They are the data plane's to close from now on. A door that is open there already is replaced.
+        The data plane closes them. A door that is open in that namespace is replaced.
         """
 
     def close_door(self, netns: NetnsId) -> None:
-        """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
+        """Accept nothing more in that namespace, and let go of it; pairs go on."""
 
     def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
         """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""

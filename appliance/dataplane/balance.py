@@ -6,10 +6,13 @@ import time
 from bisect import bisect_right
 from itertools import accumulate
 from random import random
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from appliance.model.stats import BackendStats
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from appliance.model.network import Backend
 
@@ -29,7 +32,7 @@ class BackendState:
         "ejected_until",
         "failed",
         "failures",
-        "inside",
+        "netns",
         "opened",
         "source",
     )
@@ -51,12 +54,12 @@ class BackendState:
         self.ejected_until = 0.0
 
     def take(self, backend: Backend) -> None:
-        """Become this backend, which has the same address and port."""
+        """Take what has changed; address and port are the same."""
         self.backend = backend
         self.source = (str(backend.source), 0) if backend.source is not None else None
         """Where to dial from, with port 0."""
-        self.inside = "" if backend.netns is None else str(backend.netns)
-        """Whose door to dial from, where there is one."""
+        self.netns = "" if backend.netns is None else str(backend.netns)
+        """The text of its namespace's NetnsId: it is dialled from there if that has a door."""
 
 
 class Balancer:
@@ -90,6 +93,25 @@ class Balancer:
             self.states[key] = state
         self._rebuild()
         return list(former.values())
+
+    def stats(self, moving: Mapping[BackendState, tuple[int, int]] = MappingProxyType({})) -> tuple[BackendStats, ...]:
+        """Return the counters of the backends; `moving` has bytes in and out that are not counted there yet."""
+        now = self._clock()
+        counted = []
+        for state in self.states.values():
+            bytes_in, bytes_out = moving.get(state, (0, 0))
+            counted.append(
+                BackendStats(
+                    backend=state.backend,
+                    opened=state.opened,
+                    failed=state.failed,
+                    active=state.active,
+                    bytes_in=state.bytes_in + bytes_in,
+                    bytes_out=state.bytes_out + bytes_out,
+                    ejected=max(0.0, state.ejected_until - now),
+                )
+            )
+        return tuple(counted)
 
     def pick(self, *, local_only: bool = False, tried: tuple[BackendState, ...] = ()) -> BackendState | None:
         """Return a backend at random by weight, or None.
@@ -142,12 +164,12 @@ class Balancer:
             else:
                 usable.append(state)
         for local_only in (False, True):
-            everybody = [s for s in self.states.values() if _may_serve(s.backend, local_only=local_only)]
-            staying = [s for s in everybody if not s.backend.retiring] or everybody
+            allowed = [s for s in self.states.values() if _may_serve(s.backend, local_only=local_only)]
+            staying = [s for s in allowed if not s.backend.retiring] or allowed
             pool = [s for s in staying if s in usable] or staying
             self._pools[local_only] = (pool, list(accumulate(float(s.backend.weight) for s in pool)))
 
 
 def _may_serve(backend: Backend, *, local_only: bool) -> bool:
-    """Whether callers of a kind get there at all: peers (`local_only`), or workloads of this host."""
+    """Whether callers of a kind get this backend at all: peers (`local_only`), or workloads of this host."""
     return backend.local if local_only else not backend.retiring

@@ -1,13 +1,13 @@
-"""The data plane in one process: plain calls with plain values, so that it can run in another one (workers.py)."""
+"""The data plane in one process: plain calls with plain values, so that it can run in another one (workers/)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from appliance.dataplane.context import Context
 from appliance.dataplane.dns.server import NONE_OPENED, DnsServer
 from appliance.dataplane.namespace import NamespaceSockets
-from appliance.dataplane.tcp.accept import Acceptor, Shared
-from appliance.dataplane.tcp.door import DoorWay
+from appliance.dataplane.tcp.door import TcpDoor
 from appliance.dataplane.tcp.listener import TcpListener
 from appliance.dataplane.udp.door import UdpDoor
 from appliance.dataplane.udp.listener import UdpListener
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class InProcess:
-    """All listeners and the DNS server (`face.DataPlane`)."""
+    """All listeners and the DNS server (`api.DataPlane`)."""
 
     restarted = 0
     accepting = 1
@@ -43,15 +43,15 @@ class InProcess:
         """`idle_udp` is the seconds after which a silent UDP session ends."""
         self._loop = loop
         self._idle_udp = idle_udp
-        self._shared = Shared(loop)
+        self._context = Context(loop)
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
-        self._doors: dict[NetnsId, DoorWay] = {}
-        self._dialled: dict[tuple[str, int], TcpListener] = {}
-        """By virtual IP and port."""
+        self._tcp_doors: dict[NetnsId, TcpDoor] = {}
+        self._tcp_by_vip: dict[tuple[str, int], TcpListener] = {}
+        """By virtual IP and port: what TCP doors lead to."""
         self._udp_doors: dict[NetnsId, UdpDoor] = {}
-        self._ports: dict[int, UdpListener] = {}
-        """By their port on the host."""
+        self._udp_by_port: dict[int, UdpListener] = {}
+        """By port on the host: what UDP doors lead to."""
         self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams)
 
     @property
@@ -66,31 +66,24 @@ class InProcess:
         """Whether it is open."""
         return destination in self._listeners
 
-    def open_listener(self, listener: Listener, sock: SocketType | None = None, *, elsewhere: bool = False) -> None:
-        """Serve a destination, on `sock` if that is open already; through doors only, if the port is `elsewhere`.
+    def open_listener(self, listener: Listener, sock: SocketType | None = None, *, doors_only: bool = False) -> None:
+        """Serve a destination, on `sock` if that is open already; with `doors_only` not on its port.
 
-        Raises OSError (EADDRINUSE when something else holds the port).
+        Raises OSError (EADDRINUSE when another program holds the port).
         """
         if listener.destination in self._listeners:
-            self.swap_listener(listener, sock, elsewhere=elsewhere)
+            self.swap_listener(listener)
             return
-        self._listeners[listener.destination] = self._open(listener, sock, elsewhere=elsewhere)
+        self._listeners[listener.destination] = self._open(listener, sock, doors_only=doors_only)
         self._route_to(listener)
 
-    def swap_listener(self, listener: Listener, sock: SocketType | None = None, *, elsewhere: bool = False) -> None:
-        """Take new callers, peers and backends. Pairs that are still allowed go on, also to backends that vanished.
+    def swap_listener(self, listener: Listener) -> None:
+        """Take new callers, peers and backends; the port is the same. Allowed pairs go on, also to backends that went.
 
-        Raises OSError when the port is another one than before and cannot be had; the former listener stays then.
+        A destination that moves to another port is closed and opened (plan/diff.py).
         """
-        former = self._listeners[listener.destination]
-        if former.port == listener.port:
-            former.swap(listener)
-            self._route_to(listener)
-            return
-        self._listeners[listener.destination] = self._open(listener, sock, elsewhere=elsewhere)
+        self._listeners[listener.destination].swap(listener)
         self._route_to(listener)
-        self._unroute(former)
-        self._retire(former)
 
     def close_listener(self, destination: Destination) -> None:
         """Accept no more; pairs go on until they end by themselves or by `end_pairs`."""
@@ -100,38 +93,38 @@ class InProcess:
             self._retire(listener)
 
     def accept_for(self, what: Destination | NetnsId, slot: int, sock: SocketType) -> None:
-        """Accept for another process, from its socket for a listener or door, until `stop_accepting_for`."""
-        entrance = self._listeners.get(what) if isinstance(what, Destination) else self._doors.get(what)
-        if isinstance(entrance, Acceptor):
-            entrance.accept_for(slot, sock)
+        """Accept for another worker, from its socket for a listener or door, until `stop_accepting_for`."""
+        served = self._listeners.get(what) if isinstance(what, Destination) else self._tcp_doors.get(what)
+        if isinstance(served, TcpListener | TcpDoor):
+            served.acceptor.accept_for(slot, sock)
         else:
             sock.close()
 
     def stop_accepting_for(self, slot: int) -> None:
-        """Leave that process's sockets to it."""
-        for entrance in (*self._listeners.values(), *self._doors.values()):
-            if isinstance(entrance, Acceptor):
-                entrance.stop_accepting_for(slot)
+        """Leave that worker's sockets to it."""
+        for served in (*self._listeners.values(), *self._tcp_doors.values()):
+            if isinstance(served, TcpListener | TcpDoor):
+                served.acceptor.stop_accepting_for(slot)
 
     def open_door(self, door: Door, tcp: Sequence[SocketType], udp: SocketType | None, netns: FileIO) -> None:
-        """Accept from this one TCP socket, which is inside of a namespace, and dial from there; `netns` is its file.
+        """Accept from this one TCP socket, which is of a namespace, and dial from there; `netns` is its file.
 
         Without `udp` another process takes what comes in by UDP.
         """
         self.close_door(door.netns)
         (sock,) = tcp
-        self._shared.insides[str(door.netns)] = NamespaceSockets(door, netns)
-        self._doors[door.netns] = DoorWay(self._shared, door, sock, self._dialled)
+        self._context.namespaces[str(door.netns)] = NamespaceSockets(door, netns)
+        self._tcp_doors[door.netns] = TcpDoor(self._context, door, sock, self._tcp_by_vip)
         if udp is not None:
-            self._udp_doors[door.netns] = UdpDoor(self._shared.epoll, door, udp, self._ports)
+            self._udp_doors[door.netns] = UdpDoor(self._context.epoll, door, udp, self._udp_by_port)
 
     def close_door(self, netns: NetnsId) -> None:
-        """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
-        door = self._doors.pop(netns, None)
+        """Accept nothing more in that namespace, and let go of it; pairs go on."""
+        door = self._tcp_doors.pop(netns, None)
         if door is None:
             return
         door.stop()
-        self._shared.insides.pop(str(netns)).close()
+        self._context.namespaces.pop(str(netns)).close()
         udp = self._udp_doors.pop(netns, None)
         if udp is not None:
             udp.close()
@@ -175,7 +168,7 @@ class InProcess:
         return self.dns.stats()
 
     def left(self) -> int:
-        """Return how many TCP pairs closed listeners still have; UDP sessions end by silence, so nobody waits."""
+        """Return how many TCP pairs closed listeners still have; UDP sessions end by silence and need no waiting."""
         return sum(listener.active for listener in self._draining if isinstance(listener, TcpListener))
 
     def ask(self, question: Question[T], tell: Callable[[T], None]) -> None:
@@ -184,7 +177,7 @@ class InProcess:
 
     def stop(self) -> None:
         """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
-        for door in self._doors.values():
+        for door in self._tcp_doors.values():
             door.stop()
         for destination in list(self._listeners):
             self.close_listener(destination)
@@ -195,49 +188,43 @@ class InProcess:
         self.stop()
         for listener in list(self._draining):
             listener.end_pairs()
-        for netns in list(self._doors):
+        for netns in list(self._tcp_doors):
             self.close_door(netns)
-        self._shared.close()
+        self._context.close()
 
     def _all(self) -> Iterator[TcpListener | UdpListener]:
         yield from self._listeners.values()
         yield from self._draining
 
-    def _open(self, listener: Listener, sock: SocketType | None, *, elsewhere: bool) -> TcpListener | UdpListener:
+    def _open(self, listener: Listener, sock: SocketType | None, *, doors_only: bool) -> TcpListener | UdpListener:
         if listener.destination.protocol is Protocol.TCP:
-            return TcpListener(self._shared, listener, on_empty=self._forget, sock=sock)
+            return TcpListener(self._context, listener, on_empty=self._forget, sock=sock)
         for former in list(self._draining):
             if isinstance(former, UdpListener) and former.port == listener.port:
                 former.end_pairs()  # its sessions need the socket, and so hold the port
         return UdpListener(
-            self._loop,
-            self._shared.epoll,
-            listener,
-            idle=self._idle_udp,
-            on_empty=self._forget,
-            sock=sock,
-            insides=self._shared.insides,
-            elsewhere=elsewhere,
+            self._context, listener, idle=self._idle_udp, on_empty=self._forget, sock=sock, doors_only=doors_only
         )
 
     def _route_to(self, listener: Listener) -> None:
-        """Let doors know what leads to this listener."""
+        """Let doors lead to this listener."""
         served = self._listeners[listener.destination]
         if isinstance(served, UdpListener):
-            self._ports[listener.port] = served
+            self._udp_by_port[listener.port] = served
         elif listener.vip is not None:
-            dialled = (str(listener.vip), listener.destination.port)
-            if dialled != served.dialled:
+            vip = (str(listener.vip), listener.destination.port)
+            if vip != served.vip:
                 self._unroute(served)
-                served.dialled = dialled
-            self._dialled[dialled] = served
+                served.vip = vip
+            self._tcp_by_vip[vip] = served
 
     def _unroute(self, listener: TcpListener | UdpListener) -> None:
+        """Let doors lead to it no more."""
         if isinstance(listener, UdpListener):
-            if self._ports.get(listener.port) is listener:
-                del self._ports[listener.port]
-        elif self._dialled.get(listener.dialled) is listener:
-            del self._dialled[listener.dialled]
+            if self._udp_by_port.get(listener.port) is listener:
+                del self._udp_by_port[listener.port]
+        elif self._tcp_by_vip.get(listener.vip) is listener:
+            del self._tcp_by_vip[listener.vip]
 
     def _retire(self, listener: TcpListener | UdpListener) -> None:
         self._draining.add(listener)

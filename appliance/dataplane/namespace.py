@@ -1,7 +1,7 @@
-"""Sockets made inside of a workload's namespace, to talk with the workload there: over its own loopback interface.
+"""Sockets made in a workload's namespace, to talk with the workload over its own loopback interface.
 
-A socket stays where it was made, so only making it means going there: the thread enters the namespace, makes a few, and
-comes back (setns(2)).
+A socket stays in the namespace where it was made. So only making it means entering the namespace: the thread enters it,
+makes a few sockets, and returns (setns(2)).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from appliance.dataplane.sources import leave_from
-from appliance.dataplane.tcp.dial import NO_DESCRIPTORS, NONBLOCKING
+from appliance.dataplane.sockets import NO_DESCRIPTORS, NONBLOCKING, bind_source
 from appliance.dataplane.udp.sockets import make_room
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from appliance.model.network import Door
 
 AGAIN: Final = 10.0
-"""Seconds until it is tried again to dial from inside, after that was found to be impossible."""
+"""Seconds for which a workload is dialled from the host after it could not be dialled from its namespace."""
 
 log = structlog.get_logger()
 
@@ -35,10 +34,12 @@ FEW: Final = 4
 DATAGRAM: Final = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
 CLONE_NEWNET: Final = 0x40000000
 """linux/sched.h; os.setns and os.CLONE_NEWNET come with Python 3.12."""
-HOME = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+OWN_NETNS = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 """The namespace that this process belongs in."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+"""drivers/netns/netlink.py has setns, too: data plane and drivers never import each other. It enters a namespace in a
+thread of its own, which costs 0.2 ms: too much for a dial."""
 
 
 class NamespaceSockets:
@@ -48,32 +49,33 @@ class NamespaceSockets:
         """`netns` is its file, which this closes."""
         self._netns = netns
         self._source = (str(door.dialler), 0)
-        self._made: list[SocketType] = []
-        self._made_udp: list[SocketType] = []
+        self._tcp: list[SocketType] = []
+        self._udp: list[SocketType] = []
+        """Sockets made in advance."""
         self._not_before = 0.0
         self._caller = str(door.caller)
 
     def socket(self) -> SocketType | None:
-        """Return a socket that is ready to connect; None where there is no way to dial from inside any more.
+        """Return a TCP socket that is ready to connect; None if the workload cannot be dialled from its namespace.
 
         Raises OSError when there are no file descriptors left.
         """
-        if not self._made and time.monotonic() >= self._not_before:
-            self._make()
-        return self._made.pop() if self._made else None
+        if not self._tcp and time.monotonic() >= self._not_before:
+            self._make_tcp()
+        return self._tcp.pop() if self._tcp else None
 
     def dial_udp(self, address: Client) -> SocketType | None:
-        """Return a UDP socket that is connected to the workload; None where there is no way from inside.
+        """Return a UDP socket that is connected to the workload; None if it cannot be dialled from its namespace.
 
-        There is none to another address than the door's: from there an answer would come from that one. Raises OSError
-        when there are no file descriptors left.
+        Only the door's own address can: an answer to a datagram for another one would come from the door's. Raises
+        OSError when there are no file descriptors left.
         """
         if address[0] != self._caller or time.monotonic() < self._not_before:
             return None
         sock = None
         try:
-            sock = self._udp()
-            leave_from(sock, self._source)
+            sock = self._udp_socket()
+            bind_source(sock, self._source)
             sock.connect(address)
         except OSError as error:
             if sock is not None:
@@ -85,8 +87,8 @@ class NamespaceSockets:
         return sock
 
     def answer_udp(self, address: Client, client: Client) -> SocketType:
-        """Return a UDP socket that has an address in there for what comes from this client. Raises OSError."""
-        sock = self._udp()
+        """Return a UDP socket for what this client sends to that address in the namespace. Raises OSError."""
+        sock = self._udp_socket()
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
@@ -97,28 +99,28 @@ class NamespaceSockets:
         return sock
 
     def close(self) -> None:
-        """Leave the namespace alone: it can go once nothing of it is open."""
-        for sock in (*self._made, *self._made_udp):
+        """Let go of the namespace: it can end once nothing of it is open."""
+        for sock in (*self._tcp, *self._udp):
             sock.close()
-        self._made.clear()
-        self._made_udp.clear()
+        self._tcp.clear()
+        self._udp.clear()
         self._netns.close()
 
-    def _udp(self) -> SocketType:
-        if not self._made_udp:
-            self._make_inside(self._made_udp, DATAGRAM)
-        sock = self._made_udp.pop()
+    def _udp_socket(self) -> SocketType:
+        if not self._udp:
+            self._make(self._udp, DATAGRAM)
+        sock = self._udp.pop()
         make_room(sock)
         return sock
 
-    def _make(self) -> None:
+    def _make_tcp(self) -> None:
         made: list[SocketType] = []
         try:
-            self._make_inside(made, NONBLOCKING)
+            self._make(made, NONBLOCKING)
             for sock in made:
                 # No keepalive: both ends are this kernel's, which closes them with their programs.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                leave_from(sock, self._source)
+                bind_source(sock, self._source)
         except OSError as error:
             for sock in made:
                 sock.close()
@@ -126,14 +128,19 @@ class NamespaceSockets:
                 raise
             self._give_up(error)
             return
-        self._made += made
+        self._tcp += made
 
     def _give_up(self, error: OSError) -> None:
-        # EADDRNOTAVAIL as a rule: somebody has removed the route that makes the source an address in there.
+        # EADDRNOTAVAIL as a rule: the route that makes the source an address of the namespace was removed.
         self._not_before = time.monotonic() + AGAIN
-        log.info("dialled from the host: inside of the container it cannot be", address=self._caller, cause=str(error))
+        log.info(
+            "cannot dial a container from its namespace; dialled from the host instead",
+            address=self._caller,
+            cause=str(error),
+        )
 
-    def _make_inside(self, made: list[SocketType], kind: int) -> None:
+    def _make(self, made: list[SocketType], kind: int) -> None:
+        """Make a few sockets in the namespace, at least one. Raises OSError."""
         _enter(self._netns.fileno())
         try:
             while len(made) < FEW:
@@ -142,7 +149,7 @@ class NamespaceSockets:
             if not made:
                 raise  # one will do
         finally:
-            _come_home()
+            _return()
 
 
 def _enter(netns: int) -> None:
@@ -151,9 +158,9 @@ def _enter(netns: int) -> None:
         raise OSError(number, os.strerror(number), "setns")
 
 
-def _come_home() -> None:
-    """Go back to where all else of this process is; without that nothing it does would be right."""
+def _return() -> None:
+    """Return to the namespace of this process. Abort if that fails: whatever it did elsewhere would be wrong."""
     for _ in range(100):
-        if _libc.setns(HOME, CLONE_NEWNET) == 0:
+        if _libc.setns(OWN_NETNS, CLONE_NEWNET) == 0:
             return
     os.abort()

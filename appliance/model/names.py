@@ -128,7 +128,7 @@ def parse_label(text: str, what: str) -> str:
     if len(text) > MAX_LABEL:
         raise InputError(f'{what} name "{text}" has {len(text)} characters; {MAX_LABEL} is the most (RFC 1035)')
     if not _LABEL.fullmatch(text):
-        raise InputError(f'{what} name "{text}" is no host label (RFC 1123): use a-z, 0-9 and "-", not at the ends')
+        raise InputError(f'{what} name "{text}" is not a host label (RFC 1123): use a-z, 0-9 and "-", not at the ends')
     return text
 
 

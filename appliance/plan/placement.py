@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from appliance.model.facts import Machine, Settings
-    from appliance.model.spec import Service
+    from appliance.model.spec import Constraint, Service
 
 
 def placement(service: Service, settings: Settings, machines: Iterable[Machine]) -> tuple[str, ...]:
@@ -35,14 +35,9 @@ def placement(service: Service, settings: Settings, machines: Iterable[Machine])
     return _spread(service.name, service.count, tuple(sorted(nodes)))
 
 
-def fits(constraint: str | None, node: str, meta: Iterable[tuple[str, str]]) -> bool:
-    """Whether a machine meets the constraint: none, a node's name, or `key==value` of its meta."""
-    if constraint is None:
-        return True
-    key, equals, value = constraint.partition("==")
-    if not equals:
-        return constraint.strip() == node
-    return (key.strip(), value.strip()) in tuple(meta)
+def fits(constraint: Constraint | None, node: str, meta: Iterable[tuple[str, str]]) -> bool:
+    """Whether a machine meets the constraint, where there is one."""
+    return constraint is None or constraint.fits(node, meta)
 
 
 def check_constraint(service: Service, settings: Settings, machines: Iterable[Machine]) -> None:
@@ -55,7 +50,7 @@ def check_constraint(service: Service, settings: Settings, machines: Iterable[Ma
     if constraint is None or any(fits(constraint, node, meta) for node, meta in metas.items()):
         return
     known = metas.keys() | {f"{key}=={value}" for meta in metas.values() for key, value in meta}
-    hint = did_you_mean(constraint, known) or "; write a node's name or key==value of its meta"
+    hint = did_you_mean(str(constraint), known) or "; write a node's name or key==value of its meta"
     raise InputError(f'service "{service.name}": no machine meets the constraint "{constraint}"{hint}')
 
 

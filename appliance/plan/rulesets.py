@@ -49,7 +49,8 @@ class RouteMaps:
         """Return the routes of each namespace; `reaches` by Docker id."""
         before = self._routes
         after = before if allocations is self._allocations else reused(before, _routes(allocations))
-        moved = frozenset(d for d in before.keys() | after.keys() if before.get(d) is not after.get(d))
+        candidates = frozenset() if after is before else before.keys() | after.keys()
+        moved = frozenset(d for d in candidates if before.get(d) is not after.get(d))
 
         def current(group: Group) -> GroupRoutes:
             reachable = _merged(reaches[c.workload.id] for c in group.containers)

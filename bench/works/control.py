@@ -1,4 +1,4 @@
-"""The control plane: how long a change takes to be applied, and what traffic feels of it.
+"""The control plane: how long a change takes to be applied, and how it disturbs traffic.
 
 100 workloads, each in a namespace of its own, each with routes to 100 services (10 and 10 with --quick). The process is
 the appliance without Docker: bench/controlhost.py. It may use all CPUs, as when deployed.
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 COUNT, QUICK_COUNT = 100, 10
 CHANGES = 10
-"""Changes of each kind in one measurement; their median counts, and the longest stall of any."""
+"""Changes of each kind in one measurement: their median counts, and the longest stall of any."""
 APPLIED = 0.9
-"""Part of the changes beside traffic that must have been applied one by one; a late pass may take two at once."""
+"""The part of the changes during traffic that must be applied one by one; a late pass may take two at once."""
 WORKER = b"bench.stall"
-"""In the command line of a worker, and of no other helper."""
+"""Only the command line of a worker has it, not that of another helper."""
 CONTENDERS = {"workers=0": 0, "workers=1": 1}
 ANY_CPU = "Nothing keeps the appliance to one CPU: it shares all with client and server."
 STALL = (
@@ -80,7 +80,7 @@ class Host:
         return resident(self._popen.pid) / 1024
 
     def memory(self) -> float:
-        """Return the memory of it and its workers in MiB, what several processes share divided among them."""
+        """Return the memory of it and its workers in MiB; what several processes share is divided among them."""
         pid = self._popen.pid
         children = (path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children"))
         workers = [p for pids in children for p in pids if WORKER in Path(f"/proc/{p}/cmdline").read_bytes()]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PORT = 6379
 PER_SECOND = {1: 20_000, 16: 150_000}
-"""Operations asked for each second that a measurement shall take, by pipeline depth."""
+"""Operations for each second that a measurement is meant to take, by pipeline depth."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One namespace's rules: the whole table, and one route more, with what nft alone takes for the same text."""
+"""One namespace's rules: the whole table, and one more route, and the time that nft alone takes for the same text."""
 
 from __future__ import annotations
 

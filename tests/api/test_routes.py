@@ -163,7 +163,7 @@ def test_remove_several(converse):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"{", "the request is no JSON"),
+        (b"{", "the request is not JSON"),
         (b"[]", 'the request has no list "services"'),
         (b'{"services": []}', 'the request has no list "services"'),
         (b'{"services": [{"name": "a", "cuont": 1}]}', 'unknown field "cuont" (did you mean "count"?)'),

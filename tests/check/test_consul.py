@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from appliance.check import consul as fitconsul
+from appliance.check import consul
 from appliance.config.options import Config, Consul
 from appliance.model.finding import Level
 from tests.faultyconsul import FaultyConsul
@@ -29,13 +29,13 @@ def agent(tmp_path_factory) -> Iterator[ConsulAgent]:
 
 def look(node="", **settings):
     """Return the one finding."""
-    (found,) = trio.run(fitconsul.consul, Config(registry="consul", node=node, consul=Consul(**settings)))
+    (found,) = trio.run(consul.consul, Config(registry="consul", node=node, consul=Consul(**settings)))
     return found
 
 
 def test_without_consul() -> None:
     """A machine alone asks nobody."""
-    assert trio.run(fitconsul.consul, Config()) == []
+    assert trio.run(consul.consul, Config()) == []
 
 
 def test_well(agent) -> None:
@@ -70,13 +70,13 @@ def test_unreachable() -> None:
 )
 def test_trouble(agent, monkeypatch, fault, words, remedy) -> None:
     """Each trouble has its words and its remedy."""
-    monkeypatch.setattr(fitconsul, "PATIENCE", 1.0 if "delay" in fault else 30.0)
+    monkeypatch.setattr(consul, "PATIENCE", 1.0 if "delay" in fault else 30.0)
 
     async def main():
         faulty = FaultyConsul(agent.address, **fault)
         async with trio.open_nursery() as nursery:
             await nursery.start(faulty.run)
-            (found,) = await fitconsul.consul(Config(registry="consul", consul=Consul(address=faulty.address)))
+            (found,) = await consul.consul(Config(registry="consul", consul=Consul(address=faulty.address)))
             nursery.cancel_scope.cancel()
         assert found.level is Level.WARNING
         assert words in found.words

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 from structlog.testing import capture_logs
 
-from appliance.dataplane.tcp.accept import Shared
+from appliance.dataplane.context import Context
 from appliance.dataplane.tcp.listener import TcpListener
 from appliance.model.names import Destination
 from appliance.model.network import Backend, Listener
@@ -119,7 +119,7 @@ class World:
         self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
-        self.shared: Shared = self.call(Shared, self.loop)
+        self.context: Context = self.call(Context, self.loop)
         self.listeners: list[TcpListener] = []
         self.emptied: list[TcpListener] = []
         self.faults_expected = False
@@ -158,7 +158,7 @@ class World:
         """Open a listener that leads to these."""
         known = [backend_of(b) if isinstance(b, socket.socket) else b for b in backends]
         wanted = listener_of(free_port(), *known, **access)
-        listener: TcpListener = self.call(TcpListener, self.shared, wanted, on_empty=self.emptied.append)
+        listener: TcpListener = self.call(TcpListener, self.context, wanted, on_empty=self.emptied.append)
         self.listeners.append(listener)
         return listener
 
@@ -215,15 +215,15 @@ class World:
             self._stack.close()
             self.loop.close()
         assert not self.errors
-        assert self.shared.pipes.lent == 0
-        assert not self.shared.epoll.handlers
+        assert self.context.pipes.lent == 0
+        assert not self.context.epoll.handlers
         assert self.faults_expected or not [entry for entry in self.logs if entry["log_level"] == "error"]
 
     def _end(self) -> None:
         for listener in self.listeners:
             listener.stop()
             listener.end_pairs()
-        self.shared.close()
+        self.context.close()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)

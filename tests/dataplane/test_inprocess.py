@@ -102,17 +102,18 @@ def test_opening_twice_is_a_swap(world: PlaneWorld) -> None:
     assert server.recv(1) == b"x"
 
 
-def test_a_swap_may_move_to_another_port(world: PlaneWorld) -> None:
-    """The new port serves before the former one closes; a port that is taken leaves the former one open."""
+def test_a_destination_may_move_to_another_port(world: PlaneWorld) -> None:
+    """It is closed and opened: a port that is taken is an error, a free one serves, and the connection goes on."""
     backend = world.backend()
     taken = world.backend("0.0.0.0").getsockname()[1]
     first, second = free_port(), free_port()
     world.do("open_listener", listener_of(first, backend_of(backend)))
-    with pytest.raises(OSError, match="in use") as caught:
-        world.do("swap_listener", listener_of(taken, backend_of(backend)))
-    assert caught.value.errno == errno.EADDRINUSE
     client, server = world.joined(first, backend)
-    world.do("swap_listener", listener_of(second, backend_of(backend)))
+    world.do("close_listener", DESTINATION)
+    with pytest.raises(OSError, match="in use") as caught:
+        world.do("open_listener", listener_of(taken, backend_of(backend)))
+    assert caught.value.errno == errno.EADDRINUSE
+    world.do("open_listener", listener_of(second, backend_of(backend)))
     world.joined(second, backend)
     with pytest.raises(ConnectionRefusedError):
         world.client().connect((CALLER, first))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from appliance.dataplane.loop.epoll import EpollSet
+from appliance.dataplane.context import Context
 from appliance.dataplane.udp.listener import UdpListener
 from appliance.model.names import Destination
 from appliance.model.network import Backend, Listener
@@ -67,7 +67,8 @@ class World:
 
     def __init__(self) -> None:
         self.loop = uvloop.new_event_loop()
-        self.epoll = EpollSet(self.loop)
+        self.context = Context(self.loop)
+        self.epoll = self.context.epoll
         self.errors: list[object] = []
         """What reached the loop's exception handler: nothing may."""
         self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
@@ -81,7 +82,7 @@ class World:
 
     def open(self, *backends: Backend, **options: object) -> tuple[UdpListener, tuple[str, int]]:
         """Open a listener on a free port; return it and where to send."""
-        self.udp = UdpListener(self.loop, self.epoll, listener(free_port(), *backends), **options)
+        self.udp = UdpListener(self.context, listener(free_port(), *backends), **options)
         return self.udp, (CALLER, self.udp.port)
 
     def turn(self, times: int = 20) -> None:
@@ -106,7 +107,7 @@ class World:
         for each in self._sockets:
             each.close()
         self.turn(3)
-        self.epoll.shut()
+        self.context.close()
         self.loop.close()
 
 

@@ -64,7 +64,7 @@ def test_words(parse, text, words):
     ("parse", "text", "message"),
     [
         (Name.parse, "redis", r'"redis" is not <container>\.<service>'),
-        (Name.parse, "Redis.flask", 'container name "Redis" is no host label'),
+        (Name.parse, "Redis.flask", 'container name "Redis" is not a host label'),
         (Name.parse, "redis.10", 'service name "10" is a number'),
         (Name.parse, "redis.0x1f", 'service name "0x1f" is a number'),
         (Destination.parse, "redis.flask", "names no port"),

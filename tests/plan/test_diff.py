@@ -63,6 +63,18 @@ def test_no_hole_and_no_early_announcement(a, b):
             assert now == want.listeners[now.destination]
 
 
+@given(snapshots(), snapshots())
+def test_a_swap_never_moves_a_listener(a, b):
+    """The data plane relies on it: a swap keeps the port, and only a destination that is closed is opened."""
+    have, want = compile_host(a), compile_host(b)
+    for step in diff(have, want):
+        if isinstance(step, st.SwapListener):
+            assert have.listeners[step.after.destination].port == step.before.port == step.after.port
+        if isinstance(step, st.OpenListener):
+            assert step.listener.destination not in have.listeners
+        have = apply([step], have)
+
+
 def test_from_nothing():
     """Nothing is named before its rules, and nothing is announced before it works."""
     assert kinds(diff(NOTHING, state(SERVER, CLIENT))) == [

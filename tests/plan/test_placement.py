@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from appliance.errors import InputError
 from appliance.plan.placement import check_constraint, fits, placement
+from appliance.spec.constraint import parse_constraint
 from tests.plan.cases import SETTINGS, machine, spec
 
 _MACHINES = st.lists(st.integers(1, 12), min_size=1, max_size=8, unique=True)
@@ -85,7 +86,8 @@ def test_this_machine_always_counts():
 )
 def test_fits(constraint, expected):
     """A constraint is nothing, a node's name, or key==value of its meta."""
-    assert fits(constraint, "m1", (("disk", "ssd"),)) is expected
+    parsed = parse_constraint(constraint) if constraint is not None else None
+    assert fits(parsed, "m1", (("disk", "ssd"),)) is expected
 
 
 def test_constraint_pins():

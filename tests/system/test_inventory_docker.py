@@ -141,7 +141,7 @@ def test_events_that_do_not_tell(idle):
     """Also when events are late a starting container is known before it runs: the list and its networks tell."""
 
     async def scene(f):
-        f.inventory._connecting = type("Deaf", (dict,), {"setdefault": lambda *_: []})()
+        f.inventory._store.connecting = type("Deaf", (dict,), {"setdefault": lambda *_: []})()
         await f.labelled("one")
         await f.settled("one")
         assert any(w.netns and not w.started_at for w in f.history["one"])
@@ -357,7 +357,7 @@ def test_nothing_is_leaked(idle):
             counts.append(descriptors())
         assert counts[-1] <= counts[0] + 2
         assert not f.inventory._store._starting
-        assert not f.inventory._connecting
-        assert not f.inventory._looking
+        assert not f.inventory._store.connecting
+        assert not f.inventory._inspecting
 
     play(idle, scene)

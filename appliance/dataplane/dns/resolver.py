@@ -1,6 +1,6 @@
-"""Names that are not ours: asked of the host's resolvers once, kept for as long as they say, told to everybody.
+"""Names that are not ours: the host's resolvers are asked once, and the answer is kept for its lifetime.
 
-Answers that have run out are kept for a day and told when no upstream answers (RFC 8767).
+Answers that have expired are kept for a day and sent when no upstream answers (RFC 8767).
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ MAX_KEPT_BODY = 4096
 """Octets of the largest answer that is kept: with MAX_ENTRIES this bounds the cache's memory."""
 
 MAX_STALE = 86400.0
-"""Seconds for which an answer that has run out may still be told (RFC 8767 §5 suggests one to three days)."""
+"""Seconds for which an expired answer may still be sent (RFC 8767 §5 suggests one to three days)."""
 
 STALE_SECONDS = 30
-"""For how long a stale answer is told before the upstreams are asked again, and its TTL (RFC 8767 §4, §5)."""
+"""For how long a stale answer is sent before the upstreams are asked again, and its TTL (RFC 8767 §4, §5)."""
 
 FAILURE_SECONDS = 2.0
-"""For how long a failure is told before the upstreams are asked again (RFC 9520 §3.2: at least 1 s)."""
+"""For how long a failure is sent before the upstreams are asked again (RFC 9520 §3.2: at least 1 s)."""
 
 SLOW_SECONDS = 30.0
-"""For how long an upstream that kept silent is asked after the others."""
+"""For how long an upstream that did not answer is asked after the others."""
 
 MAX_IN_FLIGHT = 512
-"""Different questions on their way at once; each takes up to 4 sockets."""
+"""Different questions under way at once; each takes up to 4 sockets."""
 
 MAX_WAITING_PER_ASKER = 128
-"""Questions of one asker that may wait for upstreams, so that one asker cannot take all the places."""
+"""Questions of one asker that may wait for upstreams, so that one asker cannot use up MAX_IN_FLIGHT."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """An answer to tell: `age` is the whole seconds for which it was kept."""
+    """An answer to send: `age` is the whole seconds for which it was kept."""
 
     response: Response
     age: int = 0
@@ -67,7 +67,7 @@ class _Entry:
     until: float
     ede: Ede | None = None
     stale_at: float = 0.0
-    """When its own lifetime ended, however often it was told after that."""
+    """When its own lifetime ended, however often it was sent after that."""
 
 
 class Resolver:
@@ -84,7 +84,7 @@ class Resolver:
         self.stats = dict.fromkeys(("forwarded", "cached", "coalesced", "stale", "failed", "overflowed"), 0)
 
     def resolve(self, query: Query, asker: str, tell: Callable[[Resolved], None]) -> None:
-        """Call `tell` once with the answer: at once where it is known, within TOTAL_SECONDS otherwise."""
+        """Call `tell` once with the answer: at once if it is known, within TOTAL_SECONDS otherwise."""
         question = UpstreamKey(
             query.name, query.qtype, query.edns is not None and query.edns.dnssec, bool(query.flags & CD)
         )
@@ -114,14 +114,14 @@ class Resolver:
         ask.start()
 
     def close(self) -> None:
-        """Drop every question on its way; nobody is told anything."""
+        """Drop every question under way without an answer."""
         for ask in self._asks.values():
             ask.cancel()
         self._asks.clear()
         self._waiting.clear()
 
     def _in_turn(self, now: float) -> list[Server]:
-        """Return the upstreams in the host's order, those that kept silent lately last."""
+        """Return the upstreams in the host's order, those that did not answer lately last."""
         return sorted(dict.fromkeys(self._upstreams()), key=lambda server: self._slow.get(server, 0.0) > now)
 
     def _came(self, question: UpstreamKey, response: Response | None, silent: list[Server]) -> None:

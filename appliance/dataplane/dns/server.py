@@ -3,10 +3,11 @@
 A question takes the first of these that fits:
 
 1. The very same bytes came from the same asker before: the answer is there, encoded (`_ready`, `_recent`).
-2. It cannot be read, or is of a kind that nobody here answers: an error, or silence.
-3. The asker has no view yet but may get one: the question is held, for 2 s at most. Any other stranger is refused.
+2. It cannot be read, or is of a kind that this server does not answer: an error, or silence.
+3. The asker has no view yet but may get one: the question is held, for 2 s at most. Any other asker without a view is
+   refused.
 4. The name is ours: answered from the zone, and kept under 1 until the zone changes.
-5. The resolver asks upstream, or knows already.
+5. The resolver asks upstream, or has the answer already.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from appliance.dataplane.dns.hold import HeldQuery, Hold
 from appliance.dataplane.dns.resolver import Resolver
 from appliance.dataplane.dns.tcp import DnsTcpListener, TcpLimits
 from appliance.render.dnsforward import encode_response
@@ -26,12 +28,11 @@ from appliance.render.dnsmessage import (
     EDE_PROHIBITED,
     REFUSED,
     Ede,
-    Query,
     Reply,
     encode_reply,
     parse_query,
 )
-from appliance.render.dnswire import MAX_MESSAGE, RD
+from appliance.render.dnswire import RD
 from appliance.render.zone import ZoneAnswers
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ IP_FREEBIND = getattr(socket, "IP_FREEBIND", 15)
 """Lets us listen on a gateway address before Docker has put it on its bridge (ip(7))."""
 
 BATCH = 64
-"""Questions answered in one go before the rest of the loop gets its turn: about half a millisecond."""
+"""Questions answered in a row before the rest of the loop gets its turn: about half a millisecond."""
 
 SLOW_BATCH = 8
 """The same for questions that go through the codec: these take ten times as long."""
@@ -60,12 +61,6 @@ MAX_READY = 8192
 
 RECENT_SECONDS = 1.0
 """For how long an encoded upstream answer is told without counting down its TTLs: their unit is a second."""
-
-HOLD_SECONDS = 2.0
-"""How long an asker without a view waits for it."""
-
-MAX_HELD = 256
-MAX_HELD_PER_ASKER = 8
 
 RECEIVE_BUFFER = 1 << 20
 """Octets of a socket's receive queue; the kernel gives what net.core.rmem_max allows."""
@@ -97,31 +92,17 @@ def listen(address: IPv4Address, port: int) -> DnsSockets:
 
 
 def cannot_listen(failed: Sequence[tuple[IPv4Address, OSError]], port: int) -> OSError:
-    """Return one error for all addresses that could not be had."""
+    """Return one error for all addresses at which no socket could be opened."""
     what = "; ".join(f"{address}:{port}: {error.strerror or error}" for address, error in failed)
     return OSError(
         failed[0][1].errno, f"DNS cannot listen on {what} (see `ss -lnp 'sport = :{port}'`, or set another dns_port)"
     )
 
 
-class _HeldQuery:
-    """A question on its way through the server."""
-
-    __slots__ = ("asker", "data", "limit", "query", "send", "tcp")
-
-    def __init__(self, data: bytes, asker: str, send: Callable[[bytes], None], query: Query, *, tcp: bool) -> None:
-        self.data = data
-        self.asker = asker
-        self.send = send
-        self.query = query
-        self.tcp = tcp
-        self.limit = MAX_MESSAGE if tcp else query.udp_limit
-
-
 class DnsServer:
     """Answers from one Zone, and from the host's resolvers for everything that is not ours.
 
-    Askers are known by address alone: whoever is to be answered gets a view in the zone, container or not.
+    Askers are known by address alone: every asker that is to be answered has a view in the zone, container or not.
     """
 
     def __init__(
@@ -140,9 +121,7 @@ class DnsServer:
         self._recent: dict[tuple[str, bytes], bytes] = {}
         """The same for upstream answers, for RECENT_SECONDS."""
         self._forget: asyncio.TimerHandle | None = None
-        self._held: dict[str, list[_HeldQuery]] = {}
-        self._held_timers: dict[str, asyncio.TimerHandle] = {}
-        self._held_count = 0
+        self._hold = Hold(loop, self._hold_expired)
         self._stats = dict.fromkeys(
             (
                 "questions",
@@ -178,14 +157,14 @@ class DnsServer:
             raise cannot_listen(failed, self._port)
 
     def set_zone(self, zone: Zone) -> None:
-        """Answer from this zone from now on, and tell the askers that waited for their view."""
+        """Answer from this zone from now on, and answer the askers that waited for their view."""
         self._zone = ZoneAnswers(zone)
         self._ready.clear()
         self._recent.clear()
-        for asker in list(self._held):
+        for asker in self._hold:
             if self._waits(IPv4Address(asker)):
                 continue
-            for asked in self._release(asker):
+            for asked in self._hold.release(asker):
                 self._route(asked)
 
     def stats(self) -> dict[str, int]:
@@ -196,7 +175,7 @@ class DnsServer:
             **{f"upstream_{name}": value for name, value in self._resolver.stats.items()},
             "tcp_opened": self._limits.opened,
             "tcp_refused": self._limits.refused,
-            "held_now": self._held_count,
+            "held_now": len(self._hold),
             "ready_now": len(self._ready),
         }
 
@@ -204,8 +183,8 @@ class DnsServer:
         """Close every socket and forget every question."""
         for address in list(self._udp):
             self._close_address(address)
-        for asker in list(self._held):
-            self._release(asker)
+        for asker in self._hold:
+            self._hold.release(asker)
         self._resolver.close()
         if self._forget is not None:
             self._forget.cancel()
@@ -274,14 +253,14 @@ class DnsServer:
             self._stats["malformed"] += 1
             send(query)
         else:
-            self._route(_HeldQuery(data, asker, send, query, tcp=tcp))
+            self._route(HeldQuery(data, asker, send, query, tcp=tcp))
 
-    def _route(self, asked: _HeldQuery) -> None:
+    def _route(self, asked: HeldQuery) -> None:
         asker = IPv4Address(asked.asker)
         zone = self._zone
         if zone is None or not zone.knows(asker):
             if self._waits(asker):
-                self._hold(asked)
+                self._wait(asked)
             else:
                 self._refuse(asked, "only containers of this host's mesh are answered")
             return
@@ -298,7 +277,7 @@ class DnsServer:
             text = "not a name of the mesh, and recursion was not asked for"
             self._refuse(asked, text, EDE_NOT_AUTHORITATIVE)
 
-    def _resolved(self, asked: _HeldQuery, found: Resolved) -> None:
+    def _resolved(self, asked: HeldQuery, found: Resolved) -> None:
         message = encode_response(asked.query, found.response, age=found.age, limit=asked.limit, ede=found.ede)
         if found.response.lifetime > found.age:
             self._keep(self._recent, asked, message)
@@ -310,14 +289,14 @@ class DnsServer:
         self._forget = None
         self._recent.clear()
 
-    def _keep(self, table: dict[tuple[str, bytes], bytes], asked: _HeldQuery, message: bytes) -> None:
+    def _keep(self, table: dict[tuple[str, bytes], bytes], asked: HeldQuery, message: bytes) -> None:
         if asked.tcp:
             return
         if len(table) >= MAX_READY:
             table.clear()
         table[asked.asker, asked.data[2:]] = message[2:]
 
-    def _refuse(self, asked: _HeldQuery, text: str, code: int = EDE_PROHIBITED) -> None:
+    def _refuse(self, asked: HeldQuery, text: str, code: int = EDE_PROHIBITED) -> None:
         self._stats["refused"] += 1
         reply = Reply(rcode=REFUSED, ede=Ede(code=code, text=text))
         asked.send(encode_reply(asked.query, reply, asked.limit))
@@ -326,28 +305,13 @@ class DnsServer:
         """Whether this asker has no view and may get one."""
         return self._zone is None or (not self._zone.knows(asker) and self._zone.expects(asker))
 
-    def _hold(self, asked: _HeldQuery) -> None:
-        held = self._held.get(asked.asker)
-        if self._held_count >= MAX_HELD or (held is not None and len(held) >= MAX_HELD_PER_ASKER):
+    def _wait(self, asked: HeldQuery) -> None:
+        if self._hold.add(asked):
+            self._stats["held"] += 1
+        else:
             self._stats["hold_overflowed"] += 1
             self._refuse(asked, "too many questions wait for their asker to join the mesh")
-            return
-        self._stats["held"] += 1
-        self._held_count += 1
-        if held is None:
-            self._held[asked.asker] = [asked]
-            timer = self._loop.call_later(HOLD_SECONDS, self._hold_expired, asked.asker)
-            self._held_timers[asked.asker] = timer
-        else:
-            held.append(asked)
 
-    def _hold_expired(self, asker: str) -> None:
-        for asked in self._release(asker):
-            self._stats["hold_expired"] += 1
-            self._refuse(asked, f"{asker} is no container of the mesh; does it bear the label meshbox.service?")
-
-    def _release(self, asker: str) -> list[_HeldQuery]:
-        self._held_timers.pop(asker).cancel()
-        held = self._held.pop(asker)
-        self._held_count -= len(held)
-        return held
+    def _hold_expired(self, asked: HeldQuery) -> None:
+        self._stats["hold_expired"] += 1
+        self._refuse(asked, f"{asked.asker} is no container of the mesh; does it bear the label meshbox.service?")

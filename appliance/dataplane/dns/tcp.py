@@ -1,7 +1,7 @@
 """DNS over TCP (RFC 7766): several questions on one connection, answered as they get ready.
 
 What one connection can hold is bounded: its questions, the answers that its asker does not read, and the time in
-which it brings nothing whole. Bytes that trickle in do not count as life.
+which it brings nothing whole. Bytes that trickle in do not count.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from appliance.dataplane.sockets import ACCEPT_PAUSE, NO_DESCRIPTORS
+
 if TYPE_CHECKING:
     import asyncio
     import socket
     from collections.abc import Callable
 
     Handler = Callable[[bytes, str, Callable[[bytes], None]], None]
-    """Takes a message, who sent it, and where to bring the answer (now, later or never)."""
+    """Takes a message, its asker's address, and the function that sends the answer (now, later or never)."""
 
 log = structlog.get_logger()
 
 IDLE_SECONDS = 10.0
-"""A connection ends when for so long no whole question has come and no byte of an answer has left."""
+"""A connection ends after this time without a whole question received and without a byte of an answer sent."""
 
 MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ASKER = 32
 
 MAX_QUESTION = 4096
-"""Octets of the largest question; no real one comes near. Who announces more is cut off."""
+"""Octets of the largest question; no real one comes near. A connection that announces more is closed."""
 
 MAX_PENDING = 64
 """Questions of one connection without an answer; more are left unread."""
@@ -37,11 +39,10 @@ MAX_UNSENT = 65537
 """Octets of answers that wait for the asker to read, beyond which no more questions are read."""
 
 PARSE_BATCH = 16
-"""Questions handed on in one go, before others get their turn."""
+"""Questions handed on in a row, before other connections get their turn."""
 
 ACCEPT_BATCH = 32
-ACCEPT_PAUSE = 0.2
-"""Seconds without accepting after the system ran out of file descriptors or memory."""
+"""Most connections accepted in a row."""
 
 
 class DnsTcpListener:
@@ -55,35 +56,46 @@ class DnsTcpListener:
         self.limits = limits
         self.handle = handle
         self.connections: set[TcpConnection] = set()
-        self._resume: asyncio.TimerHandle | None = None
+        self._pause: asyncio.TimerHandle | None = None
+        self._starving = False
+        """Whether the last attempt to accept failed for want of file descriptors; it is logged once."""
         loop.add_reader(sock, self._acceptable)
 
     def close(self) -> None:
         """Stop listening and end all connections."""
-        if self._resume is not None:
-            self._resume.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
         self._loop.remove_reader(self._sock)
         self._sock.close()
         for connection in list(self.connections):
             connection.close()
 
     def _acceptable(self) -> None:
+        """Accept some. What to do about errors is as in tcp/accept.py; waiting is the loop's: DNS may be slower."""
         for _ in range(ACCEPT_BATCH):
             try:
                 sock, (host, _) = self._sock.accept()
-            except (BlockingIOError, ConnectionAbortedError):
+            except BlockingIOError:
                 return
             except OSError as error:
-                # The connection stays in the queue: without a pause this would be called again at once, for ever.
-                log.warning("cannot accept a DNS connection", error=str(error))
-                self._loop.remove_reader(self._sock)
-                self._resume = self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, self._sock, self._acceptable)
-                return
+                if error.errno in NO_DESCRIPTORS:
+                    self._on_no_descriptors(error)
+                    return
+                continue  # that asker is gone already, or an error of its network (accept(2)): the next one
+            self._starving = False
             sock.setblocking(False)
             if self.limits.admit(host):
                 self.connections.add(TcpConnection(self._loop, sock, host, self))
             else:
                 sock.close()
+
+    def _on_no_descriptors(self, error: OSError) -> None:
+        # The connection stays in the queue: without a pause this would be called again at once, for ever.
+        if not self._starving:
+            self._starving = True
+            log.warning("out of file descriptors; accepting DNS connections pauses", error=str(error))
+        self._loop.remove_reader(self._sock)
+        self._pause = self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, self._sock, self._acceptable)
 
 
 class TcpLimits:
@@ -228,7 +240,7 @@ class TcpConnection:
         self._parse()
 
     def _update(self) -> None:
-        """Watch for what can be gone on with; close when nothing is left to do."""
+        """Watch for what can be done next; close when nothing is left to do."""
         if self._closed:
             return
         if self._ended and not self._pending and not self._out:

@@ -1,7 +1,7 @@
-"""One question put to the upstream resolvers in turn, over UDP, and over TCP when the answer does not fit.
+"""One question to the upstream resolvers in turn, over UDP, and over TCP when the answer does not fit.
 
-A try every second, each from a new socket (so from a random port, chosen by the kernel) under a random id; earlier
-tries keep listening, so a slow answer still counts. An upstream that fails outright makes room for the next at once.
+There is a try every second. Each has a new socket, and so a random port, which the kernel chooses, and a random id.
+Earlier tries keep listening, so a slow answer still counts. When an upstream fails, the next one is tried at once.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Server = tuple[str, int]
 """Address (IPv4 or IPv6, as text) and port of an upstream resolver."""
 
 TRY_SECONDS = 1.0
-"""How long one try has before the next is made beside it."""
+"""How long one try has before the next one starts; it goes on meanwhile."""
 
 MAX_TRIES = 4
 
 TOTAL_SECONDS = 3.5
-"""When the asker is told that nobody answered: before Docker's resolver (4 s) and glibc (5 s) give up on us."""
+"""When the asker is told that no upstream answered: before Docker's resolver (4 s) and glibc (5 s) give up."""
 
 
 class UpstreamKey(NamedTuple):
@@ -48,10 +48,10 @@ class UpstreamKey(NamedTuple):
 
 
 class UpstreamQuery:
-    """One question on its way.
+    """One question under way.
 
-    Calls `done` once, with the response and the servers that kept silent. The response may bear any rcode; it is None
-    when nobody answered.
+    Calls `done` once, with the response and the servers that did not answer. The response may have any rcode; it is
+    None when no server answered.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class UpstreamQuery:
         self._untried = set(self._servers)
         self._tried: list[Server] = []
         self._said: dict[Server, Response] = {}
-        """What the servers that were of no use said."""
+        """The answers that were of no use, by server."""
         self._failures = 0
         self._udp: set[socket.socket] = set()
         self._tcp: set[asyncio.Task[None]] = set()
@@ -78,7 +78,7 @@ class UpstreamQuery:
         self._deadline = loop.call_later(TOTAL_SECONDS, self._finish, None, None)
 
     def start(self) -> None:
-        """Make the first try. Where nothing can be sent at all `done` may be called before this returns."""
+        """Make the first try. If nothing can be sent at all, `done` may be called before this returns."""
         if self._servers:
             self._next()
         else:
@@ -112,7 +112,7 @@ class UpstreamQuery:
         try:
             family, address = _numeric(server)
             sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            # Connected: only this server's packets come in, and an ICMP error is told to us at once.
+            # Connected: only this server's packets come in, and an ICMP error is reported at once.
             sock.connect(address)
             sock.send(self._question.encode(ident, edns=edns))
         except OSError:
@@ -134,7 +134,7 @@ class UpstreamQuery:
             return
         response = read_response(data, ident, self._section)
         if response is None:
-            # Not an answer to this question: somebody may be guessing, so keep listening.
+            # Not an answer to this question: a forged one perhaps, so keep listening.
             return
         self._drop(sock)
         if response.truncated:
@@ -180,7 +180,7 @@ class UpstreamQuery:
         if self._untried:
             self._next()
         elif all(s in self._said for s in self._servers) or self._failures >= 2 * len(self._servers):
-            # Everybody answered, nobody helpfully; or everybody was out of reach twice, a second apart.
+            # All answered, but of no use; or all were unreachable twice, a second apart.
             self._finish(None, None)
 
     def _finish(self, response: Response | None, by: Server | None) -> None:
@@ -200,7 +200,7 @@ def _random_id() -> int:
 
 
 def _numeric(server: Server) -> tuple[int, Any]:
-    """Return the family and socket address. Raises OSError where the host is no numeric address."""
+    """Return the family and socket address. Raises OSError if the host is no numeric address."""
     flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     family, _, _, _, address = socket.getaddrinfo(*server, type=socket.SOCK_DGRAM, flags=flags)[0]
     return family, address

@@ -2,16 +2,16 @@
 
 uvloop's own `add_reader` and `add_writer` for each socket cost a third of the connection rate. Here a connected socket
 is registered once in its life, edge-triggered for everything; events come in batches; a dict finds the handler.
-What a handler may rely on: no file descriptor is closed, and so none is reused, before the batch it appeared in ends.
+A handler may rely on this: no file descriptor is closed, and so none is reused, before the batch it appeared in ends.
 
-While traffic flows it is waited for here and not in uvloop: a wake-up through uvloop's epoll set and ours costs half of
-what a small message does. For that time the two sets change places: uvloop's is watched in ours (each in the other
-would be a loop, which epoll_ctl(2) refuses), and whatever happens there ends the stay. So does a timer that is set once
-for all of it: a timeout at each wait would cost a tenth of a small message.
+While traffic flows, this set waits for it and not uvloop. A wake-up through uvloop's epoll set and this one costs half
+of what a small message does. For such a stay the two sets change places: uvloop's is watched in this one, and any event
+there ends the stay. (Each in the other would be a loop, which epoll_ctl(2) refuses.) A timer ends the stay, too. It is
+set once for all of it, because a timeout at each wait would cost a tenth of a small message.
 
-Of a set that it puts into another one the kernel looks at every socket, under a mutex of the whole system: 0.1 µs for
-each, at each stay. So a large set keeps its place in uvloop's, muted, and a third set with both is waited for. That is
-a system call more for each batch, 2 µs.
+When one set is added to another, the kernel checks every socket of the inner set under a system-wide mutex, which costs
+0.1 µs for each socket at each stay. So a large set stays in uvloop's, muted, and a third set with both is waited for.
+That costs one more system call for each batch, 2 µs.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ BATCH: Final = 128
 ROUNDS: Final = 8
 """Most batches in a row before uvloop gets its turn."""
 FEW: Final = 4
-"""After a batch of fewer the next one is probably empty: waiting instead saves a system call."""
+"""After a batch of fewer events the next one is probably empty: waiting instead saves a system call."""
 STAY = 0.002
-"""Most seconds of waiting here before uvloop gets its turn again, were it only for its timers."""
+"""Most seconds of waiting here before uvloop gets its turn again, if only for its timers."""
 MANY = 256
-"""With so many sockets our set keeps its place in uvloop's."""
+"""With this many sockets the set stays in uvloop's."""
 
 
 class Handler(Protocol):
@@ -61,7 +61,7 @@ class Handler(Protocol):
         """Something happened on the file descriptor."""
 
     def fail(self) -> None:
-        """`ready` raised what it should not have: give up this connection, and only this one."""
+        """`ready` raised an unforeseen error: give up this connection, and only this one."""
 
 
 class EpollSet:
@@ -76,7 +76,7 @@ class EpollSet:
         """uvloop's own."""
         self._timer = Timerfd()
         self._both = select.epoll()
-        """uvloop's, the timer, and ours once it has been large: in another set each of its events costs more."""
+        """uvloop's, the timer, and this one once it has been large: in another set each of its events costs more."""
         self._both.register(self._uv_epoll, IN)
         self._both.register(self._timer.fd, IN)
         self._was_large = False
@@ -103,7 +103,7 @@ class EpollSet:
         self._epoll.modify(fd, events)
 
     def close(self, sock: SocketType) -> None:
-        """Forget a socket and close it when the batch is through; closing takes it out of the kernel's set."""
+        """Forget a socket and close it when the batch ends; closing takes it out of the kernel's set."""
         self.handlers.pop(sock.fileno(), None)
         self._closing.append(sock)
         if not self._running:
@@ -181,7 +181,7 @@ class EpollSet:
                 continue  # closed earlier in this batch
             try:
                 handler.ready(events)
-            except Exception:  # whatever it is, it must not end the loop
+            except Exception:  # no error of one connection may end the loop
                 log.exception("connection handler failed")
                 handler.fail()
         if self._closing:
@@ -192,13 +192,13 @@ class EpollSet:
             try:
                 sock.close()
             except OSError as error:
-                # Linux has released the descriptor all the same; a reset that came first may be reported here.
+                # Linux has released the descriptor nevertheless; a reset that came first may be reported here.
                 log.debug("close reported an error", error=str(error))
         self._closing.clear()
 
 
 class _End:
-    """Of a stay: its time is over, or uvloop has events."""
+    """Handles the end of a stay: its time is over, or uvloop has events."""
 
     def __init__(self, polls: EpollSet) -> None:
         self._polls = polls

@@ -18,7 +18,7 @@ class _Itimerspec(ctypes.Structure):
 
 
 class Timerfd:
-    """Readable when it has run out, until it is set again."""
+    """Readable once its time has passed, until it is set again."""
 
     def __init__(self) -> None:
         """Open it, not set. Raises OSError (EMFILE, ENFILE, ENOMEM)."""
@@ -29,7 +29,7 @@ class Timerfd:
         self._spec = _Itimerspec()
 
     def set(self, seconds: float) -> None:
-        """Run out once after less than a second, and more than none."""
+        """Become readable once after `seconds`, which must be between 0 and 1, both excluded."""
         self._spec.value.nanoseconds = int(seconds * 1e9)
         self._settime(self.fd, 0, ctypes.byref(self._spec), None)
 

@@ -1,4 +1,4 @@
-"""What uvloop does not say of itself: the two functions that libuv has for waiting outside of its loop.
+"""libuv's two functions for waiting outside of its loop, which uvloop does not offer itself.
 
 libuv: "Get backend file descriptor" and "Get the poll timeout" (docs.libuv.org, uv_loop_t). They are called in the
 library that uvloop is, or is linked with, on the loop that uvloop hands out for that purpose.
@@ -23,7 +23,7 @@ _pointer.restype = ctypes.c_void_p
 
 
 class UvPoll:
-    """What a uvloop waits for; only valid while that is open."""
+    """What a uvloop waits for; only valid while the loop is open."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = ctypes.c_void_p(_pointer(_capsule(loop), None))
@@ -32,6 +32,6 @@ class UvPoll:
         """The epoll set in which it waits."""
 
     def timeout(self) -> int:
-        """Return for how many milliseconds it may wait: 0 when callbacks are due, -1 for ever."""
+        """Return for how many milliseconds it may wait: 0 if callbacks are due, -1 if without limit."""
         milliseconds: int = self._timeout(self._loop)
         return milliseconds

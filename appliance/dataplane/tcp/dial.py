@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from appliance.dataplane.loop.epoll import ERR, HUP, NOT_OUT
-from appliance.dataplane.sources import leave_from
-from appliance.dataplane.tcp.relay import Pair, reset_on_close
+from appliance.dataplane.loop.epoll import ERR, HUP
+from appliance.dataplane.sockets import KEEPALIVE, NONBLOCKING, bind_source, reset_on_close
+from appliance.dataplane.tcp.relay import PairOwner
 
 if TYPE_CHECKING:
     import asyncio
 
-    from appliance.dataplane.balance import BackendState
+    from appliance.dataplane.access import Caller
+    from appliance.dataplane.balance import BackendState, Balancer
+    from appliance.dataplane.loop.epoll import EpollSet
     from appliance.dataplane.namespace import NamespaceSockets
-    from appliance.dataplane.tcp.listener import Source, TcpListener
+    from appliance.dataplane.tcp.pipes import PipePool
+    from appliance.model.names import Destination
 
 log = structlog.get_logger()
 
@@ -29,83 +32,99 @@ MOST_BACKENDS = 3
 TIMEOUT = 3.0
 """Seconds in which a backend must accept."""
 SWEEP = 0.5
-"""Seconds between looks at the dials under way."""
-NONBLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
-NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors that say: the process or the host has no room for another socket at present."""
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6),
-)
-"""A dead machine is noticed after two minutes, also by connections on which nobody speaks."""
+"""Seconds between checks of the dials under way."""
+
+
+class DialOwner(PairOwner):
+    """What dials need of a listener, and what they report to it. One class can have one base, so it owns pairs, too."""
+
+    def __init__(
+        self,
+        epoll: EpollSet,
+        pipes: PipePool,
+        dials: Dials,
+        namespaces: dict[str, NamespaceSockets],
+        destination: Destination,
+        balancer: Balancer,
+    ) -> None:
+        super().__init__(epoll, pipes)
+        self.dials = dials
+        self.namespaces = namespaces
+        self.destination = destination
+        self.balancer = balancer
+
+    def dialling(self) -> None:
+        """Note that a dial is under way, so there was a file descriptor for it."""
+        raise NotImplementedError
+
+    def connected(self, dial: Dial, sock: SocketType, events: int) -> None:
+        """Join the client to its backend, whose socket has these events."""
+        raise NotImplementedError
+
+    def unreachable(self, dial: Dial) -> None:
+        """Note that a client was reset because no backend could be had."""
+        raise NotImplementedError
+
+    def cancelled(self, dial: Dial) -> None:
+        """Note that a client was reset for another reason."""
+        raise NotImplementedError
+
+    def on_no_descriptors(self, error: OSError) -> None:
+        """Note that there is no file descriptor for a backend's socket."""
+        raise NotImplementedError
 
 
 class Dial:
     """One client that waits for a backend."""
 
-    __slots__ = ("_sock", "_tried", "began", "client", "listener", "source", "state")
+    __slots__ = ("_sock", "_tried", "began", "caller", "client", "owner", "state")
 
     _sock: SocketType
     state: BackendState
 
-    def __init__(self, listener: TcpListener, client: SocketType, source: Source) -> None:
-        self.listener = listener
+    def __init__(self, owner: DialOwner, client: SocketType, caller: Caller) -> None:
+        self.owner = owner
         self.client = client
-        self.source = source
+        self.caller = caller
         self._tried: tuple[BackendState, ...] = ()
         self.began = 0.0
 
     def start(self) -> None:
         """Connect to a backend; when there is none left, reset the client."""
-        listener = self.listener
-        balancer = listener.balancer
+        owner = self.owner
+        balancer = owner.balancer
         while len(self._tried) < MOST_BACKENDS:
-            state = balancer.pick(local_only=self.source.local_only, tried=self._tried)
+            state = balancer.pick(local_only=self.caller.local_only, tried=self._tried)
             if state is None:
                 break
             try:
-                self._sock = sock = _socket(listener.insides.get(state.inside))
-                listener.epoll.add(sock.fileno(), self)
+                self._sock = sock = _socket(owner.namespaces.get(state.netns))
+                owner.epoll.add(sock.fileno(), self)
             except OSError as error:
-                listener.pause(error)
+                owner.on_no_descriptors(error)
                 break
             code = _connect(sock, state)
             if code in (0, errno.EINPROGRESS):
                 self.state = state
-                listener.starving = False
-                listener.dials.add(self)
+                owner.dialling()
+                owner.dials.add(self)
                 return
-            listener.epoll.close(sock)
+            owner.epoll.close(sock)
             self._failed(state, code)
-        listener.failed += 1
         self._reset_client()
+        owner.unreachable(self)
 
     def ready(self, events: int) -> None:
-        """Make a pair if the backend has accepted; try another one if it has not."""
-        listener = self.listener
-        listener.dials.discard(self)
+        """Hand the client over if the backend has accepted; try another backend if it has not."""
+        self.owner.dials.discard(self)
         if events & (ERR | HUP):
             self.retry(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-            return
-        listener.balancer.succeeded(self.state)
-        pair = Pair(listener, self.source, self.state, self.client, self._sock)
-        listener.pairs.add(pair)
-        epoll = listener.epoll
-        epoll.handlers[pair.backend.fd] = pair.backend
-        try:
-            epoll.add(pair.client.fd, pair.client)
-        except OSError as error:
-            listener.pause(error)
-            pair.reset()
-            return
-        if events & NOT_OUT:
-            pair.backend.ready(events)
+        else:
+            self.owner.connected(self, self._sock, events)
 
     def retry(self, code: int) -> None:
         """Give up this backend for the reason `code` (an errno) and try another one."""
-        self.listener.epoll.close(self._sock)
+        self.owner.epoll.close(self._sock)
         self._failed(self.state, code)
         self.start()
 
@@ -115,17 +134,18 @@ class Dial:
 
     def cancel(self) -> None:
         """Reset the client; the backend is not to blame."""
-        self.listener.dials.discard(self)
-        self.listener.epoll.close(self._sock)
+        self.owner.dials.discard(self)
+        self.owner.epoll.close(self._sock)
         self._reset_client()
+        self.owner.cancelled(self)
 
     def _failed(self, state: BackendState, code: int) -> None:
         self._tried += (state,)
-        self.listener.balancer.failed(state)
+        self.owner.balancer.failed(state)
         if state.failures == 1:
             log.info(
                 "backend left out for a while",
-                destination=str(self.listener.destination),
+                destination=str(self.owner.destination),
                 backend=state.backend.label,
                 address=f"{state.address[0]}:{state.address[1]}",
                 cause=os.strerror(code),
@@ -133,13 +153,12 @@ class Dial:
 
     def _reset_client(self) -> None:
         reset_on_close(self.client)
-        self.listener.epoll.close(self.client)
-        self.listener.went()
+        self.owner.epoll.close(self.client)
 
 
-def _socket(inside: NamespaceSockets | None) -> SocketType:
-    """Make a socket: in the backend's own namespace, where the data plane has a door there. Raises OSError."""
-    sock = None if inside is None else inside.socket()
+def _socket(namespace: NamespaceSockets | None) -> SocketType:
+    """Make a socket: in the backend's own namespace, if that has a door. Raises OSError."""
+    sock = None if namespace is None else namespace.socket()
     if sock is None:
         sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -152,7 +171,7 @@ def _connect(sock: SocketType, state: BackendState) -> int:
     """Begin to connect; return the errno."""
     if state.source is not None:
         try:
-            leave_from(sock, state.source)
+            bind_source(sock, state.source)
         except OSError as error:
             return error.errno or errno.EADDRNOTAVAIL
     return sock.connect_ex(state.address)
@@ -177,9 +196,9 @@ class Dials:
         """Watch no longer."""
         self._dials.pop(dial, None)
 
-    def of(self, listener: TcpListener) -> list[Dial]:
+    def of(self, owner: DialOwner) -> list[Dial]:
         """Return those of one listener."""
-        return [dial for dial in self._dials if dial.listener is listener]
+        return [dial for dial in self._dials if dial.owner is owner]
 
     def __len__(self) -> int:
         return len(self._dials)

@@ -1,37 +1,42 @@
-"""The data plane inside of a workload's namespace: accepting there what the workload dials.
+"""The data plane in a workload's namespace: accepting what the workload dials by TCP.
 
-The workload's rules hand over its connections to virtual IPs as they are (tproxy, nft/door.nft), so the address of an
-accepted socket is what was dialled. Whoever comes through is the workload, whatever address it calls from.
+The workload's rules hand over its connections to virtual IPs as they are (tproxy, nft/door.nft). So the address of an
+accepted socket is what was dialled. Every client of a door is its workload, whatever address it calls from.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from appliance.dataplane.sockets import reset_on_close
 from appliance.dataplane.tcp.accept import Acceptor
-from appliance.dataplane.tcp.relay import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from socket import SocketType
 
-    from appliance.dataplane.tcp.accept import Shared
+    from appliance.dataplane.context import Context
     from appliance.dataplane.tcp.listener import TcpListener
     from appliance.model.network import Door
 
 
-class DoorWay(Acceptor):
+class TcpDoor:
     """One namespace's door."""
 
     def __init__(
-        self, shared: Shared, door: Door, sock: SocketType, listeners: Mapping[tuple[str, int], TcpListener]
+        self, context: Context, door: Door, sock: SocketType, listeners: Mapping[tuple[str, int], TcpListener]
     ) -> None:
-        """Accept from `sock`; `listeners` has, at any time, whom each virtual IP and port leads to."""
-        self._host = str(door.caller)
+        """Accept from `sock`; `listeners` says, at any time, which listener each virtual IP and port leads to."""
+        self._epoll = context.epoll
+        self._caller = str(door.caller)
         self._listeners = listeners
-        super().__init__(shared, f"door of {door.caller}", sock)
+        self.acceptor = Acceptor(context, f"door of {door.caller}", sock, self._take)
 
-    def take(self, client: SocketType, host: str) -> bool:  # noqa: ARG002 — see above
+    def stop(self) -> None:
+        """Accept the clients that wait already, then no more."""
+        self.acceptor.stop()
+
+    def _take(self, client: SocketType, _host: str) -> bool:
         """Give the client to the listener of what it has dialled."""
         try:
             listener = self._listeners.get(client.getsockname())
@@ -39,10 +44,10 @@ class DoorWay(Acceptor):
             listener = None  # reset meanwhile
         if listener is None:
             reset_on_close(client)
-            self.epoll.close(client)
+            self._epoll.close(client)
             return True
-        if listener.take(client, self._host):
-            self.starving = False
+        if listener.take(client, self._caller):
+            self.acceptor.starving = False
             return True
-        self.rest()  # the listener does, for want of file descriptors
+        self.acceptor.pause()  # the listener does, for want of file descriptors
         return False

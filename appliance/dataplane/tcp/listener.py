@@ -1,43 +1,35 @@
-"""One listening TCP port of the proxy: who may come in, and the pairs that came of it."""
+"""One listening TCP port of the proxy: which callers may use it, and the pairs that came of it."""
 
 from __future__ import annotations
 
 import time
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from appliance.dataplane.access import Access
 from appliance.dataplane.balance import Balancer
-from appliance.dataplane.tcp.accept import Acceptor, listen
-from appliance.dataplane.tcp.dial import Dial
-from appliance.dataplane.tcp.relay import Pair, reset_on_close
-from appliance.model.stats import BackendStats, Connection, ListenerStats
+from appliance.dataplane.loop.epoll import NOT_OUT
+from appliance.dataplane.sockets import listen, reset_on_close
+from appliance.dataplane.tcp.accept import Acceptor
+from appliance.dataplane.tcp.dial import Dial, DialOwner
+from appliance.dataplane.tcp.relay import Pair
+from appliance.model.stats import Connection, ListenerStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from ipaddress import IPv4Address
     from socket import SocketType
 
-    from appliance.dataplane.tcp.accept import Shared
+    from appliance.dataplane.balance import BackendState
+    from appliance.dataplane.context import Context
     from appliance.model.network import Listener
 
 
-class Source:
-    """An address that may call."""
-
-    __slots__ = ("host", "local_only")
-
-    def __init__(self, host: str, *, local_only: bool) -> None:
-        self.host = host
-        self.local_only = local_only
-        """A peer machine: it gets backends of this host only."""
-
-
-class TcpListener(Acceptor):
+class TcpListener(DialOwner):
     """Serves one destination until `stop`, and its pairs until they end."""
 
     def __init__(
         self,
-        shared: Shared,
+        context: Context,
         listener: Listener,
         *,
         on_empty: Callable[[TcpListener], None],
@@ -47,24 +39,26 @@ class TcpListener(Acceptor):
 
         `on_empty` is called once nothing is left after `stop`.
         """
-        self.pipes = shared.pipes
-        self.dials = shared.dials
-        self.insides = shared.insides
+        super().__init__(
+            context.epoll,
+            context.pipes,
+            context.dials,
+            context.namespaces,
+            listener.destination,
+            Balancer(listener.backends),
+        )
         self._on_empty = on_empty
-        self.destination = listener.destination
         self.port = listener.port
-        self.dialled = ("", 0)
-        """The virtual IP and port that lead here through doors."""
-        self.balancer = Balancer()
+        self.vip = ("", 0)
+        """The virtual IP and port that lead to this listener through doors."""
         self.pairs: set[Pair] = set()
         self.accepted = 0
         self.refused = 0
         self.failed = 0
+        self.stopped = False
         self._wanted = listener
-        self._callers = _callers(listener.callers)
-        self._peers = _peers(listener.peers)
-        self.balancer.update(listener.backends)
-        super().__init__(shared, str(listener.destination), sock or listen(listener.port)[0])
+        self._access = Access.of(listener)
+        self.acceptor = Acceptor(context, str(listener.destination), sock or listen(listener.port)[0], self.take)
 
     @property
     def active(self) -> int:
@@ -72,30 +66,25 @@ class TcpListener(Acceptor):
         return len(self.pairs) + len(self.dials.of(self))
 
     def swap(self, listener: Listener) -> None:
-        """Take new callers, peers and backends; reset the pairs that these do not allow."""
+        """Take new callers, peers and backends; reset the pairs and dials that these do not allow."""
         same_access = listener.same_access(self._wanted)
         self._wanted = listener
         self.balancer.update(listener.backends)
         if same_access:
             return
-        self._callers = _callers(listener.callers)
-        self._peers = _peers(listener.peers)
-        for pair in list(self.pairs):
-            source = self._source(pair.source.host)
-            if source is None or (source.local_only and not pair.state.backend.local):
-                pair.reset()
-            else:
-                pair.source = source
-        for dial in self.dials.of(self):
-            if self._source(dial.source.host) is None:
-                dial.cancel()
+        self._access = Access.of(listener)
+        for pair in self._access.recheck(self.pairs):
+            pair.reset()
+        for dial in self._access.recheck(self.dials.of(self)):
+            dial.cancel()
 
     def stop(self) -> None:
-        """Accept those who wait already, then no more. Pairs go on."""
+        """Accept the clients that wait already, then no more. Pairs go on."""
         if self.stopped:
             return
-        super().stop()
-        self.went()
+        self.acceptor.stop()
+        self.stopped = True
+        self._check_empty()
 
     def end_pairs(self) -> None:
         """Reset what is left."""
@@ -104,38 +93,68 @@ class TcpListener(Acceptor):
         for pair in list(self.pairs):
             pair.reset()
 
+    def take(self, client: SocketType, key: str) -> bool:
+        """Dial for a client that was accepted and calls by this key; return whether to accept another."""
+        self.accepted += 1
+        caller = self._access.caller(key)
+        if caller is None:
+            self.refused += 1
+            reset_on_close(client)
+            self.epoll.close(client)
+        else:
+            Dial(self, client, caller).start()
+        return not self.acceptor.pausing
+
+    def dialling(self) -> None:
+        """Note that a dial is under way, so there was a file descriptor for it."""
+        self.acceptor.starving = False
+
+    def connected(self, dial: Dial, sock: SocketType, events: int) -> None:
+        """Join the client to its backend, whose socket has these events."""
+        self.balancer.succeeded(dial.state)
+        pair = Pair(self, dial.caller, dial.state, dial.client, sock)
+        self.pairs.add(pair)
+        epoll = self.epoll
+        epoll.handlers[pair.backend.fd] = pair.backend
+        try:
+            epoll.add(pair.client.fd, pair.client)
+        except OSError as error:
+            self.on_no_descriptors(error)
+            pair.reset()
+            return
+        if events & NOT_OUT:
+            pair.backend.ready(events)
+
+    def unreachable(self, dial: Dial) -> None:
+        """Note that a client was reset because no backend could be had."""
+        self.failed += 1
+        self.cancelled(dial)
+
+    def cancelled(self, dial: Dial) -> None:  # noqa: ARG002 — dials are counted where they are watched
+        """Note that a client was reset for another reason."""
+        self._check_empty()
+
+    def on_no_descriptors(self, error: OSError) -> None:
+        """Accept no more for a moment."""
+        self.acceptor.on_no_descriptors(error)
+
     def forget(self, pair: Pair) -> None:
         """Note that a pair has ended."""
         self.pairs.discard(pair)
         if self.stopped:
-            self.went()
+            self._check_empty()
 
-    def went(self) -> None:
+    def _check_empty(self) -> None:
         """Tell the owner if nothing is left of a stopped listener."""
         if self.stopped and not self.active:
             self._on_empty(self)
 
     def stats(self) -> ListenerStats:
         """Return the counters; those of backends include the pairs that are open."""
-        now = time.monotonic()
-        moving: dict[int, tuple[int, int]] = {}
+        moving: dict[BackendState, tuple[int, int]] = {}
         for pair in self.pairs:
-            to, back = moving.get(id(pair.state), (0, 0))
-            moving[id(pair.state)] = (to + pair.client.moved, back + pair.backend.moved)
-        backends = []
-        for state in self.balancer.states.values():
-            to, back = moving.get(id(state), (0, 0))
-            backends.append(
-                BackendStats(
-                    backend=state.backend,
-                    opened=state.opened,
-                    failed=state.failed,
-                    active=state.active,
-                    bytes_in=state.bytes_in + to,
-                    bytes_out=state.bytes_out + back,
-                    ejected=max(0.0, state.ejected_until - now),
-                )
-            )
+            to, back = moving.get(pair.state, (0, 0))
+            moving[pair.state] = (to + pair.client.moved, back + pair.backend.moved)
         return ListenerStats(
             destination=self.destination,
             port=self.port,
@@ -143,8 +162,8 @@ class TcpListener(Acceptor):
             refused=self.refused,
             failed=self.failed,
             active=self.active,
-            starved=self.starved,
-            backends=tuple(backends),
+            starved=self.acceptor.starved,
+            backends=self.balancer.stats(moving),
         )
 
     def connections(self) -> Iterable[Connection]:
@@ -154,7 +173,7 @@ class TcpListener(Acceptor):
         return [
             Connection(
                 destination=self.destination,
-                client=_peer_name(pair.client.sock, pair.source.host),
+                client=_peer_name(pair.client.sock, pair.caller.host),
                 backend=f"{pair.state.address[0]}:{pair.state.address[1]}",
                 label=pair.state.backend.label,
                 bytes_in=pair.client.moved,
@@ -168,31 +187,6 @@ class TcpListener(Acceptor):
     def pairs_to(self, address: IPv4Address) -> int:
         """Return how many pairs lead to a backend at that address."""
         return sum(pair.state.backend.address == address for pair in self.pairs)
-
-    def take(self, client: SocketType, host: str) -> bool:
-        """Dial for a client that was accepted; return whether to accept another."""
-        self.accepted += 1
-        source = self._callers.get(host) or self._peers.get(host)
-        if source is None:
-            self.refused += 1
-            reset_on_close(client)
-            self.epoll.close(client)
-        else:
-            Dial(self, client, source).start()
-        return not self.pausing
-
-    def _source(self, host: str) -> Source | None:
-        return self._callers.get(host) or self._peers.get(host)
-
-
-def _callers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:
-    return {host: Source(host, local_only=False) for host in map(str, addresses)}
-
-
-@lru_cache(maxsize=2)
-def _peers(addresses: frozenset[IPv4Address]) -> dict[str, Source]:
-    """Return the sources that peer machines are: one table for all listeners, as there may be a thousand of them."""
-    return {host: Source(host, local_only=True) for host in map(str, addresses)}
 
 
 def _peer_name(sock: SocketType, host: str) -> str:

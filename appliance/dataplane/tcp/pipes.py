@@ -26,7 +26,7 @@ class Pipe:
             fcntl.fcntl(self.write, F_SETPIPE_SZ, SIZE)
 
     def close(self) -> None:
-        """Close both ends; what is inside is lost."""
+        """Close both ends; the bytes in it are lost."""
         os.close(self.read)
         os.close(self.write)
 
@@ -39,7 +39,7 @@ class PipePool:
         self.lent = 0
 
     def take(self) -> Pipe | None:
-        """Lend an empty pipe; None when no more file descriptors are to be had."""
+        """Lend an empty pipe; None when there are no file descriptors left."""
         if self._spare:
             pipe = self._spare.pop()
         else:

@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from appliance.dataplane.loop.epoll import ERR, HUP, IN, NOT_OUT, OUT, PRI, RDHUP
+from appliance.dataplane.sockets import reset_on_close
 
 if TYPE_CHECKING:
     from socket import SocketType
 
+    from appliance.dataplane.access import Caller
     from appliance.dataplane.balance import BackendState
-    from appliance.dataplane.tcp.listener import Source, TcpListener
-    from appliance.dataplane.tcp.pipes import Pipe
+    from appliance.dataplane.loop.epoll import EpollSet
+    from appliance.dataplane.tcp.pipes import Pipe, PipePool
 
 SIZE: Final = 1 << 16
 """Most bytes of one read. What recv(2) does not fill of it is given back at once."""
@@ -52,26 +52,34 @@ BULK: Final = 1
 STUCK: Final = 2
 ENDED: Final = 3
 """Modes of a direction: recv and send; splice; waiting until the peer is writable; no more to come, and passed on."""
-LINGER_RESET = struct.pack("ii", 1, 0)
 UNSENT = 1 << 15
 """Bytes of bulk that may wait in the kernel for earlier ones to be acknowledged (TCP_NOTSENT_LOWAT in linux/tcp.h).
 
-What waits there is sent by the CPU to which the acknowledgement comes, while this one goes on sending: over veth the
-two overtake each other, and the receiver asks for what it takes for lost. So it waits in the pipe instead.
+What waits there is sent by the CPU that receives the acknowledgement, while this one goes on sending. Over veth the two
+overtake each other, and the receiver asks again for what it takes for lost. So it waits in the pipe instead.
 """
 
 
-def reset_on_close(sock: SocketType) -> None:
-    """Make closing send a reset instead of an orderly end."""
-    with suppress(OSError):  # it is gone already, which is what was wanted
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+class PairOwner:
+    """What pairs share, and what is told when one has ended: the base of a listener.
+
+    A class and not a Protocol: mypyc makes attributes of Protocols slow.
+    """
+
+    def __init__(self, epoll: EpollSet, pipes: PipePool) -> None:
+        self.epoll = epoll
+        self.pipes = pipes
+
+    def forget(self, pair: Pair) -> None:
+        """Note that a pair has ended."""
+        raise NotImplementedError
 
 
 class End:
     """One side of a pair, and the direction of bytes from it to its peer."""
 
     __slots__ = ("fd", "flags", "mode", "moved", "odd", "pair", "peer", "pending", "pipe", "sock")
-    __deletable__ = ["peer"]  # noqa: RUF012 — mypyc wants it, and so
+    __deletable__ = ["peer"]  # noqa: RUF012 — in the form that mypyc requires
 
     peer: End
 
@@ -125,7 +133,7 @@ class End:
         self.pair.reset()
 
     def _settle(self, events: int) -> bool:
-        """Do what is to be done besides passing on a message; return whether to look for a message then."""
+        """Do everything but passing on a message; return whether to try to read one."""
         if events & ODD:
             self.odd |= events & ODD
             if self.odd & HOW_IT_ENDS == RDHUP:
@@ -153,14 +161,14 @@ class End:
             self.mode = BULK
             if not self._splice():
                 return
-        self.pair.listener.epoll.rearm(self.fd)
+        self.pair.owner.epoll.rearm(self.fd)
 
     def resume(self) -> None:
         """Go on after having been stuck: the peer takes bytes again."""
         if self.pipe is not None:
             if not self._empty(self.pipe):
                 return
-            self.pair.listener.pipes.give(self.pipe)
+            self.pair.owner.pipes.give(self.pipe)
             self.pipe = None
             self.mode = BULK
         else:
@@ -179,7 +187,7 @@ class End:
 
     def _splice(self) -> bool:
         """Move bytes through a pipe; return whether the rest is for recv and send."""
-        pipes = self.pair.listener.pipes
+        pipes = self.pair.owner.pipes
         pipe = None if self.odd & PRI else pipes.take()  # splice cannot get past an urgent byte
         if pipe is None:
             self.mode = MESSAGES
@@ -208,7 +216,7 @@ class End:
                 self.mode = MESSAGES
                 return True
         else:
-            self.pair.listener.epoll.rearm(self.fd)
+            self.pair.owner.epoll.rearm(self.fd)
         pipes.give(pipe)
         return False
 
@@ -237,7 +245,7 @@ class End:
             self.pair.reset()
 
     def _peer_broke(self) -> None:
-        """Give up because sending failed: deliver what the peer said before it went, then reset."""
+        """Give up because sending failed: deliver what the peer sent before it went, then reset."""
         self.mode = ENDED
         self.pair.broken = True
         self.peer.ready(IN)
@@ -247,22 +255,22 @@ class End:
         """Close this side."""
         self.mode = ENDED
         if self.pipe is not None:
-            self.pair.listener.pipes.give(self.pipe)
+            self.pair.owner.pipes.give(self.pipe)
             self.pipe = None
-        self.pair.listener.epoll.close(self.sock)
+        self.pair.owner.epoll.close(self.sock)
 
 
 class Pair:
     """A client's connection joined to a backend's."""
 
-    __slots__ = ("backend", "broken", "client", "closed", "listener", "opened", "source", "state")
-    __deletable__ = ["client", "backend"]  # noqa: RUF012 — mypyc wants it, and so
+    __slots__ = ("backend", "broken", "caller", "client", "closed", "opened", "owner", "state")
+    __deletable__ = ["client", "backend"]  # noqa: RUF012 — in the form that mypyc requires
 
     def __init__(
-        self, listener: TcpListener, source: Source, state: BackendState, client: SocketType, backend: SocketType
+        self, owner: PairOwner, caller: Caller, state: BackendState, client: SocketType, backend: SocketType
     ) -> None:
-        self.listener = listener
-        self.source = source
+        self.owner = owner
+        self.caller = caller
         self.state = state
         self.opened = time.monotonic()
         self.broken = False
@@ -295,4 +303,4 @@ class Pair:
         state.active -= 1
         state.bytes_in += client.moved
         state.bytes_out += backend.moved
-        self.listener.forget(self)
+        self.owner.forget(self)

@@ -1,9 +1,9 @@
-"""The data plane inside of a workload's namespace: UDP.
+"""The data plane in a workload's namespace: taking what the workload sends by UDP.
 
-The workload's rules lead its datagrams to virtual IPs to one port in there, each destination at an address of its own
-(DATAGRAM_DOORS and the number of its port on the host), and the kernel tracks them. Each client's first datagram comes
-in here; from the second on it has a socket of its own (udpsession.ClientSocket). Whoever comes through is the workload,
-whatever address it calls from.
+The workload's rules lead its datagrams for virtual IPs to one port in its namespace. Each destination has an address of
+its own there: DATAGRAM_DOORS and the number of its port on the host. The kernel does not track them (nft/door.nft).
+A client's first datagram comes in at the door's socket; from its second on it has a socket of its own
+(client.ClientSocket). Every client of a door is its workload, whatever address it calls from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from appliance.dataplane.loop.epoll import IN
-from appliance.dataplane.udp.session import BATCH
+from appliance.dataplane.udp.batch import BATCH
 from appliance.dataplane.udp.sockets import BUFFERS, PKTINFO_SPACE, packed_address
 from appliance.model.network import DATAGRAM_DOORS
 
@@ -30,7 +30,7 @@ class UdpDoor:
     """One namespace's door."""
 
     def __init__(self, epoll: EpollSet, door: Door, sock: SocketType, listeners: Mapping[int, UdpListener]) -> None:
-        """Take what comes in at `sock`; `listeners` has, at any time, who serves each port of the host."""
+        """Take what comes in at `sock`; `listeners` says, at any time, which listener serves each port of the host."""
         self._epoll = epoll
         self._sock = sock
         self._caller = str(door.caller)
@@ -39,7 +39,7 @@ class UdpDoor:
         epoll.add(sock.fileno(), self, IN)
 
     def ready(self, _events: int) -> None:
-        """Give datagrams to the listeners of what they have asked."""
+        """Give datagrams to the listeners of what they asked."""
         for _ in range(BATCH):
             try:
                 size, asked, _flags, client = self._sock.recvmsg_into(BUFFERS, PKTINFO_SPACE)
@@ -51,7 +51,7 @@ class UdpDoor:
             listener = self._listeners.get(int.from_bytes(address[2:], "big"))
             if listener is not None:
                 key = (client[0], client[1], self._netns)
-                listener.take_inside(size, key, client, self._caller, self._sock, asked)
+                listener.take_from_door(size, key, client, self._caller, self._sock, asked)
 
     def fail(self) -> None:
         """Nothing to give up: the datagram whose handling failed is gone."""

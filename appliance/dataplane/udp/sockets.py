@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from appliance.dataplane.sources import leave_from
+from appliance.dataplane.sockets import bind_source
 
 if TYPE_CHECKING:
     from socket import SocketType
@@ -45,10 +45,10 @@ def listen(port: int) -> SocketType:
     return sock
 
 
-def listen_inside(port: int) -> SocketType:
-    """Return such a socket for a door in the namespace that this thread is in. Raises OSError (EADDRINUSE).
+def listen_at_door(port: int) -> SocketType:
+    """Return such a socket for a door, in the namespace that this thread has entered. Raises OSError (EADDRINUSE).
 
-    From then on it shares the port with the sockets that clients get there (SO_REUSEADDR, socket(7)).
+    It shares the port with the sockets that clients get there (SO_REUSEADDR, socket(7)).
     """
     sock = listen(port)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -60,7 +60,7 @@ def connect(address: tuple[str, int], source: tuple[str, int] | None = None) -> 
     sock = _socket()
     try:
         if source is not None:
-            leave_from(sock, source)
+            bind_source(sock, source)
         sock.connect(address)
     except OSError:
         sock.close()
@@ -68,10 +68,10 @@ def connect(address: tuple[str, int], source: tuple[str, int] | None = None) -> 
     return sock
 
 
-def beside(sock: SocketType, address: tuple[str, int]) -> SocketType:
+def bind_address(sock: SocketType, address: tuple[str, int]) -> SocketType:
     """Return a socket that takes over from a listening one what is sent to this one address. Raises OSError.
 
-    Only for this moment the two may share the port (SO_REUSEADDR, socket(7)); any third is refused it.
+    The two may share the port only while this runs (SO_REUSEADDR, socket(7)); every other program is refused it.
     """
     one = _socket()
     try:

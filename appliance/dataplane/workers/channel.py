@@ -1,9 +1,9 @@
 """Values and sockets between the appliance and its workers, over a stream socket of the Unix kind.
 
 A message is its length, the number of its sockets, and a pickle. Pickle, because both ends are the same program and
-trust each other, and the model's values need no second form; neither end reads from anybody else. A stream, because a
-zone is larger than a packet may be. Sockets travel with the first byte of their message (SCM_RIGHTS, unix(7)); the
-kernel ends a read where they are, so that they arrive one message at a time.
+trust each other, and the model's values need no second form. Neither end reads from any other program. A stream,
+because a zone is larger than a packet may be. Sockets travel with the first byte of their message (SCM_RIGHTS,
+unix(7)). The kernel ends a read at that byte, so sockets arrive one message at a time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Channel:
         take: Callable[[Any, list[int]], None],
         ended: Callable[[], None],
     ) -> None:
-        """Call `take` with each message and the descriptors of its sockets, fewer than were sent if there was no room.
+        """Call `take` with each message and the descriptors of its sockets: fewer than were sent if there was no room.
 
         Call `ended` once the other end is closed.
         """
@@ -68,7 +68,7 @@ class Channel:
         if not self._out:
             data = data[self._write(data, sockets) :]
             if len(data) < HEADER.size + len(body):
-                sockets = ()  # they have gone with the first byte
+                sockets = ()  # they went with the first byte
         if data and not self._closed:
             self._out.append((data, sockets))
             if len(self._out) == 1:

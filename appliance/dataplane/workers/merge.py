@@ -1,4 +1,4 @@
-"""One answer out of those of several workers, and of workers that have ended. Pure."""
+"""One answer made of those of several workers, and of workers that have ended. Pure."""
 
 from __future__ import annotations
 

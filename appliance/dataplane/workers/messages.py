@@ -1,7 +1,7 @@
 """What the appliance and its workers say to each other (channel.py carries it).
 
-To a worker: first `Init`, then what it should serve, then `Ready`; from there on whatever changes. Back come `Answer`s
-and, where a socket did not arrive for want of file descriptors, `Missing`.
+To a worker: first `Init`, then what it must serve, then `Ready`; after that whatever changes. A worker sends `Answer`s
+and, for each socket that did not arrive for want of file descriptors, `Missing`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """What a InProcess is made with."""
+    """What an InProcess is made with."""
 
     dns_port: int
     idle_udp: float
@@ -29,22 +29,22 @@ class Init:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """All that is served at present has been said."""
+    """All that is served at present has been sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """Open or swap this listener; its socket comes along, where it is a new one."""
+    """Open or swap this listener; its socket comes along if it is a new one."""
 
     listener: Listener
     opened: bool
-    elsewhere: bool = False
-    """It is a new one whose port another worker serves; here is to be served what comes through doors."""
+    doors_only: bool = False
+    """It is a new one whose port another worker serves; this one serves what comes through doors."""
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptFor:
-    """Accept for this listener, or at that door, from the socket of the worker at `slot`, too; it comes along."""
+    """Accept for this listener or door from the socket of the worker in `slot`, too; it comes along."""
 
     what: Destination | NetnsId
     slot: int
@@ -52,14 +52,14 @@ class AcceptFor:
 
 @dataclass(frozen=True, slots=True)
 class StopAcceptingFor:
-    """Accept no more for the worker at that place."""
+    """Accept no more for the worker in that slot."""
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class SetBackends:
-    """Take these backends, and nothing else, to a listener: its callers are many and seldom change."""
+    """Give a listener these backends and change nothing else: its callers are many and seldom change."""
 
     destination: Destination
     backends: tuple[Backend, ...]
@@ -74,16 +74,16 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class ServeDoor:
-    """Accept and dial inside of a namespace; the listening socket comes along, and the namespace's file."""
+    """Accept in a namespace and dial from there; the listening socket comes along, and the namespace's file."""
 
     door: Door
     udp: bool
-    """Whether the socket for what comes in by UDP comes along, too; otherwise another worker has it."""
+    """Whether the socket for UDP comes along, too; otherwise another worker has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveDoor:
-    """Accept and dial there no more."""
+    """Accept and dial no more in that namespace."""
 
     netns: NetnsId
 
@@ -119,7 +119,7 @@ class SetUpstreams:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Answer this under that number."""
+    """Answer this question, and give the answer that number."""
 
     number: int
     question: Question[Any]
@@ -132,7 +132,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an `Ask` asked."""
+    """The answer to the `Ask` with that number."""
 
     number: int
     value: Any
@@ -144,4 +144,4 @@ class Missing:
 
     what: Destination | NetnsId
     slot: int | None = None
-    """Of the worker to be covered; None for the worker's own."""
+    """Of the worker that it was to accept for; None if the socket is its own."""

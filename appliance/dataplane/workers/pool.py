@@ -1,13 +1,14 @@
-"""The data plane in processes of its own (`face.DataPlane`): sockets are opened here and handed to workers to serve.
+"""The data plane in processes of its own (`api.DataPlane`): sockets are opened here and handed to workers to serve.
 
 - Every listening socket is opened here, and stays open here while it is wanted: what arrives while a worker is being
   replaced waits in its queue.
-- Each worker has a TCP socket of its own for a destination, so that a connection wakes one of them and not all; while
-  it is being replaced another one accepts from it, too. UDP sessions live in one process: that of a destination known
-  by its port, and for all that comes through a door that of the door, known by its namespace. DNS is served by the
-  first, whose one cache and one table of ready answers do for all.
-- A worker is told only what changes; a new one the whole of it.
-- Counters are added up over the workers, those of ended ones included as they were last told.
+- Each worker has a TCP socket of its own for a destination, so that a connection wakes one of them and not all. While
+  that worker is being replaced, another one accepts from its socket, too.
+- A UDP session lives in one worker. The port of the destination says in which, or the namespace of the door through
+  which the client came.
+- The first worker serves DNS: its one cache and one table of ready answers are enough for all.
+- A worker is told only what changes; a new one is told everything.
+- Counters are added up over the workers, including those that have ended, as they last reported.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
-from appliance.dataplane import api as face
+from appliance.dataplane import api
 from appliance.dataplane.dns import server as dnsserver
-from appliance.dataplane.tcp.accept import listen as listen_tcp
-from appliance.dataplane.udp import sockets as udpsocket
+from appliance.dataplane.sockets import listen as listen_tcp
+from appliance.dataplane.udp.sockets import listen as listen_udp
 from appliance.dataplane.workers import merge, messages
 from appliance.dataplane.workers.process import WorkerProcess
 from appliance.model.names import Destination, Protocol
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
     from appliance.model.network import Door, Listener, NetnsId, Zone
     from appliance.model.stats import ListenerStats
 
-UPSTREAMS_LOOK = 5.0
-"""Seconds between looks whether the host's resolvers have changed."""
+UPSTREAMS_CHECK = 5.0
+"""Seconds between checks whether the host's resolvers have changed."""
 REPORT = 10.0
-"""Seconds between reports of counters that nobody asked for: more than this is not lost with a worker."""
+"""Seconds between reports of counters by every worker: at most this much is lost with one."""
 MISSING = 1.0
-"""Seconds until a socket is handed over again that got lost for want of file descriptors."""
-PING: Question[int] = face.LEFT
-"""Any question will do to know that what was said before has been heard."""
+"""Seconds until a socket that was lost for want of file descriptors is handed over again."""
+PING: Question[int] = api.LEFT
+"""An answer to any question shows that what was sent before it has been received."""
 
 
 class WorkerPool:
@@ -65,7 +66,7 @@ class WorkerPool:
         self._dns_port = dns_port
         self._idle_udp = idle_udp
         self._workers = [
-            WorkerProcess(loop, slot, command, born=self._tell_all, take=self._take, died=self._forget)
+            WorkerProcess(loop, slot, command, on_start=self._tell_all, on_message=self._take, on_exit=self._on_exit)
             for slot in range(number)
         ]
         self._listeners: dict[Destination, Listener] = {}
@@ -73,12 +74,12 @@ class WorkerPool:
         """One for each worker; for UDP only one."""
         self._doors: dict[NetnsId, tuple[Door, tuple[SocketType, ...], SocketType, FileIO]] = {}
         self._up: set[WorkerProcess] = set()
-        """Those that have heard all that they should serve."""
+        """Those that have received all that they must serve."""
         self._accepting_for: dict[int, WorkerProcess] = {}
-        """Who accepts for the worker at that place as well, while that is not up."""
+        """The worker that accepts for the one in each slot, while that one is not up."""
         self._retired: dict[tuple[Protocol, int], list[SocketType]] = {}
-        """Closed, until every worker has heard of it; until then nobody else could open the port.
-        In a list of its own each time, because the same sockets may be retired, used again, and retired again."""
+        """Sockets of closed listeners, until every worker has let go of them; before, nothing else can open the port.
+        In a new list each time, because the same sockets may be retired, used again, and retired again."""
         self._dns: dict[IPv4Address, DnsSockets] = {}
         self._zone: Zone | None = None
         self._upstreams: tuple[tuple[str, int], ...] = ()
@@ -100,28 +101,22 @@ class WorkerPool:
         self._upstreams = tuple(self._dns_upstreams())
         for worker in self._workers:
             worker.start()
-        self._every(UPSTREAMS_LOOK, self._look_at_upstreams)
+        self._every(UPSTREAMS_CHECK, self._check_upstreams)
         self._every(REPORT, self._report)
 
     def open_listener(self, listener: Listener) -> None:
-        """Serve a destination. Raises OSError (EADDRINUSE when something else holds the port)."""
+        """Serve a destination. Raises OSError (EADDRINUSE when another program holds the port)."""
         if listener.destination in self._listeners:
             self.swap_listener(listener)
             return
         self._open(listener)
 
     def swap_listener(self, listener: Listener) -> None:
-        """Take new callers, peers and backends. Raises OSError when the port is a new one and cannot be had."""
-        destination = listener.destination
-        if self._listeners[destination].port != listener.port:
-            former = self._sockets[destination], self._listeners[destination].port
-            self._open(listener)
-            self._retire(destination, *former)
-            return
-        only_backends = listener.same_access(self._listeners[destination])
-        self._listeners[destination] = listener
+        """Take new callers, peers and backends; the port is that of the open listener."""
+        only_backends = listener.same_access(self._listeners[listener.destination])
+        self._listeners[listener.destination] = listener
         self._tell(
-            messages.SetBackends(destination, listener.backends)
+            messages.SetBackends(listener.destination, listener.backends)
             if only_backends
             else messages.Serve(listener, opened=False),
         )
@@ -145,7 +140,7 @@ class WorkerPool:
         return len(self._workers)
 
     def open_door(self, door: Door, tcp: tuple[SocketType, ...], udp: SocketType, netns: FileIO) -> None:
-        """Serve these sockets, which are inside of a namespace, and dial from there; `netns` is its file."""
+        """Serve these sockets, which are of a namespace, and dial from there; `netns` is its file."""
         self.close_door(door.netns)
         self._doors[door.netns] = door, tcp, udp, netns
         for worker in self._workers:
@@ -154,7 +149,7 @@ class WorkerPool:
             self._hand_over_for(slot, door.netns)
 
     def close_door(self, netns: NetnsId) -> None:
-        """Accept nothing more inside of that namespace, and let go of it; pairs go on."""
+        """Accept nothing more in that namespace, and let go of it; pairs go on."""
         if netns in self._doors:
             _, tcp, udp, file = self._doors.pop(netns)
             for worker in self._workers:
@@ -243,25 +238,25 @@ class WorkerPool:
             self._hand_over_for(slot, listener.destination)
 
     def _listen(self, protocol: Protocol, port: int) -> tuple[SocketType, ...]:
-        return listen_tcp(port, len(self._workers)) if protocol is Protocol.TCP else (udpsocket.listen(port),)
+        return listen_tcp(port, len(self._workers)) if protocol is Protocol.TCP else (listen_udp(port),)
 
     def _hand_over(self, worker: WorkerProcess, destination: Destination) -> None:
         sockets, listener = self._sockets[destination], self._listeners[destination]
         if destination.protocol is Protocol.TCP:
             worker.send(messages.Serve(listener, opened=True), (sockets[worker.slot],))
-        elif self._has(worker, listener.port):
+        elif self._has_udp(worker, listener.port):
             worker.send(messages.Serve(listener, opened=True), sockets)
         else:
-            worker.send(messages.Serve(listener, opened=True, elsewhere=True))
+            worker.send(messages.Serve(listener, opened=True, doors_only=True))
 
     def _hand_over_door(self, worker: WorkerProcess, netns: NetnsId) -> None:
         door, tcp, udp, file = self._doors[netns]
-        datagrams = self._has(worker, netns.inode)
+        datagrams = self._has_udp(worker, netns.inode)
         sockets = (tcp[worker.slot], file, *((udp,) if datagrams else ()))
         worker.send(messages.ServeDoor(door, udp=datagrams), sockets)
 
-    def _has(self, worker: WorkerProcess, number: int) -> bool:
-        """Whether it is the worker that has the UDP socket of such a number."""
+    def _has_udp(self, worker: WorkerProcess, number: int) -> bool:
+        """Whether it is the worker that has the UDP socket with this port or, for a door, this inode."""
         return worker is self._workers[number % len(self._workers)]
 
     def _hand_over_for(self, slot: int, what: Destination | NetnsId) -> None:
@@ -277,21 +272,21 @@ class WorkerPool:
         key = destination.protocol, port
         retired = self._retired[key] = list(sockets)
 
-        def heard(_: object) -> None:
+        def received(_: object) -> None:
             if self._retired.get(key) is retired:
                 del self._retired[key]
                 _close(*sockets)
 
-        self.ask(PING, heard)
+        self.ask(PING, received)
 
-    def _tell(self, order: object) -> None:
+    def _tell(self, message: object) -> None:
         for worker in self._workers:
-            worker.send(order)
+            worker.send(message)
 
     # Workers
 
     def _tell_all(self, worker: WorkerProcess) -> None:
-        """Tell a new process the whole of it."""
+        """Tell a new process everything that it must serve."""
         worker.send(messages.Init(dns_port=self._dns_port, idle_udp=self._idle_udp, alone=len(self._workers) == 1))
         for destination in self._listeners:
             self._hand_over(worker, destination)
@@ -352,7 +347,7 @@ class WorkerPool:
         else:
             self._hand_over_door(worker, what)
 
-    def _forget(self, worker: WorkerProcess) -> None:
+    def _on_exit(self, worker: WorkerProcess) -> None:
         """Keep what an ended worker has counted, and wait for its answers no longer."""
         self.restarted += 1
         self._up.discard(worker)
@@ -371,11 +366,11 @@ class WorkerPool:
 
     def _together(self, question: Question[Any], answers: list[Any]) -> Any:
         match question:
-            case face.STATS:
+            case api.STATS:
                 return self._merged_stats()
-            case face.DNS_STATS:
+            case api.DNS_STATS:
                 return merge.summed((self._past_dns, *(worker.dns_stats for worker in self._workers)))
-            case face.CONNECTIONS:
+            case api.CONNECTIONS:
                 return tuple(connection for answer in answers for connection in answer)
             case _:
                 return sum(answers)
@@ -387,7 +382,7 @@ class WorkerPool:
             for destination, listener in self._listeners.items()
         )
 
-    # Now and then
+    # Timers
 
     def _every(self, seconds: float, do: Callable[[], None]) -> None:
         def again() -> None:
@@ -396,15 +391,15 @@ class WorkerPool:
 
         self._timers[do] = self._loop.call_later(seconds, again)
 
-    def _look_at_upstreams(self) -> None:
+    def _check_upstreams(self) -> None:
         found = tuple(self._dns_upstreams())
         if found != self._upstreams:
             self._upstreams = found
             self._workers[0].send(messages.SetUpstreams(found))
 
     def _report(self) -> None:
-        self.ask(face.STATS, lambda _: None)
-        self.ask(face.DNS_STATS, lambda _: None)
+        self.ask(api.STATS, lambda _: None)
+        self.ask(api.DNS_STATS, lambda _: None)
 
 
 def _all(sockets: Mapping[Any, Iterable[SocketType]]) -> Iterator[SocketType]:

@@ -1,4 +1,4 @@
-"""One place among the workers, and the process that has it at present."""
+"""One slot among the workers, and the process that fills it at present."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from appliance.dataplane import api as face
+from appliance.dataplane import api
 from appliance.dataplane.workers.channel import Channel
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 AGAIN = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Seconds until a worker is replaced that ended the 1st, 2nd, … time in a row; the last value repeats."""
+"""Seconds until a worker is replaced after its 1st, 2nd, … end in a row; the last value repeats."""
 STEADY = 60.0
 """Seconds of life after which an end counts as the 1st again."""
 END_SECONDS = 5.0
-"""In which a worker ends after its parent has closed the channel; then it is killed."""
+"""Seconds for a worker to end after its parent has closed the channel; then it is killed."""
 
 
 class WorkerProcess:
-    """A worker's place."""
+    """A worker's slot."""
 
     def __init__(
         self,
@@ -43,22 +43,22 @@ class WorkerProcess:
         slot: int,
         command: Sequence[str],
         *,
-        born: Callable[[WorkerProcess], None],
-        take: Callable[[WorkerProcess, Any], None],
-        died: Callable[[WorkerProcess], None],
+        on_start: Callable[[WorkerProcess], None],
+        on_message: Callable[[WorkerProcess, Any], None],
+        on_exit: Callable[[WorkerProcess], None],
     ) -> None:
-        """`born` is called with each new process, `take` with what it says, `died` when it has ended by itself."""
+        """Call `on_start` for each new process, `on_message` with what it sends, `on_exit` if it ends by itself."""
         self._loop = loop
         self._command = tuple(command)
-        self._born = born
-        self._take = take
-        self._died = died
+        self._on_start = on_start
+        self._on_message = on_message
+        self._on_exit = on_exit
         self.slot = slot
         self.asked: dict[int, Callable[[Any], None]] = {}
-        """What waits for an answer, by number."""
+        """What to call with each answer, by number."""
         self.stats: dict[Destination, ListenerStats] = {}
         self.dns_stats: Mapping[str, int] = {}
-        """What it said last; the same for `stats`."""
+        """What it reported last; the same for `stats`."""
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._watch = -1
@@ -85,19 +85,21 @@ class WorkerProcess:
             theirs.close()
         self._began = monotonic()
         self._loop.add_reader(self._watch, self._on_end)
-        self._channel = Channel(self._loop, ours, take=lambda message, _: self._take(self, message), ended=lambda: None)
-        self._born(self)
+        self._channel = Channel(
+            self._loop, ours, take=lambda message, _: self._on_message(self, message), ended=lambda: None
+        )
+        self._on_start(self)
 
-    def send(self, order: object, sockets: Sequence[SocketType | FileIO] = ()) -> None:
-        """Send an order; the next process learns of it by `born` if there is none at present."""
+    def send(self, message: object, sockets: Sequence[SocketType | FileIO] = ()) -> None:
+        """Send a message. If there is no process at present, `on_start` must tell the next one."""
         if self._channel is not None:
-            self._channel.send(order, sockets)
+            self._channel.send(message, sockets)
 
     def remember(self, question: Question[Any], value: Any) -> None:
-        """Keep counters that it has told."""
-        if question == face.STATS:
+        """Keep the counters that it reported."""
+        if question == api.STATS:
             self.stats = {stats.destination: stats for stats in value}
-        elif question == face.DNS_STATS:
+        elif question == api.DNS_STATS:
             self.dns_stats = value
 
     def close(self) -> None:
@@ -139,7 +141,7 @@ class WorkerProcess:
             cause=cause,
             seconds=delay,
         )
-        self._died(self)
+        self._on_exit(self)
         self._again = self._loop.call_later(delay, self._restart)
 
     def _restart(self) -> None:

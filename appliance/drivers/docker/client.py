@@ -11,8 +11,7 @@ import orjson
 import structlog
 import trio
 
-from appliance.drivers.docker import labels
-from appliance.drivers.docker import types as parse
+from appliance.drivers.docker import labels, types
 from appliance.drivers.docker.create import PullProgress, image_reference
 from appliance.drivers.docker.http import (
     CALL_TIMEOUT,
@@ -106,7 +105,7 @@ class Docker:
 
     async def version(self) -> DockerVersion:
         """Return what answers on the socket. Raises HostError where it is too old."""
-        found = parse.decode(await self._http.call("GET", "/version"), _Version, "version")
+        found = types.decode(await self._http.call("GET", "/version"), _Version, "version")
         if tuple(int(part) for part in found.api_version.split(".") if part.isdigit()) < OLDEST_API:
             raise HostError(
                 f"Docker {found.version} on {self.socket} speaks API {found.api_version};"
@@ -115,26 +114,26 @@ class Docker:
             )
         return DockerVersion(found.version, found.api_version)
 
-    async def containers(self) -> tuple[parse.Listed, ...]:
+    async def containers(self) -> tuple[types.Listed, ...]:
         """Return every container with a `meshbox.service` label, running or not."""
         return await self._list({"label": [labels.SERVICE]})
 
-    async def listed(self, container_id: str) -> parse.Listed | None:
+    async def listed(self, container_id: str) -> types.Listed | None:
         """Return one container's list entry: unlike inspect, this never waits for its start to finish."""
         return next(iter(await self._list({"id": [container_id]})), None)
 
-    async def _list(self, filters: Mapping[str, list[str]]) -> tuple[parse.Listed, ...]:
+    async def _list(self, filters: Mapping[str, list[str]]) -> tuple[types.Listed, ...]:
         params = {"all": "1", "filters": orjson.dumps(filters).decode()}
-        return parse.parse_list(await self._http.call("GET", "/containers/json", params=params))
+        return types.parse_list(await self._http.call("GET", "/containers/json", params=params))
 
-    async def inspect(self, container: str) -> parse.Inspected:
+    async def inspect(self, container: str) -> types.Inspected:
         """Return all about one container, by id or name. Waits while Docker starts it. Raises NotFoundError."""
-        return parse.parse_inspect(await self._http.call("GET", f"/containers/{quote(container)}/json"))
+        return types.parse_inspect(await self._http.call("GET", f"/containers/{quote(container)}/json"))
 
     async def create(self, name: str, body: Mapping[str, Any]) -> str:
         """Create a container and return its id. Raises ConflictError when the name is taken."""
         answer = await self._http.call("POST", "/containers/create", params={"name": name}, body=body, timeout=120.0)
-        return parse.decode(answer, _Id, "answer to a create").id
+        return types.decode(answer, _Id, "answer to a create").id
 
     async def start(self, container_id: str) -> None:
         """Start a container; a running one stays as it is."""
@@ -182,11 +181,11 @@ class Docker:
 
     async def networks(self) -> tuple[DockerNetwork, ...]:
         """Return all networks of this host."""
-        return parse.parse_networks(await self._http.call("GET", "/networks"))
+        return types.parse_networks(await self._http.call("GET", "/networks"))
 
-    async def members(self, network: str) -> parse.NetworkMembers:
+    async def members(self, network: str) -> types.NetworkMembers:
         """Return a network, by id or name, and its containers, starting ones included. Raises NotFoundError."""
-        return parse.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
+        return types.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
 
     async def ensure_network(self, name: str, *, subnet: IPv4Network | None = None) -> DockerNetwork:
         """Return the bridge network of this name; make it, on `subnet` if that is given, when it does not exist.
@@ -207,7 +206,7 @@ class Docker:
         return await self._network(name)
 
     async def _network(self, name: str) -> DockerNetwork:
-        network = parse.parse_network(await self._http.call("GET", f"/networks/{quote(name)}"))
+        network = types.parse_network(await self._http.call("GET", f"/networks/{quote(name)}"))
         if network.driver != "bridge":
             raise HostError(f'Docker network "{name}" is {network.driver}, not bridge: remove or rename it')
         return network
@@ -215,7 +214,7 @@ class Docker:
     async def remove_network(self, name: str) -> bool:
         """Remove a network that meshbox made unless containers use it; return whether there is none now."""
         try:
-            if not parse.parse_network(await self._http.call("GET", f"/networks/{quote(name)}")).ours:
+            if not types.parse_network(await self._http.call("GET", f"/networks/{quote(name)}")).ours:
                 return False
             await self._http.call("DELETE", f"/networks/{quote(name)}")
         except NotFoundError:
@@ -225,17 +224,17 @@ class Docker:
         return True
 
     @asynccontextmanager
-    async def events(self, *, since: float) -> AsyncIterator[AsyncIterator[parse.Event]]:
+    async def events(self, *, since: float) -> AsyncIterator[AsyncIterator[types.Event]]:
         """Open the stream of container and network events from `since` (seconds since the epoch) on."""
         params = {"since": f"{since:.9f}", "filters": orjson.dumps(_EVENTS).decode()}
         async with self._http.stream("GET", "/events", params=params) as lines:
             yield _events(lines)
 
 
-async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[parse.Event]:
+async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[types.Event]:
     async for line in lines:
         try:
-            event = parse.parse_event(line)
+            event = types.parse_event(line)
         except RetryError as error:  # after a reconnect Docker would send the same line again
             log.warning("an event from Docker is not understood and skipped", cause=str(error))
         else:

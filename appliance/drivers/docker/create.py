@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from appliance.drivers.docker import labels as label
+from appliance.drivers.docker import labels
 from appliance.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ def docker_name(key: ReplicaKey, revision: str) -> str:
     return f"meshbox-{key.service}-{key.replica}-{key.container}-{revision}"
 
 
-def labels(key: ReplicaKey, container: Container, revision: str) -> dict[str, str]:
+def container_labels(key: ReplicaKey, container: Container, revision: str) -> dict[str, str]:
     """Return the labels of a container that meshbox creates; labels.parse_labels reads them back."""
     return {
-        label.SERVICE: key.service,
-        label.CONTAINER: key.container,
-        label.REPLICA: str(key.replica),
-        label.REVISION: revision,
-        label.PORTS: ",".join(map(str, container.ports)),
-        label.CONNECT_TO: ",".join(map(str, container.connect_to)),
+        labels.SERVICE: key.service,
+        labels.CONTAINER: key.container,
+        labels.REPLICA: str(key.replica),
+        labels.REVISION: revision,
+        labels.PORTS: ",".join(map(str, container.ports)),
+        labels.CONNECT_TO: ",".join(map(str, container.connect_to)),
     }
 
 
@@ -55,7 +55,7 @@ def create_body(
         host["Memory"] = container.memory * MIB
     body: dict[str, Any] = {
         "Image": container.image,
-        "Labels": labels(key, container, revision),
+        "Labels": container_labels(key, container, revision),
         "Env": [f"{name}={value}" for name, value in container.env],
         "Volumes": {volume: {} for volume in container.volumes if ":" not in volume},
         "HostConfig": host,

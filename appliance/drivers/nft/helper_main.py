@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 LENGTH = Struct(">I")
 """The length in front of a frame."""
 
+_POLL = 0.0002
+"""Seconds between checks of our port: a close frees it at once, but the thread that closes may not have run yet."""
+
+_closing: list[Thread] = []
+"""Threads that close the sockets of former commands."""
+
 
 def frame(value: object) -> bytes:
     """Return a value as a frame."""
@@ -65,7 +71,9 @@ def _answer(text: str, *, dry: bool, netns: str | None) -> dict[str, object]:
     except OSError as error:
         return {"code": -1, "output": "", "error": str(error.strerror)}
     if kept:
-        Thread(target=_close, args=(kept,)).start()
+        thread = Thread(target=_close, args=(kept,))
+        thread.start()
+        _closing[:] = [*filter(Thread.is_alive, _closing), thread]
     return answer
 
 
@@ -77,6 +85,9 @@ def _carry_out(text: str, *, dry: bool) -> tuple[dict[str, object], list[int]]:
     """
     import nftables  # noqa: PLC0415 — the greeting has checked that it is installed
 
+    for thread in _closing:
+        while thread.is_alive() and _is_port_taken():
+            thread.join(_POLL)
     others = _sockets()
     # A context for each command: definitions outlive a command in its context, and cannot be made twice.
     context = nftables.Nftables()
@@ -91,6 +102,13 @@ def _carry_out(text: str, *, dry: bool) -> tuple[dict[str, object], list[int]]:
         now = _sockets()
         kept = [os.dup(now[socket]) for socket in now.keys() - others.keys()]
     return {"code": code, "output": output, "error": error}, kept
+
+
+def _is_port_taken() -> bool:
+    """Return whether a socket of this namespace still has our port, so that a new one would get an arbitrary port."""
+    own = [str(netlink.NETLINK_NETFILTER), str(os.getpid())]
+    with open("/proc/thread-self/net/netlink", encoding="ascii") as sockets:  # noqa: PTH123 — for many commands
+        return any(line.split()[1:3] == own for line in sockets)
 
 
 def _sockets() -> dict[str, int]:

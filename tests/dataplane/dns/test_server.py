@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from appliance.dataplane.dns import hold
 from appliance.dataplane.dns import server as module
 from appliance.dataplane.dns.server import DnsServer
 from appliance.model.names import Name
@@ -228,7 +229,7 @@ def test_everybody_waits_for_the_first_zone() -> None:
 
 def test_waiting_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """An asker that gets no view is refused in the end, and told what may be missing."""
-    monkeypatch.setattr(module, "HOLD_SECONDS", 0.1)
+    monkeypatch.setattr(hold, "HOLD_SECONDS", 0.1)
 
     async def main() -> None:
         async with world() as w:
@@ -243,8 +244,8 @@ def test_waiting_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_few_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bounds, of one asker and of all, a question is refused at once instead of held."""
-    monkeypatch.setattr(module, "MAX_HELD_PER_ASKER", 2)
-    monkeypatch.setattr(module, "MAX_HELD", 3)
+    monkeypatch.setattr(hold, "MAX_HELD_PER_ASKER", 2)
+    monkeypatch.setattr(hold, "MAX_HELD", 3)
 
     async def main() -> None:
         async with world() as w:

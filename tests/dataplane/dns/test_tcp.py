@@ -253,6 +253,36 @@ def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     run(main)
 
 
+def test_an_asker_that_is_gone_holds_up_nobody() -> None:
+    """An error of one connection's own is no reason to pause."""
+
+    class Gone:
+        """A listening socket at which some askers gave up."""
+
+        def __init__(self, sock: socket.socket) -> None:
+            self.sock = sock
+            self.gone = [errno.ECONNABORTED, errno.EPROTO]
+
+        def accept(self) -> object:
+            if self.gone:
+                raise OSError(self.gone.pop(), "gone")
+            return self.sock.accept()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.sock, name)
+
+    async def main() -> None:
+        async with serving(echo) as world:
+            world.listener._sock = Gone(world.sock)
+            reader, writer = await connect(world.server)
+            writer.write(framed(b"q"))
+            assert await read(reader) == b"q"
+            assert world.listener._pause is None
+            writer.close()
+
+    run(main)
+
+
 def test_out_of_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """When accepting fails it is tried again after a pause instead of at once, for ever."""
     monkeypatch.setattr(module, "ACCEPT_PAUSE", 0.3)

@@ -123,7 +123,7 @@ def test_backends_that_do_not_answer_end_in_a_reset(world: World) -> None:
     client = world.dial()
     assert is_reset(client)
     assert world.stats().failed == 1
-    assert len(world.shared.dials) == 0
+    assert len(world.context.dials) == 0
 
 
 def test_a_client_that_waits_is_active_and_can_be_ended(world: World) -> None:
@@ -143,10 +143,10 @@ def test_a_client_that_waits_and_may_no_longer_call_is_reset(world: World) -> No
     mute = silent(world)
     world.open(mute)
     client, peer = world.dial(), world.dial(PEER)
-    eventually(lambda: len(world.shared.dials) == 2)
+    eventually(lambda: len(world.context.dials) == 2)
     world.swap(mute, callers=())
     assert is_reset(client)
-    assert len(world.shared.dials) == 1
+    assert len(world.context.dials) == 1
     peer.close()
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tcpworld import CALLER, STRANGER, World, eventually, is_reset
 
-from appliance.dataplane.tcp.accept import listen
-from appliance.dataplane.tcp.door import DoorWay
+from appliance.dataplane.sockets import listen
+from appliance.dataplane.tcp.door import TcpDoor
 from appliance.model.network import Door, NetnsId
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Doors(World):
         self.led = {}
         (sock,) = listen(0, address=DIALLED)
         self.port = sock.getsockname()[1]
-        self.door = self.call(DoorWay, self.shared, DOOR, sock, self.led)
+        self.door = self.call(TcpDoor, self.context, DOOR, sock, self.led)
 
     def lead(self, *backends: socket.socket) -> None:
         """Let the door lead to a new listener for these backends."""
@@ -83,7 +83,7 @@ def test_those_who_wait_at_the_end_are_served(world: Doors) -> None:
     """A door that closes accepts whom the kernel has let in already."""
     backend = world.backend()
     world.lead(backend)
-    world.call(world.door.rest)
+    world.call(world.door.acceptor.pause)
     clients = [world.enter() for _ in range(3)]
     world.call(world.door.stop)
     for client in clients:
@@ -93,7 +93,7 @@ def test_those_who_wait_at_the_end_are_served(world: Doors) -> None:
 
 def test_without_file_descriptors_for_a_backend_it_rests(world: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client that took the last one is reset; those behind it wait, without keeping anybody busy."""
-    monkeypatch.setattr("appliance.dataplane.tcp.accept.PAUSE", 0.05)
+    monkeypatch.setattr("appliance.dataplane.tcp.accept.ACCEPT_PAUSE", 0.05)
     backend = world.backend()
     world.lead(backend)
     first = world.client(STRANGER)
@@ -106,8 +106,8 @@ def test_without_file_descriptors_for_a_backend_it_rests(world: Doors, monkeypat
         with suppress(ConnectionResetError):  # as fast as that
             first.connect((DIALLED, world.port))
             assert is_reset(first)
-        eventually(lambda: world.listeners[0].starved)
-        assert world.call(lambda: world.door.pausing)
+        eventually(lambda: world.listeners[0].acceptor.starved)
+        assert world.call(lambda: world.door.acceptor.pausing)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     for client in others:

@@ -185,7 +185,7 @@ def test_a_port_is_free_again_while_old_pairs_drain(world: World) -> None:
     eventually(lambda: world.stats().active == 1)
     world.call(listener.stop)
     again = world.call(
-        TcpListener, world.shared, listener_of(listener.port, backend_of(backend)), on_empty=world.emptied.append
+        TcpListener, world.context, listener_of(listener.port, backend_of(backend)), on_empty=world.emptied.append
     )
     world.listeners.append(again)
     world.dial()
@@ -200,14 +200,14 @@ def test_a_taken_port_is_an_error(world: World) -> None:
     taken = world.backend("0.0.0.0")
     before = open_descriptors()
     with pytest.raises(OSError, match="in use") as caught:
-        world.call(TcpListener, world.shared, listener_of(taken.getsockname()[1]), on_empty=print)
+        world.call(TcpListener, world.context, listener_of(taken.getsockname()[1]), on_empty=print)
     assert caught.value.errno == errno.EADDRINUSE
     assert open_descriptors() == before
 
 
 def test_out_of_file_descriptors_accepting_pauses(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """When accept fails for want of descriptors it is logged once, does not spin, and goes on when there are some."""
-    monkeypatch.setattr("appliance.dataplane.tcp.accept.PAUSE", 0.05)
+    monkeypatch.setattr("appliance.dataplane.tcp.accept.ACCEPT_PAUSE", 0.05)
     backend = world.backend()
     listener = world.open(backend)
     clients = [world.client() for _ in range(4)]
@@ -218,7 +218,7 @@ def test_out_of_file_descriptors_accepting_pauses(world: World, monkeypatch: pyt
     try:
         for client in clients:
             client.connect((CALLER, listener.port))
-        eventually(lambda: listener.starved >= 3)
+        eventually(lambda: listener.acceptor.starved >= 3)
         assert listener.accepted == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -227,13 +227,13 @@ def test_out_of_file_descriptors_accepting_pauses(world: World, monkeypatch: pyt
     for client in clients:
         assert client.recv(10) == b"at last"
     assert [entry["event"] for entry in world.logs] == ["out of file descriptors; accepting pauses"]
-    assert world.stats().starved == listener.starved
-    assert listener.starved < 1000
+    assert world.stats().starved == listener.acceptor.starved
+    assert listener.acceptor.starved < 1000
 
 
 def test_a_pause_is_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that wait while there are no file descriptors keep nobody busy."""
-    monkeypatch.setattr("appliance.dataplane.tcp.accept.PAUSE", 3600.0)
+    monkeypatch.setattr("appliance.dataplane.tcp.accept.ACCEPT_PAUSE", 3600.0)
     backend = world.backend()
     listener = world.open(backend)
     client = world.client()
@@ -243,10 +243,10 @@ def test_a_pause_is_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> No
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
         client.connect((CALLER, listener.port))
-        eventually(lambda: listener.starved)
+        eventually(lambda: listener.acceptor.starved)
         for _ in range(50):
             world.call(lambda: None)
-        assert listener.starved == 1
+        assert listener.acceptor.starved == 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     world.call(listener.stop)

@@ -134,7 +134,7 @@ def test_a_reset_frees_what_the_other_side_does_not_read(world: World, side: str
     client, server = world.pair()
     one, other = (client, server) if side == "client" else (server, client)
     fill(one)
-    assert world.call(lambda: world.shared.pipes.lent) == 1
+    assert world.call(lambda: world.context.pipes.lent) == 1
     reset(one)
     eventually(world.idle)
     assert is_reset(other)
@@ -206,7 +206,7 @@ def test_messages_after_bulk_after_messages(world: World, monkeypatch: pytest.Mo
         sender.join()
         server.sendall(b"thanks")
         assert client.recv(100) == b"thanks"
-    assert world.call(lambda: world.shared.pipes.lent) == 0
+    assert world.call(lambda: world.context.pipes.lent) == 0
 
 
 def test_a_slow_reader_stops_the_sender(world: World) -> None:
@@ -214,12 +214,12 @@ def test_a_slow_reader_stops_the_sender(world: World) -> None:
     client, server = world.pair()
     sent = fill(client)
     assert sent < 64 << 20
-    eventually(lambda: world.call(lambda: world.shared.pipes.lent) == 1)
+    eventually(lambda: world.call(lambda: world.context.pipes.lent) == 1)
     client.shutdown(socket.SHUT_WR)
     assert len(read_all(server)) == sent
     server.close()
     eventually(world.idle)
-    assert world.shared.pipes.lent == 0
+    assert world.context.pipes.lent == 0
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
@@ -250,7 +250,7 @@ def test_a_reader_that_stops_between_messages_gets_all_of_them(world: World) -> 
 def test_without_pipes_bulk_still_flows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """When no more file descriptors are to be had, large streams are copied instead."""
     client, server = world.pair()
-    monkeypatch.setattr(world.shared.pipes, "take", lambda: None)
+    monkeypatch.setattr(world.context.pipes, "take", lambda: None)
     data = noise(LARGE, 3)
     sender = in_thread(client.sendall, data)
     threading.Event().wait(0.1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NETNS = NetnsId(device=4, inode=1)
 
 
-class Within:
+class FakeSockets:
     """Stands for a namespace: makes the sockets in the test's own."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Within:
         self.short = False
 
     def dial_udp(self, _address: Client) -> None:
-        """There is no way from inside."""
+        """It cannot be dialled from its namespace."""
 
     def answer_udp(self, address: Client, client: Client) -> socket.socket:
         self.made.append((address, client))
@@ -53,16 +53,16 @@ class Doors(World):
     def __init__(self) -> None:
         super().__init__()
         self.led: dict[int, UdpListener] = {}
-        self.within = Within()
+        self.sockets = FakeSockets()
         door = Door(netns=NETNS, caller=IPv4Address(CALLER), dialler=IPv4Address("240.0.0.0"))
         self.port = free_port()
-        self.door = UdpDoor(self.epoll, door, udpsocket.listen_inside(self.port), self.led)
+        self.door = UdpDoor(self.epoll, door, udpsocket.listen_at_door(self.port), self.led)
 
     def lead(self, *servers: Socket) -> Client:
         """Let the door lead to a new listener for these servers; return where to send."""
         wanted = listener(free_port(), *map(backend, servers))
-        insides = {str(NETNS): self.within}
-        self.udp = self.led[wanted.port] = UdpListener(self.loop, self.epoll, wanted, insides=insides, elsewhere=True)
+        self.context.namespaces[str(NETNS)] = self.sockets
+        self.udp = self.led[wanted.port] = UdpListener(self.context, wanted, doors_only=True)
         return str(DATAGRAM_DOORS.network_address + wanted.port), self.port
 
     def carry(self, client: Socket, to: Client, server: Socket) -> None:
@@ -107,17 +107,17 @@ def test_who_asks_twice_gets_a_socket_and_who_asks_once_does_not(world: Doors) -
     world.carry(once, to, server)
     for _ in range(4):
         world.carry(twice, to, server)
-    assert world.within.made == [(to, twice.address)]
+    assert world.sockets.made == [(to, twice.address)]
 
 
 def test_without_a_socket_of_its_own_a_client_is_served_too(world: Doors) -> None:
     """There may be no file descriptors left; it is tried once."""
     server, client = world.socket(), world.socket()
     to = world.lead(server)
-    world.within.short = True
+    world.sockets.short = True
     for _ in range(5):
         world.carry(client, to, server)
-    assert len(world.within.made) == 1
+    assert len(world.sockets.made) == 1
 
 
 def test_what_comes_while_a_socket_is_made_is_its_senders(world: Doors) -> None:
@@ -125,7 +125,7 @@ def test_what_comes_while_a_socket_is_made_is_its_senders(world: Doors) -> None:
     server, client, other = world.socket(), world.socket(), world.socket()
     to = world.lead(server)
     world.carry(client, to, server)
-    world.within.bound = lambda: other.send(b"other", to)
+    world.sockets.bound = lambda: other.send(b"other", to)
     client.send(b"client", to)
     got = dict(server.receive() for _ in range(2))
     assert got.keys() == {b"client", b"other"}

@@ -10,8 +10,9 @@ import pytest
 
 from appliance.dataplane.loop.epoll import IN
 from appliance.dataplane.udp import listener as datagram
-from appliance.dataplane.udp.listener import FACES, UdpListener
-from appliance.dataplane.udp.session import BATCH, Session
+from appliance.dataplane.udp.batch import BATCH
+from appliance.dataplane.udp.listener import MAX_ADDRESS_SOCKETS, UdpListener
+from appliance.dataplane.udp.session import Session
 from tests.dataplane.udpworld import CALLER, PEER, STRANGER, World, backend, listener
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def test_any_number_of_addresses_may_be_asked(world: World) -> None:
     """Sockets of their own are for the first of them; all others are answered just so, in order, and nobody is left."""
     server, client = world.socket(), world.socket()
     udp, (_, port) = world.open(backend(server))
-    for number in range(2 * FACES):
+    for number in range(2 * MAX_ADDRESS_SOCKETS):
         asked = (f"127.0.1.{number + 1}", port)
         for data in (b"first", b"second", b"third"):
             client.send(data, asked)
@@ -211,7 +212,7 @@ def test_a_removed_allowance_ends_its_sessions(world: World) -> None:
 
 def test_a_session_whose_backend_goes_is_for_answers_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's next datagram goes to a backend that is there; the former one may answer what it was asked."""
-    monkeypatch.setattr(datagram, "PARTING", 0.2)
+    monkeypatch.setattr(datagram, "DRAIN_SECONDS", 0.2)
     former, later, client = world.socket(), world.socket(), world.socket()
     udp, port = world.open(backend(former))
     client.send(b"1", port)
@@ -254,7 +255,7 @@ def test_parting_sessions_end_with_what_allowed_them(world: World) -> None:
     udp.end_pairs()
     udp = parted()
     former.close()
-    (session,) = udp._parting
+    (session,) = udp._draining
     session.sock.send(b"nobody is there")
     world.until(lambda: udp.active == 0)
 
@@ -399,7 +400,7 @@ def test_stopped_it_opens_no_session_and_ends_with_its_last(world: World) -> Non
     udp.stop()
     assert told == [udp]
     assert udp.active == 0
-    world.udp = UdpListener(world.loop, world.epoll, listener(udp.port))
+    world.udp = UdpListener(world.context, listener(udp.port))
 
 
 def test_stopped_without_sessions_it_is_gone_at_once(world: World) -> None:
@@ -408,14 +409,14 @@ def test_stopped_without_sessions_it_is_gone_at_once(world: World) -> None:
     udp, _ = world.open(on_empty=told.append)
     udp.stop()
     assert told == [udp]
-    world.udp = UdpListener(world.loop, world.epoll, listener(udp.port))
+    world.udp = UdpListener(world.context, listener(udp.port))
 
 
 def test_a_port_in_use_is_an_error_of_opening(world: World) -> None:
     """The control plane learns EADDRINUSE, and no socket stays behind."""
     udp, _ = world.open()
     with pytest.raises(OSError, match="in use") as raised:
-        UdpListener(world.loop, world.epoll, listener(udp.port))
+        UdpListener(world.context, listener(udp.port))
     assert raised.value.errno == errno.EADDRINUSE
 
 
@@ -490,8 +491,8 @@ def test_one_wake_up_does_a_bounded_amount_of_work(world: World) -> None:
     udp, port = world.open(backend(server))
     for _ in range(3 * BATCH):
         client.send(b"x", port)
-    udp._dense = True
-    udp.ready(IN)
+    udp._port_socket.dense = True
+    udp._port_socket.ready(IN)
     assert len(server.queued()) == BATCH
     (session,) = udp._sessions.values()
     for _ in range(3 * BATCH):

@@ -219,6 +219,7 @@ def test_a_worker_that_stays_away_is_stood_in_for(world: WorkersWorld, monkeypat
     for _ in range(2):
         clients = [world.joined(port) for _ in range(20)]
         assert world.held(1, port) == len(clients)
+        world.do("close_listener", DESTINATION)
         port, _ = world.serve()
 
 
@@ -325,11 +326,12 @@ def test_port_goes_to_another_destination_at_once(world: WorkersWorld) -> None:
 
 
 def test_destination_may_move_to_another_port(world: WorkersWorld) -> None:
-    """The new port serves and the former one refuses; the connection goes on."""
+    """It is closed and opened: the new port serves and the former one refuses; the connection goes on."""
     port, server = world.serve()
     client = world.joined(port)
     second = free_port()
-    world.do("swap_listener", listener_of(second, backend_of(server.sock)))
+    world.do("close_listener", DESTINATION)
+    world.do("open_listener", listener_of(second, backend_of(server.sock)))
     world.joined(second)
     eventually(lambda: _refuses(port))
     client.sendall(b"more")

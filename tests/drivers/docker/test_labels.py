@@ -35,9 +35,9 @@ def test_without_service_it_is_left_alone():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"meshbox.service": "Flask"}, 'label meshbox.service: service name "Flask" is no host label'),
+        ({"meshbox.service": "Flask"}, 'label meshbox.service: service name "Flask" is not a host label'),
         ({"meshbox.service": "10"}, 'label meshbox.service: service name "10" is a number'),
-        ({"meshbox.container": "a_b"}, 'label meshbox.container: container name "a_b" is no host label'),
+        ({"meshbox.container": "a_b"}, 'label meshbox.container: container name "a_b" is not a host label'),
         ({"meshbox.ports": "70000"}, 'label meshbox.ports: "70000" in port "70000" is not a port number'),
         ({"meshbox.ports": "8080,8080:81"}, "port 8080/tcp is declared twice"),
         ({"meshbox.connect_to": "orange:80"}, "label meshbox.connect_to: "),

@@ -15,6 +15,7 @@ from appliance.errors import HostError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
 from appliance.model.spec import Container, Health, Service
+from appliance.spec.constraint import parse_constraint
 
 FLASK = Name.parse("flask.flask")
 FULL = State(
@@ -23,7 +24,7 @@ FULL = State(
             name="flask",
             count=2,
             containers=(Container(name="flask", image="x", health=Health(command=("true",)), env=(("A", "1"),)),),
-            constraint="disk==ssd",
+            constraint=parse_constraint("disk==ssd"),
         )
     },
     tombstones={"old": 12.5},

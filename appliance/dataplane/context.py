@@ -1,0 +1,33 @@
+"""What all listeners and doors of one process share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from appliance.dataplane.loop.epoll import EpollSet
+from appliance.dataplane.tcp.dial import Dials
+from appliance.dataplane.tcp.pipes import PipePool
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from appliance.dataplane.namespace import NamespaceSockets
+
+
+class Context:
+    """The loop, and what is made once for it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make what is shared. Raises OSError (EMFILE, ENFILE)."""
+        self.loop = loop
+        self.epoll = EpollSet(loop)
+        self.pipes = PipePool()
+        self.dials = Dials(loop)
+        self.namespaces: dict[str, NamespaceSockets] = {}
+        """The namespaces that have a door, by the text of their NetnsId: workloads are dialled from there."""
+
+    def close(self) -> None:
+        """Release everything; no listener, door or pair may be open any more."""
+        self.dials.close()
+        self.epoll.shut()
+        self.pipes.close()

@@ -1,0 +1,76 @@
+"""Questions that are held: their asker has no view yet and may get one, because its container has just started."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from appliance.render.dnswire import MAX_MESSAGE
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+
+    from appliance.render.dnsmessage import Query
+
+HOLD_SECONDS = 2.0
+"""How long an asker without a view waits for it."""
+
+MAX_HELD = 256
+MAX_HELD_PER_ASKER = 8
+
+
+class HeldQuery:
+    """A question on its way through the server."""
+
+    __slots__ = ("asker", "data", "limit", "query", "send", "tcp")
+
+    def __init__(self, data: bytes, asker: str, send: Callable[[bytes], None], query: Query, *, tcp: bool) -> None:
+        self.data = data
+        self.asker = asker
+        self.send = send
+        self.query = query
+        self.tcp = tcp
+        self.limit = MAX_MESSAGE if tcp else query.udp_limit
+
+
+class Hold:
+    """The questions that are held, by asker. Their number and their time are bounded."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[HeldQuery], None]) -> None:
+        """`expired` is called with each question that was held for HOLD_SECONDS."""
+        self._loop = loop
+        self._expired = expired
+        self._held: dict[str, list[HeldQuery]] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the askers that wait at present; they may be released meanwhile."""
+        return iter(tuple(self._held))
+
+    def add(self, asked: HeldQuery) -> bool:
+        """Hold a question; return False if there is no room for it."""
+        held = self._held.get(asked.asker)
+        if self._count >= MAX_HELD or (held is not None and len(held) >= MAX_HELD_PER_ASKER):
+            return False
+        self._count += 1
+        if held is None:
+            self._held[asked.asker] = [asked]
+            self._timers[asked.asker] = self._loop.call_later(HOLD_SECONDS, self._expire, asked.asker)
+        else:
+            held.append(asked)
+        return True
+
+    def release(self, asker: str) -> list[HeldQuery]:
+        """Return the questions of an asker that waits, and hold them no longer."""
+        self._timers.pop(asker).cancel()
+        held = self._held.pop(asker)
+        self._count -= len(held)
+        return held
+
+    def _expire(self, asker: str) -> None:
+        for asked in self.release(asker):
+            self._expired(asked)

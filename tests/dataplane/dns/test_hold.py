@@ -1,0 +1,105 @@
+"""Held questions; tests/dataplane/dns/test_server.py has them in the server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import dns.message
+import pytest
+
+from appliance.dataplane.dns import hold
+from appliance.dataplane.dns.hold import HeldQuery, Hold
+from appliance.render.dnsmessage import Query, parse_query
+from appliance.render.dnswire import MAX_MESSAGE
+from tests.dataplane.dnsworld import run, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ONE, OTHER = "172.17.0.2", "172.17.0.3"
+
+
+def question(asker: str, *, tcp: bool = False) -> HeldQuery:
+    """Return a question of that asker."""
+    data = dns.message.make_query("web.shop.mesh.internal", "A", use_edns=0, payload=1232).to_wire()
+    query = parse_query(data)
+    assert isinstance(query, Query)
+    return HeldQuery(data, asker, lambda _: None, query, tcp=tcp)
+
+
+def held(test: Callable[[Hold, list[HeldQuery]], None]) -> None:
+    """Run a test with a Hold and the list of what expired."""
+
+    async def main() -> None:
+        expired: list[HeldQuery] = []
+        test(Hold(asyncio.get_running_loop(), expired.append), expired)
+
+    run(main)
+
+
+def test_questions_are_released_in_their_order() -> None:
+    """And only those of the asker that got its view."""
+
+    def test(holding: Hold, expired: list[HeldQuery]) -> None:
+        first, second, others = question(ONE), question(ONE), question(OTHER)
+        assert all(map(holding.add, (first, others, second)))
+        assert (len(holding), list(holding)) == (3, [ONE, OTHER])
+        assert holding.release(ONE) == [first, second]
+        assert (len(holding), list(holding)) == (1, [OTHER])
+        assert holding.release(OTHER) == [others]
+        assert (len(holding), list(holding), expired) == (0, [], [])
+
+    held(test)
+
+
+def test_askers_may_be_released_while_they_are_gone_through() -> None:
+    """A new zone does that."""
+
+    def test(holding: Hold, _expired: list[HeldQuery]) -> None:
+        holding.add(question(ONE))
+        holding.add(question(OTHER))
+        for asker in holding:
+            holding.release(asker)
+        assert len(holding) == 0
+
+    held(test)
+
+
+def test_room_is_bounded_for_each_asker_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What finds no room is not held; room that was given back can be used."""
+    monkeypatch.setattr(hold, "MAX_HELD", 3)
+    monkeypatch.setattr(hold, "MAX_HELD_PER_ASKER", 2)
+
+    def test(holding: Hold, _expired: list[HeldQuery]) -> None:
+        assert [holding.add(question(ONE)) for _ in range(3)] == [True, True, False]
+        assert [holding.add(question(OTHER)) for _ in range(2)] == [True, False]
+        holding.release(ONE)
+        assert holding.add(question(OTHER))
+
+    held(test)
+
+
+def test_the_time_runs_from_an_askers_first_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then all of its questions expire, each once; what was released does not."""
+    monkeypatch.setattr(hold, "HOLD_SECONDS", 0.02)
+
+    async def main() -> None:
+        expired: list[HeldQuery] = []
+        holding = Hold(asyncio.get_running_loop(), expired.append)
+        first, second = question(ONE), question(ONE)
+        holding.add(question(OTHER))
+        holding.release(OTHER)
+        holding.add(first)
+        holding.add(second)
+        await until(lambda: bool(expired))
+        assert expired == [first, second]
+        assert len(holding) == 0
+
+    run(main)
+
+
+def test_an_answer_may_be_as_long_as_its_way_allows() -> None:
+    """By TCP as long as a message can be, by UDP what the asker takes."""
+    assert question(ONE, tcp=True).limit == MAX_MESSAGE
+    assert question(ONE).limit == 1232

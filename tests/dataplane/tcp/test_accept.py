@@ -1,0 +1,131 @@
+"""Accepting, whatever is done with the clients; test_listener.py and test_door.py have what is."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from tcpworld import CALLER, World, eventually
+
+from appliance.dataplane.sockets import listen
+from appliance.dataplane.tcp.accept import ACCEPTS, Acceptor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class AcceptorWorld(World):
+    """The world of the TCP tests with an acceptor that takes every client, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[str] = []
+        self.most = 10**9
+        (sock,) = listen(0)
+        self.port = sock.getsockname()[1]
+        self.acceptor: Acceptor = self.call(Acceptor, self.context, "test", sock, self._take)
+
+    def _take(self, client: socket.socket, host: str) -> bool:
+        self.taken.append(host)
+        self.keep(client)
+        return len(self.taken) < self.most
+
+    def connect(self, number: int = 1, port: int = 0) -> list[socket.socket]:
+        """Return clients that the kernel has let in."""
+        clients = [self.client() for _ in range(number)]
+        for client in clients:
+            client.connect((CALLER, port or self.port))
+        return clients
+
+    def _end(self) -> None:
+        self.acceptor.stop()
+        super()._end()
+
+
+@pytest.fixture
+def world() -> Iterator[AcceptorWorld]:
+    """An acceptor in a thread; nothing may be left of it at the end."""
+    made = AcceptorWorld()
+    yield made
+    made.close()
+
+
+def test_every_client_is_taken_with_its_address(world: AcceptorWorld) -> None:
+    """More than are accepted at a time, too."""
+    world.connect(2 * ACCEPTS + 1)
+    eventually(lambda: world.taken == [CALLER] * (2 * ACCEPTS + 1))
+
+
+def test_a_pause_ends_by_itself(world: AcceptorWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits meanwhile is taken then."""
+    monkeypatch.setattr("appliance.dataplane.tcp.accept.ACCEPT_PAUSE", 0.05)
+
+    def pause_and_connect() -> bool:
+        # On the loop's own thread: nothing can be accepted in between.
+        world.acceptor.pause()
+        world.connect()
+        return world.acceptor.pausing
+
+    assert world.call(pause_and_connect)
+    assert world.acceptor.starved == 0
+    eventually(lambda: world.taken == [CALLER])
+    assert not world.call(lambda: world.acceptor.pausing)
+
+
+def test_want_of_descriptors_is_logged_once_until_it_is_over(world: AcceptorWorld) -> None:
+    """Every pause counts."""
+    error = OSError(errno.EMFILE, "Too many open files")
+    for _ in range(3):
+        world.call(world.acceptor.on_no_descriptors, error)
+    assert world.acceptor.starved == 3
+    assert [(entry["event"], entry["destination"]) for entry in world.logs] == [
+        ("out of file descriptors; accepting pauses", "test")
+    ]
+    world.acceptor.starving = False
+    world.call(world.acceptor.on_no_descriptors, error)
+    assert len(world.logs) == 2
+
+
+def test_it_accepts_for_another_worker_until_told_otherwise(world: AcceptorWorld) -> None:
+    """Whose socket stays open elsewhere: its clients wait for it again then."""
+    (theirs,) = listen(0)
+    port = theirs.getsockname()[1]
+    ours = socket.socket(fileno=theirs.detach())
+    world.keep(ours)
+    for _ in range(2):
+        world.call(world.acceptor.accept_for, 1, socket.SocketType(fileno=ours.dup().detach()))
+    world.connect(3, port)
+    eventually(lambda: len(world.taken) == 3)
+    world.call(world.acceptor.stop_accepting_for, 1)
+    world.call(world.acceptor.stop_accepting_for, 1)
+    world.connect(2, port)
+    world.connect(1)
+    eventually(lambda: len(world.taken) == 4)
+    ours.setblocking(True)
+    for _ in range(2):
+        world.keep(ours.accept()[0])
+
+
+def test_stop_takes_those_who_wait_and_closes_every_socket(world: AcceptorWorld) -> None:
+    """In a pause, too; twice is once."""
+    (theirs,) = listen(0)
+    port = theirs.getsockname()[1]
+    world.call(world.acceptor.accept_for, 0, theirs)
+    world.call(world.acceptor.pause)
+    world.connect(2)
+    world.connect(2, port)
+    world.call(world.acceptor.stop)
+    world.call(world.acceptor.stop)
+    assert len(world.taken) == 4
+    for each in (world.port, port):
+        with pytest.raises(ConnectionRefusedError):
+            world.connect(1, each)
+
+
+def test_a_client_that_is_the_last_for_now_ends_the_batch(world: AcceptorWorld) -> None:
+    """Whoever takes it says so; the socket is reported again."""
+    world.most = 0
+    world.connect(3)
+    eventually(lambda: len(world.taken) == 3)
