@@ -147,11 +147,11 @@ def deploy(context: typer.Context, file: SpecFile, detach: Detach = False, timeo
     Then:
       meshbox deploy app.py && meshbox services
     """  # noqa: D301 — \b keeps the lines of the help apart
-    from appliance.cli import client
-    from appliance.cli import deploy as rollouts
+    from appliance.cli.client import AdminClient
+    from appliance.cli.deploy import deploy
 
-    with client.AdminClient(_config(context)) as there:
-        rollouts.deploy(there, file, detach=detach, timeout=timeout)
+    with AdminClient(_config(context)) as client:
+        deploy(client, file, detach=detach, timeout=timeout)
 
 
 @_command(CHANGE)
@@ -165,21 +165,21 @@ def remove(
 
     Example: meshbox remove web cache
     """
-    from appliance.cli import client
-    from appliance.cli import deploy as rollouts
+    from appliance.cli.client import AdminClient
+    from appliance.cli.deploy import remove
 
-    with client.AdminClient(_config(context)) as there:
-        rollouts.remove(there, services, detach=detach, timeout=timeout)
+    with AdminClient(_config(context)) as client:
+        remove(client, services, detach=detach, timeout=timeout)
 
 
 @_command(SHOW)
 def plan(context: typer.Context, file: SpecFile, as_json: Json = False) -> None:
     """Show what `meshbox deploy FILE` would add (+), change (~) and remove (-), and do nothing."""
-    from appliance.cli import client
-    from appliance.cli import deploy as rollouts
+    from appliance.cli.client import AdminClient
+    from appliance.cli.deploy import plan
 
-    with client.AdminClient(_config(context)) as there:
-        answer = rollouts.plan(there, file)
+    with AdminClient(_config(context)) as client:
+        answer = plan(client, file)
     _print(answer if as_json else answer["changes"], "changes", as_json=as_json)
 
 
@@ -189,9 +189,9 @@ def check(context: typer.Context, as_json: Json = False) -> None:
 
     Also shows the faults of a running appliance. Exit code 0 only if the appliance would run.
     """
-    from appliance.cli import check as checks
+    from appliance.cli.check import check
 
-    rows = checks.check(_config(context))
+    rows = check(_config(context))
     _print(rows, "findings", as_json=as_json)
     if any(row["level"] == "failed" for row in rows):
         raise typer.Exit(1)
@@ -210,9 +210,9 @@ def cleanup(
     Use it when meshbox leaves a host, after `meshbox remove` and after stopping the appliance: it refuses while one
     runs. Containers stay as they are; without rules they reach whatever Docker lets them reach.
     """
-    from appliance.cli import cleanup as cleaning
+    from appliance.cli.cleanup import clean
 
-    if not cleaning.clean(_config(context), state=state, as_json=as_json):
+    if not clean(_config(context), state=state, as_json=as_json):
         raise typer.Exit(1)
 
 
@@ -330,11 +330,11 @@ def run(context: typer.Context, **flags: str | None) -> None:
     Every option is also a key of the configuration file and a variable: dns_port, MESHBOX_DNS_PORT, --dns-port.
     A flag wins over a variable, and a variable over the file.
     """
-    from appliance.cli import run as starter
+    from appliance.cli.run import run
 
     names = {option.key.replace(".", "__"): option.key for option in config.options()}
     file = flags.pop("config") or context.obj
-    raise typer.Exit(starter.run(file, {names[key]: value for key, value in flags.items() if value is not None}))
+    raise typer.Exit(run(file, {names[key]: value for key, value in flags.items() if value is not None}))
 
 
 def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
