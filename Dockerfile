@@ -16,7 +16,7 @@ RUN apt-get update -qq \
     && find /usr/lib/python3* -name __pycache__ -prune -exec rm -rf {} +
 
 FROM system AS build
-# By this `docker image prune` finds what the build leaves; see the README.
+# By this `docker image prune` finds what the build leaves; see docs/guide/operating.md.
 LABEL meshbox.stage=build
 RUN apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends binutils ca-certificates gcc python3-dev python3-venv

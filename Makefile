@@ -1,6 +1,6 @@
 # Everything here installs what it lacks and reuses what is there; on a fresh Debian 12 run it as root.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test test-more unit check unit-compiled compiled bench lock clean setup image deb
+.PHONY: help demo demo-cluster test test-more unit check unit-compiled compiled bench docs lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
 SEPARATE := test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py test_bench.py
@@ -50,6 +50,9 @@ compiled: setup  ## Make build/compiled: the appliance with its hot modules comp
 
 bench: setup  ## Measure, and write bench/RESULTS.md.
 	@$(PYTHON_BIN)/python -m bench $(ARGS)
+
+docs: setup  ## Write the reference pages in docs/reference from the program.
+	@PYTHONPATH=$(CURDIR) $(PYTHON_BIN)/python docs/generate.py
 
 lock: setup  ## Bring packaging/*.lock up to date with pyproject.toml.
 	$(LOCK) --output-file packaging/requirements.lock pyproject.toml

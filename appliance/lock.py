@@ -33,7 +33,7 @@ def only_one(run_dir: Path) -> Iterator[None]:
         handle = (run_dir / "lock").open("a+")
     except OSError as error:
         remedy = "let root write there, or set run_dir" if os.geteuid() == 0 else "run meshbox with sudo"
-        raise HostError(f"cannot write {run_dir}: {error.strerror}; {remedy}") from error
+        raise HostError(f"cannot write {run_dir}: {error.strerror}", remedy) from error
     with handle, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as name:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,8 +64,8 @@ def held(run_dir: Path) -> bool:
 
 def _taken(holder: str) -> HostError:
     return HostError(
-        f"another meshbox (pid {holder or 'unknown'}) runs on this host: stop it first; one appliance serves all"
-        " containers"
+        f"another meshbox (pid {holder or 'unknown'}) runs on this host",
+        "stop it first; one appliance serves all containers",
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -15,7 +16,8 @@ import orjson
 
 from bench import peers
 from bench.bars import verdicts
-from bench.figures import BenchError
+from bench.builds import AGAIN, compared, former
+from bench.errors import BenchError
 from bench.lab import lab
 from bench.report import from_json, markdown, to_json
 from bench.runner import run_works
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.figures import Result, Work
+    from bench.lab import Build
 
 HERE = Path(__file__).resolve().parent
 ROUNDS, SECONDS = 5, 2.0
@@ -61,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{QUICK_ROUNDS} rounds of {QUICK_SECONDS:.0f} s, some works smaller; never written to RESULTS.md",
     )
     parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}")
+    parser.add_argument(
+        "--against",
+        metavar="REVISION",
+        help="measure another revision of meshbox beside this one, and this one twice as a control (A/A)",
+    )
     parser.add_argument("--list", action="store_true", help="show the works and end")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for JSON and plots (bench/results)")
     parser.add_argument(
@@ -86,10 +94,12 @@ def _measure(chosen: Sequence[Work], options: argparse.Namespace) -> int:
     facts = peers.machine()
     results: list[Result] = []
     try:
-        with lab(seconds=seconds, quick=options.quick) as it:
-            for result in run_works(chosen, it, rounds=rounds):
-                results.append(result)
-                _show(result)
+        with former(options.against) if options.against else nullcontext() as other:
+            builds = (other, AGAIN) if other else ()
+            with lab(seconds=seconds, quick=options.quick, builds=builds) as it:
+                for result in run_works(chosen, it, rounds=rounds):
+                    results.append(result)
+                    _show(result)
     finally:
         run = to_json(results, facts, **how)
         if results:
@@ -97,6 +107,9 @@ def _measure(chosen: Sequence[Work], options: argparse.Namespace) -> int:
             path = options.out / f"{date:%Y%m%d-%H%M%S}.json"
             path.write_bytes(orjson.dumps(run, option=orjson.OPT_INDENT_2))
             print(f"\n{path}")
+    if other:
+        _compare(results, other)
+        return 1 if any(result.error for result in results) else 0
     _plot([result for result in results if not result.error], options.out)
     if len(results) == len(WORKS) and not options.quick:
         _report([run])
@@ -108,6 +121,13 @@ def _measure(chosen: Sequence[Work], options: argparse.Namespace) -> int:
     if failed:
         print(f"bench: no figures for {', '.join(failed)}: not every contender did its work", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _compare(results: Sequence[Result], other: Build) -> None:
+    for result in results:
+        for name in result.samples:
+            for line in compared(result, name, other):
+                print(line)
 
 
 def _show(result: Result) -> None:

@@ -13,10 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """`contender`'s figure divided by `against`'s must be at least, or at most, `limit`.
-
-    Without `against` the figure itself must be.
-    """
+    """The limit of a ratio: `contender`'s figure divided by `against`'s. Without `against`, of the figure itself."""
 
     work: str
     figure: str
@@ -24,22 +21,22 @@ class Bar:
     at_least: bool
     against: str | None
     minus: str | None = None
-    """Taken off both first: what the round trip takes without any proxy."""
+    """Its figure is subtracted from both first: the time of the round trip without a proxy."""
     never: bool = False
-    """No round may miss it, not only the median one."""
+    """The worst round counts, not the median."""
     contender: str = "meshbox"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A bar, and what was reached; None when that was not measured."""
+    """A bar, and what was reached (None: not measured)."""
 
     bar: Bar
     reached: float | None
 
     @property
     def met(self) -> bool:
-        """Whether it is good enough, as far as is known."""
+        """Whether the bar was reached; False where nothing was measured."""
         if self.reached is None:
             return False
         return self.reached >= self.bar.limit if self.bar.at_least else self.reached <= self.bar.limit
@@ -113,7 +110,7 @@ BARS = (
 
 
 def verdicts(results: Iterable[Result]) -> Iterator[Verdict]:
-    """Return what was reached for each bar whose work was asked for, in the size that the bar is about."""
+    """Yield what was reached for each bar whose work was measured in full size."""
     by_name = {result.work.name: result for result in results if not result.smaller}
     for bar in BARS:
         result = by_name.get(bar.work)

@@ -1,11 +1,11 @@
 """Small clients and servers of our own: `python -m bench.clients WHAT …`. Each prints one line of JSON.
 
 fetch URL                    SHA-256 and size of a download, and its text when short
-probe URL                    the same, but empty when nobody answers within a second
+probe URL                    the text of a download; empty when nothing answers within a second
 echo HOST PORT SECONDS       round trips of one byte over one connection
-mirror HOST PORT tcp|udp SIZE  sends so many random bytes; fails if the same do not come back
+mirror HOST PORT tcp|udp SIZE  sends SIZE random bytes; fails unless the same bytes come back
 echod PORT [tcp|udp]         the server for both
-hold HOST COUNT PORT …       opens COUNT connections, prints the time, keeps them until its input ends
+hold HOST COUNT PORT …       opens COUNT connections, prints the time, and keeps them until its input ends
 holdd PORT …                 the server for it: accepts and keeps
 """
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 SHORT = 4096
 PATIENCE = 5.0
-"""Seconds without any answer after which one is missing."""
+"""Seconds without an answer after which it is missing."""
 DATAGRAM = 1200
-"""Bytes of each that `mirror` sends."""
+"""Bytes of each datagram that `mirror` sends."""
 
 
 def fetch(url: str) -> dict[str, object]:
@@ -43,7 +43,7 @@ def fetch(url: str) -> dict[str, object]:
 
 
 def probe(url: str) -> dict[str, object]:
-    """Download, if it can be had."""
+    """Download, if a server answers."""
     try:
         with urlopen(url, timeout=1) as answer:
             return {"text": answer.read(SHORT).decode()}
@@ -52,7 +52,7 @@ def probe(url: str) -> dict[str, object]:
 
 
 def echo(host: str, port: str, seconds: str) -> dict[str, object]:
-    """Send one byte, wait for it, again and again."""
+    """Send one byte and wait until it comes back, again and again."""
     sock = socket.create_connection((host, int(port)), timeout=10)
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -80,7 +80,7 @@ def mirror(host: str, port: str, protocol: str, size: str) -> dict[str, object]:
             for start in range(0, len(data), DATAGRAM):
                 sock.send(data[start : start + DATAGRAM])
                 if sock.recv(65536) != data[start : start + DATAGRAM]:
-                    raise SystemExit(f"datagram {start // DATAGRAM} came back otherwise")
+                    raise SystemExit(f"datagram {start // DATAGRAM} did not come back unchanged")
         return {"size": len(data)}
     with socket.create_connection((host, int(port)), timeout=PATIENCE) as sock, ThreadPoolExecutor(1) as sender:
         sent = sender.submit(sock.sendall, data)
@@ -89,12 +89,12 @@ def mirror(host: str, port: str, protocol: str, size: str) -> dict[str, object]:
             got += chunk
         sent.result()
     if got != data:
-        raise SystemExit(f"{len(got)} of {len(data)} bytes came back, or others than were sent")
+        raise SystemExit(f"{len(got)} of {len(data)} bytes came back, or not the ones that were sent")
     return {"size": len(data)}
 
 
 def echod(port: str, protocol: str = "tcp") -> None:
-    """Answer with what comes, one connection after the other."""
+    """Send back what comes, one connection after another."""
     if protocol == "udp":
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind(("0.0.0.0", int(port)))

@@ -1,6 +1,6 @@
-"""The proxies that do the same work: meshbox and what one would use instead.
+"""The proxies that do the same work: meshbox, and what is used in its place.
 
-Each gets the same services: ports that the server listens on. It listens on a port of its own for each.
+Each gets the same services, which are ports of the server, and listens on a port of its own for each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import orjson
 
 from appliance.render.ruleset import DOOR_PORT
 from bench import rules
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import CLIENT, CLIENT_IP, DIRECT_IP, INTERPRETED, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, run
 from bench.process import Cpu
 from bench.rules import Table
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-    from bench.lab import Lab
+    from bench.lab import Build, Lab
     from bench.process import Process
 
 _, FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
-"""Open files that one process may have here; small machines allow 20,000."""
+"""Most open files of one process here; small machines allow 20,000."""
 PIPE_BYTES = 1 << 20
-"""Of each of HAProxy's pipes when it splices: as much as meshbox takes, and the most without privilege."""
+"""Size of each of HAProxy's pipes when it splices: the same as meshbox's, and the most without privilege."""
 FILES_BESIDE = 2000
-"""How many of them a proxy may need for pipes and else, beside two a connection."""
+"""Open files that a proxy may need for pipes and the like, beside two for each connection."""
 MOST_CONNECTIONS = 50_000
-"""That one proxy is asked to hold, where there is room for them. More say nothing new."""
+"""Connections that one proxy holds at most, even where there is room for more: more tell nothing new."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Service:
 
 @dataclass(slots=True)
 class Use(Cpu):
-    """What a contender used, and how many bytes came to the proxy's namespace meanwhile."""
+    """The CPU time that a contender used, and the bytes that came to the proxy's namespace in that time."""
 
     came: int = 0
 
@@ -64,14 +64,14 @@ class Target:
     proxied: bool = True
     """Whether traffic comes through the proxy's namespace."""
     spliced: Callable[[], int] | None = None
-    """How many bytes it has spliced so far, where that has to be proven."""
+    """Returns how many bytes it has spliced, for a contender that must prove it."""
     inside: bool = False
-    """Whether traffic comes to the proxy inside of the client's namespace, through its loopback interface."""
+    """Whether traffic reaches the proxy inside the client's namespace, through its loopback interface."""
     tables: tuple[Table, ...] = ()
-    """Rules without which the client does not reach it; there in its own turns only."""
+    """The rules by which the client reaches it. They are in place during its own turns only."""
 
     def in_place(self) -> AbstractContextManager[None]:
-        """Have its rules within a block."""
+        """Put its rules in place for a block."""
         return rules.in_place(self.tables)
 
     @property
@@ -81,7 +81,7 @@ class Target:
 
     @contextmanager
     def used(self) -> Iterator[Use]:
-        """Have its rules in place, and yield a value that holds, after the block, what it used within it."""
+        """Put its rules in place, and yield a value that holds, after the block, what was used within it."""
         use = Use()
         with self.in_place():
             before = _came(inside=self.inside)
@@ -94,7 +94,7 @@ class Target:
             use.came = _came(inside=self.inside) - before
 
     def prove(self, name: str, use: Use, carried: float) -> None:
-        """Raise BenchError if so many bytes of payload cannot have gone the contender's way."""
+        """Raise BenchError if `carried` bytes of payload cannot have passed through the contender."""
         if self.proxied and use.came < carried:
             raise BenchError(f"{name}: {carried:.0f} bytes were carried, of which {use.came} came by the proxy")
         if self.process and not use.total:
@@ -102,7 +102,7 @@ class Target:
 
 
 def _came(*, inside: bool) -> int:
-    """Return how many bytes the links of the proxy's namespace have received, or the client's loopback interface."""
+    """Return how many bytes the links of the proxy's namespace, or the client's loopback interface, have received."""
     lines = run(["ip", "netns", "exec", CLIENT if inside else PROXY, "cat", "/proc/net/dev"]).splitlines()
     links = (line.partition(":") for line in lines if ":" in line)
     return sum(int(counters.split()[0]) for name, _, counters in links if (name.strip() == "lo") == inside)
@@ -110,7 +110,7 @@ def _came(*, inside: bool) -> int:
 
 @contextmanager
 def direct(_lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
-    """Use no proxy at all: the limit."""
+    """Use no proxy: the upper limit."""
     yield Target(host=DIRECT_IP, ports=tuple(service.port for service in services), proxied=False)
 
 
@@ -130,14 +130,23 @@ def dnat(_lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
 
 @contextmanager
 def meshbox(
-    lab: Lab, services: tuple[Service, ...], workers: int = 0, *, rules_too: bool = True, interpreted: bool = False
+    lab: Lab,
+    services: tuple[Service, ...],
+    workers: int = 0,
+    *,
+    rules_too: bool = True,
+    interpreted: bool = False,
+    build: Build | None = None,
 ) -> Iterator[Target]:
-    """Run meshbox as deployed: compiled, its rules, access check, balancer, counters; on two CPUs with workers.
+    """Run meshbox as deployed: compiled, with its rules, access check, balancer and counters; workers use two CPUs.
 
-    Without `rules_too` it is the data plane alone, whose ports the client dials; `interpreted` it is not compiled.
+    Without `rules_too` the data plane runs alone, and the client dials its ports. `interpreted` runs from source.
+    `build` is one of the lab's other builds.
     """
-    ports = _ports(20000 + 100 * workers + 50 * rules_too + 25 * interpreted, services)
+    other = lab.builds.index(build) + 1 if build else 0
+    ports = _ports(20000 + 5000 * other + 100 * workers + 50 * rules_too + 25 * interpreted, services)
     name = f"meshbox{workers or ''}{'' if rules_too else '-port'}{'-interpreted' * interpreted}"
+    name += f"-build{other}" if other else ""
     config = {
         "workers": workers,
         "caller": CLIENT_IP,
@@ -146,12 +155,12 @@ def meshbox(
             for port, service in zip(ports, services, strict=True)
         ],
     }
-    door_port = DOOR_PORT + 2 * workers + interpreted
+    door_port = DOOR_PORT + 2 * workers + interpreted + 10 * other
     if rules_too:
         into = {CLIENT_IP: f"/run/netns/{CLIENT}", SERVER_IP: f"/run/netns/{SERVER}"}
         config["doors"] = {"port": door_port, "vip": rules.VIP, "vip_range": str(rules.VIP_RANGE), "into": into}
     command = [PYTHON, "-m", "bench.launcher", lab.file(f"{name}.json", orjson.dumps(config))]
-    command = [*INTERPRETED, *command] if interpreted else command
+    command = [*INTERPRETED, *command] if interpreted else [*(build.prefix if build else ()), *command]
     cpu = lab.proxy_cpus if workers else lab.proxy_cpu
     with lab.process(name, PROXY, command, cpu=cpu, ready=_ready(ports, services)) as process:
         if not rules_too:
@@ -172,8 +181,8 @@ def meshbox(
 def haproxy(lab: Lab, services: tuple[Service, ...], threads: int = 1, *, splice: bool = False) -> Iterator[Target]:
     """Run HAProxy in TCP mode; on two CPUs with more than one thread.
 
-    With `splice` it splices always, with large pipes, and that is proven by its own count: with `splice-auto`, 2.6
-    spliced not one byte of bulk here.
+    With `splice` it always splices, with large pipes, and its own count proves it. With `splice-auto`, version 2.6 did
+    not splice a single byte of bulk here.
     """
     ports = _ports(20900 + 100 * threads + 50 * splice, services)
     name = f"haproxy{threads}{'-splice' * splice}"
@@ -196,7 +205,7 @@ def haproxy(lab: Lab, services: tuple[Service, ...], threads: int = 1, *, splice
 
 
 def _haproxy_spliced(stats: str) -> int:
-    """Return how many bytes it has spliced, from its statistics socket."""
+    """Return how many bytes HAProxy has spliced, from its statistics socket."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(stats)
         sock.sendall(b"show info\n")
@@ -228,7 +237,7 @@ def nginx(lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
 
 @contextmanager
 def docker_proxy(lab: Lab, services: tuple[Service, ...]) -> Iterator[Target]:
-    """Run what Docker puts before a published port: a Go program, here on one CPU. One service only."""
+    """Run the Go program that Docker puts in front of a published port, here on one CPU. One service only."""
     port = 23000
     (service,) = services
     command = ["docker-proxy", "-proto", service.protocol, "-host-ip", "0.0.0.0", "-host-port", str(port)]
@@ -255,23 +264,28 @@ CONTENDERS: dict[str, Callable[[Lab, tuple[Service, ...]], AbstractContextManage
 TCP = ("direct", "meshbox", "haproxy", "nginx", "docker-proxy", "dnat")
 BULK = ("direct", "meshbox", "haproxy splice", "nginx", "docker-proxy", "dnat")
 SOURCE = ("meshbox, interpreted",)
-"""What shows, where messages are small, what compiling brings."""
+"""Shows what compiling gains, where messages are small."""
 TWO = ("meshbox workers=2", "haproxy nbthread=2")
-"""Those that use two CPUs."""
+"""Contenders that use two CPUs."""
 PORT_DIALLED = (*TCP[:2], "meshbox, port dialled", *TCP[2:])
-"""With what the rules cost: the same data plane without any."""
+"""Shows what the rules cost: the same data plane without them."""
 UDP = ("direct", "meshbox", "nginx", "docker-proxy", "dnat")
 
 
 @contextmanager
 def proxies(lab: Lab, names: tuple[str, ...], *services: Service) -> Iterator[dict[str, Target]]:
-    """Run several contenders at once, all before the same services. An idle one costs nothing."""
+    """Run several contenders at once, all in front of the same services. An idle one costs nothing."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(CONTENDERS[name](lab, services)) for name in names}
+        targets = {}
+        for name in names:
+            targets[name] = stack.enter_context(CONTENDERS[name](lab, services))
+            for build in lab.builds if name == "meshbox" else ():
+                targets[f"{name}, {build.label}"] = stack.enter_context(meshbox(lab, services, build=build))
+        yield targets
 
 
 def mirror(lab: Lab, targets: Mapping[str, Target], port: int, protocol: str, size: int) -> None:
-    """Let each contender carry so many bytes to the server and back. Raises BenchError when they come otherwise."""
+    """Let each contender carry `size` bytes there and back. Raises BenchError unless they come back unchanged."""
     client = [PYTHON, "-m", "bench.clients"]
     with lab.process(
         "mirror", SERVER, [*client, "echod", str(port), protocol], cpu=lab.server_cpu, ready=f"{protocol}:{port}"
@@ -285,7 +299,7 @@ def mirror(lab: Lab, targets: Mapping[str, Target], port: int, protocol: str, si
 
 
 def _most() -> int:
-    """Return how many connections a proxy is to be made ready for."""
+    """Return how many connections a proxy is configured for."""
     return min(MOST_CONNECTIONS, (FILES - FILES_BESIDE) // 2)
 
 

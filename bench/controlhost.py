@@ -34,9 +34,10 @@ from appliance.dataplane.api import LEFT
 from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.local.store import LocalStore
-from appliance.drivers.netns import identity as namespaces
-from appliance.drivers.nft.client import Nft, NftHelper
+from appliance.drivers.netns import identity
+from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
+from appliance.drivers.nft.helper import NftHelper
 from appliance.faults import Faults
 from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
@@ -239,7 +240,7 @@ def workloads(count: int, services: int) -> list[Workload]:
     made = []
     for number in range(count):
         path = f"/run/netns/mbb-w{number}"
-        netns = namespaces.identify(path)
+        netns = identity.identify(path)
         if netns is None:
             raise SystemExit(f"{path} is no network namespace")
         made.append(

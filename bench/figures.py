@@ -1,4 +1,4 @@
-"""What a work yields: samples by contender, and their medians, spreads and ratios."""
+"""What a work measures: samples by contender, and their medians, spreads and ratios."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ if TYPE_CHECKING:
     from bench.lab import Lab
 
 
-class BenchError(Exception):
-    """A contender did not do the work, or the work cannot be set up: figures would be worthless."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One thing that is measured. `better` is `higher` or `lower`."""
+    """One quantity that is measured. `better` is `higher` or `lower`."""
 
     name: str
     better: str = "higher"
@@ -27,7 +23,7 @@ class Figure:
 
 
 Sample = dict[str, float]
-"""By name of the figure."""
+"""Values by the name of their figure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +40,9 @@ class Work:
     reference: str = "haproxy"
     """Ratios are against this contender."""
     quick_title: str = ""
-    """What it is with --quick, where that does less. No bar is judged by that then."""
+    """The title with --quick, if that does less. Bars are not judged then."""
     note: str = ""
-    """What the report says beside the figures."""
+    """A remark in the report."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +60,7 @@ class Result:
 
     @property
     def smaller(self) -> bool:
-        """Whether less was done than the work's bars are about."""
+        """Whether less was done than the work's bars require."""
         return self.quick and bool(self.work.quick_title)
 
     @property
@@ -90,6 +86,11 @@ class Result:
         values = self.values(contender, figure)
         middle = median(values) if values else 0.0
         return (max(values) - min(values)) / middle if middle else 0.0
+
+    def ratios(self, contender: str, figure: str, against: str) -> list[float]:
+        """Return the ratios of two contenders, one for each round in which the other measured more than nothing."""
+        pairs = zip(self.values(contender, figure), self.values(against, figure), strict=False)
+        return [ours / theirs for ours, theirs in pairs if theirs]
 
     def ratio(self, contender: str, figure: str, against: str, minus: str | None = None) -> float | None:
         """Return the ratio of medians, after taking off that of `minus` on both sides."""

@@ -25,7 +25,7 @@ import uvloop
 
 from appliance.dataplane.inprocess import InProcess
 from appliance.drivers.consul import codec as consulcodec
-from appliance.drivers.nft.client import NftHelper
+from appliance.drivers.nft.helper import NftHelper
 from appliance.errors import HostError
 from appliance.model.facts import DockerNetwork, Machine, Netns, Settings, Snapshot
 from appliance.model.names import Allowance, Destination
@@ -35,7 +35,7 @@ from appliance.plan.compile import Compiler
 from appliance.plan.diff import diff
 from appliance.render.ruleset import change_host
 from bench.controlhost import PORT, make_workload
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import PROXY_IP, PYTHON
 from bench.process import Process, resident
 

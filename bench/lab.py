@@ -3,12 +3,12 @@
     client 10.91.1.1 ── 10.91.1.2 proxy 10.91.2.1 ── 10.91.2.2 server
            10.91.3.1 ──────────────────────────────── 10.91.3.2
 
-The second line is for the contender `direct`. The proxy forwards packets, for the contender `dnat`. The client's other
-packets go to the proxy, as a container's go to its host: without rules, those for a virtual IP end there. The proxy's
-namespace stands for a Docker host, client and server for containers on networks of a user's own, as `docker compose`
-makes them: in all three the kernel tracks all connections because of Docker's own rules.
+The second line is for the contender `direct`. The proxy forwards packets for the contender `dnat`. The client's other
+packets go to the proxy, as a container's go to its host: without rules, packets to a virtual IP end there. The proxy's
+namespace stands for a Docker host. Client and server stand for containers on user-defined networks, as `docker compose`
+makes them. In all three the kernel tracks all connections, because of Docker's own rules.
 Everything is pinned: the contender alone on the last CPU, the load on the others.
-meshbox runs compiled, as image and package have it.
+meshbox runs compiled, as in the image and the package.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ import resource
 import subprocess
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.process import Process
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ LOCK = Path("/run/meshbox-bench.lock")
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = str(ROOT / ".venv/bin/python")
 COMPILED = ROOT / "build/compiled"
-"""A copy of the appliance with its hot modules compiled, made anew when the sources have changed."""
+"""A copy of the appliance with its hot modules compiled. It is built again after the sources change."""
 INTERPRETED = ("env", "--unset=PYTHONPATH")
-"""What a command begins with that is to run the sources all the same."""
+"""The first words of a command that runs from source."""
 
 LINKS = (
     (CLIENT, "c0", f"{CLIENT_IP}/24", PROXY, "p0", f"{PROXY_IP}/24"),
@@ -49,10 +50,10 @@ LINKS = (
     (CLIENT, "c1", "10.91.3.1/24", SERVER, "s1", f"{DIRECT_IP}/24"),
 )
 LOCAL_PORTS = (30000, 65000)
-"""Clear of the ports that contenders listen on."""
+"""Contenders listen on none of these."""
 SYSCTLS = (
     f"net.ipv4.ip_local_port_range={LOCAL_PORTS[0]} {LOCAL_PORTS[1]}",
-    "net.ipv4.tcp_tw_reuse=1",  # or thousands of connections a second soon find no free port
+    "net.ipv4.tcp_tw_reuse=1",  # otherwise thousands of connections a second soon find no free port
     "net.ipv4.ip_forward=1",
     "net.ipv6.conf.all.disable_ipv6=1",
 )
@@ -61,7 +62,7 @@ table ip nat { chain POSTROUTING { type nat hook postrouting priority srcnat;
 ip saddr 172.17.0.0/16 oifname != "docker0" masquerade; }
 }
 """
-"""What Docker adds on every host for its default network. It rewrites nothing here, but lets the kernel track."""
+"""What Docker adds on every host for its default network. It rewrites nothing here, but makes the kernel track."""
 DOCKERS_CONTAINER = """\
 table ip nat {
 chain DOCKER_OUTPUT { ip daddr 127.0.0.11 tcp dport 53 dnat to 127.0.0.11:40000
@@ -69,20 +70,30 @@ ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:40001; }
 chain OUTPUT { type nat hook output priority -100; ip daddr 127.0.0.11 jump DOCKER_OUTPUT; }
 }
 """
-"""What Docker adds in each container on such a network, for its own DNS server."""
+"""What Docker adds in each container on a user-defined network, for its own DNS server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """A build under a label; `prefix` is what a command begins with that is to run it."""
+
+    label: str
+    prefix: tuple[str, ...] = ()
 
 
 class Lab:
     """The namespaces, a folder for configurations, and the length of a measurement in seconds."""
 
-    def __init__(self, folder: Path, *, seconds: float, quick: bool) -> None:
+    def __init__(self, folder: Path, *, seconds: float, quick: bool, builds: tuple[Build, ...] = ()) -> None:
         self.folder = folder
+        self.builds = builds
+        """Other builds of meshbox that are measured wherever this one is."""
         self.seconds = seconds
         self.quick = quick
         cpus = sorted(os.sched_getaffinity(0))
         self.proxy_cpu = cpus[-1]
         self.proxy_cpus = f"{cpus[-2]},{cpus[-1]}" if len(cpus) > 1 else str(cpus[-1])
-        """Two, for contenders that use two."""
+        """Two CPUs, for contenders that use two."""
         self.client_cpu = cpus[0]
         self.server_cpu = cpus[1] if len(cpus) > 2 else cpus[0]
 
@@ -131,8 +142,8 @@ def run(command: list[str], *, timeout: float = 60.0, text: str | None = None) -
 
 
 @contextmanager
-def lab(*, seconds: float, quick: bool) -> Iterator[Lab]:
-    """Build the namespaces, and remove them at the end, whatever happens. Waits while another bench is running."""
+def lab(*, seconds: float, quick: bool, builds: tuple[Build, ...] = ()) -> Iterator[Lab]:
+    """Build the namespaces, and always remove them at the end. Waits while another bench is running."""
     with LOCK.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,21 +154,21 @@ def lab(*, seconds: float, quick: bool) -> Iterator[Lab]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # for all that is started, as the appliance does
         with _compiled(), _namespaces(), tempfile.TemporaryDirectory(prefix="meshbox-bench-") as folder:
             Path(folder).chmod(0o755)
-            yield Lab(Path(folder), seconds=seconds, quick=quick)
+            yield Lab(Path(folder), seconds=seconds, quick=quick, builds=builds)
 
 
 @contextmanager
 def _compiled() -> Iterator[None]:
-    """Compile the appliance, and let all that is started meanwhile find it before the sources. Raises BenchError."""
+    """Compile the appliance. Processes started within the block find it before the sources. Raises BenchError."""
     run([PYTHON, "packaging/compile_dataplane.py", "--copy", str(COMPILED)], timeout=300.0)
     names = ("PYTHONPATH", "PYTHONSAFEPATH")
     before = {name: os.environ.get(name) for name in names}
-    # The second keeps the working directory from coming first, where the sources are.
+    # The second keeps the working directory, which has the sources, from coming first.
     os.environ.update(zip(names, (str(COMPILED), "1"), strict=True))
     try:
         found = run([PYTHON, "-c", "import appliance.dataplane.tcp.relay as relay; print(relay.__file__)"]).strip()
         if not found.startswith(str(COMPILED)) or not found.endswith(".so"):
-            raise BenchError(f"what would be measured is not compiled: {found}")
+            raise BenchError(f"the appliance that would be measured is not compiled: {found}")
         yield
     finally:
         for name, value in before.items():

@@ -25,7 +25,7 @@ from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp import sockets as udpsocket
 from appliance.dataplane.workers.pool import WorkerPool
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity, netlink, routes
 from appliance.model.names import Destination, Name, Protocol
 from appliance.model.network import Backend, Door, Listener, Zone
 from appliance.render.ruleset import DOOR_ADDRESS
@@ -73,23 +73,23 @@ def make_plane(loop: asyncio.AbstractEventLoop, *, workers: int, **options: Any)
 
 
 def _open_doors(plane: DataPlane, config: dict[str, Any]) -> None:
-    """Do what the appliance does (appliance/control/doors.py), at a port of this contender's."""
+    """Open doors as the appliance does (appliance/control/doors.py), at this contender's own port."""
     vip_range = IPv4Network(config["vip_range"])
     for address, path in config["into"].items():
-        netns, caller = namespaces.identify(path), IPv4Address(address)
+        netns, caller = identity.identify(path), IPv4Address(address)
         if netns is None:
             raise SystemExit(f"{path} is no network namespace")
         open_tcp = partial(listen, config["port"], plane.accepting, str(DOOR_ADDRESS), transparent=True)
-        tcp = namespaces.entered(path, open_tcp)
-        udp = namespaces.entered(path, partial(udpsocket.listen_at_door, config["port"]))
-        trio.run(namespaces.add_local_route, path, vip_range, caller)
+        tcp = netlink.entered(path, open_tcp)
+        udp = netlink.entered(path, partial(udpsocket.listen_at_door, config["port"]))
+        trio.run(routes.add_local_route, path, vip_range, caller)
         door = Door(netns=netns, caller=caller, dialler=vip_range.network_address)
         plane.open_door(door, tcp, udp, FileIO(path))
 
 
 def _listener(number: int, entry: dict[str, Any], caller: IPv4Address, doors: dict[str, Any] | None) -> Listener:
     address, port = entry["backend"]
-    inside = namespaces.identify(doors["into"][address]) if doors else None
+    inside = identity.identify(doors["into"][address]) if doors else None
     return Listener(
         destination=Destination(
             name=Name(container=f"c{number}", service="bench"), port=port, protocol=Protocol(entry["protocol"])

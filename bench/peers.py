@@ -1,4 +1,4 @@
-"""The programs to compare with, from Debian; and which versions were measured."""
+"""The programs to compare with, from Debian, and the versions that were measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import PYTHON, run
 
 PROGRAMS = {
@@ -69,7 +69,7 @@ def install() -> None:
 
 
 def find(program: str) -> str | None:
-    """Return the path of a program, also where only root looks."""
+    """Return the path of a program, also from folders that only root has in its PATH."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
@@ -89,7 +89,7 @@ def machine() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Return what is measured; `?` without git, or in a copy that is no clone."""
+    """Return the commit that is measured; `?` without git, or in a copy that is no clone."""
     try:
         return run(["git", "describe", "--always", "--dirty"]).strip()
     except (BenchError, OSError):

@@ -1,4 +1,4 @@
-"""One picture per work: the first figure, and CPU time split into user and system."""
+"""One picture for each work: its figures side by side, with CPU time split into user and system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A daemon under measurement: started, awaited, its CPU time and memory read from /proc, stopped."""
+"""A daemon under measurement: starts it, waits for it, reads its CPU time and memory from /proc, stops it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from bench.figures import BenchError
+from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +83,7 @@ class Process:
         return found
 
     def cpu(self) -> Cpu:
-        """Return the CPU time used so far: schedstat is exact, the split into user and system is by clock ticks."""
+        """Return the CPU time used so far. schedstat is exact; the split into user and system is by clock ticks."""
         total = user = system = 0.0
         for pid in self.pids():
             with suppress(OSError):
@@ -109,10 +109,10 @@ class Process:
 
 
 def process_cpu(pid: int) -> float:
-    """Return the CPU time in seconds that a process has used, threads that have ended included.
+    """Return the CPU time in seconds that a process has used, with that of threads that have ended.
 
-    Its clock is the one that clock_getcpuclockid(3) would return: the complement of the process id, and
-    CPUCLOCK_SCHED (linux/posix-timers.h).
+    The clock is the one that clock_getcpuclockid(3) returns: the complement of the process id, and CPUCLOCK_SCHED
+    (linux/posix-timers.h).
     """
     return time.clock_gettime(~pid << 3 | 2)
 

@@ -1,6 +1,6 @@
-"""Tables of nft in the lab's namespaces: there while it is their contender's turn, so that they slow down no other.
+"""Tables of nft in the lab's namespaces. They are in place during their contender's turn and slow down no other.
 
-The kernel tracks the connections of all contenders, and remembers them for minutes: a turn ends with that forgotten.
+The kernel tracks the connections of all contenders and remembers them for minutes. The end of a turn clears that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 VIP = "240.0.0.1"
-"""What the client dials in place of meshbox's ports."""
+"""The address that the client dials in place of meshbox's ports."""
 VIP_RANGE = IPv4Network("240.0.0.0/4")
 PROXY_PORTS = (20000, 29999)
 DNS_PORT = 53
@@ -30,7 +30,7 @@ SUBNETS = frozenset((IPv4Network("10.91.1.0/24"), IPv4Network("10.91.2.0/24")))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table of one namespace: what nft reads to make it, and to remove it whether it is there or not."""
+    """A table of one namespace: the text that makes it, and the text that removes it whether or not it exists."""
 
     namespace: str
     text: str
@@ -38,10 +38,10 @@ class Table:
 
 
 def deployed(routes: Sequence[tuple[str, int, int]], door_port: int = DOOR_PORT) -> tuple[Table, ...]:
-    """Return what meshbox has where client and server are containers of one host, each on a network of its own.
+    """Return meshbox's tables for a client and a server that are containers of one host, each on its own network.
 
-    A route is a protocol, the port that the client dials at VIP, and the proxy's port for it. Of several contenders
-    with doors in the same namespaces each has its own port there.
+    A route is a protocol, the port that the client dials at VIP, and the proxy's port for it. Where several contenders
+    have doors in the same namespaces, each has a port of its own.
     """
 
     def container(address: str, gateway: str, routes: Sequence[tuple[str, int, int]] = ()) -> str:
@@ -85,7 +85,7 @@ def _container(address: str, gateway: str, routes: Sequence[tuple[str, int, int]
 
 @contextmanager
 def in_place(tables: Sequence[Table]) -> Iterator[None]:
-    """Have these tables within the block; after it neither they, nor what the kernel has tracked meanwhile."""
+    """Put these tables in place for the block. Then remove them, and clear what the kernel has tracked."""
     try:
         for table in tables:
             _nft(table.namespace, table.text)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.figures import BenchError, Result
+from bench.errors import BenchError
+from bench.figures import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_works(works: Sequence[Work], lab: Lab, *, rounds: int) -> Iterator[Result]:
-    """Yield the result of each work when it is through; where a contender did not do its work, only the error."""
+    """Yield the result of each work when it is done; if a contender did not do its work, only the error."""
     progress = Progress(
         TextColumn("{task.fields[work]:>14}"), BarColumn(), TextColumn("{task.fields[now]}"), TimeRemainingColumn()
     )

@@ -1,11 +1,11 @@
-"""How long a loop that carries traffic was busy with something else: a look at the clock every millisecond.
+"""How long a loop that carries traffic was busy with something else: it reads the clock every millisecond.
 
-A stall is the whole distance between two looks. It is never shorter than what traffic waited for the loop, and up to
-a millisecond longer: the next look was not due before that. Traffic's own turns and other programs' turns on the CPU
-count too; how much of it the loop's thread waited for a CPU that was another's is in /proc/PID/schedstat.
+A stall is the time between two readings. It is at least the time that traffic waited for the loop, and up to a
+millisecond more, because the next reading was not due earlier. Turns of traffic and of other programs on the CPU count
+as well. /proc/PID/schedstat tells how long the loop's thread waited for a CPU that another program had.
 
-`python -m bench.stall LEVEL FORM DESCRIPTOR` is a worker (appliance/app/worker.py) that tells its stalls:
-in the file of its own pid in the folder STALL_FOLDER.
+`python -m bench.stall LEVEL FORM DESCRIPTOR` is a worker (appliance/app/worker.py) that records its stalls in the
+folder STALL_FOLDER, in a file named after its pid.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 FOLDER = "STALL_FOLDER"
 TICK = 0.001
-"""Seconds between looks."""
+"""Seconds between readings."""
 FORM = Struct("ddd")
-"""The longest distance between two looks in seconds, what of it was waiting for a CPU; 1 while looking, 0 while not."""
+"""The longest time between two readings, the part of it that was waiting for a CPU (seconds), and 1 while active."""
 
 
 class Ticker:
-    """Looks at the clock of a loop."""
+    """Reads the clock in a loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, folder: Path) -> None:
         self._loop = loop
@@ -65,20 +65,20 @@ class Ticker:
 
 
 def reset(folder: Path, *, looking: bool = True) -> None:
-    """Begin anew, or look no more."""
+    """Start again from zero, or stop reading the clock."""
     for path in folder.iterdir():
         with path.open("r+b") as file:
             file.write(FORM.pack(0.0, 0.0, float(looking)))
 
 
 def worst(folder: Path) -> tuple[float, float]:
-    """Return the longest stall of any loop since `reset`, and for how much of it it waited for a CPU, in seconds."""
+    """Return the longest stall of any loop since `reset` and the part that was waiting for a CPU, in seconds."""
     longest, waited, _ = max(FORM.unpack(path.read_bytes()) for path in folder.iterdir())
     return longest, waited
 
 
 def main() -> None:
-    """Be a worker that looks at the clock."""
+    """Run a worker that reads the clock."""
     _, level, form, descriptor = sys.argv
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

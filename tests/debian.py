@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from machine import Switch
 
-README = (ROOT / "README.md").read_text()
 CACHE = ROOT / "build" / "images"
 SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
 LEFT_OUT = (
@@ -44,13 +43,6 @@ LEFT_OUT = (
     "var/cache/apt",
 )
 LEFT_OUT += ("var/log/apt", "var/log/bootstrap.log", "var/log/dpkg.log", "usr/share/lintian", "usr/share/linda")
-
-
-def readme(begin: str) -> str:
-    """Return the command of the README's shell blocks that begins so, with the lines that continue it."""
-    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
-    (found,) = [line for line in re.sub(r"\\\n\s*", "", blocks).splitlines() if line.startswith(begin)]
-    return found
 
 
 def slim_root() -> Path:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import orjson
+from documents import PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +30,8 @@ CACHE = Path(os.environ.get("MESHBOX_TEST_CACHE", "/var/cache/meshbox-tests"))
 """Where the binary stays from one test run to the next."""
 SUITE = "bullseye"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-README = Path(__file__).parent.parent / "README.md"
-(ACL_RULES,) = re.findall(r"^```hcl\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
-"""The rules that the README gives for our token."""
+(ACL_RULES,) = re.findall(r"^```hcl\n(.*?)^```", PAGES["docs/reference/consul-acl.md"], re.MULTILINE | re.DOTALL)
+"""The rules that the documents give for our token."""
 START = 20.0
 """Seconds that a leader may take to appear."""
 

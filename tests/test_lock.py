@@ -63,6 +63,6 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch, user, remed
     """One line with the folder and what to do, which root is not told to become."""
     monkeypatch.setattr(os, "geteuid", lambda: user)
     (tmp_path / "file").touch()
-    words = rf"cannot write .*/file/run: Not a directory; {remedy}"
+    words = rf"cannot write .*/file/run: Not a directory: {remedy}"
     with pytest.raises(HostError, match=words), only_one(tmp_path / "file" / "run"):
         pass

@@ -1,10 +1,13 @@
-"""What Prometheus reads at `GET /metrics`, collected when it asks."""
+"""What Prometheus reads at `GET /metrics`: a table of all metrics, each with what reads it when Prometheus asks."""
 
 from __future__ import annotations
 
 import os
 import resource
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,92 +21,202 @@ from appliance.plan.policy import declaration
 from appliance.plan.readiness import missing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client import Metric
 
-    from appliance.api.server import Appliance
-    from appliance.model.stats import ListenerStats
+    from appliance.api.protocol import Appliance
+    from appliance.model.facts import Snapshot
+    from appliance.model.stats import BackendStats, ListenerStats
 
-__all__ = ["CONTENT_TYPE", "text"]
+__all__ = ["CONTENT_TYPE", "COUNTERS", "METRICS", "text"]
 
-OF_LISTENER = {
-    "accepted": "Connections and sessions that were let in.",
-    "refused": "Connections of callers that may not.",
-    "failed": "Connections for which no backend answered.",
+
+class MetricKind(StrEnum):
+    """How a metric moves. The name of a counter ends in `_total` where Prometheus reads it."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What all metrics of one answer are read from."""
+
+    appliance: Appliance
+    facts: Snapshot
+    listeners: tuple[ListenerStats, ...]
+
+
+Samples = Iterable[tuple[tuple[str, ...], float]]
+"""The labels' values, in the order of the labels, and the metric's value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricInfo:
+    """One metric: what documents it, and what reads it."""
+
+    name: str
+    kind: MetricKind
+    words: str
+    labels: tuple[str, ...] = ()
+    read: Callable[[Reading], Samples]
+
+    @property
+    def exposed(self) -> str:
+        """The name that Prometheus sees."""
+        return f"{self.name}_total" if self.kind is MetricKind.COUNTER else self.name
+
+    def family(self, reading: Reading) -> Metric:
+        """Return the metric with all its samples."""
+        kind = CounterMetricFamily if self.kind is MetricKind.COUNTER else GaugeMetricFamily
+        family = kind(self.name, self.words, labels=self.labels)
+        for labels, value in self.read(reading):
+            family.add_metric(labels, value)
+        return family
+
+
+def _gauge(name: str, words: str, read: Callable[[Reading], float]) -> MetricInfo:
+    return MetricInfo(name=name, kind=MetricKind.GAUGE, words=words, read=lambda r: [((), read(r))])
+
+
+def _of_listener(field: str, words: str, kind: MetricKind = MetricKind.COUNTER) -> MetricInfo:
+    """Make a metric of a field of ListenerStats."""
+    return MetricInfo(
+        name=f"meshbox_{field}",
+        kind=kind,
+        words=words,
+        labels=("destination",),
+        read=lambda r: [((str(one.destination),), getattr(one, field)) for one in r.listeners],
+    )
+
+
+def _of_backend(field: str, words: str) -> MetricInfo:
+    """Make a metric of a field of BackendStats."""
+    return MetricInfo(
+        name=f"meshbox_backend_{field}",
+        kind=MetricKind.COUNTER,
+        words=words,
+        labels=("destination", "backend"),
+        read=lambda r: [
+            ((str(one.destination), _label(b)), getattr(b, field)) for one in r.listeners for b in one.backends
+        ],
+    )
+
+
+def _label(of: BackendStats) -> str:
+    return of.backend.label or f"{of.backend.address}:{of.backend.port}"
+
+
+def _info(reading: Reading) -> Samples:
+    return [((__version__, reading.appliance.config.node), 1)]
+
+
+def _processor_time(_: Reading) -> Samples:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return [((), usage.ru_utime + usage.ru_stime)]
+
+
+def _resident(_: Reading) -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _open_files(_: Reading) -> float:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def _ready(reading: Reading) -> float:
+    s = reading.facts
+    return sum(missing(w, declaration(w, s.specs).ports) is None for w in s.workloads)
+
+
+def _up_for(reading: Reading) -> float:
+    return time.time() - reading.appliance.started_at
+
+
+METRICS: tuple[MetricInfo, ...] = (
+    MetricInfo(name="meshbox_info", kind=MetricKind.GAUGE, words="Always 1.", labels=("version", "node"), read=_info),
+    _gauge("meshbox_uptime_seconds", "Since the start.", _up_for),
+    MetricInfo(
+        name="process_cpu_seconds", kind=MetricKind.COUNTER, words="User and system time.", read=_processor_time
+    ),
+    _gauge("process_resident_memory_bytes", "Resident memory.", _resident),
+    _gauge("process_open_fds", "Open file descriptors.", _open_files),
+    _gauge("meshbox_services", "Deployed services.", lambda r: len(r.facts.specs)),
+    _gauge("meshbox_workloads", "Containers in the mesh.", lambda r: len(r.facts.workloads)),
+    _gauge("meshbox_workloads_ready", "Those of them that are ready.", _ready),
+    _gauge("meshbox_rulesets", "Namespaces with our rules.", lambda r: len(r.appliance.have.rulesets)),
+    _gauge("meshbox_listeners", "Open listeners.", lambda r: len(r.appliance.have.listeners)),
+    _gauge("meshbox_machines", "Healthy machines.", lambda r: sum(m.healthy for m in r.facts.machines)),
+    _gauge("meshbox_faults_lasting", "Faults that are not over.", lambda r: len(r.appliance.faults.current)),
+    _of_listener("active", "Open connections and sessions.", MetricKind.GAUGE),
+    _of_listener("accepted", "Connections and sessions that were let in."),
+    _of_listener("refused", "Connections of callers that may not."),
+    _of_listener("failed", "Connections for which no backend answered."),
+    _of_backend("opened", "Connections and sessions established with the backend."),
+    _of_backend("failed", "Dials that failed."),
+    _of_backend("bytes_in", "Bytes from clients to the backend."),
+    _of_backend("bytes_out", "Bytes from the backend to clients."),
+)
+"""All metrics of this process but the counters. docs/reference/metrics.md is made from both tables."""
+
+COUNTERS: Mapping[str, str] = {
+    "passes": "Passes of the reconcile loop.",
+    "steps": "Steps that it carried out.",
+    "faults": "Faults at run time; each failed attempt counts.",
+    "rulesets_pushed": "Changes of rules that nft accepted.",
+    "rulesets_failed": "Changes of rules that nft refused.",
+    "containers_before_first_instruction": "Containers that were known before their program ran.",
+    "containers_created": "Containers that meshbox created.",
+    "containers_started": "Containers of meshbox that had stopped and were started.",
+    "containers_retired": "Containers that meshbox drained and removed.",
+    "containers_pulled": "Images that were pulled before a deploy.",
+    "containers_failed": "Attempts to create, start or remove a container that failed.",
+    "workers_restarted": "Worker processes that ended and were replaced.",
+    "docker_lists": "Listings of all containers and networks.",
+    "docker_events": "Events of the Docker Engine.",
+    "docker_inspects": "Inspections of single containers.",
+    "docker_reconnects": "Times that the stream of events ended and was opened again.",
+    "dns_questions": "Questions of containers and visitors.",
+    "dns_ready": "Questions whose answer was there, encoded.",
+    "dns_ours": "Questions about names of the mesh that had to be encoded.",
+    "dns_malformed": "Questions that could not be read.",
+    "dns_ignored": "Messages that are no questions.",
+    "dns_refused": "Questions that were refused, for example of strangers.",
+    "dns_held": "Questions that waited until their container was known.",
+    "dns_hold_expired": "Questions that waited in vain.",
+    "dns_hold_overflowed": "Questions that were refused because too many waited.",
+    "dns_unsent": "Answers that could not be sent.",
+    "dns_upstream_forwarded": "Questions that were sent to an upstream resolver.",
+    "dns_upstream_cached": "Questions that were answered from the cache.",
+    "dns_upstream_coalesced": "Questions that waited for the answer to the same one.",
+    "dns_upstream_stale": "Questions that got a former answer because no upstream resolver answered.",
+    "dns_upstream_failed": "Questions that no upstream resolver answered well.",
+    "dns_upstream_overflowed": "Questions that were refused because too many were under way.",
+    "dns_tcp_opened": "TCP connections to the DNS server.",
+    "dns_tcp_refused": "TCP connections beyond its limits.",
+    "dns_held_now": "Questions that wait at the moment. It also falls.",
+    "dns_ready_now": "Encoded answers that are kept at the moment. It also falls.",
 }
-OF_BACKEND = {
-    "opened": "Connections and sessions established with the backend.",
-    "failed": "Dials that failed.",
-    "bytes_in": "Bytes from clients to the backend.",
-    "bytes_out": "Bytes from the backend to clients.",
-}
+"""What `Appliance.counters` counts, by its name there; Prometheus sees `meshbox_NAME_total`."""
 
 
 async def text(appliance: Appliance) -> bytes:
     """Return all metrics in Prometheus' text format."""
+    reading = Reading(appliance=appliance, facts=appliance.snapshot(), listeners=tuple(await appliance.stats()))
     registry = CollectorRegistry()
-    registry.register(_Collector(appliance, await appliance.stats(), await appliance.counters()))
+    registry.register(_Collector(reading, await appliance.counters()))
     return generate_latest(registry)
 
 
 class _Collector(Collector):
-    def __init__(self, appliance: Appliance, stats: Iterable[ListenerStats], counters: Mapping[str, float]) -> None:
-        self._appliance = appliance
-        self._stats = stats
+    def __init__(self, reading: Reading, counters: Mapping[str, float]) -> None:
+        self._reading = reading
         self._counters = counters
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._process()
-        yield from self._mesh()
-        yield from _listeners(self._stats)
-
-    def _process(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily("meshbox_info", "Always 1.", labels=["version", "node"])
-        info.add_metric([__version__, self._appliance.config.node], 1)
-        yield info
-        yield GaugeMetricFamily(
-            "meshbox_uptime_seconds", "Since the start.", value=time.time() - self._appliance.started_at
-        )
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        yield CounterMetricFamily("process_cpu_seconds", "User and system time.", value=usage.ru_utime + usage.ru_stime)
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        yield GaugeMetricFamily(
-            "process_resident_memory_bytes", "Resident memory.", value=pages * os.sysconf("SC_PAGE_SIZE")
-        )
-        files = sum(1 for _ in Path("/proc/self/fd").iterdir())
-        yield GaugeMetricFamily("process_open_fds", "Open file descriptors.", value=files)
-
-    def _mesh(self) -> Iterator[Metric]:
-        s, have = self._appliance.snapshot(), self._appliance.have
-        ready = sum(missing(w, declaration(w, s.specs).ports) is None for w in s.workloads)
-        yield GaugeMetricFamily("meshbox_services", "Deployed services.", value=len(s.specs))
-        yield GaugeMetricFamily("meshbox_workloads", "Containers in the mesh.", value=len(s.workloads))
-        yield GaugeMetricFamily("meshbox_workloads_ready", "Those of them that are ready.", value=ready)
-        yield GaugeMetricFamily("meshbox_rulesets", "Namespaces with our rules.", value=len(have.rulesets))
-        yield GaugeMetricFamily("meshbox_listeners", "Open listeners.", value=len(have.listeners))
-        yield GaugeMetricFamily("meshbox_machines", "Healthy machines.", value=sum(m.healthy for m in s.machines))
-        lasting = len(self._appliance.faults.current)
-        yield GaugeMetricFamily("meshbox_faults_lasting", "Faults that are not over.", value=lasting)
+        yield from (metric.family(self._reading) for metric in METRICS)
         for name, value in sorted(self._counters.items()):
-            yield CounterMetricFamily(f"meshbox_{name}", f"{name.replace('_', ' ')} since the start.", value=value)
-
-
-def _listeners(stats: Iterable[ListenerStats]) -> Iterator[Metric]:
-    listeners = tuple(stats)
-    active = GaugeMetricFamily("meshbox_active", "Open connections and sessions.", labels=["destination"])
-    for one in listeners:
-        active.add_metric([str(one.destination)], one.active)
-    yield active
-    for field, words in OF_LISTENER.items():
-        family = CounterMetricFamily(f"meshbox_{field}", words, labels=["destination"])
-        for one in listeners:
-            family.add_metric([str(one.destination)], getattr(one, field))
-        yield family
-    for field, words in OF_BACKEND.items():
-        family = CounterMetricFamily(f"meshbox_backend_{field}", words, labels=["destination", "backend"])
-        for one in listeners:
-            for b in one.backends:
-                label = b.backend.label or f"{b.backend.address}:{b.backend.port}"
-                family.add_metric([str(one.destination), label], getattr(b, field))
-        yield family
+            words = COUNTERS.get(name, f"{name.replace('_', ' ')} since the start.")
+            yield CounterMetricFamily(f"meshbox_{name}", words, value=value)

@@ -51,7 +51,7 @@ def services(s: Snapshot, have: HostState, how_far: Iterable[Row] = ()) -> list[
                 "service": name,
                 "deployed": spec is not None,
                 "count": spec.count if spec is not None else None,
-                "constraint": spec.constraint if spec is not None else None,
+                "constraint": str(spec.constraint) if spec is not None and spec.constraint is not None else None,
                 "containers": [
                     {
                         **_container(Name(service=name, container=c), spec, labelled.get(name, {}).get(c, []), s, have),
@@ -207,7 +207,7 @@ def progress(
     have: HostState,
     names: frozenset[str],
 ) -> list[Row]:
-    """How far each container of these services has come. What is under way or failed knows better than the plan."""
+    """How far each container of these services has come. What is under way or has failed says more than the plan."""
     found = {p.key: p for p in planned if p.key.service in names}
     found.update((key, p) for key, p in under_way.items() if key.service in names and not p.ready)
     rows = []
@@ -250,7 +250,7 @@ def _leads_to(backend: Backend, workload: Workload, port: Port) -> bool:
 
 
 def resolve(asked: str, client: Workload | None, have: HostState) -> Row:
-    """Return what the DNS server would answer; without a client, to one who may know every name."""
+    """Return what the DNS server would answer; without a client, to an asker that may know every name."""
     zone = have.zone
     text = asked.lower().rstrip(".")
     row: Row = {"name": text, "client": client.docker_name if client is not None else None, "address": None}

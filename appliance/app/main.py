@@ -23,10 +23,10 @@ from appliance.api import server as admin
 from appliance.app import bridge, worker
 from appliance.app.shutdown import wait_drained
 from appliance.app.systemd import Notifier
-from appliance.check import host as fitness
+from appliance.check import host
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
-from appliance.control.effects import OWN_NAMESPACE, HostEffects
+from appliance.control.effects import HostEffects
 from appliance.control.hostaccess import HostAccess
 from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.dataplane import api as face
@@ -36,9 +36,11 @@ from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.none import NoContainers
 from appliance.drivers.host.resolvers import HostResolvers
-from appliance.drivers.netns import identity as namespaces
-from appliance.drivers.nft.client import DOOR_RULES, Nft, NftHelper
+from appliance.drivers.netns import addresses, identity
+from appliance.drivers.nft import features
+from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
+from appliance.drivers.nft.helper import NftHelper
 from appliance.drivers.registry import open_registry
 from appliance.errors import HostError, MeshboxError, RetryError
 from appliance.faults import Faults
@@ -57,11 +59,11 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.config.options import Config
-    from appliance.drivers.nft.client import NftFeatures
+    from appliance.drivers.nft.features import NftFeatures
     from appliance.drivers.registry import Registry
     from appliance.model.facts import Workload
     from appliance.model.network import NetnsId
-    from appliance.model.registry import RegistryFacts
+    from appliance.model.registry import Interests, RegistryFacts
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState
@@ -90,7 +92,7 @@ def run(config: Config) -> int:
 
 
 async def _main(config: Config, loop: asyncio.AbstractEventLoop, stopping: trio.Event) -> int:
-    findings = await fitness.examine(config)
+    findings = await host.examine(config)
     for finding in findings:
         if finding.level is Level.FAILED:
             raise HostError(finding.line)
@@ -175,7 +177,7 @@ class Appliance:
                 self.plane.start()
                 await nursery.start(self.registry.run)
                 await nursery.start(self._nft_helper.run)
-                self._note(await self._nft_helper.probe())
+                self._note(await features.probe(self._nft_helper.dry_run))
                 await nursery.start(self._watch.run)
                 await nursery.start(self._doors.run)
                 await nursery.start(self._follow_host_addresses)
@@ -270,9 +272,9 @@ class Appliance:
             going=self.deployer.going,
         )
 
-    async def look(self, services: frozenset[str]) -> Snapshot:
+    async def look(self, interests: Interests) -> Snapshot:
         """Return the same, with what other machines serve of these services, whether it matters here or not."""
-        endpoints = await self.registry.look(services)
+        endpoints = await self.registry.look(interests)
         return replace(self.snapshot(), endpoints=endpoints)
 
     async def pull(self, services: Iterable[Service], tell: Callable[[str, str], None]) -> None:
@@ -292,8 +294,8 @@ class Appliance:
         return removed
 
     def _note(self, nft: NftFeatures) -> None:
-        """Do without doors where the kernel does not know their rules; `fitness` has said so."""
-        if DOOR_RULES not in nft.features:
+        """Do without doors where the kernel does not know their rules; the check before the start has said so."""
+        if features.DOOR_RULES not in nft.features:
             self._settings = replace(self._settings, doors=False)
 
     async def _drain(self) -> None:
@@ -305,9 +307,9 @@ class Appliance:
         rules = self.have.host_ruleset
         if self.inventory.workloads and (rules is None or rules.visitors is None):
             return
-        identity = namespaces.identify(OWN_NAMESPACE)
-        if identity is not None:
-            self._watch.remove(identity)
+        netns_id = identity.identify(identity.HOST)
+        if netns_id is not None:
+            self._watch.remove(netns_id)
         try:
             left = REMOVE
             if self.inventory.workloads and rules is not None:
@@ -355,7 +357,7 @@ class Appliance:
         self.reconciler.forget_ruleset(netns)
 
     def _drifted(self, netns: NetnsId) -> None:
-        if netns == namespaces.identify(OWN_NAMESPACE):
+        if netns == identity.identify(identity.HOST):
             log.warning("somebody changed the host's table inet meshbox; putting it back")
             self.reconciler.forget_host_ruleset()
         else:
@@ -365,7 +367,7 @@ class Appliance:
     async def _follow_host_addresses(self, *, task_status: trio.TaskStatus[None]) -> None:
         while True:
             try:
-                found = frozenset(await namespaces.addresses(OWN_NAMESPACE))
+                found = frozenset(await addresses.read(identity.HOST))
             except (OSError, RetryError) as error:
                 self.faults.report("host addresses", "cannot read this host's addresses; the former ones stay", error)
             else:

@@ -1,1 +1,1 @@
-"""Whether this host is fit for the appliance, and what a former one has left behind."""
+"""Is this host fit for the appliance, and what has a former one left behind."""

@@ -1,4 +1,4 @@
-"""`meshbox cleanup`: take away what meshbox put on this host and into its containers' namespaces. Containers stay."""
+"""`meshbox cleanup`: remove what meshbox put on this host and into its containers' namespaces. Containers stay."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers.docker import labels as label
+from appliance.drivers.docker import labels
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.http import DockerError
-from appliance.drivers.host.resolvconf import HostNames
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.host.resolvconf import ResolverSettings
+from appliance.drivers.netns import identity, routes
 from appliance.drivers.nft.client import Nft
 from appliance.drivers.process import run
 from appliance.errors import HostError, RetryError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
 
 DOCKER_TIMEOUT = 10.0
-"""Seconds that Docker gets for one question: removal must not hang on a Docker that does."""
+"""Seconds that Docker gets for all questions: cleanup must not hang with it."""
 IP_TIMEOUT = 5.0
 """Seconds that ip(8) may take."""
 
@@ -44,7 +44,7 @@ class Report:
 async def clean(config: Config, *, state: bool = False) -> Report:
     """Remove rules, our Docker network if nothing uses it, and run_dir; with `state` also state_dir.
 
-    A fault ends up in the report and keeps nothing else from being removed. Raises HostError while an appliance runs,
+    A fault goes into the report and keeps nothing else from being removed. Raises HostError while an appliance runs,
     and where nft or nsenter is not installed.
     """
     report = Report()
@@ -74,10 +74,10 @@ def _files(folder: str) -> list[str]:
 
 
 async def _sandboxes(docker: Docker, report: Report) -> list[str]:
-    """Return the namespaces' files of the mesh's containers, and tell of containers that meshbox made."""
+    """Return the namespace files of the mesh's containers, and report the containers that meshbox made."""
     found, ours = [], []
     for listed in await docker.containers():
-        if label.REVISION in listed.labels:
+        if labels.REVISION in listed.labels:
             ours.append(listed.docker_name)
         if listed.state in {RunState.RUNNING, RunState.PAUSED}:
             found.append((await docker.inspect(listed.id)).sandbox_key)
@@ -92,29 +92,29 @@ async def _remove_network(docker: Docker, name: str, report: Report) -> None:
     if await docker.remove_network(name):
         report.done.append(f"Docker network {name}")
     else:
-        report.left.append(f"Docker network {name}, which containers use or somebody else made")
+        report.left.append(f"Docker network {name}, which containers use or which meshbox did not make")
 
 
 async def _remove_rules(paths: list[str], config: Config, report: Report) -> None:
-    """Remove our table from this namespace and from those of the files, each once."""
-    host = namespaces.identify(namespaces.HOST)
-    found = {host: namespaces.HOST}
+    """Remove our table from this namespace and from the namespaces of the files, once each."""
+    host = identity.identify(identity.HOST)
+    found = {host: identity.HOST}
     for path in paths:
-        identity = namespaces.identify(path)
-        if identity is not None:  # else Docker has just removed it, or left an empty file behind
-            found.setdefault(identity, path)
+        netns_id = identity.identify(path)
+        if netns_id is not None:  # else Docker has just removed it, or left an empty file behind
+            found.setdefault(netns_id, path)
     nft = Nft()
     containers = 0
-    for identity, path in found.items():
+    for netns_id, path in found.items():
         try:
             if await nft.list_table(path) is None:
                 continue
-            if identity != host:
+            if netns_id != host:
                 containers += 1
-                await namespaces.drop_local_route(path, config.vip_range)
+                await routes.drop_local_route(path, config.vip_range)
                 await _remove_route(path, str(config.vip_range))
             await nft.push(path, REMOVE)
-            if identity == host:
+            if netns_id == host:
                 report.done.append("rules of this host")
         except RetryError as error:
             report.failed.append(str(error))
@@ -124,7 +124,7 @@ async def _remove_rules(paths: list[str], config: Config, report: Report) -> Non
 
 async def _undo_host_names(config: Config, report: Report) -> None:
     try:
-        report.done += await HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range).undo()
+        report.done += await ResolverSettings(resolv_conf=config.resolv_conf, vip_range=config.vip_range).revert()
     except (HostError, RetryError) as error:
         report.failed.append(str(error))
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers.netns.identity import host
-from appliance.errors import HostError, RetryError
+from appliance.drivers.netns import identity
+from appliance.errors import HostError
 from appliance.model.finding import Finding, failed, ok, warning
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ async def consul(config: Config) -> list[Finding]:
     try:
         api = ConsulApi(config.consul)
     except HostError as error:
-        words, _, remedy = str(error).partition(": ")
-        return [failed("Consul", words, f"{remedy}; mend that file, or name another one")]
+        return [failed("Consul", error.words, error.remedy)]
     try:
         with trio.fail_after(PATIENCE):
             return [await _answers(api, config)]
@@ -46,6 +45,7 @@ async def consul(config: Config) -> list[Finding]:
 async def _answers(api: ConsulApi, config: Config) -> Finding:
     from appliance.drivers.consul import codec  # noqa: PLC0415 — as above
     from appliance.drivers.consul.specs import FOLDER  # noqa: PLC0415
+    from appliance.drivers.consul.transport import ConsulError  # noqa: PLC0415
 
     own = codec.machine_id(config.node)
     try:
@@ -53,30 +53,15 @@ async def _answers(api: ConsulApi, config: Config) -> Finding:
         await api.catalogue()
         await api.values(FOLDER)
         found = (await api.own_services(config.node)).get(own)
-        if found is not None and codec.is_namesake(found, host()) and await api.is_passing(own):
-            return failed("Consul", *_parted(codec.namesake(config.node)))
+        if found is not None and codec.is_namesake(found, identity.host()) and await api.is_passing(own):
+            clash = codec.namesake(config.node)
+            return failed("Consul", clash.words, clash.remedy)
         machines, _ = codec.parse_machines((await api.health(codec.MESHBOX))[1])
-        for doubt in codec.one_per_node(machines)[1]:
-            return warning("Consul", *_parted(doubt))
-    except HostError as error:  # the token's file, which is read again when the token is refused
-        return failed("Consul", str(error), "mend that file, or name another one")
-    except RetryError as error:
-        return _explained(str(error))
+        for clash in codec.one_per_node(machines)[1]:
+            return warning("Consul", clash.words, clash.remedy)
+    except ConsulError as error:
+        if not error.remedy:
+            return warning("Consul", error.words, "look at Consul's log, and at the other Consul servers")
+        elsewhere = "" if error.refused else ", or set consul.address"
+        return warning("Consul", error.words, f"{error.remedy}{elsewhere}")
     return ok("Consul", f"{config.consul.address} has a leader and takes our token")
-
-
-def _parted(line: str) -> tuple[str, str]:
-    """Part what is wrong and what to do."""
-    words, _, remedy = line.partition("; ")
-    return words, remedy
-
-
-def _explained(error: str) -> Finding:
-    """Part the driver's words into what is wrong and what to do."""
-    words, found, remedy = error.rpartition("; ")
-    if found:
-        return warning("Consul", words, f"{remedy}, or set consul.address")
-    words, found, remedy = error.rpartition(": the token's policy needs ")
-    if found:
-        return warning("Consul", words, f"add to the token's policy: {remedy}")
-    return warning("Consul", error, "look at Consul's log, and at the other Consul servers")

@@ -1,6 +1,6 @@
 """What the appliance needs of files: its state, a folder for socket and lock, a watch on Docker's namespaces.
 
-Part of `fitness`. Nothing is written or made: a look must not leave a trace.
+Nothing is written or made: a check leaves no trace.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from appliance.drivers.local import statefile
 from appliance.drivers.local.statefile import DamagedError
-from appliance.drivers.netns.directory import watch_directory
+from appliance.drivers.netns import directory
 from appliance.errors import HostError
 from appliance.lock import only_one
 from appliance.model.finding import Finding, failed, ok, warning
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def state(config: Config) -> Finding:
-    """Look whether the state can be read by this version, and written."""
+    """Check whether this version can read the state, and whether it can be written."""
     folder = Path(config.state_dir)
     path = folder / "state.json"
     try:
@@ -30,10 +30,9 @@ def state(config: Config) -> Finding:
     except FileNotFoundError:
         pass  # nothing has been deployed yet
     except DamagedError as error:
-        return warning("state_dir", str(error), "it will be moved aside; deploy again what is missing then")
+        return warning("state_dir", str(error), "it will be moved aside; then deploy again what is missing")
     except HostError as error:
-        words, _, remedy = str(error).partition(": ")
-        return failed("state_dir", words, remedy)
+        return failed("state_dir", error.words, error.remedy)
     except OSError as error:
         return failed("state_dir", f"cannot read {path}: {error.strerror}", "check its owner and the disk")
     if not _writable(folder):
@@ -46,7 +45,7 @@ def state(config: Config) -> Finding:
 
 
 def run_dir(config: Config) -> Finding:
-    """Look whether the folder of admin socket and lock can be written."""
+    """Check whether the folder of admin socket and lock can be written."""
     folder = Path(config.run_dir)
     if not _writable(folder):
         return failed("run_dir", f"cannot write {folder}", "let root write there, or set run_dir to another folder")
@@ -54,7 +53,7 @@ def run_dir(config: Config) -> Finding:
 
 
 def lock(config: Config) -> list[Finding]:
-    """Look, where no appliance answers, whether one holds the lock all the same: it hangs, or has another run_dir."""
+    """Check, when no appliance answers, whether one still holds the lock: it hangs, or has another run_dir."""
     folder = Path(config.run_dir)
     try:
         with (
@@ -63,35 +62,20 @@ def lock(config: Config) -> list[Finding]:
         ):
             return []
     except HostError as error:
-        words, _, _ = str(error).partition(": ")
         remedy = "look at its log; end it, or use its run_dir"
-        return [failed("appliance", f"{words} and does not answer on {config.admin_socket}", remedy)]
+        return [failed("appliance", f"{error.words} and does not answer on {config.admin_socket}", remedy)]
 
 
 async def watch(config: Config) -> Finding:
-    """Look whether the kernel lets us watch Docker's folder of namespaces, which may not be there yet."""
+    """Check whether the kernel lets us watch Docker's folder of namespaces, which may not be there yet."""
     try:
-        with watch_directory(config.netns_dir):
+        with directory.watch_directory(config.netns_dir):
             return ok("netns_dir", f"{config.netns_dir} can be watched")
     except HostError as error:
-        words, _, remedy = str(error).partition("; ")
-        return failed("netns_dir", words, f"{remedy} (sysctl)")
-
-
-def namespaces(config: Config, sandbox: str) -> list[Finding]:
-    """Look whether a container's namespace, which Docker keeps at `sandbox`, is where it is watched for."""
-    if not sandbox or (Path(config.netns_dir) / Path(sandbox).name).exists():
-        return []
-    return [
-        warning(
-            "netns_dir",
-            f"Docker keeps its containers' namespaces in {Path(sandbox).parent}, and netns_dir is {config.netns_dir}",
-            f"set netns_dir to where {Path(sandbox).parent} is seen from here; else rules come late",
-        )
-    ]
+        return failed("netns_dir", error.words, f"{error.remedy} (sysctl)")
 
 
 def _writable(folder: Path) -> bool:
-    """Whether one may write there, or make it. Of root it is asked too: a mount may be for reading only."""
+    """Whether the folder can be written or made. Root is asked too, since a mount may be read-only."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

@@ -1,8 +1,8 @@
-"""Does this host's own firewall let containers reach the mesh's DNS server and proxy? Part of `fitness`.
+"""Whether this host's own firewall lets containers reach the mesh's DNS server and proxy.
 
-Rules can be written in too many ways to be judged by reading, so the kernel judges them: a network namespace gets a
-copy of them and interfaces named like Docker's bridges, another one sends what containers would send, and a chain
-behind all others notes what arrives. Of the host everything is only read.
+Rules can be written in too many ways to be judged by reading, so the kernel judges them. A network namespace gets a
+copy of them and interfaces named like Docker's bridges. Another namespace sends what containers would send, and a chain
+behind all others notes what arrives. The host itself is only read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from appliance.drivers.netns.netlink import entered
+from appliance.drivers.netns import netlink
 from appliance.model.finding import Finding, ok, warning
 
 if TYPE_CHECKING:
@@ -69,13 +69,13 @@ class Bridge:
 
 
 def firewall(networks: Iterable[DockerNetwork], dns_port: int, proxy_ports: tuple[int, int]) -> list[Finding]:
-    """Look what containers' networks are kept from. Nothing is found where the rules cannot be copied."""
+    """Check what containers' networks are kept from. Nothing is found where the rules cannot be copied."""
     try:
         bridges = _bridges(networks)
         rules = OWN.sub("", _said("nft", "--stateless", "list", "ruleset"))
         ports = [("udp", dns_port), ("tcp", dns_port), ("tcp", proxy_ports[0]), ("udp", proxy_ports[0])]
         arrived = _arrived(rules, bridges, ports) if JUDGES.search(rules) else None
-    except (OSError, subprocess.SubprocessError):  # missing programs and rights are said by `fitness`
+    except (OSError, subprocess.SubprocessError):  # `system` says which programs and rights are missing
         return []
     found = []
     for bridge in bridges:
@@ -133,7 +133,7 @@ def _arrived(rules: str, bridges: Sequence[Bridge], ports: Sequence[Port]) -> se
         enter = ("nsenter", f"--net=/proc/{host}/ns/net", "nft")
         _said(*enter, "-f", "-", text=rules + NOTES)
         wanted = {(bridge.gateway.ip, protocol, number) for bridge in bridges for protocol, number in ports}
-        sockets = entered(f"/proc/{containers}/ns/net", lambda: [_sent(*one) for one in wanted])
+        sockets = netlink.entered(f"/proc/{containers}/ns/net", lambda: [_sent(*one) for one in wanted])
         try:
             deadline = time.monotonic() + PATIENCE
             while True:

@@ -1,46 +1,51 @@
-"""What the appliance needs around it beside programs and ports: rules in the kernel, Docker or not, mounts in an image.
-
-Part of `fitness`; each finding names what is missing and the option that adds it.
-"""
+"""What the appliance needs of nft and the kernel: a version that works, our rules, room to track connections."""
 
 from __future__ import annotations
 
 import re
-import socket
+import shutil
+import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from appliance.drivers.docker.none import WHOLE
-from appliance.drivers.netns import identity as netns
-from appliance.drivers.nft.client import Nft, door_sample, samples
+from appliance.drivers.netns import identity
+from appliance.drivers.nft.client import Nft
+from appliance.drivers.nft.features import OLDEST, door_sample, samples
 from appliance.errors import MeshboxError
 from appliance.model.finding import Finding, failed, ok, warning
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from ipaddress import IPv4Address
+TRACKING = Path("/proc/sys/net/netfilter")
+"""Where the kernel says how many connections it tracks, and how many it may; absent until something asks it to."""
+FEW_TRACKED = 65_536
+"""Entries of connection tracking, as the kernel chooses with 1 GiB of memory: 32,768 open connections through a proxy,
+or 273 new ones a second, since each has two entries that stay for 120 s after it has closed (bench/SCALING.md)."""
+NEARLY_FULL = 0.75
+"""Part of the entries. At 0.95 the kernel begins to drop those of connections that are closing."""
 
-    from appliance.config.options import Config
-    from appliance.model.facts import DockerNetwork
 
-IMAGE_MARK = Path("/usr/lib/meshbox/healthcheck.py")
-"""Only the image has this file."""
-CONTAINER_MARK = Path("/.dockerenv")
-"""Docker puts this into every container."""
-MOUNTS = Path("/proc/self/mountinfo")
-"""Where a container finds its own id: Docker mounts files of its own folder."""
-NO_HOST_NETWORK = failed(
-    "network", "this container has a network of its own", "run the container with --net=host --privileged"
-)
-INIT_ROOT = "/proc/1/root"
-"""With --pid=host the root directory of the host, and otherwise that of the container itself."""
+def nft() -> Finding:
+    """Check for nft in a version that works."""
+    if shutil.which("nft") is None:
+        return failed("nft", "the program nft was not found", "apt-get install nftables")
+    return nft_version(subprocess.run(["nft", "--version"], capture_output=True, text=True, check=False).stdout)
+
+
+def nft_version(answer: str) -> Finding:
+    """Judge what `nft --version` printed."""
+    found = re.search(r"v(\d+)\.(\d+)\.(\d+)", answer)
+    oldest = ".".join(map(str, OLDEST))
+    if found is None:
+        return failed("nft", f'nft answers "{answer.strip()[:60]}" to --version', f"install nftables {oldest} or later")
+    version = tuple(int(part) for part in found.groups())
+    if version < OLDEST:
+        return failed("nft", f"nft is version {'.'.join(map(str, version))}", f"install nftables {oldest} or later")
+    return ok("nft", f"version {'.'.join(map(str, version))}")
 
 
 async def rules(*, doors: bool) -> Finding:
-    """Let nft and the kernel check our rules, without applying them; with `doors` also those one can do without."""
+    """Let nft and the kernel check our rules without applying them; with `doors` also those of doors."""
     for name, text in samples():
         try:
-            await Nft().dry_run(netns.HOST, text)
+            await Nft().dry_run(identity.HOST, text)
         except MeshboxError as error:
             return failed(
                 "kernel", f"the {name} are refused: {error}", "use a kernel with nf_tables, nf_nat and nft_reject"
@@ -48,7 +53,7 @@ async def rules(*, doors: bool) -> Finding:
     taken = "nf_tables takes the rules of workloads and of the host"
     try:
         if doors:
-            await Nft().dry_run(netns.HOST, door_sample())
+            await Nft().dry_run(identity.HOST, door_sample())
     except MeshboxError as error:
         return warning(
             "kernel",
@@ -58,106 +63,17 @@ async def rules(*, doors: bool) -> Finding:
     return ok("kernel", taken)
 
 
-def more_rights() -> str:
-    """Return how to get capabilities that are missing."""
-    if IMAGE_MARK.exists() or CONTAINER_MARK.exists():
-        return "run the container with --privileged"
-    return "run it as root with all capabilities (of a systemd unit: CapabilityBoundingSet)"
-
-
-def gateway(config: Config) -> list[Finding]:
-    """Say what a machine without Docker does, with which Consul, and what is missing for more."""
-    serves = "DNS and proxy for this host and its guests"
-    another = ""
-    if config.registry == "consul":
-        serves += f", for every name in Consul at {config.consul.address}"
-        another = "; for another Consul, -e MESHBOX_CONSUL=http://ADDRESS:8500"
-    if config.gateway == "yes":
-        found = [ok("Docker", f'not asked, since gateway is "yes": {serves}')]
-    else:
-        found = [
-            warning(
-                "Docker",
-                f"there is no {config.docker_socket}, so this is a gateway: {serves}",
-                f"for its containers too, add {WHOLE}{another}",
-            )
-        ]
-    if config.registry == "local":
-        found.append(
-            warning(
-                "registry",
-                "without Docker and with registry = local there is nothing to serve",
-                "name a Consul, -e MESHBOX_CONSUL=http://127.0.0.1:8500",
-            )
-        )
-    if not config.guests and _has_network_of_its_own():
-        found.append(NO_HOST_NETWORK)
-    return found
-
-
-def mounts(config: Config) -> list[Finding]:
-    """Look, in a container, for what has to be shared with the host."""
-    if not IMAGE_MARK.exists():
-        return []
-    found = []
-    if config.netns_dir.startswith(f"{INIT_ROOT}/"):
-        found += _host_root()
-    if not Path(config.state_dir).is_mount():
-        found.append(
-            warning(
-                "state",
-                f"{config.state_dir} goes away with this container, and with it what was deployed",
-                f"add -v /var/lib/meshbox:{config.state_dir}",
-            )
-        )
-    return found
-
-
-def _host_root() -> list[Finding]:
-    """Look whether process 1 has the host's root directory, and not that of this container, and lets us in."""
-    words = "containers' network namespaces cannot be reached from here"
+def tracking(folder: Path = TRACKING) -> list[Finding]:
+    """Check whether the kernel has room to track more connections, if it tracks any: the first limit that is met."""
     try:
-        if Path(INIT_ROOT, ".").samefile("/"):
-            return [failed("namespaces", words, "run the container with --pid=host")]
-    except OSError as error:
-        return [
-            failed(
-                "namespaces",
-                f"{words} ({INIT_ROOT}: {error.strerror})",
-                "run the container with --privileged, which has CAP_SYS_PTRACE; or mount them,"
-                " -v /run/docker/netns:/run/docker/netns:rslave -e MESHBOX_NETNS_DIR=/run/docker/netns",
-            )
-        ]
-    return []
-
-
-def own_network(networks: Iterable[DockerNetwork], name: str) -> list[Finding]:
-    """Look whether the network for what is deployed is as meshbox makes it."""
-    network = next((n for n in networks if n.name == name), None)
-    if network is None or (network.ours and network.apart):
+        count, most = (int((folder / f"nf_conntrack_{name}").read_text(encoding="ascii")) for name in ("count", "max"))
+    except FileNotFoundError:
         return []
-    faults = [] if network.ours else ["was not made by meshbox, which will leave it behind"]
-    faults += [] if network.apart else ["lets containers reach each other wherever no rules of theirs refuse it"]
-    return [
-        warning(
-            "network",
-            f'the Docker network "{name}" for deployed containers {", and ".join(faults)}',
-            f"docker network rm {name}, and the next deploy makes it anew; or name another one with docker_network",
-        )
-    ]
-
-
-def host_network(networks: Iterable[DockerNetwork], here: Iterable[IPv4Address]) -> list[Finding]:
-    """Look whether Docker's own bridge is in our network namespace."""
-    bridge = next((n for n in networks if n.name == "bridge" and n.driver == "bridge"), None)
-    if not IMAGE_MARK.exists() or bridge is None or not bridge.gateways or set(here).intersection(bridge.gateways):
-        return []
-    return [NO_HOST_NETWORK]
-
-
-def _has_network_of_its_own() -> bool:
-    """Whether this is a container that Docker named by its id, as it does except with --net=host or --hostname."""
-    if not IMAGE_MARK.exists():
-        return False
-    found = re.search(r"/containers/([0-9a-f]{64})/hostname ", MOUNTS.read_text(encoding="utf-8"))
-    return found is not None and socket.gethostname() == found[1][:12]
+    words = (
+        f"{count} connections are tracked, of {most} at most" if most else "any number of connections may be tracked"
+    )
+    if not most or (most >= FEW_TRACKED and count < NEARLY_FULL * most):
+        return [ok("tracking", words)]
+    wanted = max(4 * FEW_TRACKED, 2 * most)
+    remedy = f"sysctl -w net.netfilter.nf_conntrack_max={wanted}, or connections beyond that are dropped"
+    return [warning("tracking", words, remedy)]

@@ -1,4 +1,4 @@
-"""`meshbox check`: what `fitness` finds, and what a running appliance has trouble with."""
+"""`meshbox check`: what is found on this host, and the faults of a running appliance."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from appliance.check import consul as fitconsul
-from appliance.check import files as fitfiles
-from appliance.check import host as fitness
+from appliance.check import consul, files, host
 from appliance.cli import tables
 from appliance.cli.client import AdminClient
 from appliance.errors import HostError
@@ -44,12 +42,12 @@ def check(config: Config) -> list[dict[str, Any]]:
 
 
 async def _look(config: Config, running: dict[str, Any] | None) -> list[Finding]:
-    files = running["open_files"] if running else None
+    open_files = running["open_files"] if running else None
     found = [
-        *await fitness.examine(config, running=running is not None, files=files),
-        *await fitconsul.consul(config),
+        *await host.examine(config, running=running is not None, open_files=open_files),
+        *await consul.consul(config),
     ]
-    return found if running else [*found, *fitfiles.lock(config)]
+    return found if running else [*found, *files.lock(config)]
 
 
 def _running(config: Config) -> dict[str, Any] | None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx2
 import orjson
 
-from appliance import lock
+from appliance import image, lock
 from appliance.errors import HostError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from appliance.config.options import Config
 
@@ -32,9 +32,7 @@ _NEVER = threading.Event()
 
 def in_image() -> bool:
     """Whether this runs in the image."""
-    from appliance.check import kernel as surroundings  # noqa: PLC0415 — takes a tenth of a second, and few errors ask
-
-    return surroundings.IMAGE_MARK.exists()
+    return image.IMAGE_MARK.exists()
 
 
 class AdminClient:
@@ -58,8 +56,7 @@ class AdminClient:
 
     def get(self, path: str, **parameters: str | list[str] | None) -> Any:
         """Read something."""
-        given = {key: value for key, value in parameters.items() if value is not None}
-        return self._call("GET", path, params=given)
+        return self._call("GET", path, params=_given(parameters))
 
     def post(self, path: str, content: Any) -> Any:
         """Send a value as JSON."""
@@ -77,9 +74,9 @@ class AdminClient:
                     raise HostError(value["error"])
                 yield value
 
-    def delete(self, path: str) -> Any:
+    def delete(self, path: str, **parameters: str | list[str] | None) -> Any:
         """Remove something."""
-        return self._call("DELETE", path)
+        return self._call("DELETE", path, params=_given(parameters))
 
     def _call(self, method: str, path: str, **options: Any) -> Any:
         with self._faults():
@@ -126,6 +123,10 @@ class AdminClient:
         if lock.held(self._run_dir):
             return HostError(f"meshbox is starting, but does not answer yet on {self._path}; look at its log")
         return HostError(f"meshbox is not running here (no {self._path}); start it with: meshbox run")
+
+
+def _given(parameters: Mapping[str, str | list[str] | None]) -> dict[str, str | list[str]]:
+    return {key: value for key, value in parameters.items() if value is not None}
 
 
 class _Transport(httpx2.HTTPTransport):

@@ -15,7 +15,6 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from rich.live import Live
 from rich.markup import escape
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from appliance.cli import tables
 from appliance.cli.client import in_image
-from appliance.errors import HostError, InputError, did_you_mean
+from appliance.errors import HostError, InputError
 from appliance.spec import dsl
 from appliance.spec.parse import service_to_raw
 
@@ -69,12 +68,7 @@ def deploy(client: AdminClient, file: str, *, detach: bool, timeout: float) -> N
 
 def remove(client: AdminClient, names: Sequence[str], *, detach: bool, timeout: float) -> None:
     """Remove services and wait until their containers are gone. Raises MeshboxError."""
-    deployed = [row["service"] for row in client.get("services") if row["deployed"]]
-    for name in names:
-        if name not in deployed:
-            raise HostError(f'no service "{name}" is deployed{did_you_mean(name, deployed)}')
-    for name in dict.fromkeys(names):
-        tables.changes(client.delete(f"services/{quote(name, safe='')}")["changes"])
+    tables.changes(client.delete("services", service=list(names))["changes"])
     if not detach:
         _wait(lambda: _leftovers(client, names), time.monotonic() + timeout, timeout, "gone")
         sys.stdout.write(f"removed: {', '.join(dict.fromkeys(names))}\n")

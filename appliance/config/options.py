@@ -1,7 +1,7 @@
 """The configuration: `/etc/meshbox/meshbox.toml`, then `MESHBOX_…` variables, then flags; the later one wins.
 
-`Config` is the one place where each field, its default and its meaning stand; the README's table, the default file and
-the flags of `meshbox run` are made from `options()`.
+`Config` is the one place where each field, its default and its meaning stand. The page docs/reference/configuration.md,
+the default file and the flags of `meshbox run` are made from `options()`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Config:
     dns_upstreams: tuple[tuple[str, int], ...] = _option(
         "", values.upstreams, "resolvers for all other names", shown="those of /etc/resolv.conf"
     )
-    suffix: str = _option("mesh.internal", values.suffix, "names also answer as <container>.<service>.<suffix>")
+    suffix: str = _option(
+        "mesh.internal", values.suffix, "domain in which names answer too, as redis.flask.mesh.internal"
+    )
     docker_socket: str = _option("/var/run/docker.sock", values.path, "Docker's socket")
     netns_dir: str = _option("/var/run/docker/netns", values.path, "where Docker keeps the namespaces of containers")
     docker_network: str = _option("meshbox", values.node, "network for the containers that meshbox creates")
@@ -93,7 +95,7 @@ class Config:
     doors: bool = _option(
         "true",
         values.boolean,
-        "true: connections are accepted and made inside of containers' namespaces, which is faster; false: on the host",
+        "true: connections are accepted and made inside containers' namespaces, which is faster; false: on the host",
     )
     registry: str = _option(
         "local",
@@ -101,7 +103,9 @@ class Config:
         "local: this machine alone, kept in state_dir; consul: many machines, and the default of a gateway",
     )
     host_access: bool = _option(
-        "false", values.boolean, "true: names of the mesh for processes of this host too; undone when it stops"
+        "false",
+        values.boolean,
+        "true: processes of this host use names of the mesh too; undone when the appliance stops",
     )
     host_connect_to: ConnectTo = _option(  # noqa: RUF009 — frozen, as the others
         "*", values.connect_to, "what processes of this host may reach: a list like connect_to, or * for everything"
@@ -176,6 +180,16 @@ class Option:
     parse: Callable[[Any], Any]
 
     @property
+    def accepts(self) -> str:
+        """Which values it takes: what the docstring of its parser says after "Accept"."""
+        return (self.parse.__doc__ or "").removeprefix("Accept ").removesuffix(".")
+
+    @property
+    def table(self) -> str:
+        """The table of the file in which it stands; empty where it stands before all tables."""
+        return self.key.rpartition(".")[0]
+
+    @property
     def variable(self) -> str:
         """The variable that sets it."""
         return PREFIX + self.key.replace(".", "_").upper()
@@ -239,7 +253,7 @@ def _from_file(path: Path, known: Mapping[str, Option], *, needed: bool) -> Iter
             raise InputError(f"{path}: only root may read it; run this with sudo") from None
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: is no TOML: {error}") from None
+        raise InputError(f"{path}: is not TOML: {error}") from None
     for key, value in _flat(raw, known, ""):
         if key not in known:
             raise InputError(f'{path}: unknown key "{key}"{_near(key, known)}')

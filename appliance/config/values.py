@@ -1,6 +1,7 @@
 """Single values of the configuration, from TOML's types or the text of a variable or flag.
 
-Each raises `InputError` with a few words that say what was expected; `config` adds where it stands.
+Each raises `InputError` with a few words that say what was expected; `config.options` adds where the value stands.
+A docstring that begins with "Accept" is what the reference page says of the values.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def text(value: Any) -> str:
 
 
 def node(value: Any) -> str:
-    """Accept what may name a machine, in Consul too."""
+    """Accept a name of at most 63 letters, digits, "-", "_" and ".", which Consul accepts too."""
     if not isinstance(value, str) or len(value) > MAX_LABEL or not _NODE.fullmatch(value):
-        raise InputError(f'{shown(value)} is no name of a machine; use letters, digits, "-", "_" and "."')
+        raise InputError(f'{shown(value)} is not a machine name; use letters, digits, "-", "_" and "."')
     return value
 
 
@@ -48,7 +49,7 @@ def node_from(host_name: str) -> str:
 def path(value: Any) -> str:
     """Accept an absolute path."""
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
-        raise InputError(f"{shown(value)} is no absolute path")
+        raise InputError(f"{shown(value)} is not an absolute path")
     return value
 
 
@@ -58,7 +59,7 @@ def optional_path(value: Any) -> str:
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:
-    """Accept whole numbers within the bounds."""
+    """Return what accepts a whole number within the bounds."""
 
     def parse(value: Any) -> int:
         number = int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value) else value
@@ -66,6 +67,7 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
             raise InputError(f"{shown(value)} is not a whole number from {low} to {high}")
         return number
 
+    parse.__doc__ = f"Accept a whole number from {low} to {high}."
     return parse
 
 
@@ -77,7 +79,7 @@ def seconds(value: Any) -> float:
 
 
 def choice(*words: str) -> Callable[[Any], str]:
-    """Accept one of these words."""
+    """Return what accepts one of these words."""
 
     def parse(value: Any) -> str:
         if value not in words:
@@ -85,6 +87,7 @@ def choice(*words: str) -> Callable[[Any], str]:
             raise InputError(f"{shown(value)} is not possible{near}")
         return str(value)
 
+    parse.__doc__ = f"Accept one of: {', '.join(words)}."
     return parse
 
 
@@ -93,11 +96,11 @@ def network(value: Any) -> IPv4Network:
     try:
         return IPv4Network(text(value))
     except ValueError as error:
-        raise InputError(f"{shown(value)} is no IPv4 network such as 240.0.0.0/4 ({error})") from None
+        raise InputError(f"{shown(value)} is not an IPv4 network such as 240.0.0.0/4 ({error})") from None
 
 
 def virtual_range(value: Any) -> IPv4Network:
-    """Accept a network whose addresses connections can go to."""
+    """Accept an IPv4 network such as 240.0.0.0/4, without loopback, link-local, multicast and 0.0.0.0/8."""
     found = network(value)
     for special in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "169.254.0.0/16"):
         if found.overlaps(IPv4Network(special)):
@@ -114,7 +117,7 @@ def port_range(value: Any) -> tuple[int, int]:
     """Accept first and last port in the form 20000-29999."""
     match = re.fullmatch(r"\s*(\d{1,6})\s*-\s*(\d{1,6})\s*", value) if isinstance(value, str) else None
     if match is None:
-        raise InputError(f'{shown(value)} is no range of ports; write for example "20000-29999"')
+        raise InputError(f'{shown(value)} is not a range of ports; write for example "20000-29999"')
     first, last = int(match[1]), int(match[2])
     if not 1024 <= first <= last <= 65535:
         raise InputError(f'"{value}" is not possible; write two ports from 1024 to 65535, the lower one first')
@@ -129,7 +132,7 @@ def upstreams(value: Any) -> tuple[tuple[str, int], ...]:
         try:
             found.append((str(IPv4Address(address)), integer(1, 65535)(port) if colon else 53))
         except AddressValueError:
-            raise InputError(f'"{item}" is no IPv4 address; write for example 9.9.9.9 or 9.9.9.9:53') from None
+            raise InputError(f'"{item}" is not an IPv4 address; write for example 9.9.9.9 or 9.9.9.9:53') from None
     return tuple(found)
 
 
@@ -164,7 +167,7 @@ def addresses(value: Any) -> frozenset[IPv4Address]:
             network = IPv4Network(item)
         except ValueError:
             raise InputError(
-                f'"{item}" is no IPv4 address or network; write for example 10.0.0.7 or 10.0.0.0/24'
+                f'"{item}" is not an IPv4 address or network; write for example 10.0.0.7 or 10.0.0.0/24'
             ) from None
         if network.num_addresses + len(found) > MOST_ADDRESSES:
             raise InputError(f"{item} makes it more than {MOST_ADDRESSES} addresses; name fewer")
@@ -189,18 +192,18 @@ def consul_address(value: Any) -> str:
     good = (parts.scheme in {"http", "https"} and parts.hostname) or (parts.scheme == "unix" and parts.path)
     if not good:
         raise InputError(
-            f"{shown(value)} is no address of Consul; "
+            f"{shown(value)} is not an address of Consul; "
             f"write for example http://127.0.0.1:8500 or unix:///run/consul.sock"
         )
     return found.rstrip("/")
 
 
 def key_folder(value: Any) -> str:
-    """Accept a folder of keys, in another one or not: one or more words with "/" between them."""
+    """Accept one or more words with "/" between them."""
     found = text(value)
     if not all(_FOLDER.fullmatch(word) for word in found.split("/")):
         raise InputError(
-            f'{shown(value)} is no folder; write for example meshbox or team/meshbox: letters, digits, "-", "_" and'
+            f'{shown(value)} is not a folder; write for example meshbox or team/meshbox: letters, digits, "-", "_" and'
             ' ".", without "/" at either end'
         )
     return found

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.check.kernel import own_network
 from appliance.drivers.docker import labels
 from appliance.drivers.docker.create import create_body, docker_name
 from appliance.drivers.docker.http import ConflictError, DockerError, NotFoundError
+from appliance.drivers.docker.network import bridge_address, own_network
 from appliance.errors import MeshboxError
 from appliance.faults import Faults
 from appliance.model.facts import RunState
@@ -180,7 +180,7 @@ class Deployer:
         self._say(key, "creating")
         network = await self._docker.ensure_network(self._network, subnet=self._subnet)
         self._judge(network)
-        body = create_body(key, container, action.revision, network=network.name, dns=labels.gateway4(network))
+        body = create_body(key, container, action.revision, network=network.name, dns=bridge_address(network))
         name = docker_name(key, action.revision)
         try:
             container_id = await self._docker.create(name, body)

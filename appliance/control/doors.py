@@ -16,7 +16,7 @@ import trio
 
 from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp import sockets as udpsocket
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import addresses, identity, netlink, routes
 from appliance.errors import RetryError
 from appliance.model.network import Door
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
@@ -81,7 +81,7 @@ class Doors:
     def _look(self) -> None:
         """Let go of namespaces whose files are gone: a socket keeps one alive, with all that is in it."""
         for kept in list(self._kept.values()):
-            if namespaces.identify(kept.netns.path) != kept.netns.id:
+            if identity.identify(kept.netns.path) != kept.netns.id:
                 self._forget(kept)
 
     def _forget(self, kept: _Kept) -> None:
@@ -116,7 +116,7 @@ class Doors:
             while True:
                 try:
                     if kept.ruleset.door and kept.ruleset.address is not None:
-                        await namespaces.wait_addresses(kept.netns.path, kept.ruleset.address)
+                        await addresses.wait(kept.netns.path, kept.ruleset.address)
                         async with self._opening:
                             await self._open(kept, kept.ruleset.address)
                     else:
@@ -140,16 +140,16 @@ class Doors:
         ruleset, netns = kept.ruleset, kept.netns
         door = Door(netns=netns.id, caller=address, dialler=ruleset.dialler)
         if self.open.get(netns.id) == door:
-            await namespaces.add_local_route(netns.path, ruleset.vip_range, address)
+            await routes.add_local_route(netns.path, ruleset.vip_range, address)
             return
         self._close(kept)
         try:
-            tcp, udp, file = namespaces.entered(netns.path, partial(_listen, netns, self._plane.accepting))
+            tcp, udp, file = netlink.entered(netns.path, partial(_listen, netns, self._plane.accepting))
         except OSError:
             await self._lead_past(kept)  # as a former appliance may have left it
             raise
         try:
-            await namespaces.add_local_route(netns.path, ruleset.vip_range, address)
+            await routes.add_local_route(netns.path, ruleset.vip_range, address)
         except BaseException:
             file.close()
             for sock in (*tcp, udp):
@@ -161,10 +161,10 @@ class Doors:
     async def _lead_past(self, kept: _Kept) -> None:
         path = kept.netns.path
         try:
-            if namespaces.identify(path) == kept.netns.id:
-                await namespaces.drop_local_route(path, kept.ruleset.vip_range)
+            if identity.identify(path) == kept.netns.id:
+                await routes.drop_local_route(path, kept.ruleset.vip_range)
         except RetryError:
-            if namespaces.identify(path) == kept.netns.id:
+            if identity.identify(path) == kept.netns.id:
                 raise  # otherwise the namespace went meanwhile
 
     def _close(self, kept: _Kept) -> None:
@@ -180,7 +180,7 @@ def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], SocketTy
     """Return listening sockets of the namespace that this thread is in, and the file of that. Raises OSError."""
     with ExitStack() as undo:
         file = undo.enter_context(FileIO(netns.path))
-        if namespaces.identify(netns.path) != netns.id:
+        if identity.identify(netns.path) != netns.id:
             raise FileNotFoundError(f"network namespace {netns.id} is gone")
         udp = udpsocket.listen_at_door(DOOR_PORT)
         undo.callback(udp.close)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity, routes
 from appliance.errors import RetryError
 from appliance.model.facts import Netns
 from appliance.render import ruleset as text
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
     from appliance.control.doors import Doors
     from appliance.dataplane.api import DataPlane
-    from appliance.drivers.nft.client import Nft, NftHelper
+    from appliance.drivers.nft.client import Nft
     from appliance.drivers.nft.drift import RulesetWatch
+    from appliance.drivers.nft.helper import NftHelper
     from appliance.drivers.registry import Registry
     from appliance.model.facts import Allocations
     from appliance.model.names import Destination
     from appliance.model.network import HostRuleset, Listener, Registration, WorkloadRuleset, Zone
-
-OWN_NAMESPACE = "/proc/self/ns/net"
 
 
 class HostEffects:
@@ -72,9 +71,9 @@ class HostEffects:
     async def push_host_ruleset(self, before: HostRuleset | None, after: HostRuleset) -> None:
         """Bring the host's own table to `after`."""
         await self._nft_helper.command(text.change_host(before, after))
-        identity = namespaces.identify(OWN_NAMESPACE)
-        if identity is not None:
-            self._watch.add(Netns(id=identity, path=OWN_NAMESPACE))
+        netns_id = identity.identify(identity.HOST)
+        if netns_id is not None:
+            self._watch.add(Netns(id=netns_id, path=identity.HOST))
 
     async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
         """Bring the table in a workload's namespace to `after`."""
@@ -84,8 +83,8 @@ class HostEffects:
         if before is None:
             self._watch.add(netns)
         if after.internal:
-            await namespaces.wait_neighbour(netns.path, after.proxy)  # a starting container's interface is up in 100 ms
-            await namespaces.ensure_route(netns.path, after.vip_range, after.proxy)
+            await routes.wait_neighbour(netns.path, after.proxy)  # a starting container's interface is up in 100 ms
+            await routes.ensure_route(netns.path, after.vip_range, after.proxy)
         self._doors.keep(after, netns, anew=before is None)
 
     async def drop_ruleset(self, netns: Netns) -> None:
@@ -93,10 +92,10 @@ class HostEffects:
         self._watch.remove(netns.id)
         await self._doors.drop(netns)
         try:
-            if namespaces.identify(netns.path) == netns.id:
+            if identity.identify(netns.path) == netns.id:
                 await self._nft.push(netns.path, text.REMOVE)
         except RetryError:
-            if namespaces.identify(netns.path) == netns.id:
+            if identity.identify(netns.path) == netns.id:
                 raise  # otherwise the namespace went meanwhile, and its table with it
 
     async def keep_allocations(self, allocations: Allocations) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.host.resolvconf import HostNames, chosen
+from appliance.drivers.host.resolvconf import ResolverSettings, choose_server
 from appliance.errors import MeshboxError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class HostAccess:
         self._config = config
         self._visitors = visitors
         self._faults = faults
-        self._names = HostNames(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
+        self._names = ResolverSettings(resolv_conf=config.resolv_conf, vip_range=config.vip_range)
         self._services = services
         self._domains: frozenset[str] | None = None
         """What was put last."""
@@ -54,8 +54,8 @@ class HostAccess:
                 self._moved = trio.Event()
                 self._domains = self._wanted(connect_to)
                 try:
-                    await self._names.put(
-                        chosen(self._visitors.dns_listen), port=self._config.dns_port, domains=self._domains
+                    await self._names.apply(
+                        choose_server(self._visitors.dns_listen), port=self._config.dns_port, domains=self._domains
                     )
                 except MeshboxError as error:
                     self._faults.report("host names", "names of the mesh do not reach this host; will try again", error)
@@ -87,7 +87,7 @@ class HostAccess:
     async def undo(self) -> None:
         """Put back what is there of ours."""
         try:
-            undone = await self._names.undo()
+            undone = await self._names.revert()
         except MeshboxError as error:
             log.warning("this host's resolver settings could not be put back; run meshbox cleanup", cause=str(error))
         else:

@@ -1,4 +1,4 @@
-"""Where specs are kept and how machines find each other: one face, with the embedded store or Consul behind it."""
+"""Where specs are kept and how machines find each other: one interface over the embedded store and Consul."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
-    from appliance.model.registry import RegistryFacts
+    from appliance.model.registry import Interests, RegistryFacts
     from appliance.model.spec import Service
 
 
 class Registry(Protocol):
-    """Keeps specs, announces what this machine serves, and tells what the others do.
+    """Keeps specs, announces what this machine serves, and tells what other machines serve.
 
     Calls raise RetryError when the registry cannot be reached, and HostError when it refuses for good. Every change of
     `facts` rings the bell that the registry was made with.
@@ -32,10 +32,10 @@ class Registry(Protocol):
         """What is known now."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep `facts` true until cancelled. Started once they were read (or, failing that, taken from disk)."""
+        """Keep `facts` true until cancelled. Started once they were read, or taken from disk where that fails."""
 
     async def put_spec(self, service: Service) -> None:
-        """Deploy: store the service's spec; a tombstone in its place goes."""
+        """Deploy a service: store its spec in place of a former one or of a tombstone."""
 
     async def remove_spec(self, name: str) -> bool:
         """Put a tombstone in place of the spec. Return False when there is no such service."""
@@ -44,7 +44,7 @@ class Registry(Protocol):
         """Write this machine's virtual IPs and proxy ports to disk."""
 
     async def register(self, registration: Registration) -> None:
-        """Announce that this machine serves a destination; again with another weight when that changes."""
+        """Announce that this machine serves a destination. Called again when its weight changes."""
 
     async def deregister(self, registration: Registration) -> None:
         """Withdraw an announcement."""
@@ -53,18 +53,16 @@ class Registry(Protocol):
         """Announce with this machine the replicas that no other may run any more; replaces the former set."""
 
     async def withdraw(self) -> None:
-        """Withdraw all announcements, before the appliance ends; the machine itself stays known for a while."""
+        """Withdraw all announcements before the appliance ends. The machine itself stays known for a while."""
 
-    async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:
+    async def look(self, interests: Interests) -> tuple[Endpoint, ...]:
         """Return what other machines serve of these services: as known where they are watched, else asked for now.
-
-        EVERYTHING stands for all that there are.
 
         Never fails: what cannot be asked for is left out.
         """
 
-    def watch(self, services: frozenset[str]) -> None:
-        """Name the services whose endpoints on other machines are of interest; replaces the former set."""
+    def watch(self, interests: Interests) -> None:
+        """Name the services whose endpoints on other machines are of interest; replaces the former ones."""
 
 
 def open_registry(
@@ -72,9 +70,8 @@ def open_registry(
 ) -> Registry:
     """Return the registry that the configuration asks for; its `run()` connects it.
 
-    `address` is where other machines reach this one; without it, that of the Consul agent. `gateway`: it runs no
-    containers, and none are placed here. Raises HostError when a
-    file that the configuration names cannot be used.
+    `address` is where other machines reach this one; without it, the address of the Consul agent. A `gateway` runs no
+    containers, and none are placed here. Raises HostError when a file that the configuration names cannot be used.
     """
     state_dir = Path(config.state_dir)
     if config.registry == "consul":

@@ -1,4 +1,4 @@
-"""What was found by looking at a host: how bad it is, and how to mend it."""
+"""What a check of a host found: how bad it is, and how to mend it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at. `remedy` says what to do unless it is ok."""
+    """The result of one check. `remedy` says what to do unless it is ok."""
 
     subject: str
     level: Level
@@ -30,7 +30,7 @@ class Finding:
 
 
 def ok(subject: str, words: str) -> Finding:
-    """Return a finding that all is well."""
+    """Return a finding that nothing is wrong."""
     return Finding(subject=subject, level=Level.OK, words=words)
 
 

@@ -1,4 +1,4 @@
-"""What things are called: names, destinations, ports and allowances, parsed once at the edge."""
+"""Names, destinations, ports and allowances. Text is parsed once, at the edge."""
 
 from __future__ import annotations
 
@@ -128,14 +128,14 @@ def parse_label(text: str, what: str) -> str:
     if len(text) > MAX_LABEL:
         raise InputError(f'{what} name "{text}" has {len(text)} characters; {MAX_LABEL} is the most (RFC 1035)')
     if not _LABEL.fullmatch(text):
-        raise InputError(f'{what} name "{text}" is no host label (RFC 1123): use a-z, 0-9 and "-", not at the ends')
+        raise InputError(f'{what} name "{text}" is not a host label (RFC 1123): use a-z, 0-9 and "-", not at the ends')
     return text
 
 
 def parse_service_name(text: str) -> str:
     """Return `text` if it is a label that can be a top-level domain. Raises InputError."""
     if _NUMBER.fullmatch(parse_label(text, "service")):
-        raise InputError(f'service name "{text}" is a number: programs take names that end so for IPv4 addresses')
+        raise InputError(f'service name "{text}" is a number: programs take names that end in one for IPv4 addresses')
     return text
 
 

@@ -15,23 +15,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interests:
+    """The services of which this machine wants to know what other machines serve."""
+
+    services: frozenset[str] = frozenset()
+    everything: bool = False
+    """Whether all other services of the mesh matter as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryFacts:
-    """What a registry knows at one moment. Replaced as a whole, never changed."""
+    """What a registry knows at one moment. It is replaced as a whole and never changed."""
 
     specs: Mapping[str, Service] = field(default_factory=dict)
     tombstones: Mapping[str, float] = field(default_factory=dict)
-    """Removed services and when (seconds since the epoch)."""
+    """When each removed service was removed, in Unix time."""
     allocations: Allocations = field(default_factory=Allocations)
-    """This machine's own; never shared."""
+    """Virtual IPs and ports of this machine. Other machines have their own."""
     own_ports: frozenset[int] = frozenset()
-    """Proxy ports that the registry itself has on this host."""
+    """Ports of the proxy's range that the registry itself uses on this host."""
     machines: tuple[Machine, ...] = ()
-    """Empty: this machine alone."""
+    """All machines, this one included. Empty: there is only this one."""
     endpoints: tuple[Endpoint, ...] = ()
     held_since: float | None = None
-    """Since when (seconds since the epoch) these facts are held without hearing from the registry; None: fresh."""
+    """Since when the registry has been silent and these facts are held, in Unix time; None: they are fresh."""
     held_why: str = ""
     open_queries: int = 0
-    """Blocking queries that wait at the moment."""
+    """Blocking queries that are waiting now."""
     problems: tuple[str, ...] = ()
-    """What was found but left alone, in words: a spec of a newer version, two machines with one address."""
+    """What was found and not used, in words: a spec of a newer version, two machines with one address."""

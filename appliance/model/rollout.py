@@ -1,4 +1,4 @@
-"""Containers that meshbox creates: what to do next with them, and how far a replica has come."""
+"""Containers that meshbox creates: the actions on them, and the progress of a replica."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Start a container of ours that has stopped."""
+    """Start a stopped container that meshbox created."""
 
     key: ReplicaKey
     workload_id: str
@@ -47,9 +47,9 @@ class Retire:
     workload_id: str
     reason: str
     drain: float = inf
-    """Seconds that they may take at most, where that must be less than the drain time that is configured."""
+    """Most seconds that its connections may take to drain; the configured drain time counts where it is less."""
     grace: float = inf
-    """The same of its program's end, where that must be less than the container's stop timeout."""
+    """Most seconds that its program may take to end; the container's stop timeout counts where it is less."""
 
 
 Action = Create | Start | Retire
@@ -57,7 +57,7 @@ Action = Create | Start | Retire
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far one container of one replica has come, in words (`pulling 40 %`, `waiting for port 8000`, `ready`)."""
+    """The progress of one container of one replica, in words: `pulling 40 %`, `waiting for port 8000`, `ready`."""
 
     key: ReplicaKey
     state: str

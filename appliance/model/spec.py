@@ -1,4 +1,4 @@
-"""What a user declares: services, containers and their fields (DESIGN §1)."""
+"""What a user declares: services, containers and their fields."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from appliance.model.names import Allowance, Port
 
 
@@ -37,13 +39,32 @@ class Container:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """Which machines may run a service: the one of that name, or those with that entry in their `meta`.
+
+    `text` is what the user wrote. Either `node` or `meta` is set.
+    """
+
+    text: str
+    node: str | None = None
+    meta: tuple[str, str] | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    def fits(self, node: str, meta: Iterable[tuple[str, str]]) -> bool:
+        """Whether a machine meets it."""
+        return self.node == node if self.meta is None else self.meta in tuple(meta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A group of containers that is replicated `count` times, like a pod."""
 
     name: str
     count: int = 1
     containers: tuple[Container, ...] = field(default=())
-    constraint: str | None = None
+    constraint: Constraint | None = None
 
     def container(self, name: str) -> Container | None:
         """Return the container of that name."""

@@ -1,4 +1,4 @@
-"""What the data plane counted, as plain values."""
+"""What the data plane counts, as plain values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendStats:
-    """Counters of one backend of one listener. `ejected` is the seconds it will still be left out."""
+    """Counters of one backend of one listener. `ejected`: seconds for which it still gets no connections."""
 
     backend: Backend
     opened: int
@@ -27,8 +27,8 @@ class BackendStats:
 class ListenerStats:
     """Counters of one listener. `refused` callers were not allowed; `failed` found no backend.
 
-    UDP only: `evicted` sessions were ended early to make room, `dropped` datagrams could not be passed on.
-    TCP only: `starved` is how often accepting paused because there were no file descriptors left.
+    UDP only: `evicted` sessions ended early to make room; `dropped` datagrams could not be passed on.
+    TCP only: `starved` counts how often accepting paused for want of file descriptors.
     """
 
     destination: Destination
@@ -45,7 +45,7 @@ class ListenerStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """One open pair (TCP) or session (UDP). `age` in seconds; bytes as seen by the client: `bytes_in` it sent."""
+    """One open pair (TCP) or session (UDP). `age` in seconds; `bytes_in` came from the client."""
 
     destination: Destination
     client: str

@@ -1,4 +1,4 @@
-"""Who uses the mesh through this machine without being a container: processes of the host, and other computers."""
+"""Visitors use the mesh through this machine and are no containers: processes of the host, and other computers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectTo:
-    """What visitors may reach: some destinations, as in a container's `connect_to`, or everything that there is."""
+    """What visitors may reach: some destinations, as in a container's `connect_to`, or everything."""
 
     allowances: tuple[Allowance, ...] = ()
     everything: bool = False
@@ -21,7 +21,7 @@ class ConnectTo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visitors:
-    """Everybody who may use the mesh from outside of it."""
+    """All visitors of this machine."""
 
     host: ConnectTo | None = None
     """What processes of this host may reach; None where they are not served."""
@@ -29,13 +29,13 @@ class Visitors:
     """Addresses of other computers."""
     guests_to: ConnectTo = ConnectTo()
     dns_listen: frozenset[IPv4Address] = frozenset()
-    """Where DNS answers them."""
+    """Addresses of this host where DNS answers them."""
 
     def __bool__(self) -> bool:
-        """Whether there is anybody."""
+        """Whether there are any."""
         return self.host is not None or bool(self.guests)
 
     @property
     def declared(self) -> tuple[ConnectTo, ...]:
-        """What all of them may reach together."""
+        """What the host and the guests may reach, as far as there are any."""
         return (*((self.host,) if self.host is not None else ()), *((self.guests_to,) if self.guests else ()))

@@ -1,12 +1,12 @@
 """Hands out virtual IPs (one per name) and proxy ports (one per destination).
 
-Rules: what was handed out stays as long as it is used. A new one starts from a hash of what it is for, so that every
-machine and every restart comes to the same, and goes on to the next free number when that one is taken. A freed
-address rests for a week, because clients keep addresses in caches; its own name gets it back at once. A proxy port
-that is freed is not handed out in the same pass: its listener is still open then.
-
-Where a range is too small, what has an allocation keeps it, then the first in order get one; the rest go without and
-are told (`shortage`): everything else goes on.
+- What was handed out stays as long as it is used.
+- A new one is the hash of its name or destination, or the next free number after it. So every machine, and every
+  restart, comes to the same.
+- A freed address rests for a week, because clients keep addresses in caches. Its own name gets it back at once.
+- A freed proxy port is not handed out in the same pass, because its listener is still open.
+- Where a range is too small, every allocation stays, and the rest is handed out in order. `shortage` tells what goes
+  without; everything else works.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Value = TypeVar("_Value", IPv4Address, int)
 REST = 7 * 24 * 3600.0
 """Seconds for which a freed address is not handed out to another name."""
 MOST_NAMED = 3
-"""Names or destinations that go without which are named; the others are counted."""
+"""Most names or destinations that a shortage lists; it counts the others."""
 
 
 def allocate(
@@ -62,7 +62,7 @@ def shortage(
     settings: Settings,
     unusable_ports: frozenset[int] = frozenset(),
 ) -> str:
-    """Say which of these go without, and what to configure; empty when all have what they need."""
+    """Return which of these have no allocation and which option to widen, in words; empty when all have one."""
     words = []
     if len(found.vips) < len(names):
         lacking = sorted(names - found.vips.keys())
@@ -89,9 +89,9 @@ def misfit(
     now: float,
     unusable_ports: frozenset[int] = frozenset(),
 ) -> str:
-    """Say what these services would have to go without on a host with these allocations; empty when they fit.
+    """Return what a host with these allocations would lack for these services, in words; empty when they fit.
 
-    Counts as if all of them were served here, instead of what is deployed under their names.
+    All of them are counted as served here, in place of what is deployed under their names.
     """
     offered = {
         Name(service=s.name, container=c.name): {(p.mesh, p.protocol) for p in c.ports}
@@ -107,7 +107,7 @@ def misfit(
 
 
 def _first(lacking: Sequence[Name] | Sequence[Destination]) -> str:
-    """Name some of them."""
+    """List the first ones and count the others."""
     more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
     return ", ".join(map(str, lacking[:MOST_NAMED])) + more
 
@@ -115,7 +115,7 @@ def _first(lacking: Sequence[Name] | Sequence[Destination]) -> str:
 def _addresses(
     kept: Allocations, names: AbstractSet[Name], vip_range: IPv4Network, now: float
 ) -> tuple[dict[Name, IPv4Address], dict[IPv4Address, float], dict[Name, IPv4Address]]:
-    """Return the names' addresses, when each resting one was freed, and whose it was."""
+    """Return the names' addresses, when each resting address was freed, and which name had it."""
     first = int(vip_range.network_address) + 1
     size = max(vip_range.num_addresses - 2, 0)
     vips = _unshared({name: a for name, a in kept.vips.items() if name in names and first <= int(a) < first + size})
@@ -144,7 +144,7 @@ def _free_address(
         address = IPv4Address(first + (start + step) % size)
         if address not in taken and address not in freed:
             return address
-    # The range is full of resting addresses: the one that has rested longest is the least harm.
+    # The range is full of resting addresses: the one that has rested longest does the least harm.
     inside = [a for a in freed if first <= int(a) < first + size and a not in taken]
     return min(inside, key=lambda a: (freed[a], a))
 
@@ -177,7 +177,7 @@ def _ports(
 
 
 def _unshared(kept: dict[_Key, _Value]) -> dict[_Key, _Value]:
-    """Leave out whatever an earlier entry has too: a state file that was edited by hand may say anything."""
+    """Leave out each value that an earlier entry also has: somebody may have edited the state file by hand."""
     if len(set(kept.values())) == len(kept):
         return kept
     return {key: value for value, key in {v: k for k, v in sorted(kept.items(), reverse=True)}.items()}

@@ -1,4 +1,4 @@
-"""Where each listener's connections may go."""
+"""Where the connections of each listener may go, and what this machine announces."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ if TYPE_CHECKING:
 
     from appliance.model.facts import Endpoint, Snapshot
     from appliance.model.names import Destination
-    from appliance.plan.members import MeshContainer
+    from appliance.plan.containers import MeshContainer
 
 
 def local_backends(
-    members: Iterable[MeshContainer], addresses: Mapping[str, IPv4Address], retiring: frozenset[str]
+    containers: Iterable[MeshContainer], addresses: Mapping[str, IPv4Address], retiring: frozenset[str]
 ) -> dict[Destination, list[Backend]]:
     """Return the containers of this host that can take connections; `addresses` by Docker id.
 
-    Containers in `retiring` get no new ones, but from peers that have not heard of it yet (TCP: a datagram that is
-    lost is sent again, and a session must not be kept where it ends soon).
+    A container in `retiring` gets no new connections except from peers that have not heard of it yet. It gets no
+    datagrams: a lost one is sent again, and a session must not stay where it ends soon.
     """
     found: dict[Destination, list[Backend]] = {}
-    for member in members:
-        address = addresses.get(member.workload.id)
+    for container in containers:
+        address = addresses.get(container.workload.id)
         if address is None:
             continue
-        label, going = member.workload.docker_name, member.workload.id in retiring
-        for destination, port in member.offers:
-            if serves(member.workload, port) and not (going and port.protocol is Protocol.UDP):
-                inside = None if member.workload.own_rules else member.netns
+        label, going = container.workload.docker_name, container.workload.id in retiring
+        for destination, port in container.offers:
+            if serves(container.workload, port) and not (going and port.protocol is Protocol.UDP):
+                # Dialled from inside of its namespace, a connection would bypass the rules that it may have there.
+                netns = None if container.workload.own_rules else container.netns
                 backend = Backend(
-                    address=address, port=port.container, local=True, label=label, retiring=going, netns=inside
+                    address=address, port=port.container, local=True, label=label, retiring=going, netns=netns
                 )
                 found.setdefault(destination, []).append(backend)
     return found
 
 
 def own_address(s: Snapshot) -> IPv4Address | None:
-    """Return the address under which other machines know this one, unless this host does not have it (behind NAT)."""
+    """Return the address by which other machines know this one; None if this host does not have it (behind NAT)."""
     return next(
         (m.address for m in s.machines if m.node == s.settings.node and m.address in s.host_addresses),
         None,
@@ -65,7 +66,10 @@ def remote_backends(
 def choose(
     local: Mapping[Destination, list[Backend]], remote: Mapping[Destination, list[Backend]], *, prefer_local: bool
 ) -> dict[Destination, tuple[Backend, ...]]:
-    """Return each destination's backends, sorted, each address and port once. `prefer_local` keeps to this host."""
+    """Return each destination's backends, sorted, each address and port once.
+
+    With `prefer_local`, other machines serve only what no container here does.
+    """
     chosen = {d: _sorted(backends) for d, backends in local.items()}
     for destination, backends in remote.items():
         here = local.get(destination, [])
@@ -75,10 +79,12 @@ def choose(
 
 
 def registrations(
-    local: Mapping[Destination, list[Backend]], ports: Mapping[Destination, int], members: Iterable[MeshContainer] = ()
+    local: Mapping[Destination, list[Backend]],
+    ports: Mapping[Destination, int],
+    containers: Iterable[MeshContainer] = (),
 ) -> dict[Destination, Registration]:
     """Return what this machine announces: what it serves itself, weighted by its ready replicas."""
-    revisions = {m.workload.docker_name: m.workload.revision for m in members}
+    revisions = {c.workload.docker_name: c.workload.revision for c in containers}
     found = {}
     for d, backends in local.items():
         staying = _sorted([b for b in backends if not b.retiring])

@@ -1,4 +1,4 @@
-"""What a deploy would change, in words: the specs that are deployed against the ones that are wanted."""
+"""What a deploy would change, in words: the deployed specs compared with the wanted ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Change:
 
 
 def changes(deployed: Mapping[str, Service], wanted: Iterable[Service]) -> tuple[Change, ...]:
-    """Compare the wanted services with what is deployed under their names; others are left alone."""
+    """Compare the wanted services with what is deployed under their names; other services do not change."""
     found: list[Change] = []
     for service in wanted:
         before = deployed.get(service.name)
@@ -86,7 +86,7 @@ def _fields(before: Container, after: Container) -> str:
 
 
 def _shown(value: object) -> str:
-    """Word a field. Values of variables may be secrets: only their names are shown."""
+    """Put the value of a field into words. Values of variables may be secrets, so only their names are shown."""
     if value in (None, ()):
         return "none"
     if isinstance(value, tuple):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from appliance.model.state import HostState
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
-from appliance.plan.members import MeshContainers
+from appliance.plan.containers import MeshContainers
 from appliance.plan.rollout import retiring
-from appliance.plan.skeleton import Skeleton, Skeletons, at_once
+from appliance.plan.skeleton import Skeleton, Skeletons
+from appliance.plan.turns import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -46,7 +47,7 @@ class Compiler:
         members = self._members.read(s)
         yield
         remote = remote_backends(s.endpoints, s.settings.node, own_address(s))
-        shape = yield from self._shaper.shape(s, members, frozenset(remote))
+        shape = yield from self._shaper.of(s, members, frozenset(remote))
         local = local_backends(members, shape.addresses, retiring(s))
         yield
         self._listen(shape, choose(local, remote, prefer_local=s.settings.prefer_local))

@@ -1,7 +1,7 @@
-"""How far the replicas have come that other machines run, as seen from here.
+"""The progress of replicas that other machines run, as seen from here.
 
-What another machine runs follows from the placement, and what of it is ready from what that machine announces: the
-number of its ready containers by revision, for each port. Containers without ports announce nothing.
+The placement tells which replicas another machine runs. Its announcements tell which of them are ready: the number of
+ready containers by revision, for each port. A container without ports is not announced.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from appliance.model.spec import Container, Service
 
 UNSEEN = "placed there; without ports it announces nothing"
-"""The state of a replica of which nothing can be seen from here; nobody waits for it."""
+"""The state of a replica that cannot be seen from here. A deploy does not wait for it."""
 
 
 def elsewhere(s: Snapshot, services: Iterable[str]) -> tuple[Progress, ...]:
-    """Return how far each container of these services has come that another machine runs.
+    """Return the progress of each container of these services that another machine runs.
 
-    `s.endpoints` must have what other machines serve of them. Which of a machine's replicas are the ready ones is not
-    known, only how many: they count from its first one on.
+    `s.endpoints` must have what other machines serve of these services. A machine announces how many of its replicas
+    are ready, not which: they are taken to be its first ones.
     """
     found = []
     for service in (s.specs[name] for name in sorted(set(services)) if name in s.specs):

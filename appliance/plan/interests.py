@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from appliance.model.registry import Interests
 from appliance.plan.placement import placement
 from appliance.plan.policy import declaration
-from appliance.plan.visitors import services
 
 if TYPE_CHECKING:
     from appliance.model.facts import Snapshot
 
 
-def interests(s: Snapshot) -> frozenset[str]:
+def interests(s: Snapshot) -> Interests:
     """Return the services to watch. What is placed here counts before its containers exist: they may dial at once."""
-    found = set(services(s.settings.visitors.declared))
+    visitors = s.settings.visitors.declared
+    found = {allowance.name.service for connect_to in visitors for allowance in connect_to.allowances}
     for workload in s.workloads:
         declared = declaration(workload, s.specs)
         found.add(declared.name.service)
@@ -23,4 +24,4 @@ def interests(s: Snapshot) -> frozenset[str]:
         if s.settings.node in placement(service, s.settings, s.machines):
             found.add(service.name)
             found.update(allowance.name.service for c in service.containers for allowance in c.connect_to)
-    return frozenset(found)
+    return Interests(services=frozenset(found), everything=any(connect_to.everything for connect_to in visitors))

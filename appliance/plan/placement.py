@@ -1,4 +1,4 @@
-"""Which machine runs which replica: computed alike on every machine, agreed with nobody (DESIGN §6).
+"""Which machine runs which replica. Every machine computes the same, so none has to ask another.
 
 Rendezvous hashing with bounded loads: each pair of replica and machine has a score, and pairs are taken from the
 highest score down, until every replica has a machine; no machine gets more than a quarter above its even share, and
@@ -19,36 +19,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from appliance.model.facts import Machine, Settings
-    from appliance.model.spec import Service
-
-
-def place(service: Service, machines: Iterable[Machine]) -> tuple[str, ...]:
-    """Return the node of each replica, by replica number; empty when no machine meets the constraint."""
-    nodes = {m.node for m in machines if _usable(m) and fits(service.constraint, m.node, m.meta)}
-    return _place(service.name, service.count, tuple(sorted(nodes)))
+    from appliance.model.spec import Constraint, Service
 
 
 def placement(service: Service, settings: Settings, machines: Iterable[Machine]) -> tuple[str, ...]:
-    """Return the node of each replica as this machine sees it.
+    """Return the node of each replica, by replica number; empty when no machine meets the constraint.
 
-    This machine always counts as one of the healthy: it knows better than the registry, and a registry that has lost
-    it for a moment must not make it stop everything.
+    This machine always counts as healthy. It knows better than the registry, which may lose it for a moment, and that
+    must not stop everything here.
     """
     others = (m for m in machines if m.node != settings.node and _usable(m))
     nodes = {m.node for m in others if fits(service.constraint, m.node, m.meta)}
     if not settings.gateway and fits(service.constraint, settings.node, settings.meta):
         nodes.add(settings.node)
-    return _place(service.name, service.count, tuple(sorted(nodes)))
+    return _spread(service.name, service.count, tuple(sorted(nodes)))
 
 
-def fits(constraint: str | None, node: str, meta: Iterable[tuple[str, str]]) -> bool:
-    """Whether a machine meets the constraint: none, a node's name, or `key==value` of its meta."""
-    if constraint is None:
-        return True
-    key, equals, value = constraint.partition("==")
-    if not equals:
-        return constraint.strip() == node
-    return (key.strip(), value.strip()) in tuple(meta)
+def fits(constraint: Constraint | None, node: str, meta: Iterable[tuple[str, str]]) -> bool:
+    """Whether a machine meets the constraint, where there is one."""
+    return constraint is None or constraint.fits(node, meta)
 
 
 def check_constraint(service: Service, settings: Settings, machines: Iterable[Machine]) -> None:
@@ -61,7 +50,7 @@ def check_constraint(service: Service, settings: Settings, machines: Iterable[Ma
     if constraint is None or any(fits(constraint, node, meta) for node, meta in metas.items()):
         return
     known = metas.keys() | {f"{key}=={value}" for meta in metas.values() for key, value in meta}
-    hint = did_you_mean(constraint, known) or "; write a node's name or key==value of its meta"
+    hint = did_you_mean(str(constraint), known) or "; write a node's name or key==value of its meta"
     raise InputError(f'service "{service.name}": no machine meets the constraint "{constraint}"{hint}')
 
 
@@ -70,7 +59,7 @@ def _usable(machine: Machine) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _place(service: str, count: int, nodes: tuple[str, ...]) -> tuple[str, ...]:
+def _spread(service: str, count: int, nodes: tuple[str, ...]) -> tuple[str, ...]:
     if not nodes:
         return ()
     if len(nodes) == 1:

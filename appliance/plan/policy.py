@@ -1,4 +1,4 @@
-"""Who may reach what: declarations gathered from specs, containers and other machines, and one container's share.
+"""Which container may reach what, from the declarations of specs, containers and other machines.
 
 A container reaches the containers of its own service and what its `connect_to` names; nothing else.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """What one container says about itself: the ports it offers and whom it connects to."""
+    """What one container says about itself: the ports it offers and what it connects to."""
 
     name: Name
     ports: tuple[Port, ...]
@@ -34,7 +34,7 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """Every name that anybody declared, with its destinations. A name may have none."""
+    """Every declared name with its destinations. A name may have none."""
 
     destinations: Mapping[Name, frozenset[Destination]] = field(default_factory=dict)
     services: Mapping[str, frozenset[Name]] = field(default_factory=dict)
@@ -43,14 +43,14 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What one container may reach. `names` has also those of which nothing exists yet."""
+    """What one container may reach. `names` includes those of which nothing exists yet."""
 
     destinations: frozenset[Destination] = frozenset()
     names: frozenset[Name] = frozenset()
 
 
 def declaration(workload: Workload, specs: Mapping[str, Service]) -> Declaration:
-    """Return what holds for a container: the deployed spec if meshbox created it, else its labels."""
+    """Return the declaration of a container: the deployed spec if meshbox created it, else its labels."""
     if workload.revision is not None:
         service = specs.get(workload.name.service)
         container = service.container(workload.name.container) if service is not None else None
@@ -62,7 +62,7 @@ def declaration(workload: Workload, specs: Mapping[str, Service]) -> Declaration
 def catalogue(
     specs: Mapping[str, Service], declarations: Iterable[Declaration], remote: Iterable[Destination]
 ) -> Catalogue:
-    """Gather all that is declared: by deployed specs, by containers here, and by what other machines serve."""
+    """Gather all declarations: of deployed specs, of containers here, and of what other machines serve."""
     found: dict[Name, set[Destination]] = {}
     for service in specs.values():
         for c in service.containers:
@@ -91,35 +91,6 @@ def reach(known: Catalogue, service: str, connect_to: Iterable[Allowance]) -> Re
     return Reach(frozenset(destinations), frozenset(names))
 
 
-def reach_after(
-    known: Reach,
-    before: Catalogue,
-    after: Catalogue,
-    changed: frozenset[Name],
-    service: str,
-    allowed: Iterable[Allowance],
-) -> Reach:
-    """Return what `reach` would in `after`, from what it returned in `before`: only `changed` names are looked at.
-
-    `changed` are among the reachable names; the container and the names of its own service are the same as before.
-    """
-    services = {name.service for name in changed}
-    concerned = [a for a in allowed if a.name.service in services]  # compares text, which is far faster than names
-    gone = [d for name in changed for d in before.destinations.get(name, ())]
-    come = [d for name in changed for d in after.destinations.get(name, ()) if may_reach(service, concerned, d)]
-    return Reach(known.destinations.difference(gone).union(come), known.names)
-
-
 def may_reach(service: str, connect_to: Iterable[Allowance], destination: Destination) -> bool:
     """Whether a container of `service` with these allowances may reach the destination, declared or not."""
     return service == destination.name.service or any(a.covers(destination) for a in connect_to)
-
-
-def watched(workloads: Iterable[Workload], specs: Mapping[str, Service]) -> frozenset[str]:
-    """Return the services whose endpoints elsewhere matter here: those that local containers are of, or connect to."""
-    found: set[str] = set()
-    for workload in workloads:
-        if workload.problem is None:
-            found.add(workload.name.service)
-            found.update(allowance.name.service for allowance in declaration(workload, specs).connect_to)
-    return frozenset(found)

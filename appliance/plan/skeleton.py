@@ -1,37 +1,35 @@
-"""All of a host's wanted state that does not depend on which backends are ready: rules, names, sockets.
+"""The skeleton of a host's wanted state: rules, names and sockets; nothing here depends on which backends are ready.
 
-`Skeletons` remembers what it made last and hands out the same objects for whatever did not change. Results never depend
-on that memory, only the time does: what is the same object is compared, and skipped by the next diff, at a glance.
-It works in turns of about a millisecond (generators that yield between them), so that others can run in between.
+Which container may reach what (reaches.py) decides which virtual IPs and ports are handed out (allocate.py). These make
+the routes of each namespace (rulesets.py), and routes make sockets, rules and names (zone.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from appliance.model.network import HostRuleset, Listener, Route, VisitorRules, WorkloadRuleset, Zone
+from appliance.model.network import Listener
 from appliance.plan.allocate import allocate, shortage
-from appliance.plan.members import groups
-from appliance.plan.policy import Catalogue, Reach, catalogue, reach, reach_after
-from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION, visitor_groups
+from appliance.plan.containers import grouped
+from appliance.plan.reaches import Reaches, demand
+from appliance.plan.rulesets import RouteMaps, host_ruleset, may_call, peers, visitor_rules, workload_rulesets
+from appliance.plan.turns import in_turns, reused
+from appliance.plan.visitors import visitor_groups
+from appliance.plan.zone import dns_addresses, host_zone
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping
+    from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
-    from ipaddress import IPv6Network
+    from ipaddress import IPv4Address
 
-    from appliance.model.facts import Allocations, Machine, Snapshot
-    from appliance.model.names import Destination, Name, Protocol
-    from appliance.model.network import NetnsId
-    from appliance.plan.members import Group, MeshContainer
+    from appliance.model.facts import Allocations, Snapshot
+    from appliance.model.names import Destination, Protocol
+    from appliance.model.network import HostRuleset, NetnsId, WorkloadRuleset, Zone
+    from appliance.plan.containers import Group, MeshContainer
+    from appliance.plan.rulesets import GroupRoutes
+    from appliance.plan.turns import Turns
     from appliance.plan.visitors import VisitorGroup
-
-_T = TypeVar("_T")
-
-TURN = 16
-"""Containers looked at in one turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +38,7 @@ class Skeleton:
 
     allocations: Allocations
     closed: frozenset[Destination]
-    """Those that only containers that have ended offer or reach: they keep their ports, and nobody listens there."""
+    """Destinations that only ended containers offer or reach: they keep their ports and have no listener."""
     sockets: Mapping[Destination, Listener]
     rulesets: Mapping[NetnsId, WorkloadRuleset]
     host_ruleset: HostRuleset
@@ -52,289 +50,108 @@ class Skeleton:
 
 
 class Skeletons:
-    """Makes shapes, one after another."""
+    """Makes one skeleton after another. What did not change is the same object as in the last one."""
 
     def __init__(self) -> None:
         self._inputs: tuple[object, ...] = ()
         self._kept: Allocations | None = None
-        self._shape: Skeleton | None = None
-        self._known = Catalogue()
-        self._reaches: dict[str, tuple[MeshContainer, Reach]] = {}
-        self._routes: dict[Destination, Route] = {}
-        self._former_routes: dict[Destination, Route] = {}
-        self._group_routes: dict[NetnsId, tuple[Reach, frozenset[Route]]] = {}
+        self._last: Skeleton | None = None
+        self._reaches = Reaches()
+        self._maps = RouteMaps()
 
-    def shape(
-        self, s: Snapshot, members: tuple[MeshContainer, ...], remote: frozenset[Destination]
-    ) -> Generator[None, None, Skeleton]:
-        """Return the shape for these members; `remote` is what other machines serve."""
-        machines = [(m.node, m.address, _may_call(m)) for m in s.machines]
+    def of(self, s: Snapshot, containers: tuple[MeshContainer, ...], remote: frozenset[Destination]) -> Turns[Skeleton]:
+        """Return the skeleton for these containers; `remote` is what other machines serve."""
+        machines = [(m.node, m.address, may_call(m)) for m in s.machines]
         facts = (s.settings, dict(s.specs), s.networks, s.host_addresses, machines, s.unusable_ports, remote)
-        inputs = (*facts, [m.shape for m in members])
-        last = self._shape
+        inputs = (*facts, [c.identity for c in containers])
+        last = self._last
         if last is None or inputs != self._inputs or s.allocations not in (self._kept, last.allocations):
-            last = yield from self._make(s, members, remote)
-            self._inputs, self._kept, self._shape = inputs, s.allocations, last
+            last = yield from self._make(s, containers, remote)
+            self._inputs, self._kept, self._last = inputs, s.allocations, last
         return last
 
     def _make(
-        self, s: Snapshot, members: tuple[MeshContainer, ...], remote: frozenset[Destination]
-    ) -> Generator[None, None, Skeleton]:
-        reaches = yield from self._reach_all(s, members, remote)
+        self, s: Snapshot, containers: tuple[MeshContainer, ...], remote: frozenset[Destination]
+    ) -> Turns[Skeleton]:
+        last = self._last
+        reaches = yield from self._reaches.of(s, containers, remote)
         yield
-        names: set[Name] = set(self._known.destinations)
-        wanted: set[Destination] = set()
-        offered: set[Destination] = set()
-        kept: set[Destination] = set()
-        for number, member in enumerate(members):
-            if not number % TURN:
-                yield
-            offers = [destination for destination, _ in member.offers]
-            names |= reaches[member.workload.id].names
-            offered.update(offers)
-            concerned = kept if member.asleep else wanted
-            concerned |= reaches[member.workload.id].destinations
-            concerned.update(offers)
-        visiting = visitor_groups(s, self._known)
-        for party in visiting:
-            names |= party.reach.names
-            wanted |= party.reach.destinations
-        closed = frozenset(kept - wanted)
-        wanted |= kept
+        known = self._reaches.catalogue
+        visitors = visitor_groups(s, known)
+        need = yield from demand(containers, reaches, visitors, known)
         yield
-        allocations = allocate(s.allocations, names, wanted, s.settings, s.now, s.unusable_ports)
-        lacking = shortage(allocations, names, wanted, s.settings, s.unusable_ports)
-        moved = self._route_all(allocations)
+        allocations = allocate(s.allocations, need.names, need.destinations, s.settings, s.now, s.unusable_ports)
+        lacking = shortage(allocations, need.names, need.destinations, s.settings, s.unusable_ports)
         yield
-        networks = {n.name: n for n in s.networks}
-        inside = groups(members, networks)
-        routes: dict[NetnsId, tuple[Reach, frozenset[Route]]] = {}
-        callers: dict[int, list[frozenset[IPv4Address]]] = {}
-        for number, g in enumerate(inside):
-            if not number % TURN:
-                yield
-            routes[g.netns] = self._routes_of(g, _merged(reaches[m.workload.id] for m in g.members), moved)
-            for route in routes[g.netns][1]:
-                callers.setdefault(route.proxy_port, []).append(g.addresses)
-        self._group_routes = routes
-        gateways = {a for g in inside for a in g.gateways if isinstance(a, IPv4Address)}
-        if s.settings.docker_network in networks:
-            gateways.update(a for a in networks[s.settings.docker_network].gateways if isinstance(a, IPv4Address))
-        dns_addresses = frozenset(gateways) | (s.settings.visitors.dns_listen if visiting else frozenset())
-        others = [m for m in s.machines if m.node != s.settings.node and m.address not in s.host_addresses]
-        peers = frozenset(m.address for m in others if _may_call(m))
-        for party in visiting:
-            for d in party.reach.destinations & allocations.ports.keys():
-                callers.setdefault(allocations.ports[d], []).append(party.addresses)
-        subnets = frozenset(net for net in _container_subnets(s) if isinstance(net, IPv4Network))
-        last = self._shape
+        groups = grouped(containers, {n.name: n for n in s.networks})
+        routes = yield from self._maps.of(allocations, groups, reaches)
+        callers = yield from _callers(groups, routes, visitors, allocations)
         yield
-        sockets = {
-            d: Listener(
-                destination=d,
-                port=port,
-                vip=allocations.vips[d.name],
-                callers=frozenset().union(*callers.get(port, ())),
-                peers=peers if d in offered else frozenset(),
-            )
-            for d, port in allocations.ports.items()
-            if d not in closed
-        }
-        sockets = _reused(last.sockets if last else {}, sockets)
+        sockets = _sockets(allocations, need.closed, callers, peers(s), need.offered)
+        sockets = reused(last.sockets if last else {}, sockets)
         yield
-        rulesets = _reused(last.rulesets if last else {}, _rulesets(s, inside, routes))
+        rulesets = reused(last.rulesets if last else {}, workload_rulesets(s, groups, routes))
         yield
+        answering = dns_addresses(s, groups, visitors)
+        rules = visitor_rules(s, visitors, self._maps)
         return Skeleton(
             allocations=allocations,
-            closed=closed,
+            closed=need.closed,
             sockets=sockets,
             rulesets=rulesets,
-            host_ruleset=HostRuleset(
-                proxy_ports=s.settings.proxy_ports,
-                dns_port=s.settings.dns_port,
-                workloads=frozenset(a for g in inside for a in g.addresses) | s.settings.visitors.guests,
-                published=frozenset((a, *port) for g in inside for a in g.addresses for port in g.published),
-                peers=peers,
-                machines=frozenset(m.address for m in others),
-                dns_addresses=dns_addresses,
-                subnets=subnets,
-                listening=self._listening(allocations, closed),
-                visitors=self._visitor_rules(s, visiting),
-            ),
-            dns_addresses=dns_addresses,
-            zone=Zone(
-                suffix=s.settings.suffix,
-                names=allocations.vips,
-                views=_views(inside, routes, visiting, allocations.vips.keys() if lacking else None),
-                subnets=subnets,
-                askers={a: g.members[0].declared.name for g in inside for a in g.addresses},
-                visitors={a: party.option for party in visiting for a in party.addresses},
-                vip_range=s.settings.vip_range,
-            ),
-            addresses={m.workload.id: g.address for g in inside if g.address is not None for m in g.members},
+            host_ruleset=host_ruleset(s, groups, _listening(allocations, need.closed, last), answering, rules),
+            dns_addresses=answering,
+            zone=host_zone(s, groups, routes, visitors, allocations, complete=not lacking),
+            addresses={c.workload.id: g.address for g in groups if g.address is not None for c in g.containers},
             shortage=lacking,
         )
 
-    def _reach_all(
-        self, s: Snapshot, members: tuple[MeshContainer, ...], remote: frozenset[Destination]
-    ) -> Generator[None, None, dict[str, Reach]]:
-        """Return each container's reach by its id; only those are computed anew whom a change concerns."""
-        before = self._known
-        after = catalogue(s.specs, (m.declared for m in members), remote)
-        after = Catalogue(
-            destinations=_reused(before.destinations, after.destinations),
-            services=_reused(before.services, after.services),
-        )
-        changed = {
-            name
-            for name in before.destinations.keys() | after.destinations.keys()
-            if before.destinations.get(name) is not after.destinations.get(name)
-        }
-        found = {}
-        for number, member in enumerate(members):
-            if not number % TURN:
-                yield
-            declared = member.declared
-            service = declared.name.service
-            former, known = self._reaches.get(member.workload.id, (None, Reach()))
-            if (
-                former is None
-                or former.declared != declared
-                or before.services.get(service) is not after.services.get(service)
-            ):
-                known = reach(after, service, declared.connect_to)
-            elif concerned := known.names & changed:
-                known = reach_after(known, before, after, concerned, service, declared.connect_to)
-            found[member.workload.id] = (member, known)
-        self._known, self._reaches = after, found
-        return {container: known for container, (_, known) in found.items()}
 
-    def _route_all(self, allocations: Allocations) -> frozenset[Destination]:
-        """Bring the routes up to date; return the destinations of those that differ from before."""
-        before = self._former_routes = self._routes
-        if self._shape is not None and allocations is self._shape.allocations:
-            return frozenset()
-        after = {
-            d: Route(vip=allocations.vips[d.name], port=d.port, protocol=d.protocol, proxy_port=port)
-            for d, port in allocations.ports.items()
-        }
-        self._routes = after = _reused(before, after)
-        return frozenset(d for d in before.keys() | after.keys() if before.get(d) is not after.get(d))
+def _callers(
+    groups: tuple[Group, ...],
+    routes: Mapping[NetnsId, GroupRoutes],
+    visitors: tuple[VisitorGroup, ...],
+    allocations: Allocations,
+) -> Turns[Mapping[int, list[frozenset[IPv4Address]]]]:
+    """Return the addresses that may call each proxy port."""
+    callers: dict[int, list[frozenset[IPv4Address]]] = {}
 
-    def _listening(self, allocations: Allocations, closed: frozenset[Destination]) -> frozenset[tuple[Protocol, int]]:
-        if self._shape is not None and allocations is self._shape.allocations and closed == self._shape.closed:
-            return self._shape.host_ruleset.listening
-        return frozenset((d.protocol, port) for d, port in allocations.ports.items() if d not in closed)
+    def add(group: Group) -> None:
+        for route in routes[group.netns].routes:
+            callers.setdefault(route.proxy_port, []).append(group.addresses)
 
-    def _visitor_rules(self, s: Snapshot, visiting: Iterable[VisitorGroup]) -> VisitorRules | None:
-        routes = {p.option: _known(self._routes, p.reach.destinations) for p in visiting}
-        if not routes:
-            return None
-        return VisitorRules(
-            vip_range=s.settings.vip_range,
-            host_routes=routes.get(HOST_OPTION, frozenset()),
-            guest_routes=routes.get(GUEST_OPTION, frozenset()),
-            guests=s.settings.visitors.guests,
-        )
-
-    def _routes_of(
-        self, group: Group, reachable: Reach, moved: frozenset[Destination]
-    ) -> tuple[Reach, frozenset[Route]]:
-        former = self._group_routes.get(group.netns)
-        if former is None:
-            return reachable, _known(self._routes, reachable.destinations)
-        known, routes = former
-        if known == reachable and moved.isdisjoint(reachable.destinations):
-            return former
-        gone = (known.destinations - reachable.destinations) | (moved & known.destinations)
-        come = (reachable.destinations - known.destinations) | (moved & reachable.destinations)
-        kept = routes - _known(self._former_routes, gone)
-        return reachable, kept | _known(self._routes, come)
+    yield from in_turns(add, groups)
+    for visiting in visitors:
+        for d in visiting.reach.destinations & allocations.ports.keys():
+            callers.setdefault(allocations.ports[d], []).append(visiting.addresses)
+    return callers
 
 
-def _may_call(machine: Machine) -> bool:
-    """Whether its host is let in: it is in use, or it has only lost its Consul and says so itself."""
-    return machine.healthy or machine.answers
-
-
-def _known(routes: Mapping[Destination, Route], destinations: Iterable[Destination]) -> frozenset[Route]:
-    """Return their routes; those without a port have none."""
-    return frozenset(routes[d] for d in destinations if d in routes)
-
-
-def _merged(reaches: Iterable[Reach]) -> Reach:
-    """Return what containers that share a namespace may reach: the rules cannot tell them apart."""
-    first, *others = reaches
-    if not others:
-        return first
-    return Reach(
-        first.destinations.union(*(r.destinations for r in others)), first.names.union(*(r.names for r in others))
-    )
-
-
-def _rulesets(
-    s: Snapshot, inside: Iterable[Group], routes: Mapping[NetnsId, tuple[Reach, frozenset[Route]]]
-) -> dict[NetnsId, WorkloadRuleset]:
-    hosts = frozenset(a for a in s.host_addresses if not a.is_loopback)
-    subnets = frozenset(_container_subnets(s))
+def _sockets(
+    allocations: Allocations,
+    closed: AbstractSet[Destination],
+    callers: Mapping[int, list[frozenset[IPv4Address]]],
+    machines: frozenset[IPv4Address],
+    offered: AbstractSet[Destination],
+) -> dict[Destination, Listener]:
+    """Return the listeners without backends; other machines may call what is offered here."""
     return {
-        g.netns: WorkloadRuleset(
-            netns=g.netns,
-            proxy=g.proxy,
-            dns_port=s.settings.dns_port,
-            vip_range=s.settings.vip_range,
-            proxy_ports=s.settings.proxy_ports,
-            routes=routes[g.netns][1],
-            gateways=g.gateways,
-            hosts=hosts,
-            subnets=subnets,
-            published=g.published,
-            internal=g.internal,
-            address=g.address,
-            door=s.settings.doors and g.address is not None,
+        d: Listener(
+            destination=d,
+            port=port,
+            vip=allocations.vips[d.name],
+            callers=frozenset().union(*callers.get(port, ())),
+            peers=machines if d in offered else frozenset(),
         )
-        for g in inside
+        for d, port in allocations.ports.items()
+        if d not in closed
     }
 
 
-def _container_subnets(s: Snapshot) -> Iterator[IPv4Network | IPv6Network]:
-    """Yield the subnets whose addresses are containers' only; that of a macvlan or ipvlan network is the LAN itself."""
-    for network in s.networks:
-        if network.driver not in {"macvlan", "ipvlan"}:
-            yield from network.subnets
-
-
-def _views(
-    inside: Iterable[Group],
-    routes: Mapping[NetnsId, tuple[Reach, frozenset[Route]]],
-    visiting: Iterable[VisitorGroup],
-    addressed: AbstractSet[Name] | None,
-) -> dict[IPv4Address, frozenset[Name]]:
-    """Return who sees which names, of those that are `addressed` (None: all)."""
-    views: dict[IPv4Address, frozenset[Name]] = {a: party.reach.names for party in visiting for a in party.addresses}
-    for g in inside:
-        for address in g.addresses:
-            names = routes[g.netns][0].names
-            views[address] = views[address] | names if address in views else names
-    return views if addressed is None else {asker: names & addressed for asker, names in views.items()}
-
-
-_K = TypeVar("_K")
-
-
-def at_once(work: Generator[None, None, _T]) -> _T:
-    """Do all turns of a work and return its result."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            result: _T = done.value
-            return result
-
-
-def _reused(before: Mapping[_K, _T], after: Mapping[_K, _T]) -> dict[_K, _T]:
-    """Return `after` with the former objects wherever they are equal."""
-    return {
-        key: former if (former := before.get(key)) == value and former is not None else value
-        for key, value in after.items()
-    }
+def _listening(
+    allocations: Allocations, closed: frozenset[Destination], last: Skeleton | None
+) -> frozenset[tuple[Protocol, int]]:
+    """Return the ports of the listeners."""
+    if last is not None and allocations is last.allocations and closed == last.closed:
+        return last.host_ruleset.listening
+    return frozenset((d.protocol, port) for d, port in allocations.ports.items() if d not in closed)

@@ -1,7 +1,7 @@
-"""Visitors' share of the plan: which destinations they reach, from which addresses, by which rules (model/visitors.py).
+"""What visitors (model/visitors.py) may reach, and from which addresses.
 
-Processes of the host dial a virtual IP as containers do. The host's own rules send it to the proxy on the loopback
-address, and the proxy knows them by their source: an address of this host, which nobody else can have. Guests are
+Processes of the host dial a virtual IP as containers do. The host's own rules redirect it to the proxy on the loopback
+address. The proxy knows them by their source, an address of this host: no other machine can use one. Guests are
 computers that route `vip_range` to this machine.
 """
 
@@ -14,23 +14,19 @@ from typing import TYPE_CHECKING
 from appliance.plan.policy import Reach, reach
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from appliance.model.facts import Snapshot
     from appliance.model.visitors import ConnectTo
     from appliance.plan.policy import Catalogue
 
 LOOPBACK = IPv4Address("127.0.0.1")
-"""Where processes of the host come from, unless they choose another address of the host."""
+"""The source address of the host's processes, unless they choose another address of the host."""
 HOST_OPTION, GUEST_OPTION = "host_connect_to", "guest_connect_to"
 """The options that say what visitors may reach."""
-EVERYTHING = "*"
-"""Stands for all services where services of interest are named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisitorGroup:
-    """Visitors who may reach the same."""
+    """Visitors that may reach the same destinations."""
 
     option: str
     addresses: frozenset[IPv4Address]
@@ -56,13 +52,3 @@ def _reach(known: Catalogue, connect_to: ConnectTo) -> Reach:
         every = known.destinations
         return Reach(frozenset(d for destinations in every.values() for d in destinations), frozenset(every))
     return reach(known, "", connect_to.allowances)
-
-
-def services(declared: Iterable[ConnectTo]) -> frozenset[str]:
-    """Return the services that visitors are interested in; EVERYTHING stands for all."""
-    found: set[str] = set()
-    for connect_to in declared:
-        found.update(a.name.service for a in connect_to.allowances)
-        if connect_to.everything:
-            found.add(EVERYTHING)
-    return frozenset(found)

@@ -1,7 +1,7 @@
 """Upstream resolvers' responses: checked, kept as bytes, and handed on to each asker with its own id, case and TTLs.
 
-The records are not decoded: the question of every asker is as long as the one that was sent upstream, so compression
-pointers stay right, and counting down a TTL is four bytes in a known place. Unknown record types pass unharmed.
+The records are not decoded. Every asker's question is as long as the one that was sent upstream, so compression
+pointers stay right. To count down a TTL, four bytes in a known place are changed. Unknown record types pass unchanged.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from appliance.render.dnsmessage import Query
 
 MAX_TTL = 3600
-"""Seconds that an answer is kept and may be kept by askers, whatever it says."""
+"""Seconds for which an answer is kept here and by askers at most, whatever it says."""
 
 MAX_NEGATIVE_TTL = 300
-"""The same for "no such name" and "no such record" (RFC 2308 §5 lets us choose; it names 1 to 3 hours as sensible)."""
+"""The same for "no such name" and "no such record" (RFC 2308 §5 leaves it open and calls 1 to 3 hours sensible)."""
 
 SOA = 6
 _SOA_FIXED = 20
@@ -54,7 +54,7 @@ class Response:
     counts: tuple[int, int, int] = (0, 0, 0)
     """Records in the answer, authority and additional sections of `body`."""
     body: bytes = b""
-    """Everything behind the question, without the OPT record."""
+    """Everything after the question, without the OPT record."""
     ttls: tuple[tuple[int, int], ...] = ()
     """Where in `body` each TTL is, and its value in seconds."""
     lifetime: int = 0
@@ -73,7 +73,7 @@ class Response:
 def read_response(data: bytes, ident: int, question: bytes) -> Response | None:
     """Return what `data` says if it answers that question under that id, or None.
 
-    A response without a question is accepted with an error code only (servers that could not read ours send it).
+    A response without a question is accepted only with an error code: servers that cannot read a question send it.
     """
     if len(data) < HEADER.size:
         return None
@@ -146,7 +146,7 @@ def encode_response(query: Query, response: Response, *, age: int, limit: int, e
         return truncated(query, response.rcode)
     flags = reply_flags(query) | response.rcode & RCODE
     if response.authentic and (query.flags & AD or (query.edns is not None and query.edns.dnssec)):
-        # RFC 6840 §5.8: only for those who asked for it.
+        # RFC 6840 §5.8: only for askers that asked for it.
         flags |= AD
     body = bytearray(response.body)
     for offset, ttl in response.ttls:

@@ -1,11 +1,11 @@
-"""Questions in, answers out: what the DNS server understands of a query, and how its own answers are encoded.
+"""Questions in, answers out: what the DNS server reads in a query, and how its own answers are encoded.
 
 Rules of this file:
 
-- Any bytes become a Query, or an error answer that is ready to be sent, or nothing. Never an exception.
-- Only what is the same for every asker is decided here; names, views and upstreams are others' business.
+- Any bytes become a Query, or an error answer that is ready to send, or nothing; never an exception.
+- Only what is the same for every asker is decided here; names, views and upstreams are decided elsewhere.
 - An answer repeats the asker's own question bytes, so mixed case (0x20) comes back as it was sent.
-- An answer that exceeds what its asker can take loses the explanation's text first, then everything (TC is set).
+- An answer that is too long for its asker loses the text of its explanation first, then everything (TC is set).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from appliance.render.dnswire import (
 )
 
 OUR_UDP_SIZE = 1232
-"""Largest UDP message that we send or take: 1280, IPv6's least MTU, less 48 of headers (DNS flag day 2020)."""
+"""Largest UDP message to send or accept: 1280, the least MTU of IPv6, less 48 of headers (DNS flag day 2020)."""
 
 PLAIN_UDP_SIZE = 512
 """Largest UDP message for an asker without EDNS (RFC 1035 §4.2.1)."""
@@ -49,7 +49,7 @@ NXDOMAIN = 3
 NOTIMP = 4
 REFUSED = 5
 BADVERS = 16
-"""EDNS version that we do not speak (RFC 6891 §9)."""
+"""The EDNS version is not supported (RFC 6891 §9)."""
 
 EDE_OPTION = 15
 """Extended DNS Errors (RFC 8914 §2); the codes below are from its §4."""
@@ -95,7 +95,7 @@ class Query:
 
     @property
     def udp_limit(self) -> int:
-        """Largest answer in octets that the asker takes over UDP and that we send."""
+        """Largest answer in octets that is sent to this asker over UDP."""
         if self.edns is None:
             return PLAIN_UDP_SIZE
         return min(max(self.edns.size, PLAIN_UDP_SIZE), OUR_UDP_SIZE)
@@ -114,9 +114,9 @@ class Reply:
 
 
 def parse_query(data: bytes) -> Query | bytes | None:
-    """Return the question asked, or an error answer to send as it is, or None where silence is right."""
+    """Return the question, or an error answer to send as it is, or None when nothing must be answered."""
     if len(data) < 3 or data[2] & 0x80:
-        # Not even an id and the QR bit, or somebody's response: answering those makes loops.
+        # Too short for an id and the QR bit, or a response: answering a response makes loops.
         return None
     if len(data) < HEADER.size:
         return _bare(int.from_bytes(data[:2]), data[2] << 8, FORMERR)
@@ -185,12 +185,12 @@ def truncated(query: Query, rcode: int) -> bytes:
 
 
 def reply_flags(query: Query) -> int:
-    """Return the flags that every answer has: a response, RD and CD as asked, recursion offered."""
+    """Return the flags of every answer: it is a response, RD and CD are as asked, recursion is offered."""
     return QR | RA | query.flags & (RD | CD)
 
 
 def opt_record(query: Query, rcode: int, ede: Ede | None) -> bytes:
-    """Return the answer's OPT record as bytes, or none for an asker without EDNS."""
+    """Return the answer's OPT record as bytes, or no bytes for an asker without EDNS."""
     if query.edns is None:
         return b""
     options = [EDNSOption(EDE_OPTION, ede.code.to_bytes(2) + ede.text.encode())] if ede else []
@@ -201,7 +201,7 @@ def opt_record(query: Query, rcode: int, ede: Ede | None) -> bytes:
 
 
 def encode_question(name: tuple[bytes, ...], qtype: int, *, ident: int, flags: int, edns: Edns | None) -> bytes:
-    """Encode a question of our own, for an upstream resolver. `flags`: which of RD, CD and AD to set."""
+    """Encode a question for an upstream resolver. `flags`: which of RD, CD and AD to set."""
     record = DNSRecord(
         DNSHeader(id=ident, bitmap=flags & (RD | CD | AD)), q=DNSQuestion(DNSLabel(name), qtype, CLASS_IN)
     )
@@ -224,5 +224,5 @@ def _pack(query: Query, reply: Reply, ede: Ede | None) -> bytes:
 
 
 def _bare(ident: int, flags: int, rcode: int) -> bytes:
-    """Return an error without a question, for what could not be read or is not spoken here."""
+    """Return an error without a question, for a message that cannot be read or is not supported."""
     return HEADER.pack(ident, QR | RA | flags & (OPCODE | RD | CD) | rcode, 0, 0, 0, 0)

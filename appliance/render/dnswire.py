@@ -1,6 +1,6 @@
-"""Reading DNS bytes that somebody else wrote: a bounded walk over RFC 1035 messages.
+"""Reads DNS bytes from strangers: a bounded walk over RFC 1035 messages.
 
-dnslib builds our answers but does not read what strangers send: a chain of compression pointers drives its parser
+dnslib builds our answers, but it does not read what strangers send. A chain of compression pointers drives its parser
 into a RecursionError, and it refuses labels that are not UTF-8. Nothing here recurses or follows a pointer, every
 loop moves forward, and the only exception is MalformedError.
 """
@@ -46,7 +46,7 @@ class MalformedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where one resource record lies in its message."""
+    """The position of one resource record in its message."""
 
     start: int
     root: bool

@@ -1,8 +1,8 @@
 """nft text from rulesets: a prelude of definitions in front of the fixed rules of nft/*.nft.
 
 Every function returns one transaction for `nft -f -`: it applies as a whole or not at all. Only `ipaddress` and `int`
-objects are written, since nft would look up anything else in the DNS. Each list ends with a newline before its brace,
-which nft 1.0.6 wants; it accepts an empty definition but not an empty list of elements.
+objects are written, because nft looks up anything else in the DNS. Each list ends with a newline before its brace, as
+nft 1.0.6 demands; it accepts an empty definition, but no empty list of elements.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ REMOVE = f"add table {TABLE}\ndelete table {TABLE}\n"
 
 DOOR_ADDRESS = IPv4Address("127.66.0.1")
 DOOR_PORT = 4
-"""Where the data plane accepts inside of a workload's namespace. What listens on a port keeps others from it at all
-addresses, so it is one that nothing uses (unassigned in IANA's registry of ports)."""
+"""Where the data plane accepts inside a workload's namespace. A listener keeps other programs from its port at every
+address, so the port is one that nothing uses (unassigned in IANA's registry)."""
 
 RANGES = ("subnets", "subnets6")
-"""Sets of ranges: overlapping ones cannot be exchanged element by element, so a change here is a full replace."""
+"""Sets of ranges. Overlapping ranges cannot be exchanged element by element: a change replaces the whole table."""
 
 _Sets = dict[str, frozenset[str]]
 """The elements of each set or map, as nft writes them."""
@@ -65,16 +65,16 @@ def render_host(r: HostRuleset) -> str:
 def change_workload(before: WorkloadRuleset | None, after: WorkloadRuleset) -> str:
     """Return the text that brings the table from `before` to `after`: empty when they are the same.
 
-    Only elements where elements suffice, at a cost that depends on what changed and not on how many routes there are;
-    else the whole table. When nft refuses it, the table was not `before`: render it anew. Relies on a proxy port
-    belonging to one destination.
+    It exchanges elements where that suffices, and replaces the whole table otherwise. The cost of the former depends
+    on what changed, not on how many routes there are. When nft refuses the text, the table was not `before`: render
+    the whole table then. No two destinations may have the same proxy port.
     """
     if before is None or _workload_values(before) != _workload_values(after):
         return render_workload(after)
     old, new = _workload_sets(before), _workload_sets(after)
     if _ranges_differ(old, new):
         return render_workload(after)
-    differing = before.routes ^ after.routes  # compares the many equal ones once, not twice
+    differing = before.routes ^ after.routes  # compares the many equal routes once, not twice
     gone = _route_sets(before, before.routes & differing)
     come = _route_sets(after, after.routes & differing)
     return _change(gone | _minus(old, new), come | _minus(new, old))
@@ -125,7 +125,7 @@ def _route_sets(ruleset: WorkloadRuleset, routes: Iterable[Route]) -> _Sets:
 
 
 def _workload_sets(r: WorkloadRuleset) -> _Sets:
-    """Return all sets but those of the routes, which are by far the longest."""
+    """Return all sets except those of the routes, which are by far the longest."""
     gateways = _addresses(a for a in r.gateways if isinstance(a, IPv4Address)) | {str(r.proxy)}
     return {
         "hosts": _addresses(r.hosts) | gateways,
@@ -166,7 +166,7 @@ def _visitor_sets(v: VisitorRules) -> _Sets:
 
 
 def _port_range(ports: tuple[int, int]) -> str:
-    """Return a range as nft writes it; a range of one port would be refused."""
+    """Return a range as nft writes it; nft refuses a range of one port."""
     first, last = ports
     return str(int(first)) if first == last else f"{int(first)}-{int(last)}"
 
@@ -176,7 +176,7 @@ def _addresses(addresses: Iterable[IPv4Address | IPv6Address]) -> frozenset[str]
 
 
 def _networks(networks: Iterable[IPv4Network] | Iterable[IPv6Network]) -> frozenset[str]:
-    """Merge overlapping networks, which a set of ranges refuses."""
+    """Merge overlapping networks: a set of ranges refuses them."""
     return frozenset(str(n) for n in collapse_addresses(networks))  # type: ignore[type-var]
 
 
@@ -187,7 +187,7 @@ def _render(values: Mapping[str, str], sets: _Sets, rules: str) -> str:
 
 
 def _braces(elements: frozenset[str]) -> str:
-    """Return a list of elements. Sorted, so that equal rulesets are equal texts; the order means nothing to nft."""
+    """Return a list of elements, sorted so that equal rulesets are equal texts. nft ignores the order."""
     return "{\n\t" + ",\n\t".join(sorted(elements)) + "\n}" if elements else "{}"
 
 
@@ -202,7 +202,7 @@ def _minus(a: _Sets, b: _Sets) -> _Sets:
 def _change(gone: _Sets, come: _Sets) -> str:
     """Return the commands that exchange elements.
 
-    Removals come first: an element of a map that gets another value is both removed and added.
+    Removals come first: an element of a map that gets another value is removed and added.
     """
     commands = [(verb, name, sets[name]) for verb, sets in (("delete", gone), ("add", come)) for name in sets]
     return "".join(f"{verb} element {TABLE} {name} {_braces(e)}\n" for verb, name, e in commands if e)

@@ -1,13 +1,13 @@
-"""Our own names: what each asker is told about a question, from the Zone alone.
+"""The mesh's own names: how each asker's question is answered, from the Zone alone.
 
-Order in which a name is recognised:
+A name is recognised in this order:
 
-1. `<container>.<service>`, exactly, if the zone has it. Other names below a service's name are not ours: the service
-   may be called like a real top-level domain.
+1. `<container>.<service>`, exactly, if the zone has it. Other names below a service's name are not the mesh's: the
+   service may be named like a real top-level domain.
 2. Everything at or under the suffix (`mesh.internal`), whether it exists or not.
 3. Reverse names of `vip_range`.
 
-Anything else goes upstream. Each exact name is a zone of its own, so its SOA record bears the name itself.
+Any other name goes upstream. Each exact name is a zone of its own, so its SOA record bears the name itself.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from appliance.render.dnsmessage import Query
 
 TTL = 5
-"""Seconds that an asker may keep an address. A name's virtual IP hardly ever changes, but when a service is removed
-and made anew, nobody shall dial the former address for longer; and a question costs us microseconds."""
+"""Seconds that an asker may keep an address. A name's virtual IP hardly ever changes. When a service is removed and
+deployed again, no client dials the former address for longer than this. An answer costs microseconds."""
 
 NEGATIVE_TTL = 1
-"""Seconds that an asker may keep "no such name": whoever adds the missing `connect_to` wants to see it work."""
+"""Seconds that an asker may keep "no such name": once the missing `connect_to` is added, the name works that soon."""
 
 _ANY = 255
 _REVERSE = (b"in-addr", b"arpa")
 
 
 class ZoneAnswers:
-    """Answers questions from one Zone. An asker is anybody with a view, a container or whatever else has one."""
+    """Answers questions from one Zone. An asker is any address that has a view: a container, the host, a guest."""
 
     def __init__(self, zone: Zone) -> None:
         self.zone = zone
@@ -48,11 +48,11 @@ class ZoneAnswers:
         return asker in self.zone.views
 
     def expects(self, asker: IPv4Address) -> bool:
-        """Whether a view of this asker may come: it is on one of our networks."""
+        """Whether this asker may get a view soon: it is on a network of containers."""
         return any(asker in subnet for subnet in self.zone.subnets)
 
     def answer(self, asker: IPv4Address, query: Query) -> Reply | None:
-        """Return what an asker with a view is told, or None for a name that is not ours."""
+        """Return the answer for an asker that has a view, or None for a name that is not the mesh's."""
         name = query.name
         if len(name) == 2:
             known = _name(name)
@@ -83,7 +83,7 @@ class ZoneAnswers:
                 return _positive(query, QTYPE.SOA, _soa(TTL))
             return _negative(query, len(self._suffix))
         if len(labels) == 1 and any(labels[0] == n.service.encode() for n in self.zone.views[asker]):
-            # Names exist below it, so it exists too, with nothing to tell (RFC 8020 §2).
+            # Names exist below it, so it exists as well, without records (RFC 8020 §2).
             return _negative(query, len(self._suffix))
         return _negative(query, len(self._suffix), NXDOMAIN)
 
@@ -129,12 +129,12 @@ def _negative(query: Query, zone_labels: int, rcode: int = 0, ede: Ede | None = 
 
 
 def _soa(minimum: int) -> Any:
-    """Return the SOA data of all our zones. Nobody transfers them: only the last number means anything."""
+    """Return the SOA data of all zones here. Zones are not transferred, so only the last number has a meaning."""
     return SOA(DNSLabel([b"meshbox"]), DNSLabel([b"hostmaster", b"meshbox"]), (1, 3600, 600, 86400, minimum))
 
 
 def _name(labels: tuple[bytes, ...]) -> Name:
-    """Return the Name that two labels spell; bytes beyond ASCII spell none that exists."""
+    """Return the Name that two labels spell. No Name has bytes beyond ASCII."""
     container, service = labels
     return Name(service=service.decode("latin-1"), container=container.decode("latin-1"))
 

@@ -1,7 +1,7 @@
 """The language of spec files: `service()`, `container()`, and `load()`, which evaluates a file.
 
 A spec file is Python that runs in the command line's process with the caller's rights; only its values travel on.
-It needs no import (both names are bound), and works with `from appliance.spec.dsl import service, container` as well.
+It needs no import, since both names are bound; `from appliance.spec.dsl import service, container` works as well.
 What counts are the services that module-level variables hold, singly or in lists.
 """
 
@@ -21,6 +21,9 @@ from appliance.spec.parse import check_services, parse_container, parse_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+FORMER_NAME = "appliance.dsl"
+"""What this module was called in version 0.1.0. Spec files may import it under that name."""
 
 _made: ContextVar[list[tuple[Service, int]] | None] = ContextVar("_made", default=None)
 """While a file is loaded: the services that it made, with the lines where it did."""
@@ -93,7 +96,7 @@ def load(path: str | Path) -> tuple[tuple[Service, ...], tuple[str, ...]]:
     except SyntaxError as error:
         raise InputError(f"{path}:{error.lineno or 1}: syntax error: {error.msg}") from None
     except ValueError as error:  # a zero byte in the source
-        raise InputError(f"{path}: is no Python source: {error}") from None
+        raise InputError(f"{path}: is not Python source: {error}") from None
     made: list[tuple[Service, int]] = []
     module = ModuleType("meshbox_spec")
     module.__dict__.update(__file__=str(path), service=service, container=container)
@@ -116,17 +119,24 @@ def load(path: str | Path) -> tuple[tuple[Service, ...], tuple[str, ...]]:
 
 @contextmanager
 def _environment(path: Path, module: ModuleType, made: list[tuple[Service, int]]) -> Iterator[None]:
-    """Provide what a spec file may expect: modules beside it can be imported; what it prints goes to stderr."""
+    """Provide what a spec file may expect: modules beside it can be imported; what it prints goes to stderr.
+
+    This module is there under its former name too, also as an attribute of its package.
+    """
     folder = str(path.resolve().parent)
     token = _made.set(made)
     sys.path.insert(0, folder)
     sys.modules[module.__name__] = module  # dataclasses look their module up
+    package, _, former = FORMER_NAME.partition(".")
+    sys.modules[FORMER_NAME] = sys.modules[__name__]
+    setattr(sys.modules[package], former, sys.modules[__name__])
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
         sys.path.remove(folder)
-        del sys.modules[module.__name__]
+        del sys.modules[module.__name__], sys.modules[FORMER_NAME]
+        delattr(sys.modules[package], former)
         _made.reset(token)
 
 

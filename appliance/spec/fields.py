@@ -1,4 +1,4 @@
-"""The values of single fields of a spec, from raw to parsed. `specparse` says where each of them stands.
+"""The values of single fields of a spec, from raw to parsed. `spec.parse` says where each of them stands.
 
 Every error is an `InputError` of a few words that says what is wrong and what to write instead, without the place.
 """
@@ -61,7 +61,7 @@ def parse_integer(value: Any, low: int, high: int, unit: str = "") -> int:
 def parse_image(value: Any) -> str:
     """Accept an image as Docker writes it: registry, path, tag and digest."""
     if not isinstance(value, str) or not _IMAGE.fullmatch(value):
-        raise InputError(f'{shown(value)} is no image reference; write for example "redis" or "redis:7"')
+        raise InputError(f'{shown(value)} is not an image reference; write for example "redis" or "redis:7"')
     return value
 
 
@@ -83,7 +83,7 @@ def parse_ports(value: Any) -> tuple[Port, ...]:
 
 
 def parse_allowances(value: Any) -> tuple[Allowance, ...]:
-    """Accept entries of `connect_to`; one that is said twice counts once."""
+    """Accept entries of `connect_to`; one that is written twice counts once."""
     return tuple(dict.fromkeys(Allowance.parse(item) for item in _list(value, '["apple.orange:8080"]')))
 
 
@@ -116,7 +116,7 @@ def parse_environment(value: Any) -> tuple[tuple[str, str], ...]:
     found: dict[str, str] = {}
     for name, content in items:
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
-            raise InputError(f"{shown(name)} is no name of a variable")
+            raise InputError(f"{shown(name)} is not a variable name")
         if isinstance(content, bool) or not isinstance(content, str | int | float):
             raise InputError(f'the value of {name} is {shown(content)}; write text, for example "yes"')
         if name in found:
@@ -138,7 +138,7 @@ def parse_volumes(value: Any) -> tuple[str, ...]:
     for text in texts:
         source, target, modes = _volume(text)
         if not target.startswith("/") or target == "/":
-            raise InputError(f'{shown(text)}: "{target}" is no absolute path in the container')
+            raise InputError(f'{shown(text)}: "{target}" is not an absolute path in the container')
         if source and not source.startswith("/") and not _VOLUME_NAME.fullmatch(source):
             raise InputError(f'{shown(text)}: "{source}" is neither an absolute path nor the name of a volume')
         for mode in modes:
@@ -180,6 +180,6 @@ def parse_seconds(value: Any) -> float:
         return float(value)
     match = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if match is None:
-        raise InputError(f'{shown(value)} is no duration; write seconds (10) or text ("1m30s")')
+        raise InputError(f'{shown(value)} is not a duration; write seconds (10) or text ("1m30s")')
     hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
     return hours * 3600 + minutes * 60 + seconds + millis / 1000

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import InputError, did_you_mean
 from appliance.model.names import Name, parse_label, parse_service_name
 from appliance.model.spec import Container, Health, Service
+from appliance.spec.constraint import parse_constraint
 from appliance.spec.fields import (
     parse_allowances,
     parse_command,
@@ -21,7 +22,6 @@ from appliance.spec.fields import (
     parse_integer,
     parse_ports,
     parse_seconds,
-    parse_text,
     parse_volumes,
     shown,
 )
@@ -51,7 +51,7 @@ CONTAINER_FIELDS = (
 HEALTH_FIELDS = ("command", "interval", "timeout", "retries", "start_period")
 
 MAX_COUNT = 1000
-"""Replicas of one service; more is taken for a slip of the keyboard."""
+"""Replicas of one service; more is taken for a typing error."""
 MIN_CPU = 10
 """Thousandths of a core. Docker refuses less than 0.01 CPUs (daemon_unix.go)."""
 MAX_CPU = 1_000_000
@@ -84,7 +84,7 @@ def parse_service(raw: Mapping[str, Any], where: str = "") -> Service:
         name=name,
         count=place.take(raw, "count", lambda value: parse_integer(value, 1, MAX_COUNT)) or 1,
         containers=containers,
-        constraint=place.take(raw, "constraint", parse_text),
+        constraint=place.take(raw, "constraint", parse_constraint),
     )
 
 
@@ -118,7 +118,7 @@ def service_to_raw(service: Service) -> dict[str, Any]:
     """Return what `parse_service` turns into the same service again; fields at their default are left out."""
     raw: dict[str, Any] = {"name": service.name, "count": service.count}
     if service.constraint is not None:
-        raw["constraint"] = service.constraint
+        raw["constraint"] = str(service.constraint)
     raw["containers"] = [container_to_raw(container) for container in service.containers]
     return raw
 
@@ -152,8 +152,8 @@ def check_services(
 ) -> tuple[str, ...]:
     """Return warnings about services that are deployed together; raise InputError if two have one name.
 
-    `others` are services that are there already, `names` those of containers that somebody else started: what
-    `connect_to` names must be among all of these, or it does not exist (yet).
+    `others` are services that are deployed already, `names` those of containers that meshbox did not create. What
+    `connect_to` names is among all of these, or it does not exist (yet).
     """
     counted: set[str] = set()
     for service in services:
@@ -190,7 +190,7 @@ def _dangling(who: str, allowance: Allowance, offered: Mapping[Name, tuple[Port,
 
 
 class _Place:
-    """Where in the input we are: words every error with it."""
+    """A place in the input; every error begins with it."""
 
     def __init__(self, text: str) -> None:
         self.text = text

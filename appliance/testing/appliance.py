@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from appliance.config.options import Config
+    from appliance.model.registry import Interests
     from appliance.model.rollout import Action
     from appliance.model.spec import Service
 
@@ -37,10 +38,10 @@ NETWORK = DockerNetwork(name="meshbox", driver="bridge", subnets=(IPv4Network("1
 
 
 class FakeAppliance:
-    """A running appliance without Docker, nft and sockets (`admin.Appliance`).
+    """A running appliance without Docker, nft and sockets (`api.protocol.Appliance`).
 
-    It plans as the real one does. Whenever it is looked at, its containers take one step: a created one starts, a
-    started one accepts connections, a retired one goes. An image in `missing_images` cannot be pulled, one
+    It plans as the real one does. At each look its containers take one step: a created one starts, a started one
+    accepts connections, a retired one goes. An image in `missing_images` cannot be pulled, one
     in `absent_images` is pulled before a deploy; a container in `silent` never accepts.
     """
 
@@ -66,7 +67,7 @@ class FakeAppliance:
         self._step()
         return self._facts()
 
-    async def look(self, services: frozenset[str]) -> Snapshot:  # noqa: ARG002 — as `admin.Appliance` has it
+    async def look(self, interests: Interests) -> Snapshot:  # noqa: ARG002 — as `api.protocol.Appliance` has it
         """Return the same: nothing is hidden here."""
         return self.snapshot()
 

@@ -1,4 +1,4 @@
-"""The whole appliance on a Docker Engine of its own: a container's first connection, and what idling costs."""
+"""The whole appliance on a Docker Engine of its own: a container's first connection, and the cost of idling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).resolve().parents[2] / "tests"
 STARTS = 20
 IDLE_SECONDS = 45.0
-"""Longer than the helper around libnftables waits before it ends."""
+"""Longer than the idle time after which the helper around libnftables ends."""
 QUICK_IDLE_SECONDS = 10.0
 NOT_PINNED = "Nothing is pinned: the appliance, Docker and the containers share all CPUs."
 SPEC = """
@@ -86,7 +87,7 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return what the process has used, with those of its children that have ended; 0 once it has itself."""
+    """Return the CPU time of a process and of its children that have ended; 0 if it has ended itself."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -95,7 +96,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident(pid: int) -> int:
-    """Return KiB."""
+    """Return the resident memory in KiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
 

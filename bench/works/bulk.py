@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.contenders import BULK, Service, mirror, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import SERVER
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 PORT = 5201
 DIRECTIONS = {"up": [], "down": ["-R"], "both": ["--bidir"]}
 MIRRORED = 8 << 20
-"""Bytes that each contender must carry whole, there and back, before it is measured."""
+"""Bytes that each contender must carry there and back, unchanged, before it is measured."""
 SPLICED = 0.5
-"""Least part that a contender that is to splice must have spliced."""
+"""The part of all bytes that a splicing contender must have spliced at least."""
 LEAST_SECONDS = 2
-"""Shorter, what is in buffers would count for too much."""
+"""In less time, what is in buffers counts for too much."""
 
 
 @contextmanager
@@ -67,10 +68,10 @@ def _measure(lab: Lab, name: str, target: Target, *, streams: int, direction: st
 
 
 def _under_way(target: Target) -> int:
-    """Return how many bytes of a stream may be in buffers, sent and not received, when the time is up.
+    """Return how many bytes of a stream may be in buffers, sent and not received, at the end.
 
-    That is the largest send buffer and, as half of it is overhead, half the largest receive buffer; twice where a
-    process has a connection to either side.
+    These are the largest send buffer and half of the largest receive buffer, whose other half is overhead; twice as
+    much where a process has a connection to either side.
     """
     most = [int(Path(f"/proc/sys/net/ipv4/{name}").read_text().split()[2]) for name in ("tcp_wmem", "tcp_rmem")]
     return (most[0] + most[1] // 2) * (2 if target.process else 1)

@@ -1,4 +1,4 @@
-"""The control plane: how long a change takes to be applied, and what traffic feels of it.
+"""The control plane: how long a change takes to be applied, and how it disturbs traffic.
 
 100 workloads, each in a namespace of its own, each with routes to 100 services (10 and 10 with --quick). The process is
 the appliance without Docker: bench/controlhost.py. It may use all CPUs, as when deployed.
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.controlhost import CHURN, address
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import PROXY, PROXY_IP, PYTHON, ROOT, run
 from bench.process import resident
 from bench.works import http
@@ -24,15 +25,15 @@ from bench.works import http
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from bench.lab import Lab
+    from bench.lab import Build, Lab
 
 COUNT, QUICK_COUNT = 100, 10
 CHANGES = 10
-"""Changes of each kind in one measurement; their median counts, and the longest stall of any."""
+"""Changes of each kind in one measurement: their median counts, and the longest stall of any."""
 APPLIED = 0.9
-"""Part of the changes beside traffic that must have been applied one by one; a late pass may take two at once."""
+"""The part of the changes during traffic that must be applied one by one; a late pass may take two at once."""
 WORKER = b"bench.stall"
-"""In the command line of a worker, and of no other helper."""
+"""Only the command line of a worker has it, not that of another helper."""
 CONTENDERS = {"workers=0": 0, "workers=1": 1}
 ANY_CPU = "Nothing keeps the appliance to one CPU: it shares all with client and server."
 STALL = (
@@ -45,9 +46,10 @@ STALL = (
 class Host:
     """A running control host."""
 
-    def __init__(self, lab: Lab, folder: str, workers: int) -> None:
+    def __init__(self, lab: Lab, folder: str, workers: int, build: Build | None = None) -> None:
         count = str(QUICK_COUNT if lab.quick else COUNT)
-        command = ["ip", "netns", "exec", PROXY, PYTHON, "-m", "bench.controlhost", count, count, folder, str(workers)]
+        command = [PYTHON, "-m", "bench.controlhost", count, count, folder, str(workers)]
+        command = ["ip", "netns", "exec", PROXY, *(build.prefix if build else ()), *command]
         self._log = Path(folder, "log")
         with self._log.open("wb") as errors:
             self._popen = subprocess.Popen(
@@ -78,7 +80,7 @@ class Host:
         return resident(self._popen.pid) / 1024
 
     def memory(self) -> float:
-        """Return the memory of it and its workers in MiB, what several processes share divided among them."""
+        """Return the memory of it and its workers in MiB; what several processes share is divided among them."""
         pid = self._popen.pid
         children = (path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children"))
         workers = [p for pids in children for p in pids if WORKER in Path(f"/proc/{p}/cmdline").read_bytes()]
@@ -90,10 +92,10 @@ class Host:
 
 
 @contextmanager
-def host(lab: Lab, workers: int = 0) -> Iterator[Host]:
+def host(lab: Lab, workers: int = 0, build: Build | None = None) -> Iterator[Host]:
     """Run a control host with a state folder of its own."""
     with tempfile.TemporaryDirectory(dir=lab.folder) as folder:
-        it = Host(lab, folder, workers)
+        it = Host(lab, folder, workers, build)
         try:
             yield it
         finally:
@@ -116,11 +118,16 @@ def namespaces(lab: Lab) -> Iterator[None]:
 @contextmanager
 def _changes(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
     with namespaces(lab):
-        yield {name: partial(_measure_changes, lab, workers) for name, workers in CONTENDERS.items()}
+        measures = {}
+        for name, workers in CONTENDERS.items():
+            measures[name] = partial(_measure_changes, lab, workers)
+            for build in lab.builds:
+                measures[f"{name}, {build.label}"] = partial(_measure_changes, lab, workers, build)
+        yield measures
 
 
-def _measure_changes(lab: Lab, workers: int) -> Sample:
-    with host(lab, workers) as it:
+def _measure_changes(lab: Lab, workers: int, build: Build | None = None) -> Sample:
+    with host(lab, workers, build) as it:
         cold = it.do("cold")
         expected = QUICK_COUNT if lab.quick else COUNT
         if cold["rulesets"] != expected or cold["listeners"] < expected:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.contenders import Target
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import CLIENT_IP, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ UPSTREAM_PORT = 5300
 PORTS = {"meshbox": 5301, "dnsmasq": 5302, "unbound": 5303}
 LOST = 0.001
 PERCENTILE_RATE = 20_000
-"""Questions a second while the 99th percentile is measured: well below what any of them can do."""
+"""Questions a second while the 99th percentile is measured: well below the limit of every contender."""
 
 
 @contextmanager

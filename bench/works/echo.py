@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.contenders import TCP, Service, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import PYTHON, SERVER
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.contenders import PORT_DIALLED, SOURCE, TCP, TWO, Service, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import DIRECT_IP, PYTHON, SERVER
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 PORT = 8080
 FILE_BYTES = 8 << 20
-"""What each contender must deliver whole before it is measured."""
+"""Bytes that each contender must deliver unchanged before it is measured."""
 ANSWER_BYTES = 100
-"""Least size of an answer with its head."""
+"""The least size of an answer with its head."""
 UNITS = {"us": 1.0, "ms": 1000.0, "s": 1e6, "m": 6e7}
 
 
@@ -67,7 +68,7 @@ def _verify(lab: Lab, name: str, target: Target, digest: str) -> None:
     except BenchError as error:
         raise BenchError(f"{name} did not deliver {FILE_BYTES} bytes: {error}") from None
     if got["sha256"] != digest:
-        raise BenchError(f"{name} delivered {got['size']} of {FILE_BYTES} bytes, or others than were sent")
+        raise BenchError(f"{name} delivered {got['size']} of {FILE_BYTES} bytes, or not the ones that were sent")
 
 
 def _measure(lab: Lab, name: str, target: Target, *, connections: int, keep: bool) -> Sample:

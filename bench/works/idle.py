@@ -1,7 +1,7 @@
-"""Idle connections: what each costs in memory, and how long it takes to open them. Each round starts afresh.
+"""Idle connections: the memory that each takes, and the time to open them. Each round starts new processes.
 
-`direct` has no process, so only the time to open means anything there. `conntrack` counts what the kernel of a Docker
-host remembers of connections.
+`direct` has no process, so only its time to open means anything. `conntrack` counts the entries that the kernel of a
+Docker host keeps of connections.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from bench.contenders import FILES, FILES_BESIDE, MOST_CONNECTIONS, Service, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import CLIENT, PROXY, PYTHON, SERVER, enter, run
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
 PORT = 7200
 COUNT = 8000
-"""Within the 20,000 open files of small machines, two for each connection."""
+"""Two files for each connection: within the 20,000 open files of small machines."""
 QUICK_COUNT = 1000
 EACH = 25_000
 """Connections to one port of the server: each takes a local port of client and proxy, of which there are 35,000."""
 ROOM_KIB = 32
-"""Memory that a connection may take in all: four sockets, and nginx's 10 KiB."""
+"""Memory that a connection may take: four sockets, and nginx's 10 KiB."""
 TRACKING_MAX = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 NAMES = ("direct", "meshbox", "haproxy", "nginx")
 TRACKED = ("meshbox", "dnat")
@@ -40,7 +41,7 @@ TRACKED_COUNT = 500
 
 @contextmanager
 def _open(lab: Lab, *, count: int | None) -> Iterator[Mapping[str, Callable[[], Sample]]]:
-    """Hold `count` connections; None: as many as there is room for, and say what allows no more."""
+    """Hold `count` connections; None: as many as there is room for, and tell what limits them."""
     most, why = room()
     wanted = QUICK_COUNT if lab.quick else count
     if wanted is None:
@@ -52,7 +53,7 @@ def _open(lab: Lab, *, count: int | None) -> Iterator[Mapping[str, Callable[[], 
 
 
 def room() -> tuple[int, str]:
-    """Return how many connections one proxy can hold here, up to MOST_CONNECTIONS, and what allows no more."""
+    """Return how many connections one proxy can hold here, up to MOST_CONNECTIONS, and what limits them."""
     available = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]
     tracked = int(TRACKING_MAX.read_text())
     return min(
@@ -91,7 +92,7 @@ def _measure(lab: Lab, name: str, services: tuple[Service, ...], count: int) -> 
 
 @contextmanager
 def _held(lab: Lab, name: str, target: Target, count: int) -> Iterator[float]:
-    """Hold so many connections; yield the seconds that it took to open them."""
+    """Hold connections; yield the seconds that it took to open them."""
     command = [PYTHON, "-m", "bench.clients", "hold", target.host, str(count), *map(str, target.ports)]
     with subprocess.Popen(
         enter(CLIENT, lab.client_cpu) + command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -123,7 +124,7 @@ def _measure_tracked(lab: Lab, name: str, services: tuple[Service, ...]) -> Samp
 
 
 def _entries() -> int:
-    """Return how much connection tracking knows in the proxy's namespace."""
+    """Return how many connections the kernel tracks in the proxy's namespace."""
     return int(run(["ip", "netns", "exec", PROXY, "cat", "/proc/sys/net/netfilter/nf_conntrack_count"]))
 
 

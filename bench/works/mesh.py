@@ -1,7 +1,7 @@
 """Many machines: how soon a registration is usable elsewhere, and what a big mesh costs one appliance.
 
-`mesh` has two whole machines. `scale` has one, and a Consul that is told of 50 more with 5 registrations for each of
-so many services; nobody answers at their addresses, and nothing is asked of them.
+`mesh` has two whole machines. `scale` has one, and a Consul with 50 simulated ones and 5 registrations for each
+service. Nothing answers at their addresses, and nothing is sent there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from appliance.drivers.consul import codec as consulcodec
 from appliance.model.facts import Machine
 from appliance.model.names import Destination
 from appliance.model.network import Registration
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.works.appliance import NOT_PINNED, TESTS, cpu_seconds, family, resident
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ CHANGES = 10
 """Changes of each kind in one measurement; their median counts."""
 IDLE_SECONDS, QUICK_IDLE_SECONDS = 10.0, 4.0
 PATIENCE = 60.0
-"""Seconds until a change that is not applied is a failure."""
+"""Seconds after which a change that is not applied is a failure."""
 CASES = {"20 of 20": (20, 20), "20 of 200": (20, 200), "100 of 200": (100, 200)}
-"""Services that the one container may reach, of so many that exist."""
+"""Services that the container may reach, and services that exist."""
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def _first_connection(one: Any, two: Any) -> float:
 
 
 class _Mesh:
-    """A machine, and the others that its Consul was told of."""
+    """A machine, and the simulated ones that its Consul knows."""
 
     def __init__(self, machine: Any) -> None:
         self._machine = machine
@@ -106,7 +107,7 @@ class _Mesh:
             self._register(other, consulcodec.machine_service(other))
 
     def set_up(self, watched: int, existing: int) -> None:
-        """Have so many services, and a container that may reach so many of them, anew."""
+        """Replace all services, and start a container that may reach some of them."""
         for number in range(self._existing, existing):
             for replica in range(REPLICAS):
                 self.announce(number, replica)
@@ -128,13 +129,13 @@ class _Mesh:
         return len(rows) == self._watched and all(len(row["backends"]) == REPLICAS for row in rows)
 
     def announce(self, service: int, replica: int, port: int = 80, weight: int = 1) -> None:
-        """Have one of the others announce that it serves something."""
+        """Let a simulated machine announce that it serves something."""
         other, destination = self._place(service, replica, port)
         r = Registration(destination=destination, proxy_port=20000 + service, weight=weight)
         self._register(other, consulcodec.destination_service(other, r))
 
     def withdraw(self, service: int, replica: int, port: int = 80) -> None:
-        """Have it withdraw that."""
+        """Let it withdraw that."""
         other, destination = self._place(service, replica, port)
         service_id = consulcodec.destination_id(other.node, destination)
         self._call("/v1/catalog/deregister", {"Node": other.node, "ServiceID": service_id})
@@ -167,7 +168,7 @@ class _Mesh:
         self.set_up(*CASES[case])
         pid = self._machine.appliance.pid
         never = threading.Event()
-        never.wait(2)  # what follows a start
+        never.wait(2)  # until the work that follows a start is done
         with _Used(pid) as idle:
             never.wait(idle_seconds)
         with self._commits() as committed, _Used(pid) as changing:
@@ -188,7 +189,7 @@ class _Mesh:
         }
 
     def _change(self, number: int, committed: Callable[[], float]) -> float:
-        """Let a watched service serve one port more, or less; return the seconds until the container's rules say so."""
+        """Add or remove a port of a watched service; return the seconds until the container's rules have it."""
         begin = time.monotonic()
         if number % 2:
             self.withdraw(0, 0, port=81)
@@ -217,7 +218,7 @@ class _Mesh:
                 if not more.wait_for(lambda: seen, PATIENCE):
                     raise BenchError(f"a change was not applied within {PATIENCE:.0f} s")
                 when = seen[0]
-            threading.Event().wait(0.3)  # let all of this change pass
+            threading.Event().wait(0.3)  # until this change is done with
             with more:
                 seen.clear()
             return when
@@ -234,7 +235,7 @@ class _Mesh:
 
 
 class _Used:
-    """CPU seconds that a process and its children use within a block, those that have ended included."""
+    """CPU seconds of a process and its children within a block, with those that have ended."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.contenders import TCP, Service, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import DIRECT_IP, SERVER
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 PORT = 6379
 PER_SECOND = {1: 20_000, 16: 150_000}
-"""Operations asked for each second that a measurement shall take, by pipeline depth."""
+"""Operations for each second that a measurement is meant to take, by pipeline depth."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One namespace's rules: the whole table, and one route more, with what nft alone takes for the same text."""
+"""One namespace's rules: the whole table, and one more route, and the time that nft alone takes for the same text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from appliance.drivers.nft.client import Nft
 from appliance.model.names import Protocol
 from appliance.model.network import NetnsId, Route, WorkloadRuleset
 from appliance.render.ruleset import change_workload, render_workload
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import run
 
 if TYPE_CHECKING:

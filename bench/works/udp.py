@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bench.contenders import SOURCE, UDP, Service, mirror, proxies
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import SERVER, run
 from bench.works.echo import ONE_CPU
 
@@ -27,13 +28,13 @@ SIZE = 64
 MIRRORED = 100_000
 """Bytes that each contender must carry there and back, in larger datagrams, before it is measured."""
 RATES = tuple(round(4_000 * 1.2**step) for step in range(26))
-"""Datagrams a second that are tried: 4,000 to 382,000, each a fifth above the one before."""
+"""Rates to try, in datagrams a second: 4,000 to 382,000, each a fifth above the one before."""
 QUICK_STEP = 4
-"""With --quick every so many of these, each twice the one before."""
+"""With --quick, only every fourth rate is tried: about twice the one before."""
 SLOW = 0.95
-"""The sender must reach this part of the rate."""
+"""The part of the rate that the sender must reach."""
 LOST = 0.001
-"""Less than this is "without loss"."""
+"""A smaller part lost counts as no loss."""
 
 
 @contextmanager
@@ -63,13 +64,13 @@ def _round_trip(lab: Lab, name: str, target: Target) -> Sample:
 
 
 def _packets(lab: Lab, name: str, target: Target) -> Sample:
-    """Look for the highest rate without loss by halving the range of rates."""
+    """Find the highest rate without loss by halving the range of rates."""
     rates = RATES[:: QUICK_STEP if lab.quick else 1]
     low, high = 0, len(rates)
     best: Sample = {"packets/s": 0.0}
     while low < high:
         middle = (low + high) // 2
-        # A second chance: others on this machine may have taken the CPU away the first time.
+        # A second chance: another program may have had the CPU the first time.
         sample = _at_rate(lab, name, target, rates[middle]) or _at_rate(lab, name, target, rates[middle])
         if sample:
             best, low = sample, middle + 1
@@ -83,7 +84,7 @@ def _at_rate(lab: Lab, name: str, target: Target, rate: int) -> Sample | None:
     before = _arrived()
     with target.used() as cpu:
         output = _plain(lab.client(command))
-        run(["sleep", "0.2"])  # what is still queued is not lost
+        run(["sleep", "0.2"])  # until queued datagrams have arrived: they are not lost
     arrived = _arrived() - before
     sent = _number(r"Total of (\d+) messages sent", output)
     if not arrived:
@@ -95,7 +96,7 @@ def _at_rate(lab: Lab, name: str, target: Target, rate: int) -> Sample | None:
 
 
 def _arrived() -> float:
-    """Return how many datagrams have come to sockets of the server's namespace, taken by the program or not."""
+    """Return how many datagrams have come to sockets of the server's namespace, whether or not they were read."""
     lines = run(["ip", "netns", "exec", SERVER, "cat", "/proc/net/snmp"]).splitlines()
     names, values = (line.split()[1:] for line in lines if line.startswith("Udp:"))
     counters = dict(zip(names, map(float, values), strict=True))

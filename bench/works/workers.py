@@ -1,6 +1,6 @@
-"""What the option `workers` changes: traffic, how long changes hold it up, and memory. The default is chosen by this.
+"""What the option `workers` changes: traffic, how long changes delay it, and memory. The default follows from it.
 
-Each is the appliance without Docker, as in control.py, and started anew for each round.
+Each contender is the appliance without Docker, as in control.py, and starts again for each round.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.works import http
 from bench.works.control import ANY_CPU, COUNT, QUICK_COUNT, STALL, host, load, measure_churn, namespaces
 

@@ -7,11 +7,11 @@ import subprocess
 import pytest
 
 from appliance.app import worker
-from appliance.drivers.nft import client as nft
+from appliance.drivers.nft import helper
 
 
 @pytest.mark.parametrize(
-    "command", [nft.HELPER, (*worker.command(level="info", form="text"), "no descriptor")], ids=["helper", "worker"]
+    "command", [helper.HELPER, (*worker.command(level="info", form="text"), "no descriptor")], ids=["helper", "worker"]
 )
 def test_a_stranger_in_the_working_directory_is_not_run(tmp_path, command):
     """Whoever calls meshbox as root in somebody else's folder runs nothing that lies there."""

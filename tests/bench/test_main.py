@@ -7,7 +7,8 @@ import orjson
 import pytest
 
 import bench.__main__ as program
-from bench.figures import BenchError, Figure, Sample, Work
+from bench.errors import BenchError
+from bench.figures import Figure, Sample, Work
 from bench.lab import Lab
 
 

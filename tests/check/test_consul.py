@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from appliance.check import consul as fitconsul
+from appliance.check import consul
 from appliance.config.options import Config, Consul
 from appliance.model.finding import Level
 from tests.faultyconsul import FaultyConsul
@@ -29,13 +29,13 @@ def agent(tmp_path_factory) -> Iterator[ConsulAgent]:
 
 def look(node="", **settings):
     """Return the one finding."""
-    (found,) = trio.run(fitconsul.consul, Config(registry="consul", node=node, consul=Consul(**settings)))
+    (found,) = trio.run(consul.consul, Config(registry="consul", node=node, consul=Consul(**settings)))
     return found
 
 
 def test_without_consul() -> None:
     """A machine alone asks nobody."""
-    assert trio.run(fitconsul.consul, Config()) == []
+    assert trio.run(consul.consul, Config()) == []
 
 
 def test_well(agent) -> None:
@@ -62,7 +62,7 @@ def test_unreachable() -> None:
         (
             {"status": 403},
             "refuses reading the agent",
-            'add to the token\'s policy: agent_prefix "" { policy = "read" }',
+            'the token\'s policy needs agent_prefix "" { policy = "read" }',
         ),
         ({"delay": 3600.0}, "did not answer within", "check its load"),
     ],
@@ -70,13 +70,13 @@ def test_unreachable() -> None:
 )
 def test_trouble(agent, monkeypatch, fault, words, remedy) -> None:
     """Each trouble has its words and its remedy."""
-    monkeypatch.setattr(fitconsul, "PATIENCE", 1.0 if "delay" in fault else 30.0)
+    monkeypatch.setattr(consul, "PATIENCE", 1.0 if "delay" in fault else 30.0)
 
     async def main():
         faulty = FaultyConsul(agent.address, **fault)
         async with trio.open_nursery() as nursery:
             await nursery.start(faulty.run)
-            (found,) = await fitconsul.consul(Config(registry="consul", consul=Consul(address=faulty.address)))
+            (found,) = await consul.consul(Config(registry="consul", consul=Consul(address=faulty.address)))
             nursery.cancel_scope.cancel()
         assert found.level is Level.WARNING
         assert words in found.words
@@ -112,5 +112,5 @@ def test_files(tmp_path, key) -> None:
     found = look(address="https://127.0.0.1:1", **{key: str(tmp_path / "none")})
     assert found.level is Level.FAILED
     assert f"consul.{key} {tmp_path}/none" in found.words
-    assert "No such file" in found.remedy
-    assert "mend that file" in found.remedy
+    assert "No such file" in found.words
+    assert found.remedy == "mend that file, or name another one"

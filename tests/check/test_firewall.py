@@ -12,7 +12,7 @@ import pytest
 from machine import run
 
 from appliance.check.firewall import firewall
-from appliance.drivers.netns.netlink import entered
+from appliance.drivers.netns import netlink
 from appliance.model.facts import DockerNetwork
 from appliance.model.finding import Level
 
@@ -50,7 +50,7 @@ def host() -> Iterator[Callable[..., str]]:
 
 def found() -> list[Finding]:
     """Return what is found on that host."""
-    return entered(f"/run/netns/{NETNS}", partial(firewall, [NETWORK], 53, (20000, 29999)))
+    return netlink.entered(f"/run/netns/{NETNS}", partial(firewall, [NETWORK], 53, (20000, 29999)))
 
 
 def test_containers_that_are_kept_out(host: Callable[..., str]) -> None:

@@ -1,212 +1,164 @@
-"""Is this host fit: each finding says what is wrong and how to mend it."""
+"""All checks together: their order, and which of them depend on what was found before."""
 
 from __future__ import annotations
 
-import errno
-import resource
-import socket
-import time
-from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+import trio
 
-from appliance.check import host as fitness
-from appliance.check import kernel as surroundings
+from appliance.check import container, docker, files, firewall, gateway, host, kernel, names, ports, ranges, system
+from appliance.check.docker import DockerAnswer
 from appliance.config.options import Config
+from appliance.drivers.host.resolvers import HostResolvers
 from appliance.model.facts import DockerNetwork
-from appliance.model.finding import Level
+from appliance.model.finding import Level, failed, ok
 
-RANGE = IPv4Network("240.0.0.0/4")
-
-
-@pytest.mark.parametrize(
-    ("answer", "level"),
-    [
-        ("nftables v1.0.6 (Lester Gooch #5)\n", Level.OK),
-        ("nftables v0.9.6 (Capital Idea)", Level.OK),
-        ("nftables v0.9.0 (Fearless Fosdick)", Level.FAILED),
-        ("", Level.FAILED),
-    ],
+BRIDGE = DockerNetwork(
+    name="bridge", driver="bridge", subnets=(IPv4Network("172.17.0.0/16"),), gateways=(IPv4Address("172.17.0.1"),)
 )
-def test_nft_version(answer, level) -> None:
-    """Too old an nft, and one that cannot be read, keep the appliance from running."""
-    found = fitness.nft_version(answer)
-    assert found.level is level
-    assert level is Level.OK or "install nftables 0.9.6" in found.remedy
+ONE = {
+    system: ["privileges", "open_files", "clock"],
+    kernel: ["nft"],
+    files: ["state", "run_dir"],
+    ranges: ["vip_range"],
+    ports: ["dns_port", "proxy_ports"],
+    names: ["host_names", "resolvers"],
+}
+"""Checks that give one finding."""
+MANY = {
+    system: ["programs"],
+    kernel: ["tracking"],
+    gateway: ["gateway"],
+    container: ["host_network", "mounts"],
+    docker: ["namespaces"],
+    firewall: ["firewall"],
+    ranges: ["docker_subnet"],
+    ports: ["dns_listen"],
+}
+"""Checks that give any number of findings."""
+WHOLE = [
+    "privileges",
+    "nft",
+    "programs",
+    "rules",
+    "state",
+    "run_dir",
+    "Docker",
+    "host_network",
+    "mounts",
+    "namespaces",
+    "firewall",
+    "vip_range",
+    "docker_subnet",
+    "dns_port",
+    "proxy_ports",
+    "resolvers",
+    "open_files",
+    "tracking",
+    "clock",
+]
 
 
-def test_vip_range_that_is_too_small() -> None:
-    """Names need room."""
-    assert "only 16 addresses" in fitness.vip_range(IPv4Network("240.0.0.0/28"), (), ()).line
+def stand_in(asked, name, answer):
+    """A check that notes what it was asked."""
+
+    def check(*arguments, **named):
+        asked[name] = (*arguments, *named.values())
+        return answer
+
+    return check
 
 
-def test_vip_range_that_is_somebody_elses() -> None:
-    """A Docker network or a route of the host in the range is named."""
-    network = DockerNetwork(name="web", driver="bridge", subnets=(IPv4Network("240.1.0.0/16"),))
-    assert 'overlaps 240.1.0.0/16 of the Docker network "web"' in fitness.vip_range(RANGE, (network,), ()).line
-    assert "route to 10.0.0.0/8" in fitness.vip_range(IPv4Network("10.8.0.0/16"), (), [IPv4Network("10.0.0.0/8")]).line
-    assert fitness.vip_range(RANGE, (), [IPv4Network("10.0.0.0/8")]).level is Level.OK
+def waiting(check):
+    """The same as a coroutine function."""
+
+    async def waited(*arguments, **named):
+        return check(*arguments, **named)
+
+    return waited
 
 
-@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
-def test_dns_port_that_is_taken(kind) -> None:
-    """A program that has the port on the gateway, or on all addresses, is noticed."""
-    with socket.socket(socket.AF_INET, kind) as other:
-        other.bind(("0.0.0.0", 0))
-        if kind == socket.SOCK_STREAM:
-            other.listen()
-        port = other.getsockname()[1]
-        for gateways in ([IPv4Address("127.0.0.1")], []):
-            found = fitness.dns_port(port, gateways)
-            assert found.level is Level.FAILED
-            assert "set dns_port" in found.remedy
-    assert fitness.dns_port(port, [IPv4Address("127.0.0.1")]).level is Level.OK
+@pytest.fixture
+def examine(monkeypatch):
+    """Make all checks, each of which finds its own name; return the names, and what they were asked."""
+    asked = {}
+    single = [(module, name, ok(name, "fine")) for module, checks in ONE.items() for name in checks]
+    several = [(module, name, [ok(name, "fine")]) for module, checks in MANY.items() for name in checks]
+    for module, name, answer in (*single, *several):
+        monkeypatch.setattr(module, name, stand_in(asked, name, answer))
+    answer = DockerAnswer(finding=ok("Docker", "fine"), networks=(BRIDGE,), sandbox="/run/netns/a")
+    monkeypatch.setattr(kernel, "rules", waiting(stand_in(asked, "rules", ok("rules", "fine"))))
+    monkeypatch.setattr(docker, "ask", waiting(stand_in(asked, "Docker", answer)))
+    monkeypatch.setattr(files, "watch", waiting(stand_in(asked, "watch", ok("watch", "fine"))))
+    monkeypatch.setattr(ranges, "routes", lambda: (IPv4Network("10.0.0.0/8"),))
+    monkeypatch.setattr(HostResolvers, "__call__", lambda _: (("9.9.9.9", 53),))
+
+    def examine(config, **options):
+        async def main():
+            return await host.examine(config, **options)
+
+        return [finding.subject for finding in trio.run(main)], asked
+
+    return examine
 
 
-def test_proxy_ports_in_use() -> None:
-    """Some taken ports are passed over with a warning; when none is left it cannot run."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        taken = fitness.listening_ports()
-    assert port in taken
-    assert fitness.proxy_ports(port, port, taken=taken).level is Level.FAILED
-    assert fitness.proxy_ports(port, port + 1, taken=frozenset({port})).level is Level.WARNING
-    assert fitness.proxy_ports(1, 2, taken=frozenset({3})).level is Level.OK
+def test_order(examine) -> None:
+    """What the others need comes first, and each check gets what it is about."""
+    config = Config()
+    found, asked = examine(config)
+    assert found == WHOLE
+    assert asked["firewall"] == ((BRIDGE,), 53, (20000, 29999))
+    assert asked["vip_range"] == (config.vip_range, (BRIDGE,), (IPv4Network("10.0.0.0/8"),))
+    assert asked["dns_port"] == (53, [IPv4Address("172.17.0.1")])
+    assert asked["namespaces"] == (config, "/run/netns/a")
+    assert asked["resolvers"] == ((("9.9.9.9", 53),),)
 
 
-def test_resolvers() -> None:
-    """No resolver, or one that containers cannot be sent to, is a warning."""
-    assert fitness.resolvers(()).level is Level.WARNING
-    assert fitness.resolvers([("127.0.0.53", 53)]).level is Level.WARNING
-    assert fitness.resolvers([("10.0.0.1", 53), ("127.0.0.1", 53)]).level is Level.OK
+def test_rules_are_tried_only_where_they_can_be(examine, monkeypatch) -> None:
+    """Without rights or programs the kernel is not asked."""
+    monkeypatch.setattr(system, "privileges", lambda: failed("privileges", "not root", "sudo"))
+    found, asked = examine(Config(doors=False))
+    assert found == [subject for subject in WHOLE if subject != "rules"]
+    assert "rules" not in asked
 
 
-def test_missing_programs_are_named_with_their_package(monkeypatch) -> None:
-    """Without nft, nsenter and ip it says what to install, and looks at the rest all the same."""
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert [finding.remedy for finding in fitness.programs()] == [
-        "apt-get install nftables",
-        "apt-get install util-linux",
-        "apt-get install iproute2",
-    ]
-    assert fitness.routes() == ()
+def test_running_appliance_holds_its_own_ports(examine) -> None:
+    """They are not asked for, and the limit of open files is that of the appliance."""
+    found, asked = examine(Config(), running=True, open_files=1024)
+    assert [subject for subject in WHOLE if subject not in found] == ["dns_port", "proxy_ports"]
+    assert asked["open_files"] == (1024,)
 
 
-def test_rights_that_are_missing(monkeypatch, tmp_path) -> None:
-    """In a container the option is named, elsewhere what to give; a port that one may not bind is not taken."""
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr(fitness, "CAP_SYS_ADMIN", 63)
-    mark = tmp_path / "mark"
-    monkeypatch.setattr(surroundings, "IMAGE_MARK", mark)
-    monkeypatch.setattr(surroundings, "CONTAINER_MARK", mark)
-
-    def refuse(*_):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(socket.socket, "bind", refuse)
-    for look in (fitness.privileges, lambda: fitness.dns_port(53, [IPv4Address("127.0.0.1")])):
-        mark.unlink(missing_ok=True)
-        assert look().level is Level.FAILED
-        assert "CAP_" in look().words
-        assert "missing" in look().words
-        assert "CapabilityBoundingSet" in look().remedy
-        mark.touch()
-        assert look().remedy == "run the container with --privileged"
+def test_gateway(examine) -> None:
+    """A machine without Docker is not asked about Docker, and serves its own host."""
+    found, asked = examine(Config(gateway="yes"))
+    assert not {"Docker", "host_network", "mounts", "namespaces", "docker_subnet"} & set(found)
+    assert {"gateway", "dns_listen", "host_names"} <= set(found)
+    assert asked["dns_port"] == (53, [IPv4Address("127.66.0.53")])
 
 
-def test_dns_listen() -> None:
-    """An address that this host does not have is a warning, since it may come later."""
-    assert fitness.dns_listen([IPv4Address("127.66.0.53")]) == []
-    (found,) = fitness.dns_listen([IPv4Address("192.0.2.1"), IPv4Address("127.66.0.53")])
-    assert found.level is Level.WARNING
-    assert "192.0.2.1 of dns_listen is no address of this host" in found.words
-    assert "ip -4 address" in found.remedy
+def test_visitors(examine) -> None:
+    """With access for the host the address and the names that it uses are checked too."""
+    found, asked = examine(Config(host_access=True))
+    assert [subject for subject in found if subject not in WHOLE] == ["dns_listen", "host_names"]
+    assert asked["dns_port"] == (53, [IPv4Address("172.17.0.1"), IPv4Address("127.66.0.53")])
 
 
-def test_open_files(monkeypatch) -> None:
-    """A low limit is a warning that says where to raise it; none is well."""
-    for hard, level in ((1024, Level.WARNING), (fitness.FEW_FILES, Level.OK), (resource.RLIM_INFINITY, Level.OK)):
-        monkeypatch.setattr(resource, "getrlimit", lambda _, hard=hard: (0, hard))
-        assert fitness.open_files().level is level
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (0, 1024))
-    assert fitness.open_files().words == "limit is 1024"
-    assert "LimitNOFILE" in fitness.open_files().remedy
-    assert fitness.open_files(20000).words == "limit is 20000", "that of the appliance that runs"
+def test_folder_is_watched_unless_it_is_the_wrong_one(examine, monkeypatch) -> None:
+    """A watch is tried where Docker's namespaces are in that folder, or where none is known."""
+    monkeypatch.setattr(docker, "namespaces", lambda *_: [])
+    found, _ = examine(Config())
+    assert found == ["watch" if subject == "namespaces" else subject for subject in WHOLE]
 
 
-@pytest.mark.parametrize(
-    ("count", "most", "wanted"),
-    [
-        (12, 262_144, None),
-        (49_151, 65_536, None),
-        (49_152, 65_536, 262_144),
-        (200_000, 262_144, 524_288),
-        (12, 65_535, 262_144),
-    ],
-)
-def test_connection_tracking(tmp_path, count, most, wanted) -> None:
-    """Too few entries, and three quarters of them in use, are a warning with the line that mends it."""
-    (tmp_path / "nf_conntrack_count").write_text(f"{count}\n")
-    (tmp_path / "nf_conntrack_max").write_text(f"{most}\n")
-    (found,) = fitness.tracking(tmp_path)
-    assert found.words == f"{count} connections are tracked, of {most} at most"
-    assert found.level is (Level.WARNING if wanted else Level.OK)
-    assert not wanted or f"sysctl -w net.netfilter.nf_conntrack_max={wanted}," in found.remedy
+def test_nothing_is_left_behind() -> None:
+    """On the machine at hand, whatever it is: every finding is whole, and one that is not ok has a remedy."""
 
+    async def main():
+        return await host.examine(Config(docker_socket="/nonexistent/docker.sock"), running=True)
 
-def test_a_kernel_that_tracks_no_connections_or_any_number(tmp_path) -> None:
-    """Of the one there is nothing to say; 0 is no limit."""
-    assert fitness.tracking(tmp_path) == []
-    for name in ("count", "max"):
-        (tmp_path / f"nf_conntrack_{name}").write_text("0\n")
-    (found,) = fitness.tracking(tmp_path)
-    assert (found.level, found.words) == (Level.OK, "any number of connections may be tracked")
-
-
-def test_docker_subnet() -> None:
-    """One that is somebody else's is a warning, since deploys will fail; a network of ours that is there is not."""
-    config = Config(docker_subnet=IPv4Network("10.9.0.0/24"))
-    lan = DockerNetwork(name="lan", driver="bridge", subnets=(IPv4Network("10.9.0.0/16"),))
-    own = replace(lan, name="meshbox")
-    for networks, on_host, words in (
-        ((lan,), (), '10.9.0.0/16 of the Docker network "lan"'),
-        ((), (IPv4Network("10.0.0.0/8"),), "this host's route to 10.0.0.0/8"),
-    ):
-        (found,) = fitness.docker_subnet(config, networks, on_host)
-        assert found.level is Level.WARNING
-        assert words in found.words
-    (found,) = fitness.docker_subnet(replace(config, vip_range=IPv4Network("10.0.0.0/8")), (), ())
-    assert "vip_range 10.0.0.0/8" in found.words
-    (found,) = fitness.docker_subnet(config, (), (IPv4Network("192.168.0.0/16"),))
-    assert found.level is Level.OK
-    assert fitness.docker_subnet(config, (own,), (IPv4Network("10.9.0.0/16"),)) == []
-    assert fitness.docker_subnet(Config(), (lan,), ()) == []
-
-
-def test_clock(monkeypatch) -> None:
-    """A clock that was never set is a warning."""
-    assert fitness.clock().level is Level.OK
-    monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert fitness.clock().level is Level.WARNING
-    assert "timedatectl set-ntp true" in fitness.clock().remedy
-
-
-def test_not_root(monkeypatch) -> None:
-    """An ordinary user is told to use sudo."""
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert "sudo" in fitness.privileges().remedy
-
-
-def test_host_names(tmp_path) -> None:
-    """Where resolv.conf is to name our server, it has to listen on port 53; without a file it says what to write."""
-    config = Config(resolv_conf=str(tmp_path / "resolv.conf"))
-    assert fitness.host_names(config).level is Level.OK
-    other = fitness.host_names(replace(config, dns_port=5353))
-    assert other.level is Level.FAILED
-    assert "set dns_port to 53" in other.remedy
-    none = fitness.host_names(replace(config, resolv_conf=""))
-    assert none.level is Level.WARNING
-    assert "name 127.66.0.53 first" in none.remedy
+    for finding in trio.run(main):
+        assert finding.subject
+        assert finding.words
+        assert (finding.level is Level.OK) == (not finding.remedy)

@@ -1,137 +1,32 @@
-"""What an image needs from its host, and what a machine without Docker is: each finding names the option to add."""
+"""nft and the kernel: versions, rules that are refused, and room for connections."""
 
 from __future__ import annotations
 
-import errno
-from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 
 import pytest
 import trio
 
-from appliance.check import kernel as surroundings
-from appliance.config.options import Config, Consul
-from appliance.drivers.docker.none import WHOLE
+from appliance.check import kernel
 from appliance.drivers.nft.client import Nft
 from appliance.errors import RetryError
-from appliance.model.facts import DockerNetwork
 from appliance.model.finding import Level
-
-BRIDGE = DockerNetwork(
-    name="bridge", driver="bridge", subnets=(IPv4Network("172.17.0.0/16"),), gateways=(IPv4Address("172.17.0.1"),)
-)
-
-
-@pytest.fixture
-def image(monkeypatch, tmp_path):
-    """Look as from inside of the image."""
-    mark = tmp_path / "healthcheck.py"
-    mark.touch()
-    monkeypatch.setattr(surroundings, "IMAGE_MARK", mark)
-    return Config(netns_dir="/proc/1/root/run/docker/netns", state_dir=str(tmp_path))
-
-
-def test_gateway_says_what_adds_the_rest() -> None:
-    """One line names the options, the Consul and how to name another; with the local registry there is nothing."""
-    docker, registry = surroundings.gateway(Config(docker_socket="/nowhere"))
-    assert docker.level is registry.level is Level.WARNING
-    assert WHOLE in docker.line
-    assert "/nowhere" in docker.line
-    assert "Consul" not in docker.line
-    assert "MESHBOX_CONSUL" in registry.line
-    consul = Consul(address="http://10.0.0.9:8500")
-    (docker,) = surroundings.gateway(Config(docker_socket="/nowhere", registry="consul", consul=consul))
-    assert WHOLE in docker.remedy
-    assert "every name in Consul at http://10.0.0.9:8500" in docker.words
-    assert "for another Consul, -e MESHBOX_CONSUL=" in docker.remedy
-
-
-def test_network_of_others_for_what_is_deployed() -> None:
-    """One that meshbox did not make, or that keeps no containers apart, is a warning with its remedy."""
-    own = DockerNetwork(name="meshbox", driver="bridge", ours=True, apart=True)
-    assert surroundings.own_network([BRIDGE, own], "meshbox") == surroundings.own_network([BRIDGE], "meshbox") == []
-    for network, words in (
-        (replace(own, ours=False), ["not made by meshbox"]),
-        (replace(own, apart=False), ["reach each other"]),
-        (replace(own, ours=False, apart=False), ["not made by meshbox", "reach each other"]),
-    ):
-        (finding,) = surroundings.own_network([BRIDGE, network], "meshbox")
-        assert finding.level is Level.WARNING
-        assert all(word in finding.words for word in words)
-        assert finding.remedy.startswith("docker network rm meshbox")
-    assert "not made" not in surroundings.own_network([replace(own, apart=False)], "meshbox")[0].words
-
-
-def test_namespaces_out_of_reach(image, monkeypatch, tmp_path) -> None:
-    """Without --pid=host containers' namespaces cannot be entered, nor where process 1 is closed to us."""
-    config = replace(image, netns_dir=f"{tmp_path}/1/root/run/docker/netns")
-    monkeypatch.setattr(surroundings, "INIT_ROOT", f"{tmp_path}/1/root")
-    (tmp_path / "1").mkdir()
-    (tmp_path / "1/root").symlink_to("/")
-    assert [f.remedy for f in surroundings.mounts(config) if f.level is Level.FAILED] == [
-        "run the container with --pid=host"
-    ]
-    assert surroundings.mounts(replace(image, netns_dir="/var/run/docker/netns"))[0].level is Level.WARNING
-    (tmp_path / "1/root").unlink()
-    (tmp_path / "1/root").symlink_to(tmp_path)
-    (state,) = surroundings.mounts(config)
-    assert state.remedy == f"add -v /var/lib/meshbox:{image.state_dir}"
-    monkeypatch.setattr(Path, "samefile", closed)
-    (found, _) = surroundings.mounts(config)
-    assert found.level is Level.FAILED
-    assert f"{tmp_path}/1/root: Permission denied" in found.words
-    assert "CAP_SYS_PTRACE" in found.remedy
-
-
-def closed(*_):
-    """Process 1 of another's container."""
-    raise PermissionError(errno.EACCES, "Permission denied")
-
-
-def test_gateway_that_is_wanted(tmp_path) -> None:
-    """Where gateway = "yes" says so, Docker is not missed, whether or not it is there."""
-    (tmp_path / "docker.sock").touch()
-    for socket in ("docker.sock", "none.sock"):
-        docker, _ = surroundings.gateway(Config(gateway="yes", docker_socket=f"{tmp_path}/{socket}"))
-        assert docker.level is Level.OK
-        assert "there is no" not in docker.line
-
-
-def test_elsewhere_mounts_do_not_matter(tmp_path) -> None:
-    """Outside of the image a state directory need not be a mount."""
-    assert surroundings.mounts(Config(state_dir=str(tmp_path))) == []
-
-
-def test_network_of_its_own(image) -> None:
-    """In the image Docker's bridge must be among our own addresses."""
-    (found,) = surroundings.host_network([BRIDGE], [IPv4Address("172.17.0.5")])
-    assert found.level is Level.FAILED
-    assert "--net=host" in found.remedy
-    assert surroundings.host_network([BRIDGE], [IPv4Address("172.17.0.1")]) == []
 
 
 @pytest.mark.parametrize(
-    ("host", "guests", "levels"),
+    ("answer", "level"),
     [
-        ("0123456789ab", (), [Level.WARNING, Level.FAILED]),
-        ("0123456789ab", ("10.0.0.7",), [Level.WARNING]),
-        ("host", (), [Level.WARNING]),
+        ("nftables v1.0.6 (Lester Gooch #5)\n", Level.OK),
+        ("nftables v0.9.6 (Capital Idea)", Level.OK),
+        ("nftables v0.9.0 (Fearless Fosdick)", Level.FAILED),
+        ("", Level.FAILED),
     ],
-    ids=["nobody is served", "a gateway for guests", "the host's network"],
 )
-def test_gateway_with_a_network_of_its_own(image, monkeypatch, tmp_path, host, guests, levels) -> None:
-    """Where Docker named the container by its id nobody is served by a gateway, unless it has guests."""
-    mounts = tmp_path / "mountinfo"
-    folder = f"/docker/containers/0123456789ab{'0' * 52}"
-    mounts.write_text(f"9 8 254:0 / / rw - overlay\n10 9 254:0 {folder}/hostname /etc/hostname rw - ext4 /dev/vda rw\n")
-    monkeypatch.setattr(surroundings, "MOUNTS", mounts)
-    monkeypatch.setattr(surroundings.socket, "gethostname", lambda: host)
-    some = frozenset(map(IPv4Address, guests))
-    found = surroundings.gateway(replace(image, registry="consul", docker_socket="/nowhere", guests=some))
-    assert [one.level for one in found] == levels
-    assert ("--net=host" in found[-1].remedy) == (Level.FAILED in levels)
+def test_nft_version(answer, level) -> None:
+    """Too old an nft, and one that cannot be read, keep the appliance from running."""
+    found = kernel.nft_version(answer)
+    assert found.level is level
+    assert level is Level.OK or "install nftables 0.9.6" in found.remedy
 
 
 def test_kernel_that_refuses_rules(monkeypatch) -> None:
@@ -141,7 +36,7 @@ def test_kernel_that_refuses_rules(monkeypatch) -> None:
         raise RetryError("No such file or directory")
 
     monkeypatch.setattr(Nft, "dry_run", refuse)
-    found = trio.run(partial(surroundings.rules, doors=True))
+    found = trio.run(partial(kernel.rules, doors=True))
     assert found.level is Level.FAILED
     assert "No such file or directory" in found.words
     assert "nf_tables" in found.remedy
@@ -155,8 +50,37 @@ def test_kernel_without_doors(monkeypatch) -> None:
             raise RetryError("No such file or directory")
 
     monkeypatch.setattr(Nft, "dry_run", refuse_doors)
-    found = trio.run(partial(surroundings.rules, doors=True))
+    found = trio.run(partial(kernel.rules, doors=True))
     assert found.level is Level.WARNING
     assert "nft_tproxy" in found.remedy
     assert "doors = false" in found.remedy
-    assert trio.run(partial(surroundings.rules, doors=False)).level is Level.OK
+    assert trio.run(partial(kernel.rules, doors=False)).level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "wanted"),
+    [
+        (12, 262_144, None),
+        (49_151, 65_536, None),
+        (49_152, 65_536, 262_144),
+        (200_000, 262_144, 524_288),
+        (12, 65_535, 262_144),
+    ],
+)
+def test_connection_tracking(tmp_path, count, most, wanted) -> None:
+    """Too few entries, and three quarters of them in use, are a warning with the line that mends it."""
+    (tmp_path / "nf_conntrack_count").write_text(f"{count}\n")
+    (tmp_path / "nf_conntrack_max").write_text(f"{most}\n")
+    (found,) = kernel.tracking(tmp_path)
+    assert found.words == f"{count} connections are tracked, of {most} at most"
+    assert found.level is (Level.WARNING if wanted else Level.OK)
+    assert not wanted or f"sysctl -w net.netfilter.nf_conntrack_max={wanted}," in found.remedy
+
+
+def test_a_kernel_that_tracks_no_connections_or_any_number(tmp_path) -> None:
+    """Of the one there is nothing to say; 0 is no limit."""
+    assert kernel.tracking(tmp_path) == []
+    for name in ("count", "max"):
+        (tmp_path / f"nf_conntrack_{name}").write_text("0\n")
+    (found,) = kernel.tracking(tmp_path)
+    assert (found.level, found.words) == (Level.OK, "any number of connections may be tracked")

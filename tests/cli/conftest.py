@@ -9,7 +9,7 @@ import orjson
 import pytest
 import trio
 
-from appliance.api import server as admin
+from appliance.api import server
 from appliance.cli import main
 from appliance.config.options import Config
 from appliance.testing.appliance import FakeAppliance
@@ -59,7 +59,7 @@ def appliance(tmp_path):
         handle.append((trio.lowlevel.current_trio_token(), trio.CancelScope()))
         with handle[0][1]:
             async with trio.open_nursery() as nursery:
-                await nursery.start(admin.serve, fake, tmp_path / "admin.sock")
+                await nursery.start(server.serve, fake, tmp_path / "admin.sock")
                 ready.set()
 
     thread = threading.Thread(target=trio.run, args=(serve,))

@@ -4,9 +4,9 @@ import resource
 
 import pytest
 
-from appliance.check import files as fitfiles
-from appliance.check import host as fitness
-from appliance.check.host import Finding, Level
+from appliance.check import files as file_checks
+from appliance.check import host as host_checks
+from appliance.model.finding import Finding, Level
 
 
 @pytest.fixture
@@ -15,12 +15,12 @@ def host(monkeypatch):
     asked = []
 
     def host(*found, held=()):
-        async def examine(_, *, running=False, files=None):
-            asked.append((running, files))
+        async def examine(_, *, running=False, open_files=None):
+            asked.append((running, open_files))
             return found
 
-        monkeypatch.setattr(fitness, "examine", examine)
-        monkeypatch.setattr(fitfiles, "lock", lambda _: held)
+        monkeypatch.setattr(host_checks, "examine", examine)
+        monkeypatch.setattr(file_checks, "lock", lambda _: held)
         return asked
 
     return host

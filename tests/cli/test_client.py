@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import pytest
 
 from appliance import lock
-from appliance.check import kernel as surroundings
 from appliance.cli import check as checks
 from appliance.cli import client
 from appliance.config.options import Config
@@ -85,7 +84,7 @@ def test_waits_for_nothing_that_it_may_not_use(meshbox, tmp_path, monkeypatch):
 
 def test_in_the_image_one_is_expected(starting, meshbox, tmp_path, monkeypatch):
     """`docker exec` may come before the appliance holds its lock."""
-    monkeypatch.setattr(surroundings, "IMAGE_MARK", tmp_path)
+    monkeypatch.setattr("appliance.image.IMAGE_MARK", tmp_path)
     starting()
     assert meshbox("services").code == 0
 
@@ -93,5 +92,5 @@ def test_in_the_image_one_is_expected(starting, meshbox, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("hasty")
 def test_check_expects_none(tmp_path, monkeypatch):
     """In the image, too, one looks at the host before anything runs."""
-    monkeypatch.setattr(surroundings, "IMAGE_MARK", tmp_path)
+    monkeypatch.setattr("appliance.image.IMAGE_MARK", tmp_path)
     assert checks._running(Config(run_dir=str(tmp_path))) is None

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from appliance.check import kernel as surroundings
 from appliance.cli import tables
 
 SHOP = """
@@ -166,7 +165,7 @@ def test_file_of_the_host_in_the_image(meshbox, tmp_path, monkeypatch, verb):
     """The container does not see it, and the error says how to give it; what is there but wrong needs no such words."""
     words = "meshbox: app.py: cannot be read: No such file or directory"
     assert meshbox(verb, "app.py") == (2, "", f"{words}\n")
-    monkeypatch.setattr(surroundings, "IMAGE_MARK", tmp_path)
+    monkeypatch.setattr("appliance.image.IMAGE_MARK", tmp_path)
     more = "this container does not see the host's files: write /dev/stdin < app.py"
     assert meshbox(verb, "app.py") == (2, "", f"{words}; {more}\n")
     assert meshbox(verb, tmp_path).err == f"meshbox: {tmp_path}: cannot be read: Is a directory\n"

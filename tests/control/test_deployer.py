@@ -13,7 +13,7 @@ from fakedocker import BRIDGE, FakeDocker, until
 from structlog.testing import capture_logs
 
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
-from appliance.drivers.docker.create import docker_name, labels
+from appliance.drivers.docker.create import container_labels, docker_name
 from appliance.errors import RetryError
 from appliance.model.facts import RunState
 from appliance.model.names import Port
@@ -59,7 +59,7 @@ class World:
 
     def ours(self, *, state: RunState, started_at: float) -> str:
         """Put a container of CREATE's name there."""
-        one = self.docker.add(7, labels(KEY, WEB, "0badcafe"), state=state, started_at=started_at)
+        one = self.docker.add(7, container_labels(KEY, WEB, "0badcafe"), state=state, started_at=started_at)
         there = self.docker.there[one]
         self.docker.there[one] = replace(there, listed=replace(there.listed, docker_name=NAME))
         return one

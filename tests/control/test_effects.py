@@ -7,11 +7,12 @@ import trio
 
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.errors import RetryError
 from appliance.model.facts import Netns
 from appliance.model.names import Destination
+from appliance.model.network import NetnsId
 from appliance.render.ruleset import REMOVE
 
 WEB, OTHER = map(Destination.parse, ("web.web:80", "other.web:80"))
@@ -35,8 +36,8 @@ class RefusingNft:
 def netns(tmp_path):
     """A file that leads to a namespace."""
     path = tmp_path / "netns"
-    path.symlink_to(namespaces.HOST)
-    found = namespaces.identify(str(path))
+    path.symlink_to(identity.HOST)
+    found = identity.identify(str(path))
     assert found is not None
     return Netns(id=found, path=str(path))
 
@@ -65,7 +66,7 @@ def test_refusal_in_a_namespace_that_is_there_is_one(netns):
 def test_table_of_another_namespace_at_that_path_is_left_alone(netns):
     """Docker uses paths again: what leads elsewhere by now is not ours to clear."""
     nft = RefusingNft()
-    gone = Netns(id=namespaces.NetnsId(device=netns.id.device, inode=netns.id.inode + 1), path=netns.path)
+    gone = Netns(id=NetnsId(device=netns.id.device, inode=netns.id.inode + 1), path=netns.path)
     drop(gone, nft)
     assert nft.pushed == []
 

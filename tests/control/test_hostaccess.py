@@ -11,7 +11,7 @@ import trio.testing
 
 from appliance.config.options import Config
 from appliance.control.hostaccess import LOOK, SETTLE, HostAccess
-from appliance.drivers.host.resolvconf import HostNames
+from appliance.drivers.host.resolvconf import ResolverSettings
 from appliance.errors import HostError
 from appliance.faults import Faults
 from appliance.model.names import Allowance
@@ -37,8 +37,8 @@ def done(monkeypatch):
         found["deeds"].append("undo")
         return []
 
-    monkeypatch.setattr(HostNames, "put", put)
-    monkeypatch.setattr(HostNames, "undo", undo)
+    monkeypatch.setattr(ResolverSettings, "apply", put)
+    monkeypatch.setattr(ResolverSettings, "revert", undo)
     return found
 
 

@@ -22,6 +22,7 @@ from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.model.network import NetnsId
 from appliance.model.spec import Container, Service
 from appliance.plan.rollout import revision
+from appliance.spec.constraint import parse_constraint
 
 GATEWAY = IPv4Address("172.18.0.1")
 BRIDGE = DockerNetwork(name="bridge", driver="bridge", subnets=(IPv4Network("172.18.0.0/16"),), gateways=(GATEWAY,))
@@ -69,7 +70,10 @@ def stopped(workload: Workload, state: RunState = RunState.EXITED) -> Workload:
 def spec(name: str, *containers: Container, count: int = 1, constraint: str | None = None) -> Service:
     """A service; without containers it has one of its own name that offers TCP port 80."""
     return Service(
-        name=name, count=count, containers=containers or (declared(name, ports=(80,)),), constraint=constraint
+        name=name,
+        count=count,
+        containers=containers or (declared(name, ports=(80,)),),
+        constraint=parse_constraint(constraint) if constraint is not None else None,
     )
 
 

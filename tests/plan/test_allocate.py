@@ -63,7 +63,7 @@ def test_fills_the_range_to_the_last_address_and_no_further():
     assert sorted(found.vips.values()) == [IPv4Address(f"10.9.0.{n}") for n in range(1, 7)]
     assert lacking(found, names(*range(6)), [], small()) == ""
     more = allocate(found, names(*range(-1, 6)), [], small(), 0)
-    assert more.vips == found.vips, "who has an address keeps it"
+    assert more.vips == found.vips, "a name that has an address keeps it"
     assert lacking(more, names(*range(-1, 6)), [], small()) == (
         "vip_range 10.9.0.0/29 has 6 addresses for 7 names, none is left for c-1.s: widen vip_range"
     )
@@ -140,7 +140,7 @@ def test_new_range_moves_what_is_outside():
 
 
 def test_unusable_ports_are_left():
-    """A port that another program holds is given up, also by who had it."""
+    """A port that another program holds is given up, also by the destination that had it."""
     first = allocate(NONE, names(1), [dest("c1.s:80")], SETTINGS, 0)
     port = first.ports[dest("c1.s:80")]
     found = allocate(first, names(1), [dest("c1.s:80")], SETTINGS, 1, frozenset({port}))

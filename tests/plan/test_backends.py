@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 from appliance.model.network import Backend, NetnsId, Registration
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
-from appliance.plan.members import MeshContainers
+from appliance.plan.containers import MeshContainers
 from appliance.plan.rollout import revision
 from tests.plan.cases import address, container, declared, dest, endpoint, machine, managed, snapshot, spec
 
@@ -39,17 +39,17 @@ def test_local_backends():
         container(4, "web.web", ports=("80:8080", "80:8080/udp")),
         container(5, "web.web", ports=("80:8080",)),
     )
-    members = MeshContainers().read(snapshot(*workloads))
+    containers = MeshContainers().read(snapshot(*workloads))
     addresses = {w.id: w.addresses[0] for w in workloads[:3]}
-    assert local_backends(members, addresses, frozenset({workloads[2].id})) == {
+    assert local_backends(containers, addresses, frozenset({workloads[2].id})) == {
         WEB: [local(2, 8080), local(4, 8080, retiring=True)]
     }
 
 
 def test_containers_with_rules_of_their_own_are_dialled_from_the_host():
     """What comes from inside passes none of the rules that they may have for what comes in."""
-    (member,) = MeshContainers().read(snapshot(container(2, "web.web", ports=("80:8080",), own_rules=True)))
-    (backend,) = local_backends([member], {member.workload.id: address(2)}, frozenset())[WEB]
+    (found,) = MeshContainers().read(snapshot(container(2, "web.web", ports=("80:8080",), own_rules=True)))
+    (backend,) = local_backends([found], {found.workload.id: address(2)}, frozenset())[WEB]
     assert backend.netns is None
 
 
@@ -99,8 +99,8 @@ def test_registrations_tell_revisions():
     """What meshbox created is counted by revision, for a deploy elsewhere to wait for; what others started is not."""
     shop = spec("shop", declared("web", (80,)))
     workloads = (managed(2, shop), managed(3, shop), managed(4, shop, revision="old"), container(5, "web.shop", (80,)))
-    members = MeshContainers().read(snapshot(*workloads))
-    found = local_backends(members, {w.id: w.addresses[0] for w in workloads}, frozenset())
-    (one,) = registrations(found, {dest("web.shop:80"): 20007}, members).values()
+    containers = MeshContainers().read(snapshot(*workloads))
+    found = local_backends(containers, {w.id: w.addresses[0] for w in workloads}, frozenset())
+    (one,) = registrations(found, {dest("web.shop:80"): 20007}, containers).values()
     assert one.weight == 4
     assert one.revisions == tuple(sorted({"old": 1, revision(shop.containers[0]): 2}.items()))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from appliance.plan.changes import changes, removal
+from appliance.spec.constraint import parse_constraint
 from tests.plan.cases import declared, spec
 
 
@@ -32,7 +33,7 @@ def test_same():
 
 def test_count_and_constraint():
     """What changes of the service as a whole is told by itself."""
-    after = replace(BEFORE, count=1, constraint="zone=a")
+    after = replace(BEFORE, count=1, constraint=parse_constraint("zone=a"))
     assert told([BEFORE], after) == [("shop", "", "change", "2 replicas → 1 replica; constraint none → zone=a")]
 
 

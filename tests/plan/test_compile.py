@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from appliance.model.facts import RunState
 from appliance.model.network import Backend
 from appliance.plan.compile import Compiler, compile_host
-from appliance.plan.skeleton import at_once
+from appliance.plan.turns import at_once
 from tests.plan.cases import (
     SETTINGS,
     address,

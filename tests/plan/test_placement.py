@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import InputError
-from appliance.plan.placement import check_constraint, fits, place, placement
+from appliance.plan.placement import check_constraint, fits, placement
+from appliance.spec.constraint import parse_constraint
 from tests.plan.cases import SETTINGS, machine, spec
 
 _MACHINES = st.lists(st.integers(1, 12), min_size=1, max_size=8, unique=True)
@@ -20,6 +21,11 @@ _MACHINES = st.lists(st.integers(1, 12), min_size=1, max_size=8, unique=True)
 def machines(*numbers: int):
     """Machines m<number>."""
     return [machine(f"m{n}", f"10.0.0.{n}") for n in numbers]
+
+
+def place(service, others):
+    """Where replicas go among these machines alone, as a gateway sees it: it runs nothing itself."""
+    return placement(service, replace(SETTINGS, node="gate", gateway=True), others)
 
 
 @given(_MACHINES, st.integers(1, 40), st.randoms())
@@ -80,7 +86,8 @@ def test_this_machine_always_counts():
 )
 def test_fits(constraint, expected):
     """A constraint is nothing, a node's name, or key==value of its meta."""
-    assert fits(constraint, "m1", (("disk", "ssd"),)) is expected
+    parsed = parse_constraint(constraint) if constraint is not None else None
+    assert fits(parsed, "m1", (("disk", "ssd"),)) is expected
 
 
 def test_constraint_pins():

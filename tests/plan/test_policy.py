@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.model.names import Allowance, Name
-from appliance.plan.policy import catalogue, declaration, may_reach, reach, watched
+from appliance.plan.policy import catalogue, declaration, may_reach, reach
 from tests.plan.cases import container, declared, dest, managed, spec
 
 KNOWN = catalogue(
@@ -68,14 +68,3 @@ def test_deployed_spec_wins_over_labels_of_managed_containers_only():
     assert declaration(old, {}).ports == old.ports
     foreign = container(3, "web.web", ports=(80,))
     assert declaration(foreign, specs).ports == foreign.ports
-
-
-def test_watched():
-    """A machine follows its containers' own services and those that they connect to, and no others."""
-    workloads = [
-        container(2, "flask.flask", to=("apple.orange:80", "kiwi.fruit")),
-        container(3, "x.y", to=("a.b",), problem="host network"),
-        managed(4, spec("web")),
-    ]
-    specs = {"web": spec("web", declared("web", to=("db.store:1",))), "far": spec("far")}
-    assert watched(workloads, specs) == {"flask", "orange", "fruit", "web", "store"}

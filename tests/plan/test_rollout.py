@@ -15,6 +15,7 @@ from appliance.model.rollout import Create, ReplicaKey, Retire, Start
 from appliance.model.spec import Health
 from appliance.plan.placement import placement
 from appliance.plan.rollout import CLAIM, claims, images, progress, replicas, retiring, revision, rollout
+from appliance.spec.constraint import parse_constraint
 from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, snapshots, spec, stopped
 
 HEARD = 2.0
@@ -78,7 +79,7 @@ def test_images_of_a_deploy():
     assert images(there, [OLD]) == ()
     assert images(there, [both]) == ("extra", "new")
     machines = (machine("m2", "10.0.0.2"), machine("here", "10.0.0.1"))
-    assert images(snapshot(machines=machines), [replace(NEW, constraint="m2")]) == ()
+    assert images(snapshot(machines=machines), [replace(NEW, constraint=parse_constraint("m2"))]) == ()
     assert images(snapshot(machines=machines), [NEW]) == ("new",)
 
 
@@ -251,7 +252,7 @@ def test_claims():
     assert found(replace(ready, revision="0" * 8), late) == (frozenset(), 3.0), "the former revision serves here"
     assert found(ready, replace(late, started_at=0.0)) == ({"pod/0/a"}, inf), "its first instruction is still to come"
     assert found(ready, replace(late, started_at=4600.0)) == ({"pod/0/a", "pod/0/b"}, inf), "the clock was set back"
-    elsewhere = replace(pod, constraint="m2")
+    elsewhere = replace(pod, constraint=parse_constraint("m2"))
     assert claims(snapshot(ready, late, specs=[elsewhere], machines=machines), {}) == (frozenset(), inf)
 
 

@@ -8,8 +8,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Name, Protocol
 from appliance.model.network import NetnsId, Route
-from appliance.plan.members import MeshContainers
-from appliance.plan.skeleton import Skeletons, at_once
+from appliance.plan.containers import MeshContainers
+from appliance.plan.skeleton import Skeletons
+from appliance.plan.turns import at_once
 from tests.plan.cases import (
     BRIDGE,
     GATEWAY,
@@ -30,10 +31,10 @@ APPLE = container(2, "apple.orange", ports=(80, "80/udp"))
 CLIENT = container(3, "flask.flask", to=("apple.orange:80/tcp",))
 
 
-def shape(*workloads, remote=(), shaper=None, **fields):
-    """The shape of a host."""
+def skeleton(*workloads, remote=(), using=None, **fields):
+    """The skeleton of a host."""
     s = snapshot(*workloads, **fields)
-    return at_once((shaper or Skeletons()).shape(s, MeshContainers().read(s), frozenset(map(dest, remote))))
+    return at_once((using or Skeletons()).of(s, MeshContainers().read(s), frozenset(map(dest, remote))))
 
 
 def names(*texts):
@@ -47,8 +48,8 @@ def ruleset(found, number):
 
 
 def test_sockets_and_callers():
-    """A listener for each destination offered or reached here, open to those who may reach it and to nobody else."""
-    found = shape(APPLE, CLIENT)
+    """A listener for each destination offered or reached here, open to exactly those that may reach it."""
+    found = skeleton(APPLE, CLIENT)
     assert found.sockets.keys() == {dest("apple.orange:80"), dest("apple.orange:80/udp")}
     assert found.sockets[dest("apple.orange:80")].callers == {address(2), address(3)}
     assert found.sockets[dest("apple.orange:80/udp")].callers == {address(2)}
@@ -56,14 +57,17 @@ def test_sockets_and_callers():
 
 def test_no_socket_for_what_is_neither_here_nor_reached():
     """A service on other machines that nobody here may reach has a name, and nothing more."""
-    found = shape(CLIENT, specs=[spec("far")], remote=["other.far:1"])
+    found = skeleton(CLIENT, specs=[spec("far")], remote=["other.far:1"])
     assert found.sockets.keys() == set()
     assert {Name.parse("far.far"), Name.parse("other.far")} <= found.zone.names.keys()
 
 
 def test_stopped_server_keeps_socket_and_address():
     """A destination stays while its container is stopped or only deployed: clients see no name come and go."""
-    for found in (shape(stopped(APPLE), CLIENT), shape(CLIENT, specs=[spec("orange", declared("apple", ports=(80,)))])):
+    for found in (
+        skeleton(stopped(APPLE), CLIENT),
+        skeleton(CLIENT, specs=[spec("orange", declared("apple", ports=(80,)))]),
+    ):
         assert dest("apple.orange:80") in found.sockets
         assert any(r.port == 80 for r in ruleset(found, 3).routes)
 
@@ -72,31 +76,31 @@ def test_containers_that_have_ended_need_no_socket():
     """What only such containers of others offer or reach keeps its port and is not listened on; ours start again."""
     state = RunState.RESTARTING
     for workloads in ((stopped(APPLE),), (stopped(APPLE, state), stopped(CLIENT, state)), (stopped(CLIENT),)):
-        found = shape(*workloads, remote=["apple.orange:80"])
+        found = skeleton(*workloads, remote=["apple.orange:80"])
         assert dest("apple.orange:80") in found.allocations.ports
         assert found.sockets.keys() == found.host_ruleset.listening == set()
     orange = spec("orange", declared("apple", ports=(80,)))
-    assert dest("apple.orange:80") in shape(stopped(managed(2, orange)), specs=[orange]).sockets
-    assert dest("apple.orange:80") in shape(stopped(APPLE, RunState.CREATED)).sockets
+    assert dest("apple.orange:80") in skeleton(stopped(managed(2, orange)), specs=[orange]).sockets
+    assert dest("apple.orange:80") in skeleton(stopped(APPLE, RunState.CREATED)).sockets
 
 
 def test_socket_opens_again_on_its_port():
     """A container that is started again finds its listener where it was, and so do the host's rules."""
-    shaper = Skeletons()
-    before = shape(APPLE, shaper=shaper)
-    ended = shape(stopped(APPLE), shaper=shaper, allocations=before.allocations)
+    skeletons = Skeletons()
+    before = skeleton(APPLE, using=skeletons)
+    ended = skeleton(stopped(APPLE), using=skeletons, allocations=before.allocations)
     assert ended.allocations is before.allocations
     assert ended.sockets.keys() == ended.host_ruleset.listening == set()
-    created = shape(stopped(APPLE, RunState.CREATED), shaper=shaper, allocations=before.allocations)
+    created = skeleton(stopped(APPLE, RunState.CREATED), using=skeletons, allocations=before.allocations)
     assert created.sockets.keys() == before.sockets.keys()
-    after = shape(APPLE, shaper=shaper, allocations=ended.allocations)
+    after = skeleton(APPLE, using=skeletons, allocations=ended.allocations)
     assert after.sockets == before.sockets
     assert after.host_ruleset == before.host_ruleset
 
 
 def test_routes():
     """Exactly what the container may reach, from the name's address and port to the listener's port."""
-    found = shape(APPLE, CLIENT)
+    found = skeleton(APPLE, CLIENT)
     d = dest("apple.orange:80")
     assert ruleset(found, 3).routes == {
         Route(vip=found.allocations.vips[d.name], port=80, protocol=d.protocol, proxy_port=found.allocations.ports[d])
@@ -108,7 +112,7 @@ def test_ruleset_of_a_namespace():
     """Gateways, the host's own addresses and all container subnets of both families go into each ruleset."""
     dual = DockerNetwork(name="dual", driver="bridge", subnets=(IPv6Network("fd00::/64"),), gateways=())
     hosts = frozenset({GATEWAY, IPv4Address("10.0.0.1"), IPv4Address("127.0.0.1")})
-    found = ruleset(shape(CLIENT, networks=(BRIDGE, dual), host_addresses=hosts), 3)
+    found = ruleset(skeleton(CLIENT, networks=(BRIDGE, dual), host_addresses=hosts), 3)
     assert found.proxy == GATEWAY
     assert found.gateways == {GATEWAY}
     assert found.hosts == {GATEWAY, IPv4Address("10.0.0.1")}
@@ -119,7 +123,7 @@ def test_ruleset_of_a_namespace():
 def test_shared_namespace_merges():
     """Containers in one namespace have the same rules and names: what one may, all may."""
     guest = container(4, "x.y", to=("pear.orange",), netns=CLIENT.netns, attachments=())
-    found = shape(APPLE, CLIENT, guest, container(5, "pear.orange", ports=(1,)))
+    found = skeleton(APPLE, CLIENT, guest, container(5, "pear.orange", ports=(1,)))
     assert found.zone.views[address(3)] == names("flask.flask", "x.y", "apple.orange", "pear.orange")
     assert {r.port for r in ruleset(found, 3).routes} == {80, 1}
     assert found.sockets[dest("pear.orange:1")].callers == {address(2), address(3), address(5)}
@@ -128,7 +132,7 @@ def test_shared_namespace_merges():
 
 def test_zone():
     """Each asker sees its own service and what it connects to, also what does not exist yet; all have an address."""
-    found = shape(APPLE, container(3, "flask.flask", to=("apple.orange:80", "kiwi.none")), specs=[spec("web")])
+    found = skeleton(APPLE, container(3, "flask.flask", to=("apple.orange:80", "kiwi.none")), specs=[spec("web")])
     assert found.zone.views == {
         address(2): names("apple.orange"),
         address(3): names("flask.flask", "apple.orange", "kiwi.none"),
@@ -140,17 +144,17 @@ def test_zone():
 
 def test_dns_addresses():
     """DNS is served on the networks that have workloads, and always on our own."""
-    assert shape(networks=(BRIDGE,)).dns_addresses == set()
-    assert shape(CLIENT, networks=(BRIDGE,)).dns_addresses == {GATEWAY}
-    assert shape(networks=(BRIDGE, OWN)).dns_addresses == {IPv4Address("172.19.0.1")}
-    both = shape(CLIENT, networks=(BRIDGE, OWN))
+    assert skeleton(networks=(BRIDGE,)).dns_addresses == set()
+    assert skeleton(CLIENT, networks=(BRIDGE,)).dns_addresses == {GATEWAY}
+    assert skeleton(networks=(BRIDGE, OWN)).dns_addresses == {IPv4Address("172.19.0.1")}
+    both = skeleton(CLIENT, networks=(BRIDGE, OWN))
     assert both.dns_addresses == both.host_ruleset.dns_addresses == {GATEWAY, IPv4Address("172.19.0.1")}
 
 
 def test_host_knows_which_ports_are_published_and_listened_on():
     """Ports in the proxy's range that are not its own are no business of the host's rules."""
     web = container(4, "web.web", published=frozenset({(Protocol.TCP, 80)}))
-    found = shape(APPLE, CLIENT, web)
+    found = skeleton(APPLE, CLIENT, web)
     ports = found.allocations.ports
     assert found.host_ruleset.listening == {(d.protocol, port) for d, port in ports.items()} != set()
     assert found.host_ruleset.published == {(address(4), Protocol.TCP, 80)}
@@ -161,15 +165,15 @@ def test_unhealthy_machines_may_call_while_they_answer():
 
     Containers here may go around the proxy of neither: it may live, and trust this host.
     """
-    shaper = Skeletons()
+    skeletons = Skeletons()
     lost = replace(machine("m2", "10.0.0.2"), healthy=False)
     dead = replace(machine("m3", "10.0.0.3"), healthy=False, answers=False)
-    found = shape(APPLE, machines=(lost, dead), shaper=shaper)
+    found = skeleton(APPLE, machines=(lost, dead), using=skeletons)
     assert found.host_ruleset.peers == {lost.address}
     assert found.host_ruleset.machines == {lost.address, dead.address}
     assert found.sockets[dest("apple.orange:80")].peers == {lost.address}
     for back in (replace(dead, answers=True), replace(dead, healthy=True)):
-        found = shape(APPLE, machines=(lost, back), shaper=shaper, allocations=found.allocations)
+        found = skeleton(APPLE, machines=(lost, back), using=skeletons, allocations=found.allocations)
         assert found.host_ruleset.peers == {lost.address, dead.address}
         assert found.sockets[dest("apple.orange:80")].peers == {lost.address, dead.address}
 
@@ -177,7 +181,7 @@ def test_unhealthy_machines_may_call_while_they_answer():
 def test_peers():
     """Other machines may call what is offered here; this machine's own addresses are never a peer's."""
     machines = (machine("here", "10.0.0.1"), machine("m2", "10.0.0.2"), machine("liar", "10.0.0.9"))
-    found = shape(
+    found = skeleton(
         APPLE,
         CLIENT,
         machines=machines,
@@ -188,64 +192,64 @@ def test_peers():
     assert found.host_ruleset.workloads == {address(2), address(3)}
     assert found.sockets[dest("apple.orange:80")].peers == {IPv4Address("10.0.0.2")}
     reaching = container(4, "a.b", to=("far.far",))
-    assert shape(reaching, machines=machines, specs=[spec("far")]).sockets[dest("far.far:80")].peers == set()
+    assert skeleton(reaching, machines=machines, specs=[spec("far")]).sockets[dest("far.far:80")].peers == set()
 
 
 def test_what_stays_is_the_same_object():
     """When a container starts, the rules, routes and sockets that it does not concern are the very same objects."""
-    shaper = Skeletons()
+    skeletons = Skeletons()
     other = container(7, "other.other", ports=(9,))
-    before = shape(APPLE, CLIENT, other, shaper=shaper)
-    assert shape(APPLE, CLIENT, other, shaper=shaper, allocations=before.allocations) is before
+    before = skeleton(APPLE, CLIENT, other, using=skeletons)
+    assert skeleton(APPLE, CLIENT, other, using=skeletons, allocations=before.allocations) is before
     more = container(4, "new.flask", to=("apple.orange:80",))
-    after = shape(APPLE, CLIENT, other, more, shaper=shaper, allocations=before.allocations)
+    after = skeleton(APPLE, CLIENT, other, more, using=skeletons, allocations=before.allocations)
     assert ruleset(after, 2) is ruleset(before, 2)
     assert ruleset(after, 3).routes is ruleset(before, 3).routes
     assert after.sockets[dest("other.other:9")] is before.sockets[dest("other.other:9")]
     assert after.sockets[dest("apple.orange:80")].callers == {address(2), address(3), address(4)}
 
 
-def test_what_machines_say_of_replicas_changes_no_shape():
+def test_what_machines_say_of_replicas_changes_no_skeleton():
     """What another machine claims, or that it is taken for dead, is no reason to make everything anew."""
-    shaper = Skeletons()
+    skeletons = Skeletons()
     one, two = machine("m1", "10.0.0.1"), machine("m2", "10.0.0.2")
-    before = shape(APPLE, CLIENT, machines=(one, two), shaper=shaper)
+    before = skeleton(APPLE, CLIENT, machines=(one, two), using=skeletons)
     for other in (replace(two, claims=frozenset({"a/0/b"})), replace(two, healthy=False)):
-        assert shape(APPLE, CLIENT, machines=(one, other), shaper=shaper, allocations=before.allocations) is before, (
-            other
-        )
+        assert (
+            skeleton(APPLE, CLIENT, machines=(one, other), using=skeletons, allocations=before.allocations) is before
+        ), other
     moved = replace(two, address=IPv4Address("10.0.0.3"))
-    after = shape(APPLE, CLIENT, machines=(one, moved), shaper=shaper, allocations=before.allocations)
+    after = skeleton(APPLE, CLIENT, machines=(one, moved), using=skeletons, allocations=before.allocations)
     assert moved.address in after.host_ruleset.peers
 
 
 def test_a_moved_port_reaches_the_rules():
-    """When something else takes a proxy port, the routes of those who use it follow."""
-    shaper = Skeletons()
-    before = shape(APPLE, CLIENT, shaper=shaper)
+    """When something else takes a proxy port, the routes that lead to it follow."""
+    skeletons = Skeletons()
+    before = skeleton(APPLE, CLIENT, using=skeletons)
     port = before.allocations.ports[dest("apple.orange:80")]
-    after = shape(APPLE, CLIENT, shaper=shaper, allocations=before.allocations, unusable_ports=frozenset({port}))
+    after = skeleton(APPLE, CLIENT, using=skeletons, allocations=before.allocations, unusable_ports=frozenset({port}))
     (route,) = ruleset(after, 3).routes
     assert route.proxy_port == after.allocations.ports[dest("apple.orange:80")] != port
 
 
 def test_changed_settings_reach_everything():
     """A new suffix or DNS port is not hidden by what is remembered."""
-    shaper = Skeletons()
-    shape(CLIENT, shaper=shaper)
-    after = shape(CLIENT, shaper=shaper, settings=replace(SETTINGS, suffix="x.y", dns_port=5353))
+    skeletons = Skeletons()
+    skeleton(CLIENT, using=skeletons)
+    after = skeleton(CLIENT, using=skeletons, settings=replace(SETTINGS, suffix="x.y", dns_port=5353))
     assert after.zone.suffix == "x.y"
     assert ruleset(after, 3).dns_port == after.host_ruleset.dns_port == 5353
 
 
 def test_what_others_declare_later_is_reached():
-    """A port that is added to a name, and a name that is added to the own service, reach those who may use them."""
-    shaper = Skeletons()
+    """A new port of a name, and a new name in the own service, are reached by the containers that may use them."""
+    skeletons = Skeletons()
     client = container(3, "flask.flask", to=("apple.orange",))
-    shape(APPLE, client, shaper=shaper)
-    grown = shape(APPLE, client, shaper=shaper, remote=["apple.orange:443"])
+    skeleton(APPLE, client, using=skeletons)
+    grown = skeleton(APPLE, client, using=skeletons, remote=["apple.orange:443"])
     assert {r.port for r in ruleset(grown, 3).routes} == {80, 443}
     flask = spec("flask", declared("redis", ports=(6379,)))
-    joined = shape(APPLE, client, shaper=shaper, remote=["apple.orange:443"], specs=[flask])
+    joined = skeleton(APPLE, client, using=skeletons, remote=["apple.orange:443"], specs=[flask])
     assert {r.port for r in ruleset(joined, 3).routes} == {80, 443, 6379}
     assert Name.parse("redis.flask") in joined.zone.views[address(3)]

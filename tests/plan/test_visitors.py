@@ -9,10 +9,11 @@ import pytest
 
 from appliance.model.facts import Endpoint, Machine, Settings, Snapshot
 from appliance.model.names import Allowance, Destination, Name
+from appliance.model.registry import Interests
 from appliance.model.visitors import ConnectTo, Visitors
 from appliance.plan.compile import compile_host
 from appliance.plan.interests import interests
-from appliance.plan.visitors import EVERYTHING, LOOPBACK
+from appliance.plan.visitors import LOOPBACK
 
 OTHER, HOST, GUEST = map(IPv4Address, ("10.0.0.2", "10.0.0.1", "10.0.0.9"))
 DNS = IPv4Address("127.66.0.53")
@@ -65,8 +66,8 @@ def test_everything() -> None:
     """`*` is everything that anybody serves, and every service is of interest."""
     s = snapshot(ALL)
     assert set(compile_host(s).listeners) == {REDIS, WEB}
-    assert EVERYTHING in interests(s)
-    assert interests(snapshot(some("redis.flask"))) == {"flask"}
+    assert interests(s).everything
+    assert interests(snapshot(some("redis.flask"))) == Interests(services=frozenset({"flask"}))
 
 
 def test_guests_and_the_host_differ() -> None:

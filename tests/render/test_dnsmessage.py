@@ -99,7 +99,7 @@ def test_case_comes_back_as_it_was_sent() -> None:
 
 
 def test_an_explanation_needs_edns() -> None:
-    """An Extended DNS Error is sent with code and text, but only to those who can read it."""
+    """An Extended DNS Error is sent with code and text, but only to askers that can read it."""
     reply = Reply(rcode=3, ede=Ede(code=18, text="redis.flask is not in connect_to of apple.orange"))
     told = dns.message.from_wire(encode_reply(query(use_edns=0), reply))
     assert told.options == (dns.edns.EDEOption(18, "redis.flask is not in connect_to of apple.orange"),)

@@ -5,6 +5,7 @@ from textwrap import dedent
 
 import pytest
 
+import appliance
 from appliance.errors import InputError
 from appliance.model.names import Port
 from appliance.spec import dsl
@@ -138,3 +139,29 @@ def test_missing_file(tmp_path):
 def test_zero_byte(write):
     """A file that is no text is refused in one line."""
     assert refused(write("a\0b")).startswith("app.py")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "from appliance.dsl import container, service",
+        "from appliance import dsl\nservice, container = dsl.service, dsl.container",
+        "import appliance.dsl\nservice, container = appliance.dsl.service, appliance.dsl.container",
+        "from appliance.spec.dsl import container, service",
+    ],
+)
+def test_imports_of_version_0_1_0(write, head):
+    """A file may import both names from the module as it was called then, and from the module as it is called now."""
+    text = 'flask = service("flask", containers=[container("nginx", image="nginx")])'
+    (flask,), warnings = dsl.load(write(f"{head}\n{text}\n"))
+    assert (flask.name, flask.containers[0].image, warnings) == ("flask", "nginx", ())
+
+
+def test_former_name_is_there_only_while_a_file_runs(write):
+    """Afterwards it is gone, also where the file failed, so that nothing of ours comes to need it."""
+    head, body = "from appliance.dsl import *", 'x = service("x", containers=[container("a", image="b")])'
+    dsl.load(write(f"{head}\n{body}\n"))
+    with pytest.raises(InputError):
+        dsl.load(write("import appliance.dsl\n1 / 0\n"))
+    assert "appliance.dsl" not in sys.modules
+    assert not hasattr(appliance, "dsl")

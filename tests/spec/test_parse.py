@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from appliance.errors import InputError
 from appliance.model.names import Allowance, Name, Port, Protocol
 from appliance.model.spec import Container, Health, Service
+from appliance.spec.constraint import parse_constraint
 from appliance.spec.parse import check_services, parse_service, service_to_raw
 
 
@@ -54,7 +55,7 @@ def test_every_field():
     assert service == Service(
         name="flask",
         count=2,
-        constraint="node == h1",
+        constraint=parse_constraint("node == h1"),
         containers=(
             Container(
                 name="web",
@@ -85,11 +86,11 @@ def test_every_field():
     [
         ({"imgae": "x"}, 'container "web": unknown field "imgae" (did you mean "image"?)'),
         ({"zzz": 1}, 'unknown field "zzz"; known are name, image, ports'),
-        ({"image": 7}, "image: 7 is no image reference"),
-        ({"image": "Upper Case"}, 'image: "Upper Case" is no image reference'),
+        ({"image": 7}, "image: 7 is not an image reference"),
+        ({"image": "Upper Case"}, 'image: "Upper Case" is not an image reference'),
         ({"image": None}, "image is missing"),
-        ({"name": "web_1"}, 'name: container name "web_1" is no host label (RFC 1123)'),
-        ({"name": "Web"}, "is no host label (RFC 1123)"),
+        ({"name": "web_1"}, 'name: container name "web_1" is not a host label (RFC 1123)'),
+        ({"name": "Web"}, "is not a host label (RFC 1123)"),
         ({"name": "w" * 64}, "has 64 characters; 63 is the most"),
         ({"ports": "8080"}, 'ports: "8080" is not a list'),
         ({"ports": [0]}, '"0" in port "0" is not a port number from 1 to 65535'),
@@ -111,20 +112,20 @@ def test_every_field():
         ({"command": "bash -c 'x"}, 'command: "bash -c \'x": no closing quotation'),
         ({"command": ["a", 1]}, "command: ['a', 1] is not a list of texts"),
         ({"env": ["A"]}, 'env: "A" has no "="'),
-        ({"env": {"A=B": "1"}}, 'env: "A=B" is no name of a variable'),
+        ({"env": {"A=B": "1"}}, 'env: "A=B" is not a variable name'),
         ({"env": {"A": True}}, "env: the value of A is True; write text"),
         ({"env": ["A=1", "A=2"]}, "env: A is set twice"),
         ({"env": "A=1"}, 'env: "A=1" is not a list of texts'),
-        ({"volumes": ["data"]}, '"data" is no absolute path in the container'),
+        ({"volumes": ["data"]}, '"data" is not an absolute path in the container'),
         ({"volumes": ["./data:/data"]}, '"./data" is neither an absolute path nor the name of a volume'),
         ({"volumes": ["/a:/data:or"]}, 'unknown option "or"'),
         ({"volumes": ["/a:/data", "/b:/data"]}, 'two volumes are mounted at "/data"'),
         ({"volumes": ["a:/b:ro:x"]}, "is not source:target"),
         ({"health": {"interval": 1}}, "health: command is missing"),
         ({"health": {"command": "true", "retires": 1}}, 'unknown field "retires" (did you mean "retries"?)'),
-        ({"health": {"command": "true", "interval": "soon"}}, '"soon" is no duration'),
+        ({"health": {"command": "true", "interval": "soon"}}, '"soon" is not a duration'),
         ({"health": {"command": "true", "timeout": 0}}, "timeout: 0 is not possible"),
-        ({"health": {"command": "true", "timeout": -1}}, "-1 is no duration"),
+        ({"health": {"command": "true", "timeout": -1}}, "-1 is not a duration"),
         ({"health": {"command": "true", "retries": 0}}, "retries: 0 is out of range"),
         ({"health": {"command": []}}, "it is empty"),
     ],
@@ -150,9 +151,9 @@ def test_bad_container(fields, words):
         ({**raw_service(), "count": -1}, "count: -1 is out of range; write at least 1"),
         ({**raw_service(), "count": 10**6}, "write at most 1000"),
         ({**raw_service(), "count": "2"}, 'count: "2" is not a whole number'),
-        ({**raw_service(), "name": "-x"}, "is no host label (RFC 1123)"),
-        ({**raw_service(), "name": "a\nb"}, "is no host label (RFC 1123)"),
-        ({**raw_service(), "name": "0"}, 'service name "0" is a number: programs take names that end so for IPv4'),
+        ({**raw_service(), "name": "-x"}, "is not a host label (RFC 1123)"),
+        ({**raw_service(), "name": "a\nb"}, "is not a host label (RFC 1123)"),
+        ({**raw_service(), "name": "0"}, 'service name "0" is a number: programs take names that end in one for IPv4'),
         ({**raw_service(), "name": "0xff"}, 'service name "0xff" is a number'),
         ({**raw_service(), "constraint": 5}, "constraint: 5 is not text"),
         (
@@ -271,7 +272,7 @@ services = st.builds(
     name=labels.map(lambda label: f"s{label}"),
     count=st.integers(1, 1000),
     containers=st.lists(containers, min_size=1, max_size=3, unique_by=lambda c: c.name).map(tuple),
-    constraint=st.none() | words,
+    constraint=st.none() | words.map(parse_constraint),
 )
 
 

@@ -26,7 +26,7 @@ import trio
 
 from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp.sockets import listen_at_door
-from appliance.drivers.netns.identity import add_local_route, entered, identify
+from appliance.drivers.netns import identity, netlink, routes
 from appliance.model.facts import Netns
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
 
@@ -114,7 +114,7 @@ class World:
 
     def netns(self, name: str) -> Netns:
         """Return a namespace as the appliance knows it."""
-        found = identify(self.path(name))
+        found = identity.identify(self.path(name))
         assert found is not None
         return Netns(id=found, path=self.path(name))
 
@@ -190,10 +190,10 @@ class World:
         Probes that get there by UDP are called `label` and `, UDP`.
         """
         path = self.path(name)
-        self._servers[f"{label}, UDP"] = entered(path, lambda: listen_at_door(DOOR_PORT))
-        (sock,) = entered(path, lambda: listen(DOOR_PORT, 1, str(DOOR_ADDRESS), transparent=True))
+        self._servers[f"{label}, UDP"] = netlink.entered(path, lambda: listen_at_door(DOOR_PORT))
+        (sock,) = netlink.entered(path, lambda: listen(DOOR_PORT, 1, str(DOOR_ADDRESS), transparent=True))
         self._servers[label] = socket.socket(fileno=sock.detach())
-        trio.run(add_local_route, path, IPv4Network("240.0.0.0/4"), IPv4Address(WORKLOAD))
+        trio.run(routes.add_local_route, path, IPv4Network("240.0.0.0/4"), IPv4Address(WORKLOAD))
 
     def server(self, label: str) -> socket.socket:
         """Return a server's socket; its calls give up after SECONDS."""

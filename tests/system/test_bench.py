@@ -17,7 +17,7 @@ from machine import ROOT, run
 
 from bench import contenders, peers, rules
 from bench.contenders import TCP, Service, Target
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import CLIENT, DIRECT_IP, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, Lab, lab
 from bench.works import WORKS, http, idle
 
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 
 def test_first_contact(tmp_path: Path) -> None:
-    """README's command shows every contender with its figures, and leaves them as JSON and a plot."""
+    """The documents' command shows every contender with its figures, and leaves them as JSON and a plot."""
     results = (ROOT / "bench/RESULTS.md").read_text()
     line = readme("make bench").partition(" #")[0].strip()
     said = run("sh", "-c", line.replace("ARGS='", f"ARGS='--out {tmp_path} --rounds 1 "), cwd=ROOT, timeout=280).stdout

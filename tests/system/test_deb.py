@@ -15,7 +15,6 @@ import pytest
 from computer import SYSTEMD_WORK, Computer, booted, drop_in, without_limits
 from debian import (
     EXAMPLE,
-    README,
     Debian,
     Outlet,
     PrivilegedMachine,
@@ -23,10 +22,10 @@ from debian import (
     client,
     example_answers,
     in_netns,
-    readme,
     wheels,
     world,
 )
+from documents import documented, quoted
 from machine import IMAGE, IMAGES, ROOT, Program, Switch, run, wait_until
 from stand_ins import STAND_INS, load
 from test_bad_host import occupied
@@ -322,13 +321,13 @@ def test_life_of_an_installation(
 
 
 def test_from_nothing_to_names_and_back(package: Path, machine: PrivilegedMachine, tmp_path: Path) -> None:
-    """By the README's commands the example answers by name, and then everything is as before, containers running."""
+    """By the documents' commands the example answers by name, and then everything is as before, containers running."""
     debian = Debian(tmp_path)
     client(machine)
     before, untouched = world(machine), debian.traces()
     (tmp_path / "root/dist").mkdir()
     shutil.copy(package, tmp_path / "root/dist")
-    debian("sh", "-c", f"cd /root && {readme('apt install')}", typed="y\n")
+    debian("sh", "-c", f"cd /root && {documented('apt install')}", typed="y\n")
     shutil.copy(ROOT / "examples/app.py", tmp_path / "root/app.py")
     (tmp_path / "etc/meshbox/meshbox.toml").write_text(
         f'docker_socket = "{machine.seen}{machine.socket}"\nnetns_dir = "{machine.seen}{machine.netns_dir}"\n'
@@ -338,24 +337,24 @@ def test_from_nothing_to_names_and_back(package: Path, machine: PrivilegedMachin
         machine.netns, debian.command("meshbox", "run"), machine.root / "package.log"
     )
     wait_until(lambda: '"ready"' in appliance.tail(), "it is ready")
-    debian("sh", "-c", readme("meshbox check"), netns=machine.netns)
+    debian("sh", "-c", documented("meshbox check"), netns=machine.netns)
     debian("meshbox", "deploy", "/root/app.py", netns=machine.netns)
     example_answers(machine)
     debian("meshbox", "remove", "flask", "orange", netns=machine.netns)
-    debian("sh", "-c", readme("apt purge"), netns=machine.netns, typed="y\n")
+    debian("sh", "-c", documented("apt purge"), netns=machine.netns, typed="y\n")
     assert appliance.stop() == 0
     assert world(machine) == before
     assert debian.traces() == untouched
 
 
 class Newcomer:
-    """Somebody at a computer with systemd, what README asks for first, and a clone."""
+    """Somebody at a computer with systemd, what the README asks for first, and a clone."""
 
     def __init__(self, debian: Debian, computer: Computer, outlet: Outlet) -> None:
         self.debian = debian
         self.computer = computer
         self._env = [f"{name}={value}" for name, value in by_way_of(outlet).items()]
-        (first,) = re.findall(r"as root, with `(apt-get install [^`]*)` done", README)
+        (first,) = quoted(r"as root, with `(apt-get install [^`]*)` done")
         self.types(first)
         self._before = debian.contents()
 
@@ -391,7 +390,7 @@ def newcomer(switch: Switch, tmp_path: Path) -> Iterator[Newcomer]:
 
 
 def test_from_source_and_back(newcomer: Newcomer) -> None:
-    """So it is from source: `make setup`, `.venv/bin/meshbox`, and the README's line that removes it."""
+    """So it is from source: `make setup`, `.venv/bin/meshbox`, and the documents' line that removes it."""
     computer, types = newcomer.computer, newcomer.types
     types("make setup")
     newcomer.fills_docker()
@@ -403,7 +402,7 @@ def test_from_source_and_back(newcomer: Newcomer) -> None:
     types(".venv/bin/meshbox deploy examples/app.py")
     example_answers(computer)
     types(".venv/bin/meshbox remove flask orange")
-    said = types(readme("kill -TERM").replace("<pid>", pid))
+    said = types(documented("kill -TERM").replace("<pid>", pid))
     assert world(computer) == before
     newcomer.purges(said)
 
@@ -467,10 +466,10 @@ def test_service_under_systemd(
         assert (refused.returncode, shown("ActiveState"), shown("NRestarts")) == (1, "failed", "0"), "not tried again"
         assert "dns_prot" in inside("journalctl", "--unit=meshbox", "--lines=20", "--output=cat").stdout
 
-        # README: who has no access to the host's files, as in the image, leads systemd-resolved there by hand.
+        # docs/guide/host-and-gateways.md: in the image, which does not see the host's files, this is done by hand.
         configuration.write_text('host_access = true\nresolv_conf = ""\n')
         inside("systemctl", "restart", "meshbox")
-        (by_hand,) = re.findall(r"give it a drop-in instead, with `(DNS=\S+)` and `(Domains=\S+)`", README)
+        by_hand = quoted(r"`(DNS=\S+)` and `(Domains=\S+)`")
         mesh_conf = tmp_path / "etc/systemd/resolved.conf.d/mesh.conf"
         mesh_conf.parent.mkdir()
         mesh_conf.write_text("\n".join(["[Resolve]", *by_hand, ""]))
@@ -551,7 +550,7 @@ def test_service_that_cannot_start(
 
 
 def test_newcomer(newcomer: Newcomer) -> None:
-    """By the README's commands alone the package is built, leads to the example, and away again with all it brought.
+    """By the documents' commands alone the package is built, leads to the example, and away again with all it brought.
 
     `apt install` brings Docker in the same transaction; each container starts after the unit.
     """
@@ -559,14 +558,14 @@ def test_newcomer(newcomer: Newcomer) -> None:
     drop_in(newcomer.debian.root, "meshbox", DROP_IN)
     types(f"apt-get install {HAD}")
     types("make deb")
-    said = types(readme("apt install"))
+    said = types(documented("apt install"))
     assert "docker.io" in said
     assert "Could not execute" not in said
     assert "has not started" not in said
     assert types("systemctl is-active docker meshbox") == "active\nactive\n"
     (package,) = newcomer.debian.root.glob("root/meshbox/dist/*.deb")
     assert types("meshbox --version") == version_of(package)
-    types(readme("meshbox check"))
+    types(documented("meshbox check"))
 
     newcomer.fills_docker()
     types("meshbox deploy examples/app.py")
@@ -577,14 +576,14 @@ def test_newcomer(newcomer: Newcomer) -> None:
     started = computer.inspect("client")["State"]["StartedAt"]
 
     types("meshbox remove flask orange")
-    types(readme("apt purge"))
+    types(documented("apt purge"))
     assert computer.containers() == ["client"]
     assert computer.inspect("client")["State"]["StartedAt"] == started
     assert computer.docker("network", "ls", "--format={{.Name}}").split() == ["bridge", "host", "none"]
     assert computer.exec_in("client", "nft", "list", "ruleset").stdout == ""
     assert "meshbox" not in computer.exec("nft", "list", "ruleset").stdout
     types(f"apt-get purge {HAD}")
-    types(readme("apt autoremove"))
+    types(documented("apt autoremove"))
     assert types("ls -A /var/lib/docker") == ""
     shutil.rmtree(newcomer.debian.root / "etc/systemd/system/meshbox.service.d")
     newcomer.purges(types("make clean"))

@@ -12,7 +12,8 @@ import orjson
 import pytest
 from cluster import Cluster, Kept, Server
 from computer import SYSTEMD_WORK, Computer, without_limits
-from debian import README, Debian, Outlet, WholeMachine, clean_clone, client, example_answers, readme, slim_root, world
+from debian import Debian, Outlet, WholeMachine, clean_clone, client, example_answers, slim_root, world
+from documents import documented, quoted
 from machine import IMAGE, IMAGES, ROOT, Program, Switch, run, wait_until
 from stand_ins import BASE, STAND_INS, load
 from test_bad_host import occupied
@@ -159,24 +160,24 @@ def test_what_is_missing_is_named(machine: WholeMachine, options: list[str], wor
 
 
 def test_host_that_is_not_fit(machine: WholeMachine) -> None:
-    """Where another program has port 53, what README has somebody type first names the remedy; so does the log."""
+    """Where another program has port 53, the first command of the documents names the remedy; so does the log."""
     remedy = "or set dns_port to a free port"
     with occupied(machine, "0.0.0.0", 53, "DGRAM"):
-        check = machine.shell(f"{readme('docker run --rm')} || echo it ended with $?")
+        check = machine.shell(f"{documented('docker run --rm')} || echo it ended with $?")
         assert remedy in check
         assert "it ended with 1" in check
-        machine.shell(readme("docker run -d"))
-        (look,) = re.findall(r"does not stay up, `([^`]*)` says why", README)
+        machine.shell(documented("docker run -d"))
+        (look,) = quoted(r"does not stay up, `([^`]*)` says why")
         patiently(lambda: remedy in machine.shell(f"{look} 2>&1"), "the log names the remedy")
     patiently(lambda: '"ready"' in logged(machine, "meshbox"), "with the port free again it runs")
 
 
 def test_five_minutes(machine: WholeMachine, tmp_path: Path) -> None:
-    """By the image the README's tour goes with the alias and the words for files that it gives."""
-    machine.shell(readme("docker run -d"))
+    """By the image the tour goes with the alias and the words for files that it gives."""
+    machine.shell(documented("docker run -d"))
     patiently(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
-    (alias,) = re.findall(r"`(alias meshbox=[^`]*)`", README)
-    (file,) = re.findall(r"write `([^`]*)` for `app.py`", README)
+    (alias,) = quoted(r"`(alias meshbox=[^`]*)`")
+    (file,) = quoted(r"Write `([^`]*)` for `app.py`")
 
     def shell(line: str) -> str:
         return machine.shell(f"{alias}\nexec 2>&1; {line.replace('app.py', file)}", tmp_path, check=False)
@@ -185,9 +186,9 @@ def test_five_minutes(machine: WholeMachine, tmp_path: Path) -> None:
 
 
 def test_stop_drains(machine: WholeMachine) -> None:
-    """What is open when `docker stop` begins goes on until it is done, with the README's options for longer ones."""
-    setting, patience = re.findall(r"`(-e MESHBOX_DRAIN=\d+)`\) adds `(--stop-timeout \d+)`", README)[0]
-    machine.shell(readme("docker run -d").removesuffix(" meshbox") + f" {setting} {patience} meshbox")
+    """What is open when `docker stop` begins goes on until it is done, with the documents' options for longer ones."""
+    setting, patience = quoted(r"`(-e MESHBOX_DRAIN=\d+)` and `(--stop-timeout \d+)`")
+    machine.shell(documented("docker run -d").removesuffix(" meshbox") + f" {setting} {patience} meshbox")
     patiently(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
     machine.run_container("apple", IMAGE, service="orange", container="apple", ports="8080:7000")
     machine.run_container("client", IMAGE, service="test", container="client", connect_to="apple.orange:8080")
@@ -213,7 +214,7 @@ def test_stop_drains(machine: WholeMachine) -> None:
 
 def test_whole_appliance(machine: WholeMachine) -> None:
     """With Docker's socket and the host's processes it serves labelled containers, is healthy, and ends at SIGTERM."""
-    machine.shell(readme("docker run -d").replace(" --net=host", " --health-interval=1s --net=host"))
+    machine.shell(documented("docker run -d").replace(" --net=host", " --health-interval=1s --net=host"))
     state = "{{.State.Status}} {{.State.Health.Status}}"
     patiently(lambda: machine.docker("inspect", "--format", state, "meshbox") == "running healthy", "it is healthy")
     machine.run_container("apple", IMAGE, service="orange", container="apple", ports="8080:7000")
@@ -231,7 +232,7 @@ def test_whole_appliance(machine: WholeMachine) -> None:
     draining, *_ = [line for line in logged(machine, "meshbox").splitlines() if '"draining"' in line]
     assert orjson.loads(draining)["seconds"] == 5
     assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "meshbox") == "0"
-    clean = readme("docker stop meshbox").partition(" && ")[2]
+    clean = documented("docker stop meshbox").partition(" && ")[2]
     assert machine.shell(clean).startswith("removed: rules of this host\nremoved: rules in 3 containers")
 
 
@@ -242,16 +243,16 @@ def files(machine: WholeMachine) -> str:
 
 @pytest.mark.usefixtures("kept")
 def test_from_nothing_to_names_and_back(machine: WholeMachine, source: Path) -> None:
-    """By the README's commands the example answers by name, and then everything is as before, containers running."""
+    """By the documents' commands the example answers by name, and then everything is as before, containers running."""
     client(machine)
     before = world(machine), files(machine)
-    machine.shell(readme("docker run --rm"))
-    machine.shell(readme("docker run -d"))
-    machine.shell(readme("docker exec -i meshbox"), source)
+    machine.shell(documented("docker run --rm"))
+    machine.shell(documented("docker run -d"))
+    machine.shell(documented("docker exec -i meshbox"), source)
     example_answers(machine)
     machine.docker("exec", "meshbox", "meshbox", "remove", "flask", "orange")
-    machine.shell(readme("docker stop meshbox"))
-    machine.shell(readme("docker rm meshbox"))
+    machine.shell(documented("docker stop meshbox"))
+    machine.shell(documented("docker rm meshbox"))
     assert (world(machine), files(machine)) == before
     assert machine.docker("images", "--quiet", "meshbox") == ""
 
@@ -263,21 +264,21 @@ def call(machine: WholeMachine, name: str, port: int) -> str:
 
 
 def test_names_for_the_host(machine: WholeMachine) -> None:
-    """With the README's options for `host_access` the host's own resolver file leads to the mesh, until it stops.
+    """With the documents' options for `host_access` the host's own resolver file leads to the mesh, until it stops.
 
     After a crash `meshbox cleanup` with the same options puts the file back.
     """
-    (options,) = re.findall(r"mount it and name it: `([^`]*)`", README)
+    options = documented("-v /etc/resolv.conf:")
     looks = "cat /etc/resolv.conf; stat -c %a /etc/resolv.conf; ip -4 route show table all | sed 's/ linkdown//'"
     before = machine.shell(looks)
-    machine.shell(readme("docker run -d").removesuffix(" meshbox") + f" {options} meshbox")
+    machine.shell(documented("docker run -d").removesuffix(" meshbox") + f" {options} meshbox")
     machine.run_container("server", IMAGE, service="far", container="server", ports="7000")
     name = machine.inspect("server")["Config"]["Hostname"]
     patiently(lambda: call(machine, "server.far", 7000) == name, "the host reaches the server")
     machine.docker("exec", "meshbox", "meshbox", "check")
     machine.docker("kill", "meshbox")
     assert "nameserver 127.66.0.53" in machine.shell(looks)
-    clean = readme("docker stop meshbox").partition(" && ")[2]
+    clean = documented("docker stop meshbox").partition(" && ")[2]
     machine.shell(clean.replace(" meshbox cleanup", f" {options} meshbox cleanup"))
     assert machine.shell(looks) == before
     machine.docker("start", "meshbox")
@@ -337,7 +338,7 @@ def test_compose(machine: WholeMachine, tmp_path: Path) -> None:
         env = (f"DOCKER_HOST=unix://{machine.seen}/run/docker.sock", "COMPOSE_INTERACTIVE_NO_CLI=1")
         return debian("env", "--chdir=/srv", *env, "docker-compose", *words.split(), netns=machine.netns).stdout.strip()
 
-    (up,) = re.findall(r"`docker compose (-f packaging/compose.yaml [^`]*)`", README)
+    (up,) = quoted(r"`docker compose (-f packaging/compose.yaml [^`]*)`")
     compose(up)
     patiently(lambda: '"ready"' in logged(machine, "meshbox"), "the appliance is ready")
     services = "-f examples/compose.yaml"
@@ -348,22 +349,22 @@ def test_compose(machine: WholeMachine, tmp_path: Path) -> None:
     assert compose(f"{services} exec -T flask wget -qO- http://apple.orange:8080/") == f"Hello World from {apple}"
     assert compose(f"{services} exec -T redis redis-cli -h redis.flask ping") == "PONG"
     compose(f"{services} down")
-    machine.shell(readme("docker stop meshbox"))
-    machine.shell(readme("docker rm meshbox"))
+    machine.shell(documented("docker stop meshbox"))
+    machine.shell(documented("docker rm meshbox"))
     assert (world(machine), files(machine)) == before
 
 
 def test_nothing_is_left_of_the_build(machine: WholeMachine) -> None:
-    """By the README's lines the image goes, and with it its base and all that the stages of the build left."""
+    """By the documents' lines the image goes, and with it its base and all that the stages of the build left."""
     others = {name if ":" in name else f"{name}:latest" for name in (BASE, *machine.images)}
     machine.docker("create", "--name=meshbox", "meshbox")
-    machine.shell(readme("docker rm meshbox"))
-    machine.shell(readme("docker image prune"))
+    machine.shell(documented("docker rm meshbox"))
+    machine.shell(documented("docker image prune"))
     assert set(machine.docker("images", "--all", "--format={{.Repository}}:{{.Tag}}").splitlines()) == others
 
 
 def test_newcomer(switch: Switch, tmp_path: Path) -> None:
-    """On a Debian with its own systemd and nothing else, the README's commands alone lead to the example, and away.
+    """On a Debian with its own systemd and nothing else, the documents' commands alone lead to the example, and away.
 
     What they install is all that it has; images that would be pulled have stand-ins. Its client goes on all the time.
     """
@@ -378,7 +379,8 @@ def test_newcomer(switch: Switch, tmp_path: Path) -> None:
             command = ("env", "--chdir=/root/meshbox", *env, "sh", "-c", f"exec 2>&1; {line}")
             return computer.inside(*command, input="y\n", timeout=280, check=check).stdout
 
-        first, second = re.findall(r"(?:as root|As a container), with `(apt-get install [^`]*)` done", README)
+        (first,) = quoted(r"as root, with `(apt-get install [^`]*)` done")
+        (second,) = quoted(r"As a container, with `(apt-get install [^`]*)` done")
         typed(first)
         assert f"needs Docker; {second}" in typed("make image", check=False)
         typed(second)
@@ -393,14 +395,14 @@ def test_newcomer(switch: Switch, tmp_path: Path) -> None:
         before, untouched = state(), debian.contents()
         computer.docker.import_tar(slim_root(), "debian:bookworm-slim")
         typed("make image")
-        typed(readme("docker run --rm"))
-        typed(readme("docker run -d"))
-        typed(readme("docker exec -i meshbox"))
+        typed(documented("docker run --rm"))
+        typed(documented("docker run -d"))
+        typed(documented("docker exec -i meshbox"))
         example_answers(computer)
-        (alias,) = re.findall(r"`(alias meshbox=[^`]*)`", README)
+        (alias,) = quoted(r"`(alias meshbox=[^`]*)`")
         typed(f"{alias}\nmeshbox remove flask orange")
         for begin in ("docker stop meshbox", "docker rm meshbox", "docker image prune"):
-            typed(readme(begin))
+            typed(documented(begin))
         assert state() == before
         left = debian.contents()
     changed = {path for path in {*left, *untouched} if left.get(path) != untouched.get(path)}

@@ -15,7 +15,7 @@ from machine import IMAGE, Machine
 from appliance.control.deployer import Deployer
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.docker.inventory import Inventory
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity
 from appliance.model.facts import RunState
 from appliance.model.names import Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start
@@ -109,7 +109,7 @@ def test_known_before_the_program_runs(idle):
             assert early, "it was not published before its start"
             assert (early[-1].netns, early[-1].addresses) == (now.netns, now.addresses)
             assert early[-1].healthy is False
-            assert now.netns.id == namespaces.identify(now.netns.path)
+            assert now.netns.id == identity.identify(now.netns.path)
             assert f.fresh[-1] == now.netns.id
             f.history.clear()
             await f.docker("restart", "--time=0", "one")
@@ -141,7 +141,7 @@ def test_events_that_do_not_tell(idle):
     """Also when events are late a starting container is known before it runs: the list and its networks tell."""
 
     async def scene(f):
-        f.inventory._connecting = type("Deaf", (dict,), {"setdefault": lambda *_: []})()
+        f.inventory._store.connecting = type("Deaf", (dict,), {"setdefault": lambda *_: []})()
         await f.labelled("one")
         await f.settled("one")
         assert any(w.netns and not w.started_at for w in f.history["one"])
@@ -156,7 +156,7 @@ def test_addresses_from_inside_the_namespace(idle, monkeypatch):
         return ()
 
     async def scene(f):
-        monkeypatch.setattr(f.inventory, "reserved", nothing)
+        monkeypatch.setattr(f.inventory._prestart, "_reserved_addresses", nothing)
         await f.labelled("one")
         now = await f.settled("one")
         early = [w for w in f.history["one"] if w.netns is not None and not w.started_at]
@@ -335,7 +335,7 @@ def test_docker_restarted(idle):
         await until(lambda: f.inventory.connected, seconds=30)
         await until(lambda: f.get("stays").started_at > before.started_at, seconds=30)
         now = f.get("stays")
-        assert now.netns.id == namespaces.identify(now.netns.path)
+        assert now.netns.id == identity.identify(now.netns.path)
         await until(lambda: f.get("goes").state is RunState.EXITED)
 
     play(idle, scene)
@@ -357,7 +357,7 @@ def test_nothing_is_leaked(idle):
             counts.append(descriptors())
         assert counts[-1] <= counts[0] + 2
         assert not f.inventory._store._starting
-        assert not f.inventory._connecting
-        assert not f.inventory._looking
+        assert not f.inventory._store.connecting
+        assert not f.inventory._inspecting
 
     play(idle, scene)

@@ -23,7 +23,7 @@ ACL = 'acl { enabled = true, default_policy = "deny", tokens { master = "root", 
 
 
 def test_access_control_and_tls(switch: Switch, tmp_path: Path) -> None:
-    """A token with the README's rules and a client certificate are all that a mesh needs; without, it says why."""
+    """A token with the documents' rules and a client certificate are all that a mesh needs; without, it says why."""
     make_certificates(tmp_path)
 
     def registry(cluster: Cluster) -> Mapping[str, str]:

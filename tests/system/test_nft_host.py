@@ -14,13 +14,15 @@ import trio.testing
 from nsworld import World
 from test_ruleset_walk import GUARD, RULES
 
-from appliance.drivers.nft import client as driver
-from appliance.drivers.nft.client import Nft, NftHelper
+from appliance.drivers.nft import features, helper
+from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
+from appliance.drivers.nft.helper import NftHelper
 from appliance.errors import HostError, RetryError
 from appliance.model.names import Protocol
 from appliance.model.network import HostRuleset, NetnsId, Route
 from appliance.render.ruleset import REMOVE, change_host, change_workload, render_host, render_workload
+from appliance.retry import Schedule
 
 pytestmark = pytest.mark.system
 
@@ -37,8 +39,8 @@ def world(tmp_path, monkeypatch):
         wrapper = tmp_path / "python"
         wrapper.write_text(f'#!/bin/sh\nexec nsenter --net={made.path("host")} {sys.executable} "$@"\n')
         wrapper.chmod(0o755)
-        monkeypatch.setattr(driver, "HELPER", (str(wrapper), *driver.HELPER[1:]))
-        monkeypatch.setattr(driver, "RESTART", (0.01,))
+        monkeypatch.setattr(helper, "HELPER", (str(wrapper), *helper.HELPER[1:]))
+        monkeypatch.setattr(helper, "RESTART", Schedule((0.01,)))
         yield made
 
 
@@ -119,9 +121,9 @@ def test_the_probe_tells_version_and_features_and_changes_nothing(world):
     """All our rulesets are checked by nft and the kernel in a dry run."""
 
     async def scenario(host: NftHelper) -> None:
-        found = await host.probe()
-        assert found.version >= driver.OLDEST
-        assert {"rules of workloads", driver.DOOR_RULES} <= found.features
+        found = await features.probe(host.dry_run)
+        assert found.version >= features.OLDEST
+        assert {"rules of workloads", features.DOOR_RULES} <= found.features
         assert world.list_table("host") == ""
         with pytest.raises(RetryError):
             await host.dry_run("add rule inet meshbox nowhere accept\n")
@@ -133,12 +135,12 @@ def test_the_probe_tells_version_and_features_and_changes_nothing(world):
 
 def test_a_kernel_without_doors_is_fine(world, monkeypatch):
     """The probe tells that they are missing, and nothing else is."""
-    monkeypatch.setattr(driver, "door_sample", lambda: "add rule inet meshbox nowhere accept\n")
+    monkeypatch.setattr(features, "door_sample", lambda: "add rule inet meshbox nowhere accept\n")
 
     async def scenario(host: NftHelper) -> None:
-        found = await host.probe()
+        found = await features.probe(host.dry_run)
         assert "rules of workloads" in found.features
-        assert driver.DOOR_RULES not in found.features
+        assert features.DOOR_RULES not in found.features
 
     helped(scenario)
 
@@ -242,7 +244,7 @@ def test_a_missing_binding_says_what_to_install(world, tmp_path, monkeypatch):
         with pytest.raises(HostError, match="pip install pip-nftables"):
             await host.command(REMOVE)
         with pytest.raises(HostError, match="pip install pip-nftables"):
-            await host.probe()
+            await features.probe(host.dry_run)
 
     helped(scenario)
 
@@ -254,7 +256,7 @@ def test_a_missing_library_says_what_to_install(world, tmp_path, monkeypatch):
 
     async def scenario(host: NftHelper) -> None:
         with pytest.raises(HostError, match="apt-get install libnftables1"):
-            await host.probe()
+            await features.probe(host.dry_run)
 
     helped(scenario)
 
@@ -269,7 +271,7 @@ def test_too_old_an_nft_is_named(world, tmp_path, monkeypatch, version):
 
     async def scenario(host: NftHelper) -> None:
         with pytest.raises(HostError, match=r"older than 0\.9\.6; apt-get install nftables"):
-            await host.probe()
+            await features.probe(host.dry_run)
 
     helped(scenario)
 

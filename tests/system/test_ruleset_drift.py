@@ -10,7 +10,7 @@ import trio.testing
 from nsworld import World
 from test_ruleset_walk import RULES
 
-from appliance.drivers.nft import drift as rulesetwatch
+from appliance.drivers.nft import drift
 from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.commits import OWN
 from appliance.drivers.nft.drift import RulesetWatch
@@ -68,7 +68,7 @@ def world():
         yield made
 
 
-def watching(world: World, scenario, buffer: int = rulesetwatch.BUFFER) -> None:
+def watching(world: World, scenario, buffer: int = drift.BUFFER) -> None:
     """Play a scenario with the workload's namespace watched and its rules in place."""
 
     async def main() -> None:
@@ -133,7 +133,7 @@ def test_a_quarrel_is_told_again_but_not_at_every_word(world):
             await trio.to_thread.run_sync(world.nft, "workload", "insert rule inet meshbox leaving accept\n")
         await watched.next_drift()
         await watched.next_drift()
-        assert trio.current_time() - began >= rulesetwatch.BETWEEN
+        assert trio.current_time() - began >= drift.BETWEEN
         assert watched.drifts == []
 
     watching(world, scenario)
@@ -170,7 +170,7 @@ def test_a_removed_namespace_is_let_go_at_once(world):
 
 def test_a_namespace_whose_file_is_gone_is_let_go_without_being_told(world, monkeypatch):
     """Should nobody call `remove`, the watch finds out by itself."""
-    monkeypatch.setattr(rulesetwatch, "STALE", 0.05)
+    monkeypatch.setattr(drift, "STALE", 0.05)
 
     async def scenario(watched: Watched) -> None:
         workload = world.netns("workload").id

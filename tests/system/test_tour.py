@@ -1,14 +1,14 @@
-"""The README's five minutes: every command, and what it prints."""
+"""The tour of docs/getting-started.md: every command, and what it prints."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from machine import MESHBOX, ROOT, run
+from documents import SPEC, TOUR, told
+from machine import MESHBOX, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,30 +17,6 @@ if TYPE_CHECKING:
     from machine import Machine
 
 pytestmark = pytest.mark.system
-
-README = (ROOT / "README.md").read_text()
-SPEC = re.compile(r"^```py\n# app.py\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TOUR = README.partition("\n## Five minutes\n")[2].partition("\n## ")[0]
-
-
-@dataclass
-class Told:
-    """A command of the README and the lines that it prints. `…` stands for what differs from time to time."""
-
-    command: str
-    lines: list[str] = field(default_factory=list)
-
-
-def told(text: str) -> list[Told]:
-    """Return the commands of all console blocks, those that end in a backslash with the lines that continue them."""
-    found: list[Told] = []
-    for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        for line in re.sub(r"\\\n\s*", "", block).splitlines():
-            if line.startswith("$ "):
-                found.append(Told(line.removeprefix("$ ")))
-            else:
-                found[-1].lines.append(line)
-    return found
 
 
 def pattern(lines: list[str]) -> str:
@@ -55,7 +31,7 @@ def pattern(lines: list[str]) -> str:
 
 
 def follow(shell: Callable[[str], str], folder: Path) -> None:
-    """Type every command with `shell`, from top to bottom, in a folder with the README's app.py and nothing else."""
+    """Type every command with `shell`, from top to bottom, in a folder with the tour's app.py and nothing else."""
     (spec,) = SPEC.findall(TOUR)
     (folder / "app.py").write_text(spec)
     commands = told(TOUR)
@@ -63,13 +39,13 @@ def follow(shell: Callable[[str], str], folder: Path) -> None:
     for each in commands:
         said = shell(each.command).splitlines()
         if os.environ.get("RECORD_TOUR"):
-            print("\n".join([f"$ {each.command}", *said]))  # noqa: T201 — for whoever writes the README
+            print("\n".join([f"$ {each.command}", *said]))  # noqa: T201 — for the author of the tour
             continue
         text = "".join(" ".join(line.split()) + "\n" for line in said)
         assert re.fullmatch(pattern(each.lines), text), f"{each.command}\n{text}"
 
 
-def test_every_command_prints_what_the_readme_says(mesh: Machine, tmp_path: Path) -> None:
+def test_every_command_prints_what_the_tour_says(mesh: Machine, tmp_path: Path) -> None:
     """The command `meshbox` is that of the package, or from source. Of the image: test_image.py."""
     env = {**os.environ, **mesh.settings, "COLUMNS": "150", "NO_COLOR": "1", "DOCKER_HOST": f"unix://{mesh.socket}"}
     env["PATH"] = f"{MESHBOX.parent}:{env['PATH']}"

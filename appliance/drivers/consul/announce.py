@@ -1,10 +1,12 @@
 """Keeps this machine and what it serves registered with its Consul agent.
 
-The machine and its heartbeat come first and wait for nothing else: without them Consul takes all of it for dead. What
-is wanted besides is remembered here; each registration has its own task while it differs from what Consul has, so that
-one that is refused or slow holds up no other, and nobody has to wait for Consul. What the agent has is compared with
-what is wanted at start (a crash leaves things behind), after heartbeats that failed, and now and then. Only ids that
-begin with `meshbox:<node>` are ever touched, and none while another host's appliance keeps that name alive here.
+The machine and its heartbeat come first and wait for nothing else: without them Consul takes all of it for dead. All
+other registrations are remembered here. Each has its own task while it differs from what Consul has, so that one that
+is refused or slow holds up no other, and no caller waits for Consul.
+
+What the agent has is compared with what is wanted at the start (a crash leaves registrations behind), after heartbeats
+that failed, and every minute. Only ids that begin with `meshbox:<node>` are ever touched, and none of them while the
+appliance of another host keeps that name alive at this agent.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from appliance.drivers.consul.api import RETRY
 from appliance.drivers.consul.codec import (
     TTL,
     destination_id,
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from appliance.drivers.consul.api import ConsulApi
-    from appliance.drivers.consul.watch import Staleness
+    from appliance.drivers.consul.staleness import Staleness
     from appliance.model.names import Destination
     from appliance.model.network import Registration
 
@@ -44,13 +47,13 @@ HEARTBEAT = TTL / 4
 COMPARE = 60.0
 """Seconds between comparisons when all is well."""
 SETTLE = 5.0
-"""Seconds after the start for which leftovers of a former run stay: most of them are about to be wanted again."""
+"""Seconds after the start for which leftovers of a former run stay. Most of them will be wanted again by then."""
 PATIENCE = 2.0
-"""Seconds that withdrawals are waited for in all; after that they are made up for later."""
+"""Seconds that all withdrawals together may wait for Consul. Those that remain are sent later."""
 REFILL = 0.2
-"""Seconds of that which each second gives back."""
-RETRY = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Seconds until Consul is tried again after the 1st, 2nd, … failure in a row; the last value repeats."""
+"""Seconds of `PATIENCE` that each second without a withdrawal gives back."""
+GATHER = 0.25
+"""Seconds for which reasons to register or compare anew are gathered."""
 AT_ONCE = 4
 """Registrations that are sent at the same time."""
 COMPLAIN = 2
@@ -65,7 +68,7 @@ class Announcer:
     def __init__(
         self,
         api: ConsulApi,
-        held: Staleness,
+        staleness: Staleness,
         *,
         node: str,
         meta: tuple[tuple[str, str], ...],
@@ -74,31 +77,30 @@ class Announcer:
         host: str,
         gateway: bool = False,
     ) -> None:
-        """Without `address`, it is the one under which the Consul agent is known to the other machines.
+        """Touch nothing yet.
 
-        `host` tells this host from another one whose appliance has the same node name.
-
-        `changed` is called when a problem appears or is over.
+        Without `address`, the machine has the one under which other machines know the Consul agent. `host` tells this
+        host from another one whose appliance has the same node name. `changed` is called when a problem appears or is
+        over.
         """
         self._api = api
-        self._stale = held
+        self._staleness = staleness
         self._node = node
         self._meta = meta
         self._address = address
         self._changed = changed
         self._host = host
         self._gateway = gateway
-        self.presence_port: int | None = None
-        """To be set before `run`."""
+        self._presence_port: int | None = None
         self.machine: Machine | None = None
         """This machine, once its address is known."""
         self.announced = trio.Event()
         """Set once this machine was registered for the first time."""
         self.problems: dict[str, str] = {}
-        """Registrations that Consul does not take while it takes heartbeats, in words, by id."""
+        """By id, in words: registrations that Consul does not take while it takes heartbeats."""
         self._wanted: dict[str, Registration] = {}
         self._due: dict[str, trio.Event] = {}
-        """Ids whose state Consul does not have yet; set once it was told, or could not be."""
+        """Ids whose state Consul does not have yet. The event is set once sending it has succeeded or failed."""
         self._busy: set[str] = set()
         self._claims: frozenset[str] = frozenset()
         self._leaving = False
@@ -114,11 +116,16 @@ class Announcer:
         self._patience = PATIENCE
         self._waited = 0.0
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep everything registered until cancelled. Started once the machine is (or Consul failed to).
+    async def run(
+        self, presence_port: int | None = None, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Keep everything registered until cancelled. Started after the first attempt to register the machine.
+
+        `presence_port` is where this machine says that it is alive, if there is one.
 
         Raises HostError when this machine has no address under which others can reach it.
         """
+        self._presence_port = presence_port
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for service_id in self._due:
@@ -134,7 +141,7 @@ class Announcer:
             await self._beat_on()
 
     def again(self) -> None:
-        """Register everything anew soon: the catalogue has lost it, and the agent may not know."""
+        """Register everything anew soon: the catalogue has lost it, which the agent may not know."""
         self._anew = True
         self._registered = False
         self._urgent.set()
@@ -148,7 +155,7 @@ class Announcer:
             self._tell(service_id)
 
     async def deregister(self, destination: Destination) -> None:
-        """Withdraw a destination. Consul is waited for while it answers, and never long in all."""
+        """Withdraw a destination. Wait for Consul only while it answers, and for `PATIENCE` at most."""
         service_id = destination_id(self._node, destination)
         self._wanted.pop(service_id, None)
         told = self._tell(service_id)
@@ -161,7 +168,7 @@ class Announcer:
         self._patience -= self._waited - began
 
     def claim(self, claims: frozenset[str]) -> None:
-        """Say of these replicas, with the machine itself, that no other may run them any more."""
+        """Announce with the machine the replicas that no other machine may run any more."""
         if claims != self._claims:
             self._claims = claims
             if self.machine is not None:
@@ -169,7 +176,7 @@ class Announcer:
                 self._unsettle()
 
     async def withdraw(self) -> None:
-        """Withdraw everything but the machine itself: it will be back, and its replicas stay its own until then."""
+        """Withdraw everything but the machine itself: it will be back, and keeps its replicas until then."""
         self._leaving = True
         wanted, self._wanted = self._wanted, {}
         told = [self._tell(service_id) for service_id in wanted]
@@ -183,10 +190,10 @@ class Announcer:
     async def _beat_on(self) -> None:
         failures = 0
         while True:
-            with trio.move_on_after(RETRY[min(failures, len(RETRY)) - 1] if failures else HEARTBEAT):
+            with trio.move_on_after(RETRY.after(failures) if failures else HEARTBEAT):
                 await self._urgent.wait()
                 self._urgent = trio.Event()
-                await trio.sleep(RETRY[0])
+                await trio.sleep(GATHER)
             try:
                 await self._beat()
             except MeshboxError as error:
@@ -204,7 +211,7 @@ class Announcer:
                 address=address,
                 meta=self._meta,
                 gateway=self._gateway,
-                presence_port=self.presence_port,
+                presence_port=self._presence_port,
                 claims=self._claims,
             )
         if not self._registered:
@@ -218,21 +225,22 @@ class Announcer:
         await self._api.heartbeat(machine_id(self._node))
 
     async def _give_way(self) -> None:
-        """Raise RetryError while the name is another host's."""
+        """Raise RetryError while the appliance of another host keeps this node name alive."""
         own = machine_id(self._node)
         found = (await self._api.own_services(self._node)).get(own)
         if found is not None and is_namesake(found, self._host) and await self._api.is_passing(own):
-            raise RetryError(namesake(self._node))
+            clash = namesake(self._node)
+            raise RetryError(clash.words, clash.remedy)
 
     def _failed(self, error: MeshboxError) -> None:
-        self._stale.failed(BEAT, error)
+        self._staleness.failed(BEAT, error)
         self._registered = False
         self._unsure.set()
         if self._alive.is_set():
             self._alive = trio.Event()
 
     def _succeeded(self) -> None:
-        self._stale.over(BEAT)
+        self._staleness.over(BEAT)
         if not self._alive.is_set():
             self._alive.set()
             self._unsure.set()
@@ -241,7 +249,7 @@ class Announcer:
     # -- what it serves
 
     def _tell(self, service_id: str) -> trio.Event:
-        """Have Consul told what is wanted of an id; return what is set once that was tried."""
+        """Have Consul told what is wanted of an id. Return an event that is set after the first attempt."""
         told = self._due.setdefault(service_id, trio.Event())
         self._spawn(service_id)
         return told
@@ -268,7 +276,7 @@ class Announcer:
                     self._is_over(service_id)
                 told.set()
             if failures:
-                await trio.sleep(RETRY[min(failures, len(RETRY)) - 1])
+                await trio.sleep(RETRY.after(failures))
         self._busy.remove(service_id)
 
     async def _send(self, service_id: str) -> None:
@@ -280,12 +288,12 @@ class Announcer:
 
     def _complain(self, service_id: str, error: RetryError, failures: int) -> None:
         if failures >= COMPLAIN and self._alive.is_set():
-            self.problems[service_id] = f'"{service_id}" is not as it should be in Consul; trying on: {error}'
+            self.problems[service_id] = f'"{service_id}" in Consul is out of date, and is tried again: {error}'
             self._changed()
 
     def _is_over(self, service_id: str) -> None:
         if self.problems.pop(service_id, None) is not None:
-            log.info("Consul has taken it", id=service_id)
+            log.info("Consul has taken the registration", id=service_id)
             self._changed()
 
     async def _compare_now_and_then(self) -> None:
@@ -296,16 +304,16 @@ class Announcer:
             try:
                 await self._compare()
             except RetryError as error:
-                self._stale.failed(QUERY, error)
+                self._staleness.failed(QUERY, error)
                 failures += 1
-                await trio.sleep(RETRY[min(failures, len(RETRY)) - 1])
+                await trio.sleep(RETRY.after(failures))
                 continue
-            self._stale.over(QUERY)
+            self._staleness.over(QUERY)
             failures = 0
             left = began + SETTLE - trio.current_time()
             with trio.move_on_after(COMPARE if self._settled else max(left, 0.0)):
                 await self._unsure.wait()
-                await trio.sleep(RETRY[0])
+                await trio.sleep(GATHER)
             self._settled = trio.current_time() - began >= SETTLE
 
     async def _compare(self) -> None:
@@ -313,7 +321,7 @@ class Announcer:
         anew, self._anew = self._anew, False
         own = machine_id(self._node)
         if own in found and is_namesake(found[own], self._host):
-            self._unsettle()  # which finds out whether that one is alive
+            self._unsettle()  # the next attempt finds out whether that appliance is alive
             return
         if self.machine is not None:
             wanted = machine_service(self.machine, self._host)
@@ -337,6 +345,6 @@ def _ipv4(address: str) -> IPv4Address:
         return IPv4Address(address)
     except AddressValueError:
         raise HostError(
-            f"the Consul agent is known as {address}, but machines of the mesh reach each other over IPv4 only; give"
-            " the agent an IPv4 address (advertise_addr in its configuration)"
+            f"the Consul agent advertises {address}, but machines of the mesh reach each other over IPv4 only",
+            "give the agent an IPv4 address (advertise_addr in its configuration)",
         ) from None

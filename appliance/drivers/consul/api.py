@@ -1,4 +1,4 @@
-"""The calls to Consul that are made, each with the ACL rule that it needs. Errors are ConsulError (a RetryError)."""
+"""The calls to Consul, each with the ACL rule that it needs. Each raises ConsulError (a RetryError)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.drivers.consul.codec import is_own
 from appliance.drivers.consul.transport import ConsulClient, ConsulError, explained
 from appliance.errors import HostError
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
     from appliance.config.options import Consul as ConsulSettings
 
 WAIT = 30
-"""Seconds that a blocking query waits. Consul keeps the place of a query that was given up until this is over."""
+"""Seconds that a blocking query waits. A query that is given up holds its connection at Consul until they are over."""
+RETRY = Schedule((0.25, 0.5, 1.0, 2.0, 4.0))
+"""Seconds until Consul is tried again after the 1st, 2nd, … failure in a row; the last value repeats."""
 SERF_FAILED = 4
-"""Consul's number for an agent that does not answer others; one that has left has another."""
+"""Consul's number for an agent that does not answer the others. An agent that has left has another number."""
 
 
 class ConsulApi:
@@ -38,12 +41,12 @@ class ConsulApi:
         return f"{self._settings.prefix}/{name}"
 
     async def address(self) -> str:
-        """Return the address under which the agent is known to other machines."""
+        """Return the address that the agent advertises to other machines."""
         found = await self._call("reading the agent", self._client.agent.self(), 'agent_prefix "" { policy = "read" }')
         return str(found["Member"]["Addr"])
 
     async def failed_agents(self) -> list[str]:
-        """Return address and port of the agents that ours takes for failed."""
+        """Return address and port of each agent that our agent takes for failed."""
         found = await self._call(
             "reading its agents", self._client.agent.members(), 'node_prefix "" { policy = "read" }'
         )
@@ -55,7 +58,7 @@ class ConsulApi:
         await self._call(f"joining {address}", call, 'agent_prefix "" { policy = "write" }')
 
     async def health(self, service: str, index: int = 0) -> tuple[int, list[dict[str, Any]]]:
-        """Return the entries of a service, healthy or not, once they differ from those at `index`."""
+        """Return index and entries of a service, healthy or not, once they differ from those at `index`."""
         needs = f'service "{service}" {{ policy = "read" }} and node_prefix "" {{ policy = "read" }}'
         call = self._client.health.service(service, index=index, wait=f"{WAIT}s")
         found, entries = await self._call(f'reading service "{service}"', call, needs)
@@ -68,13 +71,13 @@ class ConsulApi:
         return int(found)
 
     async def services(self, index: int = 0) -> tuple[int, frozenset[str]]:
-        """Return the names of all services, ours and others', once the catalogue differs from `index`."""
+        """Return index and names of all services, also those that are not ours, once they differ from `index`."""
         call = self._client.catalog.services(index=index, wait=f"{WAIT}s")
         found, names = await self._call("reading the catalogue", call, 'service_prefix "" { policy = "read" }')
         return int(found), frozenset(names or ())
 
     async def values(self, folder: str, index: int = 0) -> tuple[int, dict[str, tuple[bytes, int]]]:
-        """Return value and index by key of all below a folder of ours, once they differ from those at `index`."""
+        """Return the index, and value and index of each key below a folder, once they differ from those at `index`."""
         call = self._client.kv.get(self.key(folder), index=index, wait=f"{WAIT}s", recurse=True)
         found, items = await self._call(f'reading keys "{folder}"', call, f'{self._keys} {{ policy = "read" }}')
         return int(found), {item["Key"]: (item["Value"] or b"", item["ModifyIndex"]) for item in items or ()}
@@ -86,12 +89,12 @@ class ConsulApi:
         return (item["Value"] or b"", item["ModifyIndex"]) if item else None
 
     async def put(self, key: str, value: bytes, *, cas: int) -> bool:
-        """Write a key of ours if its index still is `cas` (0: if there is none); return whether that was so."""
+        """Write a key of ours if its index is still `cas` (0: there is no such key); return whether it was."""
         call = self._client.kv.put(self.key(key), value, cas=cas)
         return bool(await self._call(f'writing key "{key}"', call, f'{self._keys} {{ policy = "write" }}'))
 
     async def delete(self, key: str, *, cas: int) -> bool:
-        """Delete a key of ours if its index still is `cas`; return whether that was so."""
+        """Delete a key of ours if its index is still `cas`; return whether it was."""
         call = self._client.kv.delete(self.key(key), cas=cas)
         return bool(await self._call(f'deleting key "{key}"', call, f'{self._keys} {{ policy = "write" }}'))
 
@@ -102,7 +105,7 @@ class ConsulApi:
         return {service_id: entry for service_id, entry in (found or {}).items() if is_own(service_id, node)}
 
     async def is_passing(self, check_id: str) -> bool:
-        """Whether a check of the agent's passes."""
+        """Whether a check at the agent passes."""
         call = self._client.agent.checks(f'CheckID == "{check_id}"')
         found = await self._call("reading checks", call, 'service_prefix "" { policy = "read" }')
         return any(check["Status"] == "passing" for check in (found or {}).values())
@@ -114,12 +117,12 @@ class ConsulApi:
         await self._call(f'registering service "{name}"', call, f'service "{name}" {{ policy = "write" }}')
 
     async def deregister(self, service_id: str) -> None:
-        """Remove a service from the agent; it may be gone already."""
+        """Remove a service from the agent. One that is gone already is no error."""
         call = self._client.agent.service.deregister(service_id)
         await self._call(f'deregistering "{service_id}"', call, 'service_prefix "" { policy = "write" }')
 
     async def heartbeat(self, check_id: str) -> None:
-        """Keep a TTL check alive. Raises ConsulError also when the agent does not know the check (any more)."""
+        """Keep a TTL check alive. Raises ConsulError also when the agent does not know the check."""
         call = self._client.agent.check.ttl_pass(check_id)
         if not await self._call("sending a heartbeat", call, 'service "meshbox" { policy = "write" }'):
             raise ConsulError(f"Consul at {self._settings.address} does not know check {check_id}")
@@ -136,5 +139,5 @@ class ConsulApi:
     def _reload_token(self, error: ConsulError) -> None:
         try:
             self._client.http.reload_token()
-        except HostError as cause:  # it is being replaced; the former one stays until then
-            raise ConsulError(f"{error}; and {cause}", refused=True) from error
+        except HostError as cause:  # the file is being replaced; the former token is used meanwhile
+            raise ConsulError(f"{error.words}; and {cause.words}", error.remedy, refused=True) from error

@@ -1,8 +1,8 @@
 """What was last known of the other machines, on disk: a boot without Consul starts from it.
 
-Specs and allocations are in the embedded store's file beside it. Losing this one costs nothing that Consul would not
-tell again, so a damaged one counts as none. Specs whose time of change it does not have come from elsewhere: a machine
-that runs without Consul for a while removes this file, since what it knows then is no evidence about any Consul.
+Specs and allocations are in the file of the embedded store beside it. Consul tells again what is lost with this file,
+so a damaged one counts as none. A spec whose time of change is missing here did not come from this Consul. A machine
+that runs without Consul for a while removes the file: what it knows then is no evidence about any Consul.
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import trio
 
 from appliance.drivers.consul.codec import parse_presence_port
+from appliance.drivers.local import statefile
 from appliance.errors import MeshboxError
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 NAME = "consul.json"
 SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class CachedFacts:
     """What the file holds. `changed`: when each spec that Consul knows was deployed or removed."""
 
     epoch: str = ""
@@ -35,7 +38,26 @@ class Known:
     endpoints: tuple[Endpoint, ...] = ()
 
 
-def dump(known: Known) -> bytes:
+class Cache:
+    """The file, in the folder of this machine's state."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open nothing yet."""
+        self._path = folder / NAME
+
+    async def read(self) -> CachedFacts:
+        """Return what the file holds, or empty facts when it cannot be read."""
+        try:
+            return load(await trio.to_thread.run_sync(self._path.read_bytes))
+        except OSError:
+            return CachedFacts()
+
+    async def write(self, known: CachedFacts) -> None:
+        """Replace the file. Raises OSError."""
+        await trio.to_thread.run_sync(statefile.write, self._path, dump(known))
+
+
+def dump(known: CachedFacts) -> bytes:
     """Return the file's content."""
     return orjson.dumps(
         {
@@ -70,13 +92,13 @@ def dump(known: Known) -> bytes:
     )
 
 
-def load(content: bytes) -> Known:
-    """Parse a file's content; nothing is known when it is damaged or another version's."""
+def load(content: bytes) -> CachedFacts:
+    """Parse the content of the file. Return empty facts when it is damaged or of another version."""
     try:
         raw: Any = orjson.loads(content)
         if raw["schema"] != SCHEMA:
-            return Known()
-        return Known(
+            return CachedFacts()
+        return CachedFacts(
             epoch=str(raw["epoch"]),
             changed={str(name): float(when) for name, when in raw["changed"].items()},
             machines=tuple(
@@ -104,4 +126,4 @@ def load(content: bytes) -> Known:
             ),
         )
     except (orjson.JSONDecodeError, MeshboxError, KeyError, TypeError, ValueError, AttributeError):
-        return Known()
+        return CachedFacts()

@@ -1,4 +1,4 @@
-"""What stands in Consul, and what it means: registrations, health, specs. Values only; nothing travels here.
+"""What stands in Consul, and what it means: registrations, health, specs. Values only; nothing is sent from here.
 
 service `meshbox`, id `meshbox:<node>`                  a machine: address, presence port, its TTL check, its meta
 service `<service>`, id `meshbox:<node>:<destination>`  a destination that it serves: tag = container, an alias check
@@ -9,7 +9,7 @@ key `<prefix>/epoch`                                    random; a Consul that ha
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
@@ -32,22 +32,22 @@ SCHEMA = 1
 TTL = 15.0
 """Seconds without a heartbeat after which Consul takes a machine's appliance for dead."""
 FORGET = "72h"
-"""After how long Consul itself forgets what stays dead."""
+"""Time after which Consul itself forgets a service that stays dead."""
 MAX_WEIGHT = 65535
 """Consul's own limit."""
 MAX_META = 512
-"""Characters that a value of a service's meta may have, by Consul's own limit."""
+"""Most characters of one value in the meta of a service, by Consul's own limit."""
 MAX_CLAIM_LINES = 40
-"""Of the 64 keys that Consul allows for a service's meta."""
+"""Most keys of a machine's meta that hold claims; Consul allows 64 keys in all."""
 
 
 def machine_id(node: str) -> str:
-    """Return the service id of a machine, which is its check's id too."""
+    """Return the service id of a machine, which is also the id of its check."""
     return f"{MESHBOX}:{node}"
 
 
 def destination_id(node: str, destination: Destination) -> str:
-    """Return the service id of what a machine serves."""
+    """Return the service id of a destination that a machine serves."""
     return f"{MESHBOX}:{node}:{destination}"
 
 
@@ -57,7 +57,7 @@ def is_own(service_id: str, node: str) -> bool:
 
 
 def machine_service(machine: Machine, host: str = "") -> dict[str, Any]:
-    """Return the arguments that register a machine with its agent. `host` tells it from others that bear its name."""
+    """Return the arguments that register a machine with its agent. `host` tells it from others of the same name."""
     return {
         "name": MESHBOX,
         "service_id": machine_id(machine.node),
@@ -81,22 +81,22 @@ def _constraints(meta: Iterable[tuple[str, str]]) -> str:
 
 
 def _claims(claims: Iterable[str]) -> dict[str, str]:
-    """Return meta that holds the claims, spread over several values: of very many the last have to wait."""
+    """Return meta that holds the claims, spread over several values. Claims beyond `MAX_CLAIM_LINES` have to wait."""
     lines = textwrap.wrap(" ".join(sorted(claims)), MAX_META, break_long_words=False, break_on_hyphens=False)
     return {f"claims-{number}": line for number, line in enumerate(lines[:MAX_CLAIM_LINES], start=1)}
 
 
 def check_meta(meta: Iterable[tuple[str, str]]) -> None:
-    """Raise HostError when this is more than Consul stores of a machine."""
+    """Raise HostError when this is more than Consul stores for a machine."""
     length = len(_constraints(meta))
     if length > MAX_META:
         raise HostError(
-            f"meta is too long: Consul stores {MAX_META} characters of it, as JSON, and it has {length}; shorten it"
+            f"meta is too long: Consul stores {MAX_META} characters of it, as JSON, and it has {length}", "shorten it"
         )
 
 
 def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
-    """Return the arguments that register what a machine serves."""
+    """Return the arguments that register a destination that a machine serves."""
     d = r.destination
     return {
         "name": d.name.service,
@@ -123,20 +123,31 @@ def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
 
 
 def is_namesake(found: Mapping[str, Any], host: str) -> bool:
-    """Whether an agent's entry of a machine was made on another host. One that does not say so was not."""
+    """Whether an agent's entry of a machine was made on another host. An entry without a host was not."""
     return bool(((found.get("Meta") or {}).get("host") or host) != host)
 
 
-def namesake(node: str) -> str:
-    """Return what to tell of another appliance that is alive under this name at this agent."""
-    return (
-        f'another appliance calls itself "{node}" at this Consul agent, and what that one registered stays; give one'
-        ' of them another "node" in its configuration, and each a Consul agent of its own'
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clash:
+    """Two machines that claim the same: what is wrong, and what to do."""
+
+    words: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.words}; {self.remedy}"
+
+
+def namesake(node: str) -> Clash:
+    """Return the clash with another appliance that is alive under this name at this agent."""
+    return Clash(
+        words=f'another appliance calls itself "{node}" at this Consul agent, and what that one registered stays',
+        remedy='give one of them another "node" in its configuration, and each a Consul agent of its own',
     )
 
 
 def same_service(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether an agent's entry is what these arguments register."""
+    """Whether an agent's entry is the one that these arguments register."""
     return bool(
         found.get("Service") == wanted["name"]
         and found.get("Address") == wanted["address"]
@@ -149,12 +160,12 @@ def same_service(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenMachine:
-    """A machine as the catalogue has it. `host` is Consul's own name of where it is registered."""
+    """A machine as the catalogue has it. `host` is the Consul node where it is registered."""
 
     machine: Machine
     host: str
     silent: bool = False
-    """Its heartbeat is missed, but its Consul agent is heard of."""
+    """Its heartbeat is missed, but its Consul agent is healthy."""
 
 
 def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMachine, ...], tuple[str, ...]]:
@@ -164,7 +175,7 @@ def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMach
     for entry in entries or ():
         service = entry["Service"]
         if service["ID"] != machine_id((service.get("Meta") or {}).get("node", "")):
-            continue  # a service of the mesh that happens to be called meshbox, or somebody else's
+            continue  # a service of the mesh that happens to be called meshbox, or one that is not ours
         try:
             meta = orjson.loads(service["Meta"].get("constraints", "{}"))
             machine = Machine(
@@ -189,38 +200,54 @@ def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMach
 
 
 def parse_presence_port(port: object) -> int | None:
-    """Return the number of a port; a machine of a former version has None. Raises ValueError when it is none."""
+    """Return a port, or None for a machine of a version without one. Raises ValueError for anything else."""
     if port is None or (isinstance(port, int) and 0 < port < 65536):
         return port
     raise ValueError(f"{port!r} is no port")
 
 
-def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[str]]:
-    """Return the machines by node, a healthy one before others, and complaints about those of one node or address.
+def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[Clash]]:
+    """Return the machines by node, a healthy one before others, and those that claim the same node or address.
 
-    What is not healthy may be what a machine left behind when it moved, and is nothing to complain about.
+    A machine that is not healthy may be what another left behind when it moved, and clashes with none.
     """
     found: dict[str, SeenMachine] = {}
     by_address: dict[IPv4Address, str] = {}
-    complaints = []
+    clashes = []
     for s in sorted(seen, key=lambda s: (not s.machine.healthy, s.machine.node, s.host)):
         node, address = s.machine.node, s.machine.address
         if node in found:
             if s.machine.healthy:
-                complaints.append(
-                    f'two machines call themselves "{node}": {found[node].machine.address} (Consul node '
-                    f'{found[node].host}) and {address} ({s.host}); give one of them another "node" in its '
-                    "configuration"
+                first = found[node]
+                clashes.append(
+                    Clash(
+                        words=f'two machines call themselves "{node}": {first.machine.address} '
+                        f"(Consul node {first.host}) and {address} ({s.host})",
+                        remedy='give one of them another "node" in its configuration',
+                    )
                 )
             continue
         if s.machine.healthy and address in by_address:
-            complaints.append(
-                f"machines {by_address[address]} and {node} both claim the address {address}; give each a Consul agent"
-                " of its own, whose address it has"
+            clashes.append(
+                Clash(
+                    words=f"machines {by_address[address]} and {node} both claim the address {address}",
+                    remedy="give each a Consul agent of its own, whose address it has",
+                )
             )
         by_address.setdefault(address, node)
         found[node] = s
-    return {node: s.machine for node, s in found.items()}, complaints
+    return {node: s.machine for node, s in found.items()}, clashes
+
+
+def excuse_silent(
+    found: Mapping[str, Machine], seen: Iterable[SeenMachine], known: Mapping[str, Machine]
+) -> dict[str, Machine]:
+    """Return the machines. Those that only miss their heartbeat are as healthy as they were known before."""
+    silent = {s.machine for s in seen if s.silent}
+    return {
+        node: replace(machine, healthy=known[node].healthy) if machine in silent and node in known else machine
+        for node, machine in found.items()
+    }
 
 
 def is_healthy(entry: Mapping[str, Any]) -> bool:
@@ -236,14 +263,14 @@ def is_silent(entry: Mapping[str, Any]) -> bool:
 
 
 def parse_endpoints(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[Endpoint, ...], tuple[str, ...]]:
-    """Return what machines serve of one service, whether they are healthy or not, and complaints."""
+    """Return the endpoints of one service, healthy or not, and complaints about what cannot be read."""
     found: list[Endpoint] = []
     complaints: list[str] = []
     for entry in entries or ():
         service = entry["Service"]
         meta = service.get("Meta") or {}
         if not service["ID"].startswith(f"{MESHBOX}:") or "port" not in meta:
-            continue  # somebody else's, or a machine
+            continue  # a machine, or a service that is not ours
         try:
             endpoint = Endpoint(
                 destination=Destination(
@@ -266,7 +293,7 @@ def parse_endpoints(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[Endpoin
 
 
 def _revisions(text: str) -> tuple[tuple[str, int], ...]:
-    """Parse the counts by revision. Without them only a deploy waits, so what is not understood is passed over."""
+    """Parse the counts by revision. Only a deploy needs them, so what is not understood is left out."""
     words = (one.partition(":") for one in text.split())
     return tuple(sorted((revision, int(count)) for revision, _, count in words if count.isdecimal()))
 
@@ -277,7 +304,7 @@ def _address(entry: Mapping[str, Any]) -> IPv4Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSpec:
-    """A spec (or, without one, a tombstone), when it was deployed (removed), and its index in Consul for an update."""
+    """A spec, or a tombstone without one; when it was deployed or removed; and its index in Consul for an update."""
 
     service: Service | None
     changed: float
@@ -291,7 +318,7 @@ def dump_spec(stored: StoredSpec) -> bytes:
 
 
 def parse_spec(key: str, value: bytes, index: int) -> StoredSpec:
-    """Parse the value of a spec's key. Raises InputError when it is not ours, or of a newer version."""
+    """Parse the value of a spec's key. Raises InputError when it is not ours or comes from a newer version."""
     where = f'key "{key}" in Consul'
     try:
         raw = orjson.loads(value)
@@ -300,7 +327,7 @@ def parse_spec(key: str, value: bytes, index: int) -> StoredSpec:
         raise InputError(f"{where} is no spec of ours; it is left alone") from error
     if schema > SCHEMA:
         raise InputError(
-            f"{where} was written by a newer meshbox (schema {schema}); it is left alone: upgrade this one"
+            f"{where} was written by a newer meshbox (schema {schema}); it is left alone", "upgrade this one"
         )
     if raw.get("removed"):
         return StoredSpec(service=None, changed=changed, index=index)

@@ -1,11 +1,12 @@
-"""Who of the machines that are not healthy is alive all the same, by its own word.
+"""Which of the machines that are not healthy say themselves that they are alive.
 
-A critical check, or a registration that has vanished, says only that Consul does not hear of a machine. It may live, go
-on as last known and call others; or it may be dead, and its address somebody else's tomorrow. So it is asked itself, at
-its presence port (`drivers/presence.py`), for as long as it is not healthy: it may call while it answers.
+A critical check, or a registration that has vanished, says only that Consul does not hear of a machine. The machine may
+live, go on as last known and call others. Or it may be dead, and another computer may have its address tomorrow. So the
+machine itself is asked at its presence port (`presence.py`) for as long as it is not healthy: it may call while it
+answers.
 
-Until its first answer, or lack of one, it keeps its right. What fails here (no descriptors, no route) says nothing
-about it, nor does a lack of answers while what Consul said is held: it may be this machine that is cut off.
+Only the outcome of a question changes the right of a machine. An error of this host (no descriptors, no route) is no
+outcome. Nor is a lack of answers while facts are held: this machine may be the one that is cut off.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PERIOD = 5.0
-"""Seconds from one question to the next. A dead machine is asked at once when it stops being healthy."""
+"""Seconds from one question to the next. The first one is asked as soon as a machine is not healthy."""
 
 
 @dataclass(eq=False, slots=True)
@@ -46,12 +47,12 @@ class Liveness:
     """Says that this machine is alive, and asks the others, each on its own."""
 
     def __init__(self, node: str, *, held: Callable[[], bool], changed: Callable[[], None]) -> None:
-        """`held` says whether what Consul said is held.
+        """Open nothing yet.
 
-        `changed` is called when a machine answers that did not, or the other way round.
+        `held` says whether facts are held. `changed` is called when a machine begins or ceases to answer.
         """
         self._node = node
-        self._stale = held
+        self._held = held
         self._changed = changed
         self._presence = Presence(node, lambda address: address in self._addresses)
         self._addresses: frozenset[IPv4Address] = frozenset()
@@ -65,7 +66,7 @@ class Liveness:
         return frozenset() if self._presence.port is None else frozenset({self._presence.port})
 
     def open(self, span: tuple[int, int], taken: AbstractSet[int], own: Machine | None) -> int | None:
-        """Open the presence port, if one is to be had, and return it. `own` is this machine as it was last known."""
+        """Open the presence port and return it, or None if all are taken. `own` is this machine as last known."""
         self._presence.open(span, taken, None if own is None else own.presence_port)
         return self._presence.port
 
@@ -79,9 +80,9 @@ class Liveness:
             await trio.sleep_forever()
 
     def judge(self, machines: Iterable[Machine]) -> tuple[Machine, ...]:
-        """Return all machines, as those that answer or do not; those that are not healthy are asked from now on.
+        """Return all machines with whether they answer; those that are not healthy are asked from now on.
 
-        One that was not asked before counts as its `answers` says.
+        A machine that was not asked before keeps its `answers`.
         """
         found = []
         former, self._asked = self._asked, {}
@@ -118,7 +119,7 @@ class Liveness:
                     if asked.trouble != str(error):
                         asked.trouble = str(error)
                         log.warning(
-                            "cannot ask a machine whether it is alive; its right to call stays as it is",
+                            "cannot ask a machine whether it is alive; it may call as before",
                             machine=node,
                             cause=str(error),
                         )
@@ -128,10 +129,10 @@ class Liveness:
 
     def _silent(self, asked: _AskedMachine, error: NoAnswerError) -> None:
         asked.trouble = ""
-        if asked.answers and not self._stale():
+        if asked.answers and not self._held():
             asked.answers = False
             log.warning(
-                "machine does not answer; it may not call until it does", machine=asked.machine.node, cause=str(error)
+                "a machine does not answer; it may not call until it does", machine=asked.machine.node, cause=str(error)
             )
             self._changed()
 
@@ -139,5 +140,5 @@ class Liveness:
         asked.trouble = ""
         if not asked.answers:
             asked.answers = True
-            log.info("machine answers again; it may call", machine=asked.machine.node)
+            log.info("a machine answers again; it may call", machine=asked.machine.node)
             self._changed()

@@ -1,24 +1,25 @@
-"""Whether something that is missing from an answer is really gone.
+"""Tells whether what is missing from an answer was removed or lost.
 
-A new leader, a restored backup or servers that lost their data answer with less than was there. All of that also loses
-or changes a random value of ours, the epoch. So when an answer has less than was known, the epoch is read once more:
-if it is the one we know, what is missing was removed; if not, everything known is held until its owners had the time
-to put it back. Who makes a new epoch writes the former ones behind it, so that a start that meets another epoch can
-tell a Consul that lost its data from another Consul, to which nothing that is known applies.
+A new leader, a restored backup, or servers that lost their data answer with less than they had. Each of these also
+loses or changes a random value of ours, the epoch. So when an answer has less than was known, the epoch is read again.
+If it is the known one, what is missing was removed. If not, everything known is held until its owners had the time to
+put it back. A new epoch has the former ones behind it. So an appliance that starts and finds another epoch can tell a
+Consul that lost its data from another Consul, to which nothing that is known applies.
 
-Where all agents were away, as after a loss of power, each takes its machine for dead until the next heartbeat. So after
-a while without Consul nobody who was healthy counts as dead, or as removed, until everybody had the time for one.
+After a loss of power all agents were away, and each takes its machine for dead until the next heartbeat. So after a
+while without Consul no healthy machine counts as dead or removed until every machine had the time for a heartbeat.
 
-An answer in which this very machine is missing says nothing at all: a token that may not read services makes Consul
-leave them out without a word.
+An answer without this very machine says nothing at all: where a token may not read services, Consul leaves them out
+without an error.
 
-A backup that is restored has the same epoch if it is not older than that. But what changed since has an index that goes
-backwards, which is as good a sign that what is missing was lost.
+A restored backup has the same epoch, unless it is older than the epoch. But the index of what changed since then goes
+backwards, which is as good a sign of a loss.
 """
 
 from __future__ import annotations
 
 import uuid
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -26,65 +27,80 @@ import trio
 
 from appliance.drivers.consul.codec import MESHBOX, TTL, machine_id
 from appliance.errors import RetryError
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from appliance.drivers.consul.api import ConsulApi
-    from appliance.drivers.consul.watch import Staleness
+    from appliance.drivers.consul.staleness import Staleness
 
 log = structlog.get_logger()
 
 EPOCH = "epoch"
 """The key of the epoch."""
 FORMER = 8
-"""Former epochs that are written behind a new one."""
+"""Number of former epochs that are written behind a new one."""
 GRACE = 60.0
-"""Seconds after a loss of data for which nothing counts as removed: four times the heartbeat's TTL."""
-
+"""Seconds after a loss of data for which nothing counts as removed: four times the TTL of a heartbeat."""
 DOUBT = 5.0
-"""The same while it may only be that a server is behind."""
+"""The same where a server may only be behind."""
 AWAY = TTL / 3
 """Seconds without an answer after which agents may have missed heartbeats."""
 LOOK = 1.0
-"""Seconds between looks during that time: it may have been a false alarm."""
+"""Seconds between checks of the epoch during that time: it may have been a false alarm."""
+APPEARS = Schedule((0.1, 0.2, 0.5, LOOK))
+"""Seconds between checks whether Consul shows this machine. It is a fault only if the last of these checks fails."""
 QUERY = "data"
+OWN = "own machine"
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
 class LossDetector:
-    """Tells removal from loss."""
+    """Knows the epoch, and until when nothing counts as removed."""
 
     def __init__(
         self,
         api: ConsulApi,
-        held: Staleness,
+        staleness: Staleness,
         node: str,
         *,
         lost: Callable[[], None],
         other: Callable[[], None],
         grace: float = GRACE,
     ) -> None:
-        """`lost` is called whenever Consul turns out to have lost its data.
+        """Ask nothing yet.
 
-        `other` is called when a start turns out to have met another Consul than the one whose epoch was on disk.
+        `lost` is called whenever Consul has lost its data. `other` is called when the first epoch that is read belongs
+        to another Consul than the one on disk. `grace` is in seconds.
         """
         self._api = api
-        self._stale = held
+        self._staleness = staleness
         self._own = machine_id(node)
         self._lost = lost
         self._other = other
         self._met = False
+        self._unsettled = trio.Event()
+        """Set while something is held that may not come back."""
         self._grace = grace
         self._until = 0.0
         self._older = False
-        """Whether it is known to have data of an earlier time."""
+        """Whether Consul is known to have data of an earlier time."""
         self._former = ""
         """The epoch before the last loss."""
         self.epoch = ""
-        """As known from this Consul; empty before the first contact."""
+        """The epoch of this Consul, with former ones behind it; empty before the first contact."""
+
+    def remember(self, epoch: str) -> None:
+        """Take over the epoch that was known before the start."""
+        self.epoch = epoch
+
+    async def compare(self, found: tuple[bytes, int] | None) -> None:
+        """Read the epoch unless this value of its key is the known one. Raises RetryError."""
+        if found is None or found[0] != self.epoch.encode():
+            await self.look()
 
     @property
     def suspended(self) -> float:
@@ -115,22 +131,25 @@ class LossDetector:
                     consul=self._api.where,
                 )
                 self._former = self.epoch
-            self._stale.failed(QUERY, f"{self._api.where} has lost its data; it is being put back")
+            self._staleness.failed(QUERY, f"{self._api.where} has lost its data; it is being put back")
             self._until = trio.current_time() + self._grace
+            self._unsettled.set()
             self._lost()
         if not epoch:
             epoch = " ".join([str(uuid.uuid4()), *self.epoch.split()[:FORMER]])
             if not await self._api.put(EPOCH, epoch.encode(), cas=0):
-                return  # somebody else was faster, or it was there all the time: the next look will tell
+                return  # another machine was faster, or the key was there all the time: the next look will tell
         self.epoch = epoch
 
     def went_back(self, *, sure: bool) -> None:
-        """Take it that Consul has data of an earlier time: what is missing there counts as lost, not as removed.
+        """Note that Consul has data of an earlier time: what is missing there counts as lost, not as removed.
 
-        Not `sure`: a server that has just started is behind for a moment, too. But where it is a backup, another
-        machine may have put back its part before this one looks again, and the index is no longer lower then.
+        Without `sure`, a server that has just started may only be behind for a moment. It is noted all the same: after
+        a backup was restored, another machine may have put back its part before this one looks again, and then the
+        index is no longer lower.
         """
-        self._stale.failed(QUERY, f"{self._api.where} has older data than before; what is newer is being put back")
+        self._staleness.failed(QUERY, f"{self._api.where} has older data than before; what is newer is being put back")
+        self._unsettled.set()
         if not sure:
             self._until = max(self._until, trio.current_time() + min(DOUBT, self._grace))
             return
@@ -146,11 +165,12 @@ class LossDetector:
         self._lost()
 
     def was_away(self) -> None:
-        """Take it that agents have missed heartbeats: for one TTL nothing counts as removed, and nobody as dead."""
+        """Note that agents may have missed heartbeats: for one TTL nothing counts as removed, no machine as dead."""
         self._until = max(self._until, trio.current_time() + TTL)
+        self._unsettled.set()
 
     async def get_over(self) -> None:
-        """After a loss, return when everybody had the time to put back what was lost."""
+        """Return once every machine had the time to put back what was lost."""
         while self.suspended:
             await trio.sleep(min(self.suspended, LOOK))
             try:
@@ -159,7 +179,32 @@ class LossDetector:
                 continue
         self._older = False
         self._former = ""
-        self._stale.over(QUERY)
+        self._staleness.over(QUERY)
+
+    async def settle_losses(self, settle: Callable[[], Awaitable[bool]]) -> None:
+        """After each loss, drop what was not put back in time; until cancelled.
+
+        `settle` drops it, and returns False when it has to be called again.
+        """
+        while True:
+            await self._unsettled.wait()
+            await self.get_over()
+            await trio.sleep(LOOK)
+            if not self._staleness.held and await settle():
+                self._unsettled = trio.Event()
+
+    async def confirm_own(self) -> None:
+        """Hold what is known until Consul shows this machine: to a token that may not read, the mesh looks empty."""
+        for attempt in count(1):
+            await trio.sleep(APPEARS.after(attempt))
+            try:
+                self.check_own((await self._api.health(MESHBOX))[1])
+            except RetryError as error:
+                if attempt >= len(APPEARS):
+                    self._staleness.failed(OWN, error)
+            else:
+                self._staleness.over(OWN)
+                return
 
     async def merge(
         self,
@@ -167,9 +212,9 @@ class LossDetector:
         found: Mapping[_K, _V],
         again: Callable[[], Awaitable[Mapping[_K, _V]]] | None = None,
     ) -> dict[_K, _V]:
-        """Return what holds when `known` was known and `found` was answered. Raises RetryError.
+        """Return what is to be known after an answer of `found`, where `known` was known. Raises RetryError.
 
-        `again` asks once more: the first answer may be from the last moment of some trouble.
+        `again` asks once more, since the first answer may be from the last moment of some trouble.
         """
         if known.keys() - found.keys():
             await self.look()
@@ -181,9 +226,10 @@ class LossDetector:
         return dict(found)
 
     def check_own(self, machines: Iterable[Mapping[str, Any]]) -> None:
-        """Raise RetryError unless this machine is among them."""
+        """Raise RetryError unless this machine is among these entries of a health query."""
         if not any(entry["Service"]["ID"] == self._own for entry in machines):
             raise RetryError(
-                f'{self._api.where} does not show "{self._own}", which is this machine; if this lasts, our token\'s'
-                ' policy lacks service_prefix "" { policy = "read" } or node_prefix "" { policy = "read" }'
+                f'{self._api.where} does not show "{self._own}", which is this machine',
+                'if this lasts, our token\'s policy lacks service_prefix "" { policy = "read" } or node_prefix ""'
+                ' { policy = "read" }',
             )

@@ -1,8 +1,8 @@
 """The presence port, where a machine says itself that it is alive: both ends of a protocol of one line.
 
-Who connects is told `meshbox <node>` and nothing is read from it, so that a connection costs next to nothing and cannot
-be held open. Whoever is not a machine of the mesh is told nothing. An open port alone is no answer: the address may be
-somebody else's by now.
+A machine that connects is sent `meshbox <node>`, and nothing is read from it. So a connection costs next to nothing and
+cannot be held open. A client that is not a machine of the mesh is sent nothing. An open port alone is no answer: by now
+the address may belong to another computer.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 PATIENCE = 5.0
-"""Seconds that an answer is waited for: two of TCP's attempts, which are 1 s and 3 s after the first, may be lost."""
+"""Seconds to wait for an answer. TCP tries again 1 s and 3 s after the first attempt; two of the three may be lost."""
 SAYING = 0.1
-"""Seconds for one caller. The kernel has room for a line in any new connection, so it takes none of them."""
+"""Seconds to send the line to one client. They never pass: the kernel has room for a line in a new connection."""
 PAUSE = 1.0
 """Seconds until the next attempt after accepting failed."""
 BACKLOG = 128
@@ -35,8 +35,8 @@ BACKLOG = 128
 SILENT = frozenset(
     {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN}
 )
-"""What the other machine, or nobody, answers (tcp(7), ip(7)). Any other error is this host's own: no descriptors, no
-memory, no route, a rule against it."""
+"""Errors that mean that the other machine gives no answer (tcp(7), ip(7)). All other errors come from this host: no
+descriptors, no memory, no route, a rule against it."""
 
 
 class NoAnswerError(RetryError):
@@ -44,7 +44,7 @@ class NoAnswerError(RetryError):
 
 
 class Presence:
-    """The port of this machine."""
+    """The presence port of this machine."""
 
     def __init__(self, node: str, knows: Callable[[IPv4Address], bool]) -> None:
         """Open nothing yet. `knows` says whether an address is that of a machine of the mesh."""
@@ -53,16 +53,16 @@ class Presence:
         self._sock: socket.socket | None = None
         self._troubled = False
         self.port: int | None = None
-        """Where it is, once it is open."""
+        """Its number, once it is open."""
 
     def open(self, span: tuple[int, int], taken: AbstractSet[int], former: int | None = None) -> None:
-        """Take `former` if it can be had, or the last of a range of ports; never one that is `taken`.
+        """Open `former` if it is free, or else the last free port of a range; never one that is `taken`.
 
-        Who cannot hear of a new port, because this machine's registry is away, knows the former. Where there is none,
-        that is logged.
+        `former` comes first because machines that cannot be told of a new port while Consul is away know that one. If
+        no port is free, that is logged.
         """
         first, last = span
-        cause = "all of them have destinations already"
+        cause = "all of them belong to destinations"
         ports = [port for port in range(last, first - 1, -1) if port not in taken]
         for port in sorted(ports, key=lambda port: port != former):
             try:
@@ -75,8 +75,7 @@ class Presence:
                 self.port = port
                 return
         log.warning(
-            "no port of proxy_ports is left where this machine could say that it is alive: other machines refuse it"
-            " when its Consul agent dies",
+            "cannot open a presence port: other machines will refuse this one when its Consul agent dies",
             cause=cause,
             hint="widen proxy_ports",
         )
@@ -91,9 +90,7 @@ class Presence:
                     connection, (host, *_) = await listening.accept()
                 except OSError as error:
                     if not self._troubled:
-                        log.warning(
-                            "cannot tell other machines that this one is alive; will try again", cause=str(error)
-                        )
+                        log.warning("cannot accept on the presence port; will try again", cause=str(error))
                     self._troubled = True
                     await trio.sleep(PAUSE)
                     continue
@@ -107,14 +104,14 @@ class Presence:
             try:
                 await connection.send(self._line)
             except OSError as error:
-                log.debug("who asked did not wait for the answer", cause=str(error))
+                log.debug("a machine that asked whether this one is alive has gone", cause=str(error))
 
 
 async def ask(node: str, address: IPv4Address, port: int, source: IPv4Address | None = None) -> None:
     """Return once the machine has said that it is alive.
 
-    It is dialled from `source`, where this host has that address. Raises NoAnswerError when it does not say so, and
-    OSError when this host cannot ask.
+    The connection leaves from `source` if this host has that address. Raises NoAnswerError when the machine does not
+    say so, and OSError when this host cannot ask.
     """
     line = _line(node)
     with trio.move_on_after(PATIENCE), trio.socket.socket() as sock:
@@ -148,7 +145,7 @@ def _line(node: str) -> bytes:
 
 
 def _listen(port: int) -> socket.socket:
-    """Listen, also where connections of a former run wait for their end. Raises OSError."""
+    """Listen, also while connections of a former run are in TIME_WAIT. Raises OSError."""
     sock = socket.socket()
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

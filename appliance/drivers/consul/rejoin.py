@@ -1,7 +1,7 @@
-"""Asks the Consul agent, while it has no leader, to look again for the agents that it takes for failed.
+"""Asks the Consul agent, while facts are held, to contact the agents again that it takes for failed.
 
-After a cut, Consul itself looks for them every 30 s; and the servers on the greater side drop the one that was cut off
-from their list, so that they do not look for it at all. Nobody new is ever joined.
+After a network cut Consul itself tries that only every 30 s. And the servers on the greater side drop from their list
+the one that was cut off, so that they never look for it. Only agents that were joined before are joined.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from appliance.errors import RetryError
 
 if TYPE_CHECKING:
     from appliance.drivers.consul.api import ConsulApi
-    from appliance.drivers.consul.watch import Staleness
+    from appliance.drivers.consul.staleness import Staleness
 
 log = structlog.get_logger()
 
 PERIOD = 3.0
 """Seconds between attempts."""
 PATIENCE = 3.0
-"""Seconds that an attempt may take; Consul goes on with it for ten."""
+"""Seconds that an attempt may take. Consul itself gives up after ten."""
 AT_ONCE = 3
-"""Agents that are tried in one attempt: one that answers tells of all others."""
+"""Number of agents that are tried at the same time. One that answers tells of all others."""
 
 
-async def rejoin(api: ConsulApi, held: Staleness) -> None:
-    """Look for failed agents for as long as something is held, until cancelled."""
+async def rejoin(api: ConsulApi, staleness: Staleness) -> None:
+    """Contact failed agents for as long as facts are held; until cancelled."""
     while True:
         await trio.sleep(PERIOD)
-        if held.since is None:
+        if not staleness.held:
             continue
         try:
             failed = await api.failed_agents()

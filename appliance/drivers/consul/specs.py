@@ -1,10 +1,10 @@
 """Deployed specs in Consul's key/value store, with a tombstone in place of each removed one.
 
 The later change wins, by its own time stamp, which never goes backwards for one service whatever the clocks say. What
-is missing or older in Consul than here is put back: a spec ends by its tombstone only.
+is missing in Consul, or older than here, is put back: only a tombstone ends a spec.
 
-That holds for what was heard from this Consul. What the embedded store kept before, or another Consul, is no evidence
-about this one: of that only services are put in that this Consul knows nothing of, and its own ones count.
+That applies to what was heard from this Consul. What came from the embedded store or from another Consul is disowned:
+it is no evidence about this one. Of that, only services that this Consul does not know are put into it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ log = structlog.get_logger()
 
 FOLDER = "specs/"
 LIFE = 30 * 24 * 3600.0
-"""Seconds by which the newest change is later than a tombstone that is removed itself: longer than a machine that runs
-the service should be away. No clock is asked, so that all machines agree whatever theirs say."""
+"""Seconds from a tombstone to the newest change after which the tombstone is removed: longer than a machine that runs
+the service should be away. The clock is not asked, so that all machines agree whatever their clocks say."""
 STEP = 0.001
-"""Seconds that a change is later than the one before it, at least."""
+"""Least number of seconds from one change of a service to the next."""
 TRIES = 5
+"""Attempts to write a spec that other machines change at the same time."""
 RESEND = 2.0
 """Seconds until a change that Consul did not take is sent again."""
 
@@ -42,7 +43,7 @@ class Specs:
     """All specs and tombstones by service, as known here and in Consul."""
 
     def __init__(self, api: ConsulApi, clock: Callable[[], float], changed: Callable[[], None]) -> None:
-        """`clock` gives seconds since the epoch. `changed` is called after every change of what is known."""
+        """Know nothing yet. `clock` gives Unix time in seconds. Call `changed` after every change of what is known."""
         self._api = api
         self._clock = clock
         self._changed = changed
@@ -52,14 +53,48 @@ class Specs:
         self.unsent: set[str] = set()
         """Services whose last change Consul does not have yet."""
         self.disowned: set[str] = set()
-        """Services of which what is known here does not come from this Consul."""
+        """Services of which the known spec or tombstone does not come from this Consul."""
         self._resend = trio.Event()
 
+    @property
+    def deployed(self) -> dict[str, Service]:
+        """The services that are deployed, by name."""
+        return {name: stored.service for name, stored in self.known.items() if stored.service is not None}
+
+    @property
+    def tombstones(self) -> dict[str, float]:
+        """When the other services were removed."""
+        return {name: stored.changed for name, stored in self.known.items() if stored.service is None}
+
+    @property
+    def times(self) -> dict[str, float]:
+        """When each service that is not disowned was deployed or removed."""
+        return {name: stored.changed for name, stored in self.known.items() if name not in self.disowned}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Keys that are left alone, and changes that Consul does not have yet, in words."""
+        unsent = (f'the last change of service "{name}" waits for Consul' for name in sorted(self.unsent))
+        return (*sorted(self.foreign.values()), *unsent)
+
+    def restore(
+        self, specs: Mapping[str, Service], tombstones: Mapping[str, float], changed: Mapping[str, float]
+    ) -> None:
+        """Take over what was known before the start.
+
+        `changed` says when services were deployed or removed. Those that it does not name are disowned.
+        """
+        for name, service in specs.items():
+            self.known[name] = StoredSpec(service=service, changed=changed.get(name, 0.0))
+        for name, when in tombstones.items():
+            self.known[name] = StoredSpec(service=None, changed=changed.get(name, when))
+        self.disowned = self.known.keys() - changed.keys()
+
     async def took(self, values: Mapping[str, tuple[bytes, int]]) -> None:
-        """Take in all keys of the folder, and put back what they lack. Raises RetryError."""
+        """Take in all keys of the folder, and put back what is missing or older there. Raises RetryError."""
         found, foreign = _parsed(values, self._api.key(FOLDER))
         before = dict(self.known)
-        self._judge_strange(found, foreign)
+        self._judge_disowned(found, foreign)
         for name, stored in found.items():
             mine = self.known.get(name)
             if mine is None or stored.changed >= mine.changed:
@@ -80,27 +115,27 @@ class Specs:
                     self._changed()
 
     def disown(self) -> None:
-        """Take all that is known for strange, but for what was changed since the start."""
+        """Note that nothing that is known comes from this Consul, except for changes since the start."""
         self.disowned |= self.known.keys() - self.unsent
 
-    def _judge_strange(self, found: Mapping[str, StoredSpec], foreign: Mapping[str, str]) -> None:
+    def _judge_disowned(self, found: Mapping[str, StoredSpec], foreign: Mapping[str, str]) -> None:
         for name in sorted(self.disowned & self.known.keys()):
             mine, theirs = self.known.pop(name), found.get(name)
             if theirs is not None or name in foreign:
                 if theirs is None or theirs.service != mine.service:
-                    log.warning("Consul has its own state of a service; the one kept here is dropped", service=name)
+                    log.warning("Consul has another state of a service; the one kept here is dropped", service=name)
             elif mine.service is not None:
-                log.info("a service that only this machine knew is put into Consul", service=name)
-                # Whatever else anybody says of it is later.
+                log.info("a service that only this machine knows is put into Consul", service=name)
+                # Any change by another machine counts as later.
                 self.known[name] = replace(mine, changed=0.0, index=0)
         self.disowned.clear()
 
     def again(self) -> None:
-        """Compare with Consul soon: it may have lost something that the watch does not show yet."""
+        """Compare with Consul soon: it may have lost specs that the watch does not show yet."""
         self._resend.set()
 
     async def resend(self) -> None:
-        """Send what Consul does not have yet, until cancelled."""
+        """Send the changes that Consul does not have yet; until cancelled."""
         while True:
             await self._resend.wait()
             self._resend = trio.Event()
@@ -116,9 +151,10 @@ class Specs:
             self._changed()
 
     async def put(self, name: str, service: Service | None) -> None:
-        """Deploy a service, or with None remove it. When Consul is away, it is known here and sent later.
+        """Deploy a service, or remove it with None. While Consul is away, the change is known here and sent later.
 
-        Raises HostError when Consul has a spec there that is not ours to replace, RetryError when it refuses.
+        Raises HostError when the key in Consul is not a spec that this version may replace, RetryError when Consul
+        refuses.
         """
         for _ in range(TRIES):
             try:
@@ -130,18 +166,25 @@ class Specs:
                 if await self._api.put(FOLDER + name, dump_spec(mine), cas=theirs.index if theirs else 0):
                     self.unsent.discard(name)
                     self._changed()
-                    if mine.changed >= self._time_of(name):  # else the watch has told of a successor meanwhile
+                    if mine.changed >= self._time_of(name):  # otherwise the watch has told of a later change meanwhile
                         self._keep(name, mine)
                     return
             except InputError as error:
-                raise HostError(str(error)) from error
+                raise HostError(error.words, error.remedy) from error
             except ConsulError as error:
                 if error.refused:
                     raise
                 self._is_unsent(name)
                 self._keep(name, StoredSpec(service=service, changed=max(self._clock(), self._time_of(name) + STEP)))
                 return
-        raise RetryError(f'"{name}" is being changed by others at the same time; try again')
+        raise RetryError(f'"{name}" is being changed by others at the same time', "try again")
+
+    async def remove(self, name: str) -> bool:
+        """Remove a service; return False when there is none. Raises what `put` does."""
+        if name not in self.deployed:
+            return False
+        await self.put(name, None)
+        return True
 
     def _is_unsent(self, name: str) -> None:
         self.unsent.add(name)
@@ -158,7 +201,7 @@ class Specs:
 
 
 def _parsed(values: Mapping[str, tuple[bytes, int]], folder: str) -> tuple[dict[str, StoredSpec], dict[str, str]]:
-    """Return specs and complaints by service; of keys in folders below, complaints by their names there."""
+    """Return specs and complaints by service. A key in a folder below is a complaint by its path there."""
     found: dict[str, StoredSpec] = {}
     foreign: dict[str, str] = {}
     for key, (value, index) in values.items():

@@ -1,7 +1,7 @@
 """The transport under py-consul: httpx2 under Trio, so that a waiting query can be cancelled and needs no thread.
 
-py-consul builds requests and reads answers; here they travel, and whatever goes wrong becomes a `RetryError` that
-names the address and says what to check.
+py-consul builds requests and reads answers; this module sends and receives them. Every fault becomes a `RetryError`
+that names the address and says what to check.
 """
 
 from __future__ import annotations
@@ -23,22 +23,28 @@ if TYPE_CHECKING:
     from appliance.config.options import Consul as ConsulSettings
 
 CALL_TIMEOUT = 10.0
-"""Seconds that Consul may take for an ordinary answer; a blocking query has its own wait on top."""
+"""Seconds that Consul may take to answer. A blocking query has its wait on top."""
 CONNECTIONS = 80
-"""At once; Consul allows 200 per client address by default, and those of a former process may linger."""
+"""Most connections at the same time. By default Consul allows 200 per client address, and connections of a former
+process may linger."""
+MEND = "mend that file, or name another one"
 _READS = ("/v1/health/", "/v1/catalog/", "/v1/kv/")
 
 
 class ConsulError(RetryError):
-    """Consul did not answer as it should. `refused`: it answered that this may not be."""
+    """A call to Consul failed. `refused`: Consul answered that the call is not allowed."""
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
-        super().__init__(message)
+    def __init__(self, words: str, remedy: str = "", *, refused: bool = False) -> None:
+        super().__init__(words, remedy)
         self.refused = refused
 
 
+class NoLeaderError(consul.exceptions.ConsulException):  # type: ignore[misc]  # py-consul has no types
+    """The agent answered without a leader, so the answer means nothing."""
+
+
 class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has no types
-    """Carries py-consul's requests. Its methods return coroutines where those of py-consul's own return values."""
+    """Carries py-consul's requests. Its methods return coroutines; those of py-consul's own transport return values."""
 
     def __init__(self, settings: ConsulSettings) -> None:
         """Open nothing yet. Raises HostError when a file of the settings cannot be used."""
@@ -58,7 +64,7 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has 
         self.token = _token(settings)
 
     def reload_token(self) -> None:
-        """Read the token's file again; it may have been renewed."""
+        """Read the file of the token again, which may have been renewed. Raises HostError."""
         self.token = _token(self._settings)
 
     async def get(self, callback: _Callback, path: str, params: _Params = None, headers: Any = None) -> Any:
@@ -130,9 +136,9 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has 
             headers=sent,
             timeout=httpx2.Timeout(CALL_TIMEOUT, read=patience),
         )
-        # What Consul refuses carries this header too, and always says false: only of an answer it means something.
+        # A refusal carries this header as well, and always says false: it means something with an answer only.
         if response.is_success and response.headers.get("X-Consul-KnownLeader") == "false":
-            raise consul.exceptions.ConsulException("it has no leader; check the other Consul servers")
+            raise NoLeaderError("it has no leader")
         return callback(consul.base.Response(response.status_code, response.headers, response.text))
 
 
@@ -147,7 +153,7 @@ class ConsulClient(consul.base.Consul):  # type: ignore[misc]  # py-consul has n
     def __init__(self, settings: ConsulSettings) -> None:
         """Open nothing yet. Raises HostError as `Transport` does."""
         self._settings = settings
-        # Neither is used, but without them py-consul would take both from the environment.
+        # Neither host nor port is used, but without them py-consul would take both from the environment.
         super().__init__(host="consul", port=8500, dc=settings.datacenter or None)
 
     def http_connect(self, *_: Any, **__: Any) -> Transport:
@@ -157,37 +163,40 @@ class ConsulClient(consul.base.Consul):  # type: ignore[misc]  # py-consul has n
 
 @asynccontextmanager
 async def explained(settings: ConsulSettings, doing: str, *, needs: str) -> AsyncIterator[None]:
-    """Turn what py-consul and httpx2 raise into a ConsulError. `needs` is the ACL rule for what is being done."""
+    """Turn an error of py-consul or httpx2 into a ConsulError. `needs` is the ACL rule that the call needs."""
     where = f"Consul at {settings.address}"
     try:
         yield
     except consul.exceptions.ACLPermissionDenied as error:
         if "not found" in str(error):
             raise ConsulError(
-                f"{where} does not know our ACL token ({_line(error)}); check consul.token or consul.token_file",
+                f"{where} does not know our ACL token ({_line(error)})",
+                "check consul.token or consul.token_file",
                 refused=True,
             ) from error
         raise ConsulError(
-            f"{where} refuses {doing} ({_line(error)}): the token's policy needs {needs}", refused=True
+            f"{where} refuses {doing} ({_line(error)})", f"the token's policy needs {needs}", refused=True
         ) from error
+    except NoLeaderError as error:
+        raise ConsulError(f"{where} failed at {doing}: {error}", "check the other Consul servers") from error
     except consul.exceptions.ConsulException as error:
         raise ConsulError(f"{where} failed at {doing}: {_line(error)}") from error
     except httpx2.TimeoutException as error:
         raise ConsulError(
-            f"{where} did not answer {doing} in time ({type(error).__name__}); check its load and the network"
+            f"{where} did not answer {doing} in time ({type(error).__name__})", "check its load and the network"
         ) from error
     except httpx2.ConnectError as error:
         cause = _tls_fault(error)
         if cause is not None:
             raise ConsulError(
-                f"{where} cannot be talked to over TLS ({_line(cause)}); check consul.ca, consul.cert and consul.key"
+                f"{where} cannot be reached over TLS ({_line(cause)})", "check consul.ca, consul.cert and consul.key"
             ) from error
-        raise ConsulError(f"{where} cannot be reached ({_line(error)}); check that its agent runs") from error
+        raise ConsulError(f"{where} cannot be reached ({_line(error)})", "check that its agent runs") from error
     except httpx2.HTTPError as error:
         advice = "check its limit of connections per client (limits.http_max_conns_per_client)"
         if _tls_fault(error) is not None:
             advice = "check consul.cert and consul.key"
-        raise ConsulError(f"{where} broke off {doing} ({_line(error)}); if this lasts, {advice}") from error
+        raise ConsulError(f"{where} broke off {doing} ({_line(error)})", f"if this lasts, {advice}") from error
 
 
 def _line(error: Exception) -> str:
@@ -206,7 +215,7 @@ def _token(settings: ConsulSettings) -> str:
     try:
         return Path(settings.token_file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise HostError(f"cannot read consul.token_file {settings.token_file}: {error}") from error
+        raise HostError(f"cannot read consul.token_file {settings.token_file}: {error}", MEND) from error
 
 
 def _tls(settings: ConsulSettings) -> ssl.SSLContext:
@@ -217,5 +226,5 @@ def _tls(settings: ConsulSettings) -> ssl.SSLContext:
             what = f"consul.cert {settings.cert} with consul.key {settings.key}"
             context.load_cert_chain(settings.cert, settings.key or None)
     except (OSError, ssl.SSLError) as error:
-        raise HostError(f"cannot use {what}: {error.strerror or error}") from error
+        raise HostError(f"cannot use {what}: {error.strerror or error}", MEND) from error
     return context

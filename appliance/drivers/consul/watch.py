@@ -1,9 +1,9 @@
-"""Watching Consul: blocking queries by the book, and never more of them than a fixed number.
+"""Watching Consul: blocking queries as its documentation asks for them, and never more than a fixed number.
 
-Consul allows 200 connections per client address, and keeps the place of a query that was given up until its wait ends.
-So a query that is no longer wanted is waited for, not cancelled, and of the services of interest only the first
-`DIRECT` have queries of their own. The rest share one query on the catalogue, and are read again when that has changed:
-many services cost more calls per change, but never more places.
+Consul allows 200 connections per client address, and a query that is given up holds its connection until its wait ends.
+So a query that is no longer wanted is waited for, not cancelled. Only the first `DIRECT` services of interest have a
+query of their own. The rest share one query on the catalogue, and are read again when that has changed: many services
+cost more calls per change, but never more connections.
 """
 
 from __future__ import annotations
@@ -13,83 +13,43 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from appliance.drivers.consul.api import WAIT
+from appliance.drivers.consul.api import RETRY, WAIT
 from appliance.errors import RetryError
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from appliance.drivers.consul.staleness import Staleness
+
     Entries = list[dict[str, object]]
 
-START = "start"
-"""Stands for the first answers, which are not there yet."""
 DIRECT = 48
-"""Services that have a blocking query of their own. With those for machines, specs and catalogue: 51 in all, 52
-where every service is of interest. One more reads services that are new; what only writes or looks comes on top."""
-BACKOFF = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Seconds after the 1st, 2nd, … failure in a row, half of it at random; the last value repeats."""
-BUSY = (0.0, 0.0, 0.0, 0.1, 0.2, 0.5, 1.0)
+"""Most services with a blocking query of their own. With those for machines, specs and catalogue that makes 51
+connections, or 52 where every service is of interest. One more reads new services; other calls come on top."""
+BUSY = Schedule((0.0, 0.0, 0.1, 0.2, 0.5, 1.0))
 """Seconds between queries that return at once, the 1st, 2nd, … in a row; the last value repeats."""
 AT_ONCE = 0.2
 """A query that returns within so many seconds did not wait."""
 CATCH_UP = 1.0
-"""Seconds after which an index that is lower than before is looked at again before it is believed."""
+"""Seconds after which an index that is lower than before is read again, before it is believed."""
 REST = 4
-"""How many times longer than it took is the pause after a reading of the services without a query of their own: where
-all that many keep changing, reading them takes a fifth of the time, and a single change is read at once."""
+"""The pause after reading the services without a query of their own lasts this many times as long as the reading. While
+they keep changing, reading them takes a fifth of the time; a single change is read at once."""
 
 _T = TypeVar("_T")
-
-
-class Staleness:
-    """Which queries fail, since when and why. While any does, what was last known is held."""
-
-    def __init__(self, clock: Callable[[], float], changed: Callable[[], None]) -> None:
-        """`clock` gives seconds since the epoch; `changed` is called when holding begins or ends."""
-        self._clock = clock
-        self._changed = changed
-        self._failing: dict[str, str] = {}
-        self._began: dict[str, float] = {}
-        self.since: float | None = None
-
-    @property
-    def why(self) -> str:
-        """The first of the reasons; not having heard anything yet only where there is no better one."""
-        return next((why for query, why in self._failing.items() if query != START), self._failing.get(START, ""))
-
-    def failed(self, query: str, cause: object) -> None:
-        """Note that a query failed."""
-        before = dict(self._failing)
-        self._failing[query] = str(cause)
-        self._began.setdefault(query, trio.current_time())
-        if self.since is None:
-            self.since = self._clock()
-        if before != self._failing:
-            self._changed()
-
-    def lasted(self, query: str) -> float:
-        """Return for how many seconds a query has failed; 0 for one that works."""
-        began = self._began.get(query)
-        return 0.0 if began is None else trio.current_time() - began
-
-    def over(self, query: str) -> None:
-        """Note that it works."""
-        self._began.pop(query, None)
-        if self._failing.pop(query, None) is not None:
-            if not self._failing:
-                self.since = None
-            self._changed()
 
 
 class Queries:
     """Follows values with blocking queries, and counts those that wait."""
 
-    def __init__(self, held: Staleness, went_back: Callable[[bool], None] = lambda _: None) -> None:
-        """`went_back` is called when an index is lower than before, and with True once it stays so.
+    def __init__(self, staleness: Staleness, went_back: Callable[[bool], None] = lambda _: None) -> None:
+        """Query nothing yet.
 
+        `went_back` is called with False when an index is lower than before, and with True once it stays lower:
         Consul's data are of an earlier time then.
         """
-        self._stale = held
+        self._staleness = staleness
         self._went_back = went_back
         self.open = 0
 
@@ -112,12 +72,12 @@ class Queries:
             self.open += 1
             try:
                 found, value = await fetch(index)
-                if found < last and not behind:  # a server that has just started is, for a moment
+                if found < last and not behind:  # a server that has just started is behind for a moment
                     behind, index = True, 0
                     self._went_back(False)
                     await trio.sleep(CATCH_UP)
                     continue
-                if found < last:  # data were lost or restored: what is there now is not a successor of what was known
+                if found < last:  # data were lost or restored: the answer is no successor of what was known
                     self._went_back(True)
                     index = last = 0
                     continue
@@ -125,27 +85,27 @@ class Queries:
                 if index == 0 or found != index:
                     await took(value)
             except RetryError as error:
-                self._stale.failed(query, error)
+                self._staleness.failed(query, error)
                 index = quick = 0
-                pause = BACKOFF[min(failures, len(BACKOFF) - 1)]
                 failures += 1
-                await trio.sleep(pause * random.uniform(0.5, 1.0))
+                # Half of it at random, so that machines that lost a server together do not come back together.
+                await trio.sleep(RETRY.after(failures) * random.uniform(0.5, 1.0))
                 continue
             finally:
                 self.open -= 1
-            self._stale.over(query)
+            self._staleness.over(query)
             failures = 0
             waited = trio.current_time() - began
             last = max(found, 1)
-            # Consul breaks a query off, with nothing new, when a backup is restored: look what is there now.
+            # When a backup is restored, Consul ends a query early and without news: read what is there now.
             index = 0 if found == index and waited < WAIT else last
             quick = quick + 1 if waited < AT_ONCE else 0
-            await trio.sleep(BUSY[min(quick, len(BUSY) - 1)])
-        self._stale.over(query)  # it may have failed last, and nobody asks any more
+            await trio.sleep(BUSY.after(quick))
+        self._staleness.over(query)  # it may have failed last, and is not asked again
 
 
-class Interests:
-    """Keeps the entries of the services of interest up to date."""
+class ServiceWatch:
+    """Reads the entries of the services of interest again whenever they change."""
 
     def __init__(
         self,
@@ -163,10 +123,10 @@ class Interests:
         self._direct = direct
         self._nursery: trio.Nursery | None = None
         self._following: set[str] = set()
-        """Services with a query under way, also those whose last one is only waited for."""
+        """Services with a query under way, wanted or not."""
         self._sweeping = False
         self._fresh: set[str] = set()
-        """Services without a query of their own that were not read yet."""
+        """Services without a query of their own that have not been read yet."""
         self._reading = False
         self.wanted: frozenset[str] = frozenset()
 
@@ -237,7 +197,7 @@ class Interests:
         self._fill()
 
     async def _read_fresh(self) -> None:
-        """Read services that are new among those without a query of their own, one after the other."""
+        """Read new services without a query of their own, one after the other."""
 
         async def fetch(index: int) -> tuple[int, None]:
             return index + 1, None

@@ -1,4 +1,4 @@
-"""What meshbox asks of Docker, one method each. Errors: see dockerhttp; all of them are RetryError."""
+"""What meshbox asks of Docker, one method each. Errors are those of http.py, all of which are RetryError."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import orjson
 import structlog
 import trio
 
-from appliance.drivers.docker import labels as label
-from appliance.drivers.docker import types as parse
+from appliance.drivers.docker import labels, types
 from appliance.drivers.docker.create import PullProgress, image_reference
 from appliance.drivers.docker.http import (
     CALL_TIMEOUT,
@@ -22,6 +21,7 @@ from appliance.drivers.docker.http import (
     DockerHttp,
     NotFoundError,
 )
+from appliance.drivers.docker.network import creation_body
 from appliance.errors import HostError, RetryError
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ log = structlog.get_logger()
 
 SOCKET = "/var/run/docker.sock"
 OLDEST_API = (1, 41)
-"""Docker 20.10, the oldest engine that this was tried with."""
+"""Docker 20.10, the oldest engine that is tested."""
 
 START_TIMEOUT = 120.0
 """Seconds; Docker prepares namespace, volumes and cgroups before it answers."""
 
 _EVENTS = {
     "type": ["container", "network"],
-    # health checks make three exec_… events each; they are left out here rather than parsed and dropped
+    # each health check makes three exec_… events: Docker filters them, so that none is parsed only to be dropped
     "event": [
         "create",
         "start",
@@ -60,7 +60,7 @@ _EVENTS = {
 
 
 class ImageError(DockerError):
-    """An image is neither here nor can it be pulled."""
+    """An image is not on this host and cannot be pulled."""
 
     def __init__(self, image: str, message: str) -> None:
         """`message` is Docker's own."""
@@ -91,7 +91,7 @@ class Docker:
         self._http = DockerHttp(socket)
         self.socket = socket
         self._making = trio.Lock()
-        """Docker checks names before it makes a network, not while: two at once make two of one name."""
+        """Docker checks the name before it makes a network: two requests at once would make two of one name."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,47 +105,48 @@ class Docker:
 
     async def version(self) -> DockerVersion:
         """Return what answers on the socket. Raises HostError where it is too old."""
-        found = parse.decode(await self._http.call("GET", "/version"), _Version, "version")
+        found = types.decode(await self._http.call("GET", "/version"), _Version, "version")
         if tuple(int(part) for part in found.api_version.split(".") if part.isdigit()) < OLDEST_API:
             raise HostError(
                 f"Docker {found.version} on {self.socket} speaks API {found.api_version};"
-                f" {'.'.join(map(str, OLDEST_API))} (Docker 20.10) is the oldest that meshbox works with: upgrade it"
+                f" {'.'.join(map(str, OLDEST_API))} (Docker 20.10) is the oldest that meshbox works with",
+                "upgrade it",
             )
         return DockerVersion(found.version, found.api_version)
 
-    async def containers(self) -> tuple[parse.Listed, ...]:
+    async def containers(self) -> tuple[types.Listed, ...]:
         """Return every container with a `meshbox.service` label, running or not."""
-        return await self._list({"label": [label.SERVICE]})
+        return await self._list({"label": [labels.SERVICE]})
 
-    async def listed(self, container_id: str) -> parse.Listed | None:
+    async def listed(self, container_id: str) -> types.Listed | None:
         """Return one container's list entry: unlike inspect, this never waits for its start to finish."""
         return next(iter(await self._list({"id": [container_id]})), None)
 
-    async def _list(self, filters: Mapping[str, list[str]]) -> tuple[parse.Listed, ...]:
+    async def _list(self, filters: Mapping[str, list[str]]) -> tuple[types.Listed, ...]:
         params = {"all": "1", "filters": orjson.dumps(filters).decode()}
-        return parse.parse_list(await self._http.call("GET", "/containers/json", params=params))
+        return types.parse_list(await self._http.call("GET", "/containers/json", params=params))
 
-    async def inspect(self, container: str) -> parse.Inspected:
+    async def inspect(self, container: str) -> types.Inspected:
         """Return all about one container, by id or name. Waits while Docker starts it. Raises NotFoundError."""
-        return parse.parse_inspect(await self._http.call("GET", f"/containers/{quote(container)}/json"))
+        return types.parse_inspect(await self._http.call("GET", f"/containers/{quote(container)}/json"))
 
     async def create(self, name: str, body: Mapping[str, Any]) -> str:
         """Create a container and return its id. Raises ConflictError when the name is taken."""
         answer = await self._http.call("POST", "/containers/create", params={"name": name}, body=body, timeout=120.0)
-        return parse.decode(answer, _Id, "answer to a create").id
+        return types.decode(answer, _Id, "answer to a create").id
 
     async def start(self, container_id: str) -> None:
-        """Start a container; nothing happens to a running one."""
+        """Start a container; a running one stays as it is."""
         await self._http.call("POST", f"/containers/{container_id}/start", timeout=START_TIMEOUT)
 
     async def stop(self, container_id: str, *, grace: float) -> None:
-        """SIGTERM, then SIGKILL after `grace` seconds; returns when it has ended. Nothing happens to a stopped one."""
+        """Send SIGTERM, and SIGKILL after `grace` seconds; return when it has ended. A stopped one stays as it is."""
         await self._http.call(
             "POST", f"/containers/{container_id}/stop", params={"t": str(round(grace))}, timeout=grace + CALL_TIMEOUT
         )
 
     async def remove(self, container_id: str) -> None:
-        """Remove a container with its anonymous volumes; a running one is killed first. Gone already is fine."""
+        """Remove a container with its anonymous volumes; kill a running one first. One that is gone is no error."""
         try:
             await self._http.call("DELETE", f"/containers/{container_id}", params={"v": "true", "force": "true"})
         except NotFoundError:
@@ -180,17 +181,16 @@ class Docker:
 
     async def networks(self) -> tuple[DockerNetwork, ...]:
         """Return all networks of this host."""
-        return parse.parse_networks(await self._http.call("GET", "/networks"))
+        return types.parse_networks(await self._http.call("GET", "/networks"))
 
-    async def members(self, network: str) -> parse.NetworkMembers:
-        """Return a network, by id or name, and who is on it, also those being started. Raises NotFoundError."""
-        return parse.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
+    async def members(self, network: str) -> types.NetworkMembers:
+        """Return a network, by id or name, and its containers, starting ones included. Raises NotFoundError."""
+        return types.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
 
     async def ensure_network(self, name: str, *, subnet: IPv4Network | None = None) -> DockerNetwork:
-        """Return the bridge network of this name, made if there is none. Raises HostError if it is not a bridge.
+        """Return the bridge network of this name; make it, on `subnet` if that is given, when it does not exist.
 
-        Made by us it lets no container reach another directly. Without `subnet` Docker chooses one that overlaps
-        neither its other networks nor the host's routes.
+        Raises HostError when a network of this name is not a bridge.
         """
         async with self._making:
             try:
@@ -199,23 +199,14 @@ class Docker:
                 return await self._make_network(name, subnet)
 
     async def _make_network(self, name: str, subnet: IPv4Network | None) -> DockerNetwork:
-        body: dict[str, Any] = {
-            "Name": name,
-            "CheckDuplicate": True,
-            "Driver": "bridge",
-            "Options": {parse.ICC: "false"},
-            "Labels": {parse.MANAGED: "true"},
-        }
-        if subnet is not None:
-            body["IPAM"] = {"Driver": "default", "Config": [{"Subnet": str(subnet)}]}
         try:
-            await self._http.call("POST", "/networks/create", body=body)
-        except ConflictError:  # somebody made it just now
+            await self._http.call("POST", "/networks/create", body=creation_body(name, subnet))
+        except ConflictError:  # another process made it meanwhile
             return await self._network(name)
         return await self._network(name)
 
     async def _network(self, name: str) -> DockerNetwork:
-        network = parse.parse_network(await self._http.call("GET", f"/networks/{quote(name)}"))
+        network = types.parse_network(await self._http.call("GET", f"/networks/{quote(name)}"))
         if network.driver != "bridge":
             raise HostError(f'Docker network "{name}" is {network.driver}, not bridge: remove or rename it')
         return network
@@ -223,7 +214,7 @@ class Docker:
     async def remove_network(self, name: str) -> bool:
         """Remove a network that meshbox made unless containers use it; return whether there is none now."""
         try:
-            if not parse.parse_network(await self._http.call("GET", f"/networks/{quote(name)}")).ours:
+            if not types.parse_network(await self._http.call("GET", f"/networks/{quote(name)}")).ours:
                 return False
             await self._http.call("DELETE", f"/networks/{quote(name)}")
         except NotFoundError:
@@ -233,18 +224,18 @@ class Docker:
         return True
 
     @asynccontextmanager
-    async def events(self, *, since: float) -> AsyncIterator[AsyncIterator[parse.Event]]:
+    async def events(self, *, since: float) -> AsyncIterator[AsyncIterator[types.Event]]:
         """Open the stream of container and network events from `since` (seconds since the epoch) on."""
         params = {"since": f"{since:.9f}", "filters": orjson.dumps(_EVENTS).decode()}
         async with self._http.stream("GET", "/events", params=params) as lines:
             yield _events(lines)
 
 
-async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[parse.Event]:
+async def _events(lines: AsyncIterator[bytes]) -> AsyncIterator[types.Event]:
     async for line in lines:
         try:
-            event = parse.parse_event(line)
-        except RetryError as error:  # reconnecting would only bring the same line again
-            log.warning("an event of Docker's is passed over", cause=str(error))
+            event = types.parse_event(line)
+        except RetryError as error:  # after a reconnect Docker would send the same line again
+            log.warning("an event from Docker is not understood and skipped", cause=str(error))
         else:
             yield event

@@ -1,4 +1,4 @@
-"""What Docker is asked for: the body that creates a container, image references, a pull's progress. Pure."""
+"""The body that creates a container, image references, and the progress of a pull. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from appliance.drivers.docker import labels as label
+from appliance.drivers.docker import labels
 from appliance.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ def docker_name(key: ReplicaKey, revision: str) -> str:
     return f"meshbox-{key.service}-{key.replica}-{key.container}-{revision}"
 
 
-def labels(key: ReplicaKey, container: Container, revision: str) -> dict[str, str]:
-    """Return the labels of a container that meshbox creates; dockerlabels.parse_labels reads them back."""
+def container_labels(key: ReplicaKey, container: Container, revision: str) -> dict[str, str]:
+    """Return the labels of a container that meshbox creates; labels.parse_labels reads them back."""
     return {
-        label.SERVICE: key.service,
-        label.CONTAINER: key.container,
-        label.REPLICA: str(key.replica),
-        label.REVISION: revision,
-        label.PORTS: ",".join(map(str, container.ports)),
-        label.CONNECT_TO: ",".join(map(str, container.connect_to)),
+        labels.SERVICE: key.service,
+        labels.CONTAINER: key.container,
+        labels.REPLICA: str(key.replica),
+        labels.REVISION: revision,
+        labels.PORTS: ",".join(map(str, container.ports)),
+        labels.CONNECT_TO: ",".join(map(str, container.connect_to)),
     }
 
 
@@ -55,7 +55,7 @@ def create_body(
         host["Memory"] = container.memory * MIB
     body: dict[str, Any] = {
         "Image": container.image,
-        "Labels": labels(key, container, revision),
+        "Labels": container_labels(key, container, revision),
         "Env": [f"{name}={value}" for name, value in container.env],
         "Volumes": {volume: {} for volume in container.volumes if ":" not in volume},
         "HostConfig": host,
@@ -79,7 +79,7 @@ def words(command: str | tuple[str, ...], key: ReplicaKey) -> list[str]:
 
 
 def image_reference(image: str) -> tuple[str, str]:
-    """Split an image into what `POST /images/create` wants: name, and tag or digest (`latest` where it has none)."""
+    """Split an image for `POST /images/create`: its name, and its tag or digest (`latest` without either)."""
     name, at, digest = image.partition("@")
     if at:
         head, colon, tag = name.rpartition(":")
@@ -91,15 +91,15 @@ def image_reference(image: str) -> tuple[str, str]:
 
 
 class PullProgress:
-    """Folds the lines of a pull into words. Docker sends one JSON object per change of a layer."""
+    """The progress of a pull, from the lines that Docker sends: one JSON object for each change of a layer."""
 
     def __init__(self) -> None:
         self._layers: dict[str, tuple[int, int]] = {}
         self.error: str | None = None
-        """Docker's message once it has failed; the stream's HTTP status is 200 all the same."""
+        """Docker's message once it has failed; the HTTP status of the stream is 200 even then."""
 
     def feed(self, line: bytes) -> None:
-        """Take in one line; what is not understood is passed over."""
+        """Add one line; a line that is not understood is skipped."""
         try:
             value: Mapping[str, Any] = orjson.loads(line)
         except orjson.JSONDecodeError:

@@ -1,6 +1,6 @@
-"""HTTP over Docker's unix socket: calls, streams, and Docker's refusals turned into errors by what one can do.
+"""HTTP over Docker's unix socket: calls, streams, and an error class for each kind of refusal.
 
-Paths carry no API version, so that the daemon's own is spoken; only fields that 1.41 to 1.5x share are used.
+Paths carry no API version, so the daemon speaks its own; only fields that 1.41 to 1.5x share are used.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 CALL_TIMEOUT = 30.0
-"""Seconds that Docker may take for an ordinary answer; inspect waits for a container that is being started."""
+"""Seconds that Docker may take for an ordinary answer. Inspect waits for a container that is being started."""
 CONNECTIONS = 32
 """Calls under way at once. Streams (events, pulls) have a pool of their own, so that they never starve calls."""
 STREAMS = 64
 
 
 class DockerError(RetryError):
-    """Docker refused; the text has its own message."""
+    """Docker refused; the text holds its own message."""
 
-    def __init__(self, message: str, *, status: int = 0) -> None:
+    def __init__(self, words: str, remedy: str = "", *, status: int = 0) -> None:
         """`status` is the HTTP status, 0 where there was no answer."""
-        super().__init__(message)
+        super().__init__(words, remedy)
         self.status = status
 
 
 class DockerAbsentError(DockerError):
-    """Nobody answers on Docker's socket."""
+    """Nothing answers on Docker's socket, or the connection broke."""
 
 
 class NotFoundError(DockerError):
@@ -122,8 +122,8 @@ class DockerHttp:
         cause = str(error) or type(error).__name__
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return DockerAbsentError(
-                f"no Docker Engine answers on {self.socket} ({cause}):"
-                ' start it ("systemctl start docker") or name its socket in the configuration'
+                f"no Docker Engine answers on {self.socket} ({cause})",
+                'start it ("systemctl start docker") or name its socket in the configuration',
             )
         if isinstance(error, httpx2.TimeoutException):
             return DockerError(f"Docker on {self.socket} did not answer {what} in time ({type(error).__name__})")

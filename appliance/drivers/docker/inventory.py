@@ -1,8 +1,8 @@
 """What runs here: Docker's containers as `Workload` facts, kept up to date.
 
-Events carry nothing but "look at this container again": it is inspected and its entry replaced. Three things act
-at once, because waiting for inspect would be too late: `die` and `destroy`, after which nothing may be sent there, and
-a new file in Docker's netns directory, which tells of a container before its program runs (drivers/newborn.py).
+An event only says which container to inspect again; its entry is then replaced. Three things act at once, because
+inspect would answer too late. After `die` and `destroy` nothing may be sent to the container. A new file in Docker's
+netns directory shows a container before its program runs (prestart.py).
 
 Everything is listed afresh after each reconnect and every 30 s. While Docker is away, the last known facts stay.
 """
@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from appliance.drivers.docker import labels
 from appliance.drivers.docker.http import NotFoundError
-from appliance.drivers.docker.prestart import PrestartWatch, StartingContainer
+from appliance.drivers.docker.prestart import PrestartWatch
 from appliance.drivers.docker.probe import Probe, Prober
+from appliance.drivers.docker.workload import shared_with
 from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.errors import RetryError
 from appliance.faults import Faults
 from appliance.model import names
 from appliance.model.facts import DockerNetwork, RunState, Workload
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
-    from ipaddress import IPv4Address
 
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.types import Event, Inspected
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 NETNS_DIR = "/var/run/docker/netns"
 FULL_LIST = 30.0
 """Seconds between full lists."""
-FIRST_LOOK = 10.0
+FIRST_LIST = 10.0
 """Seconds that the first list waits for inspects, which block while Docker starts a container."""
 INSPECTS = 16
 """Inspects under way at once."""
-RECONNECT = (0.2, 5.0)
-"""Seconds until Docker is tried again: doubling from the first to the last."""
+RECONNECT = Schedule((0.2, 0.4, 0.8, 1.6, 3.2, 5.0))
+"""Seconds until Docker is tried again."""
 
 
 class Bell(Protocol):
@@ -72,7 +72,7 @@ class Inventory:
         """`netns_dir` is Docker's netns directory as the appliance sees it.
 
         `tcp_ports` says which container ports to probe (a deployed spec wins over labels; probe() when it changes).
-        `fresh_netns` is told of each new namespace before the bell rings: the kernel uses inode numbers again, so
+        `fresh_netns` is called with each new namespace before the bell rings: the kernel uses inode numbers again, so
         rules remembered for this number are those of a namespace that is gone.
         """
         self._docker = docker
@@ -82,14 +82,15 @@ class Inventory:
         self._store = WorkloadStore(
             netns_dir=Path(netns_dir), changed=self._publish, fresh_netns=fresh_netns, faults=self._faults
         )
-        self._prestart = PrestartWatch(netns_dir, self)
+        self._prestart = PrestartWatch(
+            netns_dir, docker, self._store, list_networks=self._list_networks, inspect=self._inspect
+        )
         self._prober = Prober(lambda p: self._store.accepted(p.workload_id, p.netns, p.port))
         self._limit = trio.CapacityLimiter(INSPECTS)
-        self._connecting: dict[str, list[str]] = {}
-        """Containers on their way from `network connect` to `start`, oldest first → ids of those networks."""
         self._sharing: dict[str, str] = {}
-        self._looking: set[str] = set()
-        self._look_again: set[str] = set()
+        """Containers → the container whose network they share."""
+        self._inspecting: set[str] = set()
+        self._inspect_again: set[str] = set()
         self._nursery: trio.Nursery | None = None
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
@@ -120,7 +121,7 @@ class Inventory:
         self._prober.want(
             {
                 Probe(w.id, w.netns.id, w.addresses[0], port)
-                for w in self._store.table.values()
+                for w in self._store.by_id.values()
                 if w.state is RunState.RUNNING and w.netns is not None and w.addresses and w.problem is None
                 if w.started_at  # before its interface is up, a dial would hang until the kernel asks ARP again
                 for port in frozenset(self._tcp_ports(w)) - w.accepting
@@ -128,7 +129,7 @@ class Inventory:
         )
 
     def _publish(self, *, urgent: bool) -> None:
-        self.workloads = tuple(sorted(self._store.table.values(), key=lambda w: (w.docker_name, w.id)))
+        self.workloads = tuple(sorted(self._store.by_id.values(), key=lambda w: (w.docker_name, w.id)))
         self.probe()
         self._bell(urgent=urgent)
 
@@ -136,7 +137,7 @@ class Inventory:
 
     async def _follow(self, *, task_status: trio.TaskStatus[None]) -> None:
         since = time.time()
-        pause = RECONNECT[0]
+        failures = 0
         listed = False
         while True:
             cause: object = "the stream of events ended"
@@ -144,7 +145,7 @@ class Inventory:
                 async with self._docker.events(since=since) as events:
                     await self._list(wait=not listed)
                     self._set_connected(True)
-                    pause = RECONNECT[0]
+                    failures = 0
                     if not listed:
                         listed = True
                         task_status.started()
@@ -157,8 +158,8 @@ class Inventory:
             self.counts["reconnects"] += 1
             self._faults.report("docker", "Docker is away; what was last known stays", cause)
             self._set_connected(False)
-            await trio.sleep(pause)
-            pause = min(pause * 2, RECONNECT[1])
+            failures += 1
+            await trio.sleep(RECONNECT.after(failures))
 
     def _set_connected(self, connected: bool) -> None:  # noqa: FBT001 — it is the value of a field
         if connected:
@@ -182,23 +183,23 @@ class Inventory:
             self._faults.over("docker list")
 
     async def _list(self, *, wait: bool = False) -> None:
-        known = set(self._store.table)  # what an event brings while the list is on its way is not missing from it
+        known = set(self._store.by_id)  # one that an event adds during the call is not missing
         await self._list_networks()
         listed = await self._docker.containers()
         self.counts["lists"] += 1
         for gone in known - {entry.id for entry in listed}:
             self._remove(gone)
-        looks = [entry.id for entry in listed if self._store.sketch(entry)]
-        if not (wait and await self._look_at_all(looks)):
-            for container_id in looks:
-                self._look(container_id)
+        labelled = [entry.id for entry in listed if self._store.add(entry)]
+        if not (wait and await self._inspect_all(labelled)):
+            for container_id in labelled:
+                self._inspect(container_id)
 
-    async def _look_at_all(self, looks: Iterable[str]) -> bool:
-        """Wait until all were inspected; return whether that came to an end in good time."""
-        with trio.move_on_after(FIRST_LOOK) as patience:
+    async def _inspect_all(self, labelled: Iterable[str]) -> bool:
+        """Wait until all were inspected; return False when that took too long."""
+        with trio.move_on_after(FIRST_LIST) as patience:
             async with trio.open_nursery() as nursery:
-                for container_id in looks:
-                    self._look(container_id, nursery)
+                for container_id in labelled:
+                    self._inspect(container_id, nursery)
         return not patience.cancelled_caught
 
     async def _list_networks(self) -> None:
@@ -214,73 +215,72 @@ class Inventory:
             self._take_network(action, event.id, event.attributes.get("container", ""))
             return
         for sharer in [workload for workload, owner in self._sharing.items() if owner == event.id]:
-            self._look(sharer)
+            self._inspect(sharer)
         if action in {"start", "die", "destroy"}:
-            self._connecting.pop(event.id, None)
+            self._store.end_connecting(event.id)
         if action == "destroy":
             self._remove(event.id)
-            if event.id in self._looking:
-                self._look(event.id)  # the answer that is under way may be older, and would bring it back
-        elif self._store.sketch(event.listed()):
+            if event.id in self._inspecting:
+                self._inspect(event.id)  # an answer under way may be older, and would bring it back
+        elif self._store.add(event.listed()):
             if action == "die":
                 self._store.died(event)
-            if action != "create":  # inspect would wait for the start that follows, whose event brings the rest
-                self._look(event.id)
+            if action != "create":  # inspect would wait for the start; its event brings the rest
+                self._inspect(event.id)
 
     def _take_network(self, action: str, network_id: str, container_id: str) -> None:
         if not container_id:
             if self._nursery is not None:
                 self._nursery.start_soon(self._or_report, self._list_networks)
         elif self._store.is_settled(container_id):
-            self._look(container_id)
+            self._inspect(container_id)
         elif action == "connect":
-            self._connecting.setdefault(container_id, []).append(network_id)
+            self._store.begin_connecting(container_id, network_id)
         else:
-            self._connecting.pop(container_id, None)
+            self._store.end_connecting(container_id)
             if self._store.is_starting(container_id):  # it failed; Docker removes the namespace's file a minute later
-                self._look(container_id)
+                self._inspect(container_id)
 
     def _remove(self, container_id: str) -> None:
-        self._connecting.pop(container_id, None)
         self._sharing.pop(container_id, None)
         self._faults.drop(lambda key: key == ("inspect", container_id))
         self._store.remove(container_id)
 
-    # -- looking at one container
+    # -- inspecting one container
 
-    def _look(self, container_id: str, nursery: trio.Nursery | None = None) -> None:
-        """Inspect it soon; if that is under way already, once more after."""
+    def _inspect(self, container_id: str, nursery: trio.Nursery | None = None) -> None:
+        """Inspect it soon; when that is under way already, once more afterwards."""
         nursery = nursery or self._nursery
-        if container_id in self._looking or nursery is None:
-            self._look_again.add(container_id)
+        if container_id in self._inspecting or nursery is None:
+            self._inspect_again.add(container_id)
         else:
-            self._looking.add(container_id)
-            nursery.start_soon(self._look_until_fresh, container_id)
+            self._inspecting.add(container_id)
+            nursery.start_soon(self._inspect_until_fresh, container_id)
 
-    async def _look_until_fresh(self, container_id: str) -> None:
+    async def _inspect_until_fresh(self, container_id: str) -> None:
         try:
             while True:
-                self._look_again.discard(container_id)
+                self._inspect_again.discard(container_id)
                 async with self._limit:
                     inspected = await self._docker.inspect(container_id)
                     owner = await self._owner(inspected)
                 self.counts["inspects"] += 1
                 if any(j.network not in self._store.networks for j in inspected.joined):
                     await self._list_networks()
-                if container_id not in self._look_again:  # else an event came meanwhile: this may be old
+                if container_id not in self._inspect_again:  # else an event came meanwhile: this answer may be old
                     break
             self._faults.over(("inspect", container_id))
-            self._store.seen(inspected, owner)
+            self._store.update(inspected, owner)
         except NotFoundError:
             self._remove(container_id)
         except RetryError as error:
-            self._faults.report(("inspect", container_id), "looking at a container failed; will try again", error)
+            self._faults.report(("inspect", container_id), "inspecting a container failed; will try again", error)
         finally:
-            self._looking.discard(container_id)
-            self._look_again.discard(container_id)
+            self._inspecting.discard(container_id)
+            self._inspect_again.discard(container_id)
 
     async def _owner(self, inspected: Inspected) -> Inspected | None:
-        other = labels.shared_with(inspected.listed.network_mode)
+        other = shared_with(inspected.listed.network_mode)
         if other is None:
             return None
         try:
@@ -289,50 +289,3 @@ class Inventory:
             return None
         self._sharing[inspected.listed.id] = owner.listed.id
         return owner
-
-    # -- containers whose program does not run yet (drivers/newborn.py, Parent)
-
-    def only_connecting(self) -> str | None:
-        """Return the container between `network connect` and `start`, if there is exactly one."""
-        return next(iter(self._connecting)) if len(self._connecting) == 1 else None
-
-    async def concerns(self, container_id: str) -> bool:
-        """Return whether it is a workload that can have rules; the list is asked where no event has told of it yet."""
-        if container_id not in self._store.table:
-            listed = await self._docker.listed(container_id)
-            if listed is None or not self._store.sketch(listed):
-                return False
-        return self._store.table[container_id].problem is None
-
-    async def reserved(self, container_id: str) -> tuple[IPv4Address, ...]:
-        """Return the addresses that Docker's networks have for it already."""
-        networks: Iterable[str] = self._connecting.get(container_id, ())
-        if not networks:  # the events are behind
-            listed = await self._docker.listed(container_id)
-            networks = listed.networks if listed is not None else ()
-        found = []
-        for network in tuple(networks):
-            try:
-                members = await self._docker.members(network)
-            except NotFoundError:
-                continue
-            if container_id in members.addresses:
-                found.append(members.addresses[container_id])
-        return tuple(found)
-
-    async def born(self, starting: StartingContainer) -> bool:
-        """Publish it, so that its rules are in place when its program starts."""
-        _, strange = labels.attach_by_address(starting.addresses, self.networks)
-        if strange:
-            await self._list_networks()  # its network is as new as itself
-        return self._store.born(starting)
-
-    def awaits(self, container_id: str) -> bool:
-        """Return whether its program does not run yet, as far as one knows."""
-        return self._store.is_starting(container_id)
-
-    def vanished(self, path: str) -> None:
-        """Look again at a container whose start came to nothing."""
-        container_id = self._store.vanished(path)
-        if container_id is not None:
-            self._look(container_id)

@@ -1,4 +1,4 @@
-"""A machine without Docker: no containers, only visitors (`gateway` in the configuration)."""
+"""The stand-in for the inventory on a machine without Docker (`gateway` in the configuration): no containers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from appliance.model.facts import DockerNetwork, Workload
-
-WHOLE = "--pid=host -v /var/run/docker.sock:/var/run/docker.sock -v /var/lib/meshbox:/var/lib/meshbox"
-"""Options of `docker run` with which the image is the whole appliance."""
 
 
 class NoContainers:

@@ -1,7 +1,7 @@
 """Readiness probes: dial a container's TCP port until it accepts a connection for the first time.
 
-The dial leaves from the host's namespace, as the proxy's will. One task per port, ended by the first success or when
-the port is no longer wanted; a connection that was accepted is closed at once.
+The dial leaves from the host's namespace, as the proxy's does. One task for each port ends with the first success, or
+when the port is no longer wanted. An accepted connection is closed at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from appliance.retry import Schedule
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Set as AbstractSet
@@ -17,10 +19,10 @@ if TYPE_CHECKING:
 
     from appliance.model.network import NetnsId
 
-FIRST_PAUSE = 0.05
-LAST_PAUSE = 1.0
-"""Seconds between dials: doubling from the first to the last."""
+REDIAL = Schedule((0.05, 0.1, 0.2, 0.4, 0.8, 1.0))
+"""Seconds until the next dial."""
 DIAL_TIMEOUT = 1.0
+"""Seconds that a dial may take."""
 
 
 class Probe(NamedTuple):
@@ -66,18 +68,18 @@ class Prober:
             self._nursery.start_soon(self._dial_until_accepted, probe, scope)
 
     async def _dial_until_accepted(self, probe: Probe, scope: trio.CancelScope) -> None:
-        pause = FIRST_PAUSE
+        failures = 0
         with scope:
             while not await accepts(probe.address, probe.port):
-                await trio.sleep(pause)
-                pause = min(pause * 2, LAST_PAUSE)
+                failures += 1
+                await trio.sleep(REDIAL.after(failures))
             if self._under_way.get(probe) is scope:
                 del self._under_way[probe]
                 self._accepted(probe)
 
 
 async def accepts(address: IPv4Address, port: int) -> bool:
-    """Return whether something accepts a connection there within a second."""
+    """Return whether something accepts a connection there within DIAL_TIMEOUT."""
     with trio.move_on_after(DIAL_TIMEOUT), trio.socket.socket() as sock:
         try:
             await sock.connect((str(address), port))

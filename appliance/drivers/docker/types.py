@@ -1,7 +1,7 @@
 """What Docker says, parsed once into values; nothing here talks to it.
 
-Field names and meanings: Docker Engine API 1.41 (`ContainerInspect`, `ContainerList`, `NetworkList`, `SystemEvents`),
-of which only fields that later versions still have are read.
+Field names and meanings are those of Docker Engine API 1.41 (`ContainerInspect`, `ContainerList`, `NetworkList`,
+`SystemEvents`). Only fields that later versions still have are read.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Listed:
     labels: Mapping[str, str] = field(default_factory=dict)
     network_mode: str = ""
     networks: tuple[str, ...] = ()
-    """Names of the networks that it is on or will be on."""
+    """Names of the networks that it is on, or will be on once it runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkMembers:
-    """A network and who is on it. Docker knows this before a starting container has its namespace."""
+    """A network and its containers. Docker knows this before a starting container has its namespace."""
 
     network: DockerNetwork
     addresses: Mapping[str, IPv4Address]
@@ -96,7 +96,7 @@ class Event:
     """Seconds since the epoch."""
 
     def listed(self) -> Listed:
-        """Return what a container's `create` or `start` event tells about it."""
+        """Return what a container's `create` or `start` event says about it."""
         return Listed(
             id=self.id,
             docker_name=self.attributes.get("name", ""),
@@ -203,7 +203,7 @@ class _Event(msgspec.Struct, rename="pascal"):
 
 
 _NET_ADMIN = frozenset({"ALL", "CAP_NET_ADMIN", "NET_ADMIN"})
-"""What Docker calls the right to do so, and all rights."""
+"""Docker's names of the capability to change rules, and of all capabilities."""
 
 
 def decode(text: bytes, kind: type[T], what: str) -> T:

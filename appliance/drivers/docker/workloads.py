@@ -1,7 +1,7 @@
-"""The containers of this host as facts, and how each thing seen of Docker changes them. All of it is synchronous.
+"""The containers of this host as facts, and how each observation of Docker changes them. All of it is synchronous.
 
-A container is *starting* between the appearance of its namespace and Docker showing it as running: until then its
-entry is made of what the namespace itself tells, and what Docker says about it is older than that.
+A container is *starting* from the appearance of its namespace until Docker shows it as running. During that time its
+entry comes from the namespace itself, because what Docker says about it is older.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from appliance.drivers.docker import labels
-from appliance.drivers.netns import identity as namespaces
-from appliance.model.facts import DockerNetwork, Netns, RunState, Workload
+from appliance.drivers.docker import workload
+from appliance.drivers.netns import identity
+from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from appliance.drivers.docker.prestart import StartingContainer
     from appliance.drivers.docker.types import Event, Inspected, Listed
     from appliance.faults import Faults
     from appliance.model.network import NetnsId
 
 STARTING_LIFE = 60.0
-"""Seconds after which a container that Docker still does not show as running is no longer taken to be starting."""
+"""Seconds after which a container that Docker still does not show as running no longer counts as starting."""
 
 _ALIVE = frozenset({RunState.RUNNING, RunState.PAUSED})
 
 
 class Changed(Protocol):
-    """Called after each change of the roster."""
+    """Called after each change of the store."""
 
     def __call__(self, *, urgent: bool) -> None:
-        """`urgent`: somebody's rules or backends are wrong until it is acted upon."""
+        """`urgent`: some rules or backends are wrong until the next pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,60 +48,76 @@ class WorkloadStore:
     def __init__(
         self, *, netns_dir: Path, changed: Changed, fresh_netns: Callable[[NetnsId], None], faults: Faults
     ) -> None:
-        """`fresh_netns` is told of each namespace that is new here, before `changed` is called."""
+        """`fresh_netns` is called with each namespace that is new here, before `changed` is."""
         self._netns_dir = netns_dir
         self._changed = changed
         self._fresh_netns = fresh_netns
         self._faults = faults
         self._starting: dict[str, _Starting] = {}
+        self.connecting: dict[str, list[str]] = {}
+        """Containers between `network connect` and `start`, oldest first → ids of those networks."""
         self.networks: dict[str, DockerNetwork] = {}
-        self.table: dict[str, Workload] = {}
+        self.by_id: dict[str, Workload] = {}
         self.seen_before_start = 0
         """Containers seen before their program ran, since the start."""
 
-    def sketch(self, listed: Listed) -> bool:
-        """Take in what a list or an event tells of a container not known yet; return whether it is labelled."""
-        if listed.id not in self.table:
-            workload = labels.sketch(listed)
-            if workload is None:
+    def begin_connecting(self, container_id: str, network_id: str) -> None:
+        """Note that Docker has connected a container that does not run yet to a network."""
+        self.connecting.setdefault(container_id, []).append(network_id)
+
+    def end_connecting(self, container_id: str) -> None:
+        """Note that its start has ended, well or not."""
+        self.connecting.pop(container_id, None)
+
+    def only_connecting(self) -> str | None:
+        """Return the id of the container between `network connect` and `start`, if there is exactly one."""
+        return next(iter(self.connecting)) if len(self.connecting) == 1 else None
+
+    def add(self, listed: Listed) -> bool:
+        """Add a container from a list or an event unless it is known already; return whether it is labelled."""
+        if listed.id not in self.by_id:
+            found = workload.from_list(listed)
+            if found is None:
                 return False
-            self._put(workload)
+            self._put(found)
         return True
 
-    def seen(self, inspected: Inspected, owner: Inspected | None) -> None:
-        """Take in what inspect tells. `owner` is the container whose network it shares, if any."""
-        now = labels.complete(inspected, networks=self.networks, identify=self._identify, owner=owner)
+    def update(self, inspected: Inspected, owner: Inspected | None) -> None:
+        """Replace a container by what inspect shows. `owner` is the container whose network it shares, if any."""
+        now = workload.from_inspect(inspected, networks=self.networks, identify=self._identify, owner=owner)
         if now is None:
             return
         if now.state not in _ALIVE and self._start_under_way(now.id):
-            return  # Docker's answer is from before the start that is under way
+            return  # Docker's answer is older than the start that is under way
         self._starting.pop(now.id, None)
-        before = self.table.get(now.id)
+        before = self.by_id.get(now.id)
         if before is not None and before.netns == now.netns and before.started_at in {0.0, now.started_at}:
             now = replace(now, accepting=before.accepting)
         elif now.netns is not None:
             self._fresh_netns(now.netns.id)
         self._put(now)
 
-    def born(self, container: StartingContainer) -> bool:
-        """Take in a container whose program does not run yet; return whether later addresses are of interest."""
-        before = self.table.get(container.container_id)
-        starting = self._starting.get(container.container_id)
-        if before is None or (before.netns == container.netns and starting is None):
-            return False  # gone, or Docker has told of it already
-        found, _ = labels.attach_by_address(container.addresses, self.networks.values())
-        if not found or namespaces.identify(container.netns.path) != container.netns.id:
+    def begin_start(self, container_id: str, netns: Netns, attachments: tuple[Attachment, ...]) -> bool:
+        """Publish a container whose program does not run yet; return whether further attachments are of interest.
+
+        Without any attachment, or when the namespace is gone again, nothing is published.
+        """
+        before = self.by_id.get(container_id)
+        starting = self._starting.get(container_id)
+        if before is None or (before.netns == netns and starting is None):
+            return False  # gone, or Docker has shown it as running already
+        if not attachments or identity.identify(netns.path) != netns.id:
             return True
-        if starting is None or starting.netns != container.netns:
+        if starting is None or starting.netns != netns:
             self.seen_before_start += 1
-            self._starting[before.id] = _Starting(netns=container.netns, since=time.time())
-            self._fresh_netns(container.netns.id)
+            self._starting[container_id] = _Starting(netns=netns, since=time.time())
+            self._fresh_netns(netns.id)
         self._put(
             replace(
                 _stopped(before),
                 state=RunState.RUNNING,
-                netns=container.netns,
-                attachments=found,
+                netns=netns,
+                attachments=attachments,
                 healthy=False,  # nothing serves there before the start event
                 exit_code=None,
                 started_at=0.0,
@@ -112,57 +127,58 @@ class WorkloadStore:
         return True
 
     def died(self, event: Event) -> None:
-        """Forget its namespace and addresses at once: nothing may be sent there, nor may they speak for another."""
-        before = self.table.get(event.id)
+        """Forget its namespace and addresses at once: others may have them next, and nothing may be sent there."""
+        before = self.by_id.get(event.id)
         starting = self._starting.get(event.id)
         if before is None or event.time < (starting.since if starting else before.started_at):
-            return  # not ours, or it tells of a former run
+            return  # not ours, or the end of a former run
         self._starting.pop(event.id, None)
         code = event.attributes.get("exitCode", "")
         self._put(replace(_stopped(before), exit_code=int(code) if code.isdigit() else None), urgent=True)
 
-    def vanished(self, path: str) -> str | None:
-        """Take in that a namespace's file is gone; return the container whose start came to nothing by that."""
+    def abandon_start(self, path: str) -> str | None:
+        """Undo `begin_start` for the namespace whose file is gone; return its container, None where there is none."""
         for container_id, starting in self._starting.items():
             if starting.netns.path == path:
                 del self._starting[container_id]
-                self._put(_stopped(self.table[container_id]))
+                self._put(_stopped(self.by_id[container_id]))
                 return container_id
         return None
 
     def accepted(self, container_id: str, netns: NetnsId, port: int) -> None:
-        """Take in that a TCP port of a container has accepted a connection."""
-        workload = self.table.get(container_id)
-        if workload is not None and workload.netns is not None and workload.netns.id == netns:
-            self._put(replace(workload, accepting=workload.accepting | {port}))
+        """Note that a TCP port of a container has accepted a connection in this namespace."""
+        before = self.by_id.get(container_id)
+        if before is not None and before.netns is not None and before.netns.id == netns:
+            self._put(replace(before, accepting=before.accepting | {port}))
 
     def remove(self, container_id: str) -> None:
-        """Take in that Docker has no such container any more."""
+        """Remove a container that Docker no longer has; one that is not known is no error."""
         self._starting.pop(container_id, None)
-        if self.table.pop(container_id, None) is not None:
+        self.connecting.pop(container_id, None)
+        if self.by_id.pop(container_id, None) is not None:
             self._changed(urgent=True)
 
     def is_starting(self, container_id: str) -> bool:
-        """Whether its namespace was seen, and Docker has not shown it as running yet."""
+        """Return whether its namespace was seen, and Docker has not shown it as running yet."""
         return container_id in self._starting
 
     def is_settled(self, container_id: str) -> bool:
-        """Whether it runs and Docker has said so: inspect will answer at once."""
-        workload = self.table.get(container_id)
-        return workload is not None and workload.state in _ALIVE and container_id not in self._starting
+        """Return whether it runs and Docker has said so: inspect will answer at once."""
+        found = self.by_id.get(container_id)
+        return found is not None and found.state in _ALIVE and container_id not in self._starting
 
     def _start_under_way(self, container_id: str) -> bool:
         starting = self._starting.get(container_id)
         return (
             starting is not None
             and time.time() - starting.since < STARTING_LIFE
-            and namespaces.identify(starting.netns.path) == starting.netns.id
+            and identity.identify(starting.netns.path) == starting.netns.id
         )
 
     def _identify(self, sandbox_key: str) -> Netns | None:
-        """Find the namespace file: in our view of Docker's netns directory, or else where Docker itself sees it."""
+        """Find the namespace file: in Docker's netns directory as we see it, or else where Docker itself sees it."""
         for path in (self._netns_dir / Path(sandbox_key).name, Path(sandbox_key)):
-            netns_id = namespaces.identify(str(path))
+            netns_id = identity.identify(str(path))
             if netns_id is not None:
                 if path.parent != self._netns_dir:
                     self._faults.report(
@@ -173,13 +189,13 @@ class WorkloadStore:
                 return Netns(id=netns_id, path=str(path))
         return None
 
-    def _put(self, workload: Workload, *, urgent: bool = False) -> None:
-        if self.table.get(workload.id) != workload:
-            self.table[workload.id] = workload
+    def _put(self, now: Workload, *, urgent: bool = False) -> None:
+        if self.by_id.get(now.id) != now:
+            self.by_id[now.id] = now
             self._changed(urgent=urgent)
 
 
-def _stopped(workload: Workload) -> Workload:
+def _stopped(before: Workload) -> Workload:
     return replace(
-        workload, state=RunState.EXITED, netns=None, attachments=(), accepting=frozenset(), healthy=None, problem=None
+        before, state=RunState.EXITED, netns=None, attachments=(), accepting=frozenset(), healthy=None, problem=None
     )

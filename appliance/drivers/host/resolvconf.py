@@ -1,13 +1,13 @@
-"""Mesh names for processes of the host: our DNS server in the host's resolver settings, and a way to virtual IPs.
+"""Mesh names for processes of the host: our DNS server in the host's resolver settings, and a route to virtual IPs.
 
-Three places, each undone by looking at the place itself, so that also a later start or `meshbox cleanup` can do it
-after a crash:
+There are three places. Each is reverted by what is found in the place itself, so that a later start or
+`meshbox cleanup` can revert it after a crash:
 
-- where systemd-resolved is in charge, a drop-in under /run, with the names that are ours as routing domains: with
-  all names it would send us everything, and after `kill -9` the host would resolve nothing;
-- else two lines at the top of resolv.conf: whoever finds nothing listening there goes on to the next nameserver at
-  once, so the host resolves names also after `kill -9`;
-- a route for `vip_range` through the loopback interface, which lets connections begin that our rules then redirect.
+- Where systemd-resolved is in charge, a drop-in under /run with our names as routing domains. With all names
+  systemd-resolved would send us everything, and after `kill -9` the host would resolve nothing.
+- Otherwise two lines at the top of resolv.conf. A program that finds nothing listening there tries the next nameserver
+  at once, so the host resolves names even after `kill -9`.
+- A route for `vip_range` through the loopback interface, so that connections can begin, which our rules then redirect.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Network
 
 RESOLVED = Path("/run/systemd/resolve")
-"""systemd-resolved keeps the resolv.conf files here that /etc/resolv.conf is a link to."""
+"""The folder of systemd-resolved's resolv.conf files, to which /etc/resolv.conf is a link."""
 DROP_IN = Path("/run/systemd/resolved.conf.d/meshbox.conf")
 REMARK = "# meshbox (host_access) is asked first; these two lines go when it stops, or with: meshbox cleanup\n"
 OURS = re.compile(rf"^{re.escape(REMARK)}nameserver \S+\n", re.MULTILINE)
 IN_PLACE = {errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS}
-"""Why a file cannot be replaced and may yet be written: it is a mount, or a sandbox allows it and not its folder."""
+"""Errors of replacing a file that may still be written in place: a mount, or a folder closed by a sandbox."""
 TIMEOUT = 20.0
 """Seconds that ip(8) or systemctl(1) may take."""
 ROUTE_PROTOCOL = "77"
-"""Marks our route among others: a number that rt_protos leaves to administrators."""
+"""Marks our route: a number that rt_protos leaves to administrators."""
 
 
-class HostNames:
-    """The settings of one host. `resolv_conf` empty: only the route."""
+class ResolverSettings:
+    """The resolver settings of one host. Where `resolv_conf` is empty, only the route."""
 
     def __init__(self, *, resolv_conf: str, vip_range: IPv4Network, drop_in: Path = DROP_IN) -> None:
         """Touch nothing yet."""
@@ -49,26 +49,27 @@ class HostNames:
         self._drop_in = drop_in
 
     @property
-    def is_resolved(self) -> bool:
-        """Whether systemd-resolved is asked on this host."""
+    def uses_resolved(self) -> bool:
+        """Whether this host asks systemd-resolved."""
         return self._file is not None and RESOLVED in self._file.resolve().parents
 
-    async def put(self, server: IPv4Address | None, *, port: int, domains: Iterable[str]) -> None:
+    async def apply(self, server: IPv4Address | None, *, port: int, domains: Iterable[str]) -> None:
         """Put everything in place that is not there yet. Raises RetryError, HostError.
 
-        `domains` are what systemd-resolved asks us for; without it we are asked for everything, and pass it on.
+        `domains` are the names that systemd-resolved asks us for. Without systemd-resolved we are asked for every name,
+        and forward what is not ours.
         """
         await self._ip("replace", str(self._vip_range), "dev", "lo", "src", "127.0.0.1", "proto", ROUTE_PROTOCOL)
         if self._file is None or server is None:
             return
-        if self.is_resolved:
+        if self.uses_resolved:
             if _write(self._drop_in, _drop_in(server, port, domains)):
                 await _restart_resolved()
         else:
             _write(self._file, f"{REMARK}nameserver {server}\n{OURS.sub('', _read(self._file))}")
 
-    async def undo(self) -> list[str]:
-        """Remove whatever is there of ours; return it in words. Raises RetryError, HostError."""
+    async def revert(self) -> list[str]:
+        """Undo `apply`, whichever process did it; return in words what was removed. Raises RetryError, HostError."""
         done = []
         listed = await self._ip("show", "proto", ROUTE_PROTOCOL)
         if listed.strip():
@@ -91,8 +92,8 @@ class HostNames:
         return done.output
 
 
-def chosen(addresses: Iterable[IPv4Address]) -> IPv4Address | None:
-    """Return which of our servers the host asks: one, since each takes the place of a resolver of its own."""
+def choose_server(addresses: Iterable[IPv4Address]) -> IPv4Address | None:
+    """Return the one of our servers that the host asks: each would take the place of one of its own resolvers."""
     return min(addresses, key=lambda a: (not a.is_loopback, a), default=None)
 
 
@@ -103,8 +104,8 @@ def _drop_in(server: IPv4Address, port: int, domains: Iterable[str]) -> str:
 
 
 async def _restart_resolved() -> None:
-    """Let it read its settings again. Raises RetryError."""
-    # The first forgets earlier starts: at the sixth within ten seconds systemd would leave it stopped.
+    """Make systemd-resolved read its settings again. Raises RetryError."""
+    # reset-failed forgets earlier starts: after the sixth within ten seconds systemd would leave it stopped.
     for verb in ("reset-failed", "try-restart"):
         done = await run(["systemctl", verb, "systemd-resolved"], timeout=TIMEOUT)
         if done.code != 0:
@@ -121,7 +122,7 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> bool:
-    """Bring a file to this content, at once if its folder allows that; return whether it was another before."""
+    """Give a file this content, atomically where its folder allows that; return whether it was different."""
     if path.exists() and _read(path) == text:
         return False
     path = path.resolve()
@@ -156,7 +157,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _overwrite(path: Path, content: bytes) -> None:
-    """Write in place. Space is taken first, so that a full disk leaves the file as it is."""
+    """Write in place. Space is allocated first, so that a full disk leaves the file as it is."""
     with path.open("r+b", buffering=0) as file:
         os.posix_fallocate(file.fileno(), 0, max(len(content), 1))
         file.write(content)
@@ -167,4 +168,4 @@ def _remove_empty(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:
-        return  # it holds somebody else's
+        return  # it holds files of others

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 RESOLV_CONF = "/etc/resolv.conf"
 RESOLVED_CONF = "/run/systemd/resolve/resolv.conf"
-"""The resolvers that systemd-resolved itself asks; its own are on a loopback address."""
+"""Names the resolvers that systemd-resolved asks; it listens on a loopback address itself."""
 RESOLVED_STUBS = {("127.0.0.53", 53), ("127.0.0.54", 53)}
 MOST_NAMESERVERS = 3
-"""MAXNS of resolv.conf(5): what the C library uses of a longer list."""
+"""MAXNS of resolv.conf(5): the C library uses no more of a longer list."""
 
 
 class HostResolvers:
-    """Call it for the IPv4 resolvers as (address, port); the file is read again when it has changed."""
+    """Calling it returns the IPv4 resolvers as (address, port); the file is read again when it has changed."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class HostResolvers:
         own: Collection[tuple[str, int]] = (),
         resolved: str = RESOLVED_CONF,
     ) -> None:
-        """Take `fixed` resolvers, when there are any, in place of the file's. `own`, our servers, are left out."""
+        """Where `fixed` resolvers are given they replace the file's. `own` are our servers, which are left out."""
         self._path = Path(path)
         self._fixed = tuple(fixed)
         self._own = frozenset(own)
@@ -47,7 +47,7 @@ class HostResolvers:
                 self._found = parse(self._path.read_text(encoding="utf-8", errors="replace"), self._own)
                 self._stamp = stamp
                 if self._found and RESOLVED_STUBS.issuperset(self._found) and self._resolved.exists():
-                    # Through its stub our questions could come back to us, when it asks us (host_access).
+                    # With host_access its stub asks us, so that our own questions would come back.
                     self._found = parse(self._resolved.read_text(encoding="utf-8", errors="replace"), self._own)
                     self._stamp = None
         except OSError:
@@ -56,7 +56,7 @@ class HostResolvers:
 
 
 def parse(text: str, own: Collection[tuple[str, int]] = ()) -> tuple[tuple[str, int], ...]:
-    """Return the IPv4 nameservers of a resolv.conf but our own, at most three."""
+    """Return the IPv4 nameservers of a resolv.conf without our own, at most three."""
     found = []
     for line in text.splitlines():
         words = line.split()

@@ -1,1 +1,1 @@
-"""The embedded registry of a machine by itself, and files that outlive the process."""
+"""The embedded registry of a single machine, and its state file."""

@@ -1,4 +1,4 @@
-"""The state on disk as JSON, and back: specs, tombstones, allocations. Written atomically, read with suspicion."""
+"""The state on disk as JSON: specs, tombstones, allocations. Written atomically; each part is checked when read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class State:
 
 
 class DamagedError(MeshboxError):
-    """The file is not what it should be. `rest` is what could still be read."""
+    """The file is damaged. `rest` is the part that could be read."""
 
     def __init__(self, what: str, rest: State) -> None:
         super().__init__(what)
@@ -65,13 +65,13 @@ def load(content: bytes, where: str) -> State:
     try:
         raw = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise DamagedError(f"{where} is no JSON: {error}", State()) from error
+        raise DamagedError(f"{where} is not JSON: {error}", State()) from error
     if not isinstance(raw, dict) or not isinstance(raw.get("schema"), int):
         raise DamagedError(f"{where} has no schema version", State())
     if raw["schema"] > SCHEMA:
         raise HostError(
-            f"{where} was written by a newer meshbox (schema {raw['schema']}, this one knows {SCHEMA}): "
-            "install that version again, or move the file away to start afresh"
+            f"{where} was written by a newer meshbox (schema {raw['schema']}, this one knows {SCHEMA})",
+            "install that version again, or move the file away to start afresh",
         )
     faults: list[str] = []
     specs = {}
@@ -121,11 +121,11 @@ def _entries(raw: dict[str, Any], key: str, parsers: tuple[Any, Any], faults: li
 def _port(value: object) -> int:
     if type(value) is int and 1 <= value <= 65535:
         return value
-    raise ValueError(f"{value!r} is no port number")
+    raise ValueError(f"{value!r} is not a port number")
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace the file's content, all or nothing, also when the power fails. Raises OSError."""
+    """Replace the file's content atomically, even when the power fails. Raises OSError."""
     new = path.with_name(f"{path.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

@@ -1,6 +1,6 @@
 """The embedded store: one machine's specs, tombstones and allocations in one local file (`Registry`).
 
-With Consul as registry the allocations stay here, and the specs are the copy that a boot without Consul starts from.
+With Consul as registry, the allocations stay here, and the specs are a copy for a start without Consul.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.consul import cache as consulfile
+from appliance.drivers.consul import cache
 from appliance.drivers.local import statefile
 from appliance.drivers.local.statefile import DamagedError, State
 from appliance.errors import HostError, RetryError
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
+    from appliance.model.registry import Interests
     from appliance.model.spec import Service
 
 log = structlog.get_logger()
 
 TOMBSTONE_LIFE = 30 * 24 * 3600.0
-"""Seconds after which a removal is forgotten: longer than a machine that still runs the service should be away."""
+"""Seconds after which a removal is forgotten. A machine that still runs the service should not be away for longer."""
 
 
 class LocalStore:
-    """State in `<folder>/state.json`. Load it before anything else; what it holds in memory is what is on disk."""
+    """State in `<folder>/state.json`, the same in memory as on disk. Call `load` before anything else."""
 
     def __init__(
         self, folder: Path, *, bell: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.time
@@ -64,7 +65,7 @@ class LocalStore:
         return self._state.allocations
 
     async def load(self) -> None:
-        """Read the file. A damaged one is moved aside and reported; what is left of it is used.
+        """Read the file. A damaged one is moved aside and reported; its readable part is used.
 
         Raises HostError when a newer meshbox wrote it or it cannot be read.
         """
@@ -74,12 +75,12 @@ class LocalStore:
         except FileNotFoundError:
             self._state = State()
         except DamagedError as error:
-            await self._save_what_is_left(error)
+            await self._save_readable_part(error)
         except OSError as error:
-            raise HostError(f"cannot read {self._path}: {error.strerror}; check its owner and the disk") from error
+            raise HostError(f"cannot read {self._path}: {error.strerror}", "check its owner and the disk") from error
         self._publish()
 
-    async def _save_what_is_left(self, error: DamagedError) -> None:
+    async def _save_readable_part(self, error: DamagedError) -> None:
         try:
             aside = await trio.to_thread.run_sync(statefile.set_aside, self._path, self._clock())
         except OSError as cause:
@@ -95,22 +96,22 @@ class LocalStore:
         await self._write(error.rest)
 
     async def replace_specs(self, specs: Mapping[str, Service], tombstones: Mapping[str, float]) -> None:
-        """Keep these, for a registry whose truth is elsewhere. Raises RetryError when the disk refuses."""
+        """Store these, for a registry that holds the truth elsewhere. Raises RetryError when the disk refuses."""
         async with self._lock:
             await self._write(replace(self._state, specs=dict(specs), tombstones=dict(tombstones)))
 
     # -- Registry
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Load, say so, and wait to be cancelled: a file does not change by itself.
+        """Load, report the start, and wait to be cancelled: nothing else changes the file.
 
-        What was known from a Consul is forgotten: from now on this file changes without it.
+        The cache of Consul's state is removed, because from now on this file changes without Consul.
         """
         await self.load()
         try:
-            await trio.to_thread.run_sync(partial((self._path.parent / consulfile.NAME).unlink, missing_ok=True))
+            await trio.to_thread.run_sync(partial((self._path.parent / cache.NAME).unlink, missing_ok=True))
         except OSError as error:
-            log.warning("cannot remove what was known from Consul", cause=str(error))
+            log.warning("cannot remove the cached state of Consul", cause=str(error))
         task_status.started()
         await trio.sleep_forever()
 
@@ -137,22 +138,22 @@ class LocalStore:
             await self._write(replace(self._state, allocations=allocations), ring=False)
 
     async def register(self, registration: Registration) -> None:
-        """Do nothing: there is nobody else to tell."""
+        """Do nothing: no other machine is told."""
 
     async def deregister(self, registration: Registration) -> None:
-        """Do nothing: nobody was told."""
+        """Do nothing: no other machine was told."""
 
     def claim(self, claims: frozenset[str]) -> None:
-        """Nobody else runs anything."""
+        """Do nothing: no other machine runs anything."""
 
     async def withdraw(self) -> None:
-        """Do nothing: nobody was told."""
+        """Do nothing: no other machine was told."""
 
-    async def look(self, services: frozenset[str]) -> tuple[Endpoint, ...]:  # noqa: ARG002 — as `Registry` has it
+    async def look(self, interests: Interests) -> tuple[Endpoint, ...]:  # noqa: ARG002 — as `Registry` has it
         """Return nothing: there are no other machines."""
         return ()
 
-    def watch(self, services: frozenset[str]) -> None:
+    def watch(self, interests: Interests) -> None:
         """Do nothing: all that exists is here."""
 
     async def _write(self, state: State, *, ring: bool = True) -> None:
@@ -160,7 +161,7 @@ class LocalStore:
             return
         content = statefile.dump(state)
         try:
-            # Shielded: what is under way on disk must be known in memory too.
+            # Shielded: a change that reaches the disk must reach the memory too.
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._save, content)
         except OSError as error:

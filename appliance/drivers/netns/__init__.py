@@ -1,1 +1,1 @@
-"""Network namespaces: which one a file leads to, and what it has."""
+"""Network namespaces: which one a file leads to, what is in it, and sockets inside of it."""

@@ -1,4 +1,4 @@
-"""A directory's files as they come and go, whatever becomes of the directory itself."""
+"""The files of a directory as they come and go, even while the directory itself goes and comes."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def watch_directory(directory: str) -> DirectoryWatch:
 class DirectoryWatch:
     """An endless asynchronous iterator of FileChange; one task may wait on it.
 
-    The directory may be absent, be removed and be made again: while it is absent its nearest existing ancestor is
-    watched. After that, and when the kernel has dropped events, the difference to what was known is told. A file
-    that is replaced may be told of twice.
+    The directory may be absent, be removed and be made again: while it is absent, its nearest existing ancestor is
+    watched. After that, and when the kernel has dropped events, the directory is compared with what was known. A file
+    that is replaced may be reported twice.
     """
 
     def __init__(self, directory: str) -> None:
@@ -58,7 +58,7 @@ class DirectoryWatch:
         self.close()
 
     def close(self) -> None:
-        """End the watch; who waits on it gets trio.ClosedResourceError."""
+        """End the watch; a task that waits on it gets trio.ClosedResourceError."""
         if not self._inotify.closed:
             trio.lowlevel.notify_closing(self._inotify.fd)
             self._inotify.close()
@@ -80,13 +80,13 @@ class DirectoryWatch:
                 return
             if event.mask & _COME:
                 self._known.add(event.name)
-                self._tell(event.name, present=True)
+                self._report(event.name, present=True)
             elif event.mask & _GONE:
                 self._known.discard(event.name)
-                self._tell(event.name, present=False)
+                self._report(event.name, present=False)
 
     def _arm(self) -> None:
-        """Watch afresh, with a new descriptor so that no event of a former watch is left in it."""
+        """Watch afresh, with a new descriptor, so that no event of a former watch is left."""
         self._inotify.close()
         self._inotify = _open()
         absent = None
@@ -95,7 +95,7 @@ class DirectoryWatch:
                 break
             absent = folder
         if absent is not None and absent.is_dir():
-            self._arm()  # made between the two looks
+            self._arm()  # it was made between the two checks
             return
         self._whole = absent is None
         self._compare()
@@ -106,7 +106,7 @@ class DirectoryWatch:
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
-            raise HostError(f"cannot watch {folder}: {error.strerror}; raise fs.inotify.max_user_watches") from error
+            raise HostError(f"cannot watch {folder}: {error.strerror}", "raise fs.inotify.max_user_watches") from error
         return True
 
     def _compare(self) -> None:
@@ -115,12 +115,12 @@ class DirectoryWatch:
         except OSError:
             there = set()
         for name in sorted(self._known - there):
-            self._tell(name, present=False)
+            self._report(name, present=False)
         for name in sorted(there - self._known):
-            self._tell(name, present=True)
+            self._report(name, present=True)
         self._known = there
 
-    def _tell(self, name: str, *, present: bool) -> None:
+    def _report(self, name: str, *, present: bool) -> None:
         self._changes.append(FileChange(path=str(self._directory / name), present=present))
 
 
@@ -128,4 +128,4 @@ def _open() -> INotify:
     try:
         return INotify(nonblocking=True)
     except OSError as error:
-        raise HostError(f"cannot watch files: {error.strerror}; raise fs.inotify.max_user_instances") from error
+        raise HostError(f"cannot watch files: {error.strerror}", "raise fs.inotify.max_user_instances") from error

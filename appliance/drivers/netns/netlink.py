@@ -41,7 +41,7 @@ _attribute = Struct("=HH")
 
 
 class Message(NamedTuple):
-    """One netlink message; `port` is the port id of who caused it."""
+    """One netlink message; `port` is the port id of the socket that caused it."""
 
     type: int
     port: int
@@ -51,16 +51,16 @@ class Message(NamedTuple):
 def socket_in(path: str, protocol: int) -> socket.socket:
     """Return a bound, non-blocking netlink socket of the namespace that the file `path` leads to.
 
-    A socket stays in the namespace that it was made in, and keeps that alive: close it when the workload ends. About
+    A socket stays in the namespace in which it was made, and keeps that alive: close it when the workload ends. About
     0.2 ms. Raises OSError.
     """
     return entered(path, lambda: _bound(protocol))
 
 
 def entered(path: str, make: Callable[[], T]) -> T:
-    """Return what `make` makes in the network namespace that the file `path` leads to. Raises OSError.
+    """Return what `make` returns in the network namespace that the file `path` leads to. Raises OSError.
 
-    Only a thread of its own enters the namespace, and it ends at once, so that no thread is left in the wrong one.
+    A new thread enters the namespace and ends at once, so that no thread is left in the wrong one.
     """
     made: list[T] = []
     failed: list[OSError] = []

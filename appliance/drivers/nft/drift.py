@@ -1,8 +1,8 @@
-"""Tells when somebody else has changed our table in a network namespace.
+"""Reports when another program has changed our table in a network namespace.
 
-The kernel tells every commit to the group NFNLGRP_NFTABLES, object by object: which table, and the netlink port of who
-committed. What others do to tables of theirs (Docker at a container's start) is passed over; whatever others do to ours
-is drift. Nothing is listed, so a quiet namespace costs nothing.
+The kernel reports every commit to the group NFNLGRP_NFTABLES, object by object: the table, and the netlink port of the
+program that committed. Changes by others to their own tables (Docker at a container's start) are ignored; any change by
+others to ours is drift. Nothing is listed, so a quiet namespace costs nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.netns import netlink
-from appliance.drivers.netns.identity import identify
+from appliance.drivers.netns import identity, netlink
 from appliance.drivers.nft.commits import OWN
 from appliance.errors import RetryError
 from appliance.render.ruleset import TABLE
@@ -36,10 +35,10 @@ BETWEEN_LOSSES = 60.0
 """Least seconds between two reports of lost notices: replacing a huge table may itself be what floods the buffer."""
 
 BUFFER = 8 * 1024 * 1024
-"""Octets of notices that may wait. A replace of 10,000 routes tells 1.6 MB (3.5 MB with the kernel's overhead)."""
+"""Octets of notices that may wait. A replace of 10,000 routes causes 1.6 MB (3.5 MB with the kernel's overhead)."""
 
 STALE = 5.0
-"""Seconds between looks for namespaces whose file is gone: a socket would keep them alive."""
+"""Seconds between checks for namespaces whose file is gone: an open socket would keep them alive."""
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _NFNLGRP_NFTABLES = 7
@@ -87,7 +86,7 @@ class RulesetWatch:
             sock = netlink.socket_in(netns.path, netlink.NETLINK_NETFILTER)
         except OSError as error:
             raise RetryError(f"cannot watch the rules in network namespace {netns.path}: {error.strerror}") from error
-        if identify(netns.path) != netns.id:
+        if identity.identify(netns.path) != netns.id:
             sock.close()
             raise RetryError(f"{netns.path} leads to another network namespace than {netns.id} by now")
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, self._buffer)
@@ -101,7 +100,7 @@ class RulesetWatch:
         watched = self._watched.pop(netns, None)
         if watched is not None:
             del self._by_descriptor[watched.sock.fileno()]
-            watched.sock.close()  # which takes it out of the epoll set, too
+            watched.sock.close()  # which also removes it from the epoll set
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch until cancelled, then close everything."""
@@ -125,7 +124,7 @@ class RulesetWatch:
             self._epoll.close()
 
     def _read(self, watched: _Watched) -> None:
-        """Take in what waits, up to a bound, so that a flood here does not hold up everything else."""
+        """Read what waits, up to a bound, so that a flood here does not delay everything else."""
         now = trio.current_time()
         for _ in range(_MOST_READ):
             try:
@@ -153,7 +152,7 @@ class RulesetWatch:
 
     def _forget_stale(self) -> None:
         for watched in list(self._watched.values()):
-            if identify(watched.netns.path) != watched.netns.id:
+            if identity.identify(watched.netns.path) != watched.netns.id:
                 self.remove(watched.netns.id)
 
 
@@ -162,7 +161,7 @@ _MOST_READ = 64
 
 
 def _by_others(data: bytes) -> bool:
-    """Return whether a datagram tells of a change to our table that no nft of ours made. One commit a datagram."""
+    """Return whether a datagram reports a change to our table by another program. One datagram is one commit."""
     for message in netlink.messages(data):
         if message.port in OWN:
             return False

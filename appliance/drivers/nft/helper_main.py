@@ -2,8 +2,9 @@
 
 On standard input and output, frames of four octets of length (big endian) and that many of JSON. First the helper says
 `{"fault": null}`, or why it cannot work; then it answers each `{"text": …, "dry": bool, "netns": path or null}` with
-`{"code": int, "output": str, "error": str}`. Without a namespace a command is for the one that the helper is in. It
-ends with its input. libnftables lives here because its 1.0.6 can crash the process that it is in; it gets text only.
+`{"code": int, "output": str, "error": str}`. Without a path a command is carried out in the helper's own
+namespace. The helper ends when its input ends. libnftables runs here because version 1.0.6 can crash its process; it
+is given text only.
 """
 
 from __future__ import annotations
@@ -19,13 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from appliance.drivers.netns.netlink import entered
+from appliance.drivers.netns import netlink
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
 LENGTH = Struct(">I")
 """The length in front of a frame."""
+
+_POLL = 0.0002
+"""Seconds between checks of our port: a close frees it at once, but the thread that closes may not have run yet."""
+
+_closing: list[Thread] = []
+"""Threads that close the sockets of former commands."""
 
 
 def frame(value: object) -> bytes:
@@ -60,22 +67,27 @@ def _answer(text: str, *, dry: bool, netns: str | None) -> dict[str, object]:
     """Carry out a command in a namespace, or in the one that this process is in."""
     carry_out = partial(_carry_out, text, dry=dry)
     try:
-        answer, kept = carry_out() if netns is None else entered(netns, carry_out)
+        answer, kept = carry_out() if netns is None else netlink.entered(netns, carry_out)
     except OSError as error:
         return {"code": -1, "output": "", "error": str(error.strerror)}
     if kept:
-        Thread(target=_close, args=(kept,)).start()
+        thread = Thread(target=_close, args=(kept,))
+        thread.start()
+        _closing[:] = [*filter(Thread.is_alive, _closing), thread]
     return answer
 
 
 def _carry_out(text: str, *, dry: bool) -> tuple[dict[str, object], list[int]]:
-    """Return the answer, and descriptors that are to be closed once other namespaces have their turn.
+    """Return the answer, and descriptors to close later, off the way of the next command.
 
-    After a deletion the kernel frees what was deleted before a close of the socket returns, which takes 15 ms; the
-    context would wait for that. The socket's port, by which others know us (nftcommits.py), is free at once.
+    After a deletion, closing the socket takes 15 ms, because the kernel first frees what was deleted. A duplicate of
+    the descriptor lets the context close at once. The socket's port, by which commits.py knows us, is free at once.
     """
-    import nftables  # noqa: PLC0415 — known to be there since the greeting
+    import nftables  # noqa: PLC0415 — the greeting has checked that it is installed
 
+    for thread in _closing:
+        while thread.is_alive() and _is_port_taken():
+            thread.join(_POLL)
     others = _sockets()
     # A context for each command: definitions outlive a command in its context, and cannot be made twice.
     context = nftables.Nftables()
@@ -83,13 +95,20 @@ def _carry_out(text: str, *, dry: bool) -> tuple[dict[str, object], list[int]]:
         _set_dry_run(context)
     with os.fdopen(os.memfd_create("transaction"), "wb", buffering=0) as file:
         file.write(text.encode())
-        # Of a file an error tells its line; of a command it shows the first, whichever it is about.
+        # For a file, an error names its line; for a command it always shows the first line.
         code, output, error = context.cmd(f'include "/proc/self/fd/{file.fileno()}"')
     kept = []
     if "delete" in text:
         now = _sockets()
         kept = [os.dup(now[socket]) for socket in now.keys() - others.keys()]
     return {"code": code, "output": output, "error": error}, kept
+
+
+def _is_port_taken() -> bool:
+    """Return whether a socket of this namespace still has our port, so that a new one would get an arbitrary port."""
+    own = [str(netlink.NETLINK_NETFILTER), str(os.getpid())]
+    with open("/proc/thread-self/net/netlink", encoding="ascii") as sockets:  # noqa: PTH123 — for many commands
+        return any(line.split()[1:3] == own for line in sockets)
 
 
 def _sockets() -> dict[str, int]:

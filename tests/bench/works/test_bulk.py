@@ -9,7 +9,7 @@ import pytest
 
 from bench import contenders, rules
 from bench.contenders import Target, Use
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import Lab
 from bench.process import Cpu
 from bench.works import bulk

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.figures import BenchError
+from bench.errors import BenchError
 from bench.lab import Lab
 from bench.works import WORKS, idle
 

@@ -12,8 +12,8 @@ import trio.testing
 
 from appliance.drivers.consul.announce import COMPARE, HEARTBEAT, PATIENCE, SETTLE, Announcer
 from appliance.drivers.consul.codec import TTL, destination_id, destination_service, machine_service
+from appliance.drivers.consul.staleness import Staleness
 from appliance.drivers.consul.transport import ConsulError
-from appliance.drivers.consul.watch import Staleness
 from appliance.errors import HostError
 from appliance.model.facts import Machine
 from appliance.model.names import Destination
@@ -98,13 +98,13 @@ class World:
 
     def __init__(self):
         self.agent = FakeAgent()
-        self.held = Staleness(trio.current_time, lambda: None)
+        self.staleness = Staleness(trio.current_time, lambda: None)
         self.changes = 0
         self.announcer = self.made(address=IPv4Address("10.0.0.1"))
 
     def made(self, **fields):
         """Return an announcer."""
-        return Announcer(self.agent, self.held, node="m1", meta=(), changed=self._changed, host="here", **fields)
+        return Announcer(self.agent, self.staleness, node="m1", meta=(), changed=self._changed, host="here", **fields)
 
     def _changed(self):
         self.changes += 1
@@ -133,7 +133,7 @@ def test_one_that_is_refused_holds_up_no_other():
         await trio.sleep(4 * TTL)
         assert world.agent.services.keys() == {OWN, id_of(0), id_of(2), id_of(3)}
         assert world.agent.calls["beat"] >= 4 * TTL / HEARTBEAT - 1
-        assert world.held.since is None
+        assert world.staleness.since is None
         assert world.announcer.problems.keys() == {id_of(1)}
         world.agent.refuses.clear()
         await trio.sleep(10)
@@ -167,9 +167,8 @@ def test_presence_port_is_announced_with_the_machine():
 
     async def main():
         world = World()
-        world.announcer.presence_port = 29999
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.announcer.run)
+            await nursery.start(world.announcer.run, 29999)
             assert world.agent.services[OWN]["port"] == 29999
             world.agent.services[OWN]["port"] = 29998
             await trio.sleep(COMPARE + SETTLE)
@@ -292,13 +291,13 @@ def test_namesake_is_left_alone():
         world.agent.services = dict(theirs)
         await trio.sleep(COMPARE * 2)
         assert world.agent.services == theirs
-        assert 'another appliance calls itself "m1"' in world.held.why
+        assert 'another appliance calls itself "m1"' in world.staleness.why
         beats = len(world.agent.beats)
         await trio.sleep(TTL)
         assert len(world.agent.beats) == beats, "its check is not kept alive by us"
         world.agent.passing = False
         await trio.sleep(COMPARE)
-        assert world.held.since is None
+        assert world.staleness.since is None
         assert world.agent.services.keys() == {OWN, id_of(1)}
         assert world.agent.services[OWN]["meta"]["host"] == "here"
 
@@ -313,7 +312,7 @@ def test_changes_while_consul_is_away():
         await trio.sleep(1)
         world.agent.down = True
         await trio.sleep(HEARTBEAT * 2)
-        assert world.held.since is not None
+        assert world.staleness.since is not None
         await world.announcer.deregister(serving(1).destination)
         await world.announcer.register(serving(2))
         await world.announcer.register(serving(2, weight=7))
@@ -321,7 +320,7 @@ def test_changes_while_consul_is_away():
         assert world.announcer.problems == {}
         world.agent.down = False
         await trio.sleep(30)
-        assert world.held.since is None
+        assert world.staleness.since is None
         assert world.agent.services.keys() == {OWN, id_of(2)}
         assert world.agent.services[id_of(2)]["weights"]["Passing"] == 7
 
@@ -359,7 +358,7 @@ def test_agent_without_an_ipv4_address():
     async def main():
         world = World()
         world.agent.advertises = "fd00::1"
-        complaint = pytest.RaisesExc(HostError, match=r"known as fd00::1.*advertise_addr")
+        complaint = pytest.RaisesExc(HostError, match=r"agent advertises fd00::1.*advertise_addr")
         with pytest.RaisesGroup(complaint, flatten_subgroups=True):
             await world.made(address=None).run()
         world.agent.down = True
@@ -367,10 +366,10 @@ def test_agent_without_an_ipv4_address():
             await nursery.start(world.made(address=None).run)
             world.agent.down = False
             await trio.sleep(60)
-            assert "advertise_addr" in world.held.why
+            assert "advertise_addr" in world.staleness.why
             world.agent.advertises = "10.0.0.1"
             await trio.sleep(10)
-            assert world.held.since is None
+            assert world.staleness.since is None
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

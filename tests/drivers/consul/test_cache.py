@@ -6,12 +6,13 @@ from ipaddress import IPv4Address
 
 import orjson
 import pytest
+import trio
 
-from appliance.drivers.consul.cache import Known, dump, load
+from appliance.drivers.consul.cache import NAME, Cache, CachedFacts, dump, load
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination
 
-FULL = Known(
+FULL = CachedFacts(
     epoch="abc",
     changed={"web": 5.5},
     machines=(
@@ -31,6 +32,49 @@ FULL = Known(
     ),
 )
 
+OF_0_1_0 = b"""{
+  "schema": 1,
+  "epoch": "4f1e former",
+  "changed": {
+    "web": 5.5
+  },
+  "machines": [
+    {
+      "node": "m1",
+      "address": "10.0.0.1",
+      "meta": {
+        "disk": "ssd"
+      },
+      "gateway": false,
+      "presence_port": 29999,
+      "healthy": true,
+      "answers": true
+    },
+    {
+      "node": "m2",
+      "address": "10.0.0.2",
+      "meta": {},
+      "gateway": true,
+      "presence_port": null,
+      "healthy": false,
+      "answers": false
+    }
+  ],
+  "endpoints": [
+    {
+      "destination": "web.web:80/udp",
+      "node": "m2",
+      "address": "10.0.0.2",
+      "port": 20000,
+      "weight": 3,
+      "revisions": {
+        "0a1b2c3d": 2
+      }
+    }
+  ]
+}"""
+"""What version 0.1.0 wrote."""
+
 MACHINE = {"node": "m1", "address": "10.0.0.1", "meta": {}}
 """As a former version wrote it."""
 
@@ -38,7 +82,31 @@ MACHINE = {"node": "m1", "address": "10.0.0.1", "meta": {}}
 def test_back_and_forth():
     """What is written comes back."""
     assert load(dump(FULL)) == FULL
-    assert load(dump(Known())) == Known()
+    assert load(dump(CachedFacts())) == CachedFacts()
+
+
+def test_file_of_version_0_1_0():
+    """It is read as that version read it, and written as that version wrote it."""
+    known = load(OF_0_1_0)
+    assert known == CachedFacts(
+        epoch="4f1e former",
+        changed={"web": 5.5},
+        machines=(
+            Machine(node="m1", address=IPv4Address("10.0.0.1"), meta=(("disk", "ssd"),), presence_port=29999),
+            Machine(node="m2", address=IPv4Address("10.0.0.2"), gateway=True, healthy=False, answers=False),
+        ),
+        endpoints=(
+            Endpoint(
+                destination=Destination.parse("web.web:80/udp"),
+                node="m2",
+                address=IPv4Address("10.0.0.2"),
+                port=20000,
+                weight=3,
+                revisions=(("0a1b2c3d", 2),),
+            ),
+        ),
+    )
+    assert dump(known) == OF_0_1_0
 
 
 def test_file_of_a_former_version():
@@ -63,4 +131,19 @@ def test_file_of_a_former_version():
 )
 def test_damaged_is_none(content):
     """A damaged file, or another version's, counts as none: Consul tells it all again."""
-    assert load(content) == Known()
+    assert load(content) == CachedFacts()
+
+
+def test_the_file(tmp_path):
+    """Without a file nothing is known; what is written there comes back."""
+    cache = Cache(tmp_path)
+    assert trio.run(cache.read) == CachedFacts()
+    trio.run(cache.write, FULL)
+    assert (tmp_path / NAME).read_bytes() == dump(FULL)
+    assert trio.run(Cache(tmp_path).read) == FULL
+
+
+def test_a_file_that_cannot_be_written(tmp_path):
+    """That is an error of the file's, which the caller reports."""
+    with pytest.raises(OSError, match="No such file"):
+        trio.run(Cache(tmp_path / "none").write, FULL)

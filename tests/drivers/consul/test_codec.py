@@ -12,7 +12,7 @@ from appliance.drivers.consul import codec
 from appliance.drivers.consul.codec import StoredSpec
 from appliance.errors import HostError, InputError
 from appliance.model.facts import Endpoint, Machine
-from appliance.model.names import Destination
+from appliance.model.names import Allowance, Destination
 from appliance.model.network import Registration
 from appliance.model.spec import Container, Service
 
@@ -52,7 +52,7 @@ def test_machine_back_and_forth():
 def test_meta_that_consul_would_refuse():
     """Too much for one value of Consul's is refused before anything starts, with the limit."""
     codec.check_meta((("a", "x" * 504),))
-    with pytest.raises(HostError, match="512 characters of it, as JSON, and it has 513; shorten it"):
+    with pytest.raises(HostError, match="512 characters of it, as JSON, and it has 513: shorten it"):
         codec.check_meta((("a", "x" * 505),))
 
 
@@ -178,9 +178,9 @@ def test_two_machines_of_one_name_or_address():
     seen, _ = codec.parse_machines(
         [entry(codec.machine_service(m), host=h) for m, h in ((double, "c2"), (M1, "c1"), (same, "c3"))]
     )
-    found, complaints = codec.one_per_node(seen)
+    found, clashes = codec.one_per_node(seen)
     assert found == {"m1": M1, "m3": same}
-    assert complaints == [
+    assert [str(clash) for clash in clashes] == [
         (
             'two machines call themselves "m1": 10.0.0.1 (Consul node c1) and 10.0.0.2 (c2); '
             'give one of them another "node" in its configuration'
@@ -201,8 +201,8 @@ def test_what_a_machine_left_behind():
             entry(heir, host="d"),
         ]
     )
-    found, complaints = codec.one_per_node(seen)
-    assert complaints == []
+    found, clashes = codec.one_per_node(seen)
+    assert clashes == []
     assert found["m1"] == M1
     assert found["m2"].healthy
     assert not found["m0"].healthy
@@ -270,3 +270,93 @@ def test_foreign_specs(value, complaint):
     """A key that is not ours, or a newer version's, is named and left alone."""
     with pytest.raises(InputError, match=complaint):
         codec.parse_spec("meshbox/specs/web", value, 3)
+
+
+SPEC_OF_0_1_0 = (
+    b'{"schema":1,"changed":1000.5,"service":{"name":"web","count":2,"containers":'
+    b'[{"name":"web","image":"x:1","connect_to":["db.data:5432"]}]}}'
+)
+TOMBSTONE_OF_0_1_0 = b'{"schema":1,"changed":1000.5,"removed":true}'
+MACHINE_OF_0_1_0 = {
+    "name": "meshbox",
+    "service_id": "meshbox:m1",
+    "address": "10.0.0.1",
+    "port": 29999,
+    "meta": {"node": "m1", "constraints": '{"disk":"ssd"}', "host": "here", "claims-1": "a.b/2 web.web/1"},
+    "check": {
+        "CheckID": "meshbox:m1",
+        "Name": "appliance of m1",
+        "TTL": "15s",
+        "Status": "passing",
+        "DeregisterCriticalServiceAfter": "72h",
+    },
+}
+DESTINATION_OF_0_1_0 = {
+    "name": "web",
+    "service_id": "meshbox:m1:web.web:80/tcp",
+    "address": "10.0.0.1",
+    "port": 20000,
+    "tags": ["web"],
+    "meta": {
+        "node": "m1",
+        "container": "web",
+        "port": "80",
+        "protocol": "tcp",
+        "replicas": "2",
+        "revisions": "0a1b2c3d:2",
+    },
+    "weights": {"Passing": 2, "Warning": 1},
+    "check": {
+        "Name": "machine m1",
+        "AliasService": "meshbox:m1",
+        "Status": "passing",
+        "DeregisterCriticalServiceAfter": "72h",
+    },
+}
+"""What version 0.1.0 put into Consul."""
+
+
+def test_keys_of_version_0_1_0():
+    """Its specs and tombstones are read, and written back to the byte."""
+    container = Container(name="web", image="x:1", connect_to=(Allowance.parse("db.data:5432"),))
+    stored = StoredSpec(service=Service(name="web", count=2, containers=(container,)), changed=1000.5, index=3)
+    assert codec.parse_spec("meshbox/specs/web", SPEC_OF_0_1_0, 3) == stored
+    assert codec.dump_spec(stored) == SPEC_OF_0_1_0
+    tombstone = StoredSpec(service=None, changed=1000.5, index=3)
+    assert codec.parse_spec("meshbox/specs/web", TOMBSTONE_OF_0_1_0, 3) == tombstone
+    assert codec.dump_spec(tombstone) == TOMBSTONE_OF_0_1_0
+
+
+def test_registrations_of_version_0_1_0():
+    """Its machines and endpoints are read, and registered in the same words."""
+    machine = replace(M1, presence_port=29999, claims=frozenset({"web.web/1", "a.b/2"}))
+    ((seen,), _) = codec.parse_machines([entry(MACHINE_OF_0_1_0)])
+    assert seen.machine == machine
+    assert codec.machine_service(machine, "here") == MACHINE_OF_0_1_0
+    registration = Registration(
+        destination=Destination.parse("web.web:80"), proxy_port=20000, weight=2, revisions=(("0a1b2c3d", 2),)
+    )
+    ((endpoint,), _) = codec.parse_endpoints([entry(DESTINATION_OF_0_1_0)])
+    assert endpoint == Endpoint(
+        destination=registration.destination,
+        node="m1",
+        address=M1.address,
+        port=20000,
+        weight=2,
+        revisions=(("0a1b2c3d", 2),),
+    )
+    assert codec.destination_service(machine, registration) == DESTINATION_OF_0_1_0
+
+
+def test_a_missed_heartbeat_is_excused():
+    """Where only heartbeats are missed, machines stay as they were known; a dead agent, or a newcomer, counts."""
+    silent, dead, new, well = (
+        replace(M1, node=node, address=IPv4Address(f"10.0.0.{number}"), healthy=node == "well")
+        for number, node in enumerate(("silent", "dead", "new", "well"), start=1)
+    )
+    seen = [codec.SeenMachine(machine=m, host="h", silent=m in (silent, new)) for m in (silent, dead, new, well)]
+    found = {s.machine.node: s.machine for s in seen}
+    known = {node: replace(machine, healthy=True) for node, machine in found.items() if node != "new"}
+    assert codec.excuse_silent(found, seen, known) == {**found, "silent": replace(silent, healthy=True)}
+    unwell = {**known, "silent": silent}
+    assert codec.excuse_silent(found, seen, unwell) == found

@@ -111,7 +111,7 @@ def test_dead_machine_loses_its_right_at_once(port):
             await until(lambda: world.answers == {"m2": False})
         assert world.changes == 1
         (line,) = logs
-        assert line["event"] == "machine does not answer; it may not call until it does"
+        assert line["event"] == "a machine does not answer; it may not call until it does"
         assert (line["machine"], line["cause"]) == ("m2", f"127.0.0.2:{port}: Connection refused")
 
     run(script)
@@ -145,7 +145,7 @@ def test_death_of_one_that_lived_without_consul_and_its_return(port, fast):
         with structlog.testing.capture_logs() as logs:
             async with world.alive(port):
                 await until(lambda: world.answers == {"m2": True})
-        assert {"event": "machine answers again; it may call", "machine": "m2", "log_level": "info"} in logs
+        assert {"event": "a machine answers again; it may call", "machine": "m2", "log_level": "info"} in logs
 
     run(script)
 
@@ -182,7 +182,7 @@ def test_what_fails_here_leaves_it_as_it_was(port, fast):
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert world.answers == {"m2": True, "m3": False}
         assert world.changes == 0
-        event = "cannot ask a machine whether it is alive; its right to call stays as it is"
+        event = "cannot ask a machine whether it is alive; it may call as before"
         assert sorted((line["event"], line["machine"]) for line in logs) == [(event, "m2"), (event, "m3")]
         assert "Too many open files" in logs[0]["cause"]
         await until(lambda: world.answers == {"m2": False, "m3": False})

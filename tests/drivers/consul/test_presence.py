@@ -111,9 +111,7 @@ def test_no_descriptors_for_a_while(monkeypatch):
                     while not logs:
                         await trio.sleep(0.01)
                     await trio.sleep(presence.PAUSE * 5)
-            assert [line["event"] for line in logs] == [
-                "cannot tell other machines that this one is alive; will try again"
-            ]
+            assert [line["event"] for line in logs] == ["cannot accept on the presence port; will try again"]
             await ask("m1", ONE, port, TWO)
 
     trio.run(main)
@@ -161,7 +159,7 @@ def test_no_port_is_left():
         assert opened((port, port), taken={port}) is None
     assert [line["cause"] for line in logs] == [
         f"port {port}: Address already in use",
-        "all of them have destinations already",
+        "all of them belong to destinations",
     ]
     assert {line["hint"] for line in logs} == {"widen proxy_ports"}
     trio.run(Presence("m1", lambda _: True).run)

@@ -24,8 +24,8 @@ from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
 from appliance.model.network import Registration
+from appliance.model.registry import Interests
 from appliance.model.spec import Container, Service
-from appliance.plan.visitors import EVERYTHING
 from tests.faultyconsul import FaultyConsul
 from tests.realconsul import ACL_RULES, ConsulAgent, consul_binary, free_ports, wait_until
 
@@ -72,7 +72,7 @@ class Machines:
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(registry.run)
-            registry.watch(watch)
+            registry.watch(Interests(services=watch))
             yield registry
             nursery.cancel_scope.cancel()
 
@@ -230,7 +230,7 @@ def test_a_machine_that_dies(machines, consul_agent):
             two._announcer._beat = trio.lowlevel.checkpoint
             consul_agent.request("PUT", "/v1/agent/check/fail/meshbox:m2")
             await until(lambda: nodes(one) == ["m1"] and weights(one) == [])
-            assert await one.look(ALL) == ()
+            assert await one.look(Interests(services=ALL)) == ()
             assert [m.node for m in one.facts.machines] == ["m1", "m2"]
             consul_agent.request("PUT", "/v1/agent/check/pass/meshbox:m2")
             await until(lambda: weights(one) == [("m2", 1)])
@@ -260,8 +260,8 @@ def test_a_machine_that_is_not_heard_of_is_asked_itself(machines, consul_agent, 
 
     def asked(registry):
         """Count the questions, since an answer changes nothing."""
-        knows, count = registry._liveness._presence._knows, []
-        registry._liveness._presence._knows = lambda address: count.append(address) or knows(address)
+        knows, count = registry._machines._liveness._presence._knows, []
+        registry._machines._liveness._presence._knows = lambda address: count.append(address) or knows(address)
         return count
 
     async def main():
@@ -486,7 +486,7 @@ def test_backup_is_restored(machines, consul_agent, tmp_path):
 
 def test_consul_restarted_with_its_data(machines, consul_agent, monkeypatch):
     """Agents take machines for dead until their next heartbeat; for one TTL nobody believes that, for longer all do."""
-    monkeypatch.setattr("appliance.drivers.consul.registry.AWAY", 1.0)
+    monkeypatch.setattr("appliance.drivers.consul.machines.AWAY", 1.0)
     monkeypatch.setattr("appliance.drivers.consul.loss.TTL", 4.0)
 
     def status(node: str) -> str:
@@ -510,7 +510,7 @@ def test_consul_restarted_with_its_data(machines, consul_agent, monkeypatch):
             for path in (consul_agent.folder / "data/checks/state").iterdir():
                 path.unlink()  # as if the TTL had passed since the last heartbeat
             await trio.to_thread.run_sync(consul_agent.stop)
-            await until(lambda: one._held.lasted("machines") > 1)
+            await until(lambda: one._staleness.lasted("machines") > 1)
             await trio.to_thread.run_sync(consul_agent.start)
             await until(lambda: status("m2") == status("m3") == "critical" and one.facts.held_since is None)
             may_beat.set()
@@ -597,7 +597,7 @@ def test_moving_to_another_consul(machines, consul_agent):
 def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeypatch):
     """They are forgotten at once, also while the other Consul does not show this machine yet."""
 
-    async def idle(_announcer):
+    async def idle(_announcer, _presence_port):
         await trio.sleep_forever()
 
     async def main():
@@ -680,15 +680,17 @@ def test_looking_at_what_is_not_watched(machines, consul_agent):
                 await one.register(serving(destination=apple, port=20001))
                 await until(lambda: weights(two) == [("m1", 1)])
                 await until(lambda: "meshbox:m1:apple.orange:80/tcp" in consul_agent.get("/v1/agent/services"))
-                found = await two.look(frozenset({"web", "orange", "none"}))
+                found = await two.look(Interests(services=frozenset({"web", "orange", "none"})))
                 assert {(e.destination, e.revisions) for e in found} == {(WEB, (("0a1b2c3d", 1),)), (apple, ())}
-                assert await one.look(frozenset({"orange"})) == ()
-                assert {e.destination for e in await two.look(frozenset({EVERYTHING}))} == {WEB, apple}
-                assert await one.look(frozenset({EVERYTHING})) == ()
+                assert await one.look(Interests(services=frozenset({"orange"}))) == ()
+                assert {e.destination for e in await two.look(Interests(everything=True))} == {WEB, apple}
+                assert await one.look(Interests(everything=True)) == ()
                 faulty.status = 500
                 faulty.hang_up()
                 await until(lambda: two.facts.held_since)
-                assert {e.destination for e in await two.look(frozenset({"web", "orange"}))} == {WEB}
+                assert {e.destination for e in await two.look(Interests(services=frozenset({"web", "orange"})))} == {
+                    WEB
+                }
             nursery.cancel_scope.cancel()
 
     trio.run(main)
@@ -822,7 +824,7 @@ def test_clock_that_jumps(machines):
 
 
 def test_access_control(tmp_path):
-    """With everything denied by default the token of the README does; whichever rule is missing, it is named."""
+    """With everything denied by default the token of the documents does; whichever rule is missing, it is named."""
     agent = ConsulAgent(
         tmp_path / "consul",
         base_port=free_ports(3),

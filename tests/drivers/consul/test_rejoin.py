@@ -6,7 +6,7 @@ import trio
 import trio.testing
 
 from appliance.drivers.consul.rejoin import AT_ONCE, PERIOD, rejoin
-from appliance.drivers.consul.watch import Staleness
+from appliance.drivers.consul.staleness import Staleness
 from appliance.errors import RetryError
 
 
@@ -35,12 +35,12 @@ def test_looks_for_a_few_while_something_is_held() -> None:
     api = Api()
 
     async def main() -> None:
-        held = Staleness(lambda: 1.0, lambda: None)
+        staleness = Staleness(lambda: 1.0, lambda: None)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rejoin, api, held)
+            nursery.start_soon(rejoin, api, staleness)
             await trio.sleep(10 * PERIOD)
             assert api.asked == 0
-            held.failed("specs", "no leader")
+            staleness.failed("specs", "no leader")
             await trio.sleep(10 * PERIOD)
             nursery.cancel_scope.cancel()
 

@@ -33,9 +33,10 @@ class World:
         """Somebody else writes a spec or tombstone."""
         self.keys.set(KEY, dump_spec(StoredSpec(service=service, changed=changed)))
 
-    def knows(self, service, changed):
+    def knows(self, service, changed, name="web"):
         """Make a spec or tombstone known here."""
-        self.specs.known["web"] = StoredSpec(service=service, changed=changed)
+        specs, tombstones = ({}, {name: changed}) if service is None else ({name: service}, {})
+        self.specs.restore(specs, tombstones, {**self.specs.times, name: changed})
 
     def take(self):
         """What is in Consul arrives."""
@@ -132,7 +133,7 @@ def test_what_another_registry_kept_changes_nothing_in_consul(world, here, there
 def test_what_another_registry_kept_and_consul_does_not_know(world):
     """Services that only a joining machine has are put into Consul, its tombstones are not; the first counts."""
     world.knows(SPEC, 900.0)
-    world.specs.known["gone"] = StoredSpec(service=None, changed=900.0)
+    world.knows(None, 900.0, "gone")
     world.specs.disown()
     world.take()
     assert set(world.keys.keys) == {KEY}
@@ -260,3 +261,46 @@ def test_clocks(world):
     assert world.specs.known["web"].changed > 9e9
     world.take()
     assert world.specs.known["web"].service is None
+
+
+def test_what_was_known_before_the_start(world):
+    """Specs and tombstones come back with their times; those without one do not come from this Consul."""
+    world.specs.restore({"web": SPEC, "new": SPEC}, {"gone": 7.0, "old": 8.0}, {"web": 5.0, "gone": 6.0})
+    assert world.specs.known == {
+        "web": StoredSpec(service=SPEC, changed=5.0),
+        "new": StoredSpec(service=SPEC, changed=0.0),
+        "gone": StoredSpec(service=None, changed=6.0),
+        "old": StoredSpec(service=None, changed=8.0),
+    }
+    assert world.specs.disowned == {"new", "old"}
+    assert world.specs.times == {"web": 5.0, "gone": 6.0}
+    assert world.specs.deployed.keys() == {"web", "new"}
+    assert world.specs.tombstones == {"gone": 6.0, "old": 8.0}
+    trio.run(world.specs.put, "new", SPEC)
+    assert world.specs.times["new"] == 1000.0
+
+
+def test_only_what_is_deployed_is_removed(world):
+    """What is unknown, or removed already, is left as it is, and that is told."""
+    assert not trio.run(world.specs.remove, "web")
+    world.stores(SPEC, 5.0)
+    world.take()
+    assert trio.run(world.specs.remove, "web")
+    assert (world.specs.deployed, world.specs.tombstones) == ({}, {"web": 1000.0})
+    before = world.stored
+    assert not trio.run(world.specs.remove, "web")
+    assert world.stored == before
+
+
+def test_problems_in_words(world):
+    """Keys that are not ours come first, then the changes that Consul does not have."""
+    world.keys.set("specs/other", b"hello")
+    world.take()
+    world.keys.down = True
+    for name in ("web", "shop"):
+        trio.run(world.specs.put, name, replace(SPEC, name=name))
+    assert world.specs.problems == (
+        'key "meshbox/specs/other" in Consul is no spec of ours; it is left alone',
+        'the last change of service "shop" waits for Consul',
+        'the last change of service "web" waits for Consul',
+    )

@@ -30,7 +30,7 @@ def call(settings, method, *arguments):
 def test_nobody_there():
     """The error names the address and what to check."""
     address = f"http://127.0.0.1:{free_ports(1)}"
-    with pytest.raises(RetryError, match=f"Consul at {address} cannot be reached .*check that its agent runs"):
+    with pytest.raises(RetryError, match=f"Consul at {address} cannot be reached .*: check that its agent runs$"):
         call(ConsulSettings(address=address), "health", "web")
 
 
@@ -40,7 +40,7 @@ def test_nobody_there():
         ({"status": 500}, r'failed at reading service "web": 500 rpc error: No cluster leader'),
         ({"status": 403}, r'refuses reading service "web" .* needs service "web" \{ policy = "read" \}'),
         ({"status": 429}, r'failed at reading service "web": 429'),
-        ({"no_leader": True}, r"it has no leader; check the other Consul servers"),
+        ({"no_leader": True}, r'failed at reading service "web": it has no leader: check the other Consul servers$'),
         ({"refuse": True}, r"broke off reading .*http_max_conns_per_client"),
     ],
 )

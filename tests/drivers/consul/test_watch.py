@@ -7,8 +7,9 @@ import itertools
 import trio
 import trio.testing
 
-from appliance.drivers.consul.api import WAIT
-from appliance.drivers.consul.watch import BACKOFF, Interests, Queries, Staleness
+from appliance.drivers.consul.api import RETRY, WAIT
+from appliance.drivers.consul.staleness import Staleness
+from appliance.drivers.consul.watch import Queries, ServiceWatch
 from appliance.errors import RetryError
 
 
@@ -34,10 +35,10 @@ def scripted(*answers, wait=WAIT):
 
 
 def followed(fetch, seconds=100.0, went_back=lambda _: None):
-    """Follow a query for some virtual seconds; return the values taken, and the queries with what was held."""
+    """Follow a query for some virtual seconds; return the values taken, and the staleness of what was held."""
     values = []
-    held = Staleness(lambda: 1000.0 + trio.current_time(), lambda: None)
-    queries = Queries(held, went_back)
+    staleness = Staleness(lambda: 1000.0 + trio.current_time(), lambda: None)
+    queries = Queries(staleness, went_back)
 
     async def took(value):
         values.append(value)
@@ -47,7 +48,7 @@ def followed(fetch, seconds=100.0, went_back=lambda _: None):
             await queries.follow("q", fetch, took)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-    return values, held
+    return values, staleness
 
 
 def test_index_is_handed_back():
@@ -100,18 +101,18 @@ def test_index_zero():
 def test_failure_is_held_and_begins_anew():
     """A failure is held with its cause, tried again after a pause, and over at the first answer."""
     fetch = scripted((5, "a"), RetryError("gone"), RetryError("still"), (6, "b"))
-    values, held = followed(fetch)
+    values, staleness = followed(fetch)
     assert values == ["a", "b"]
     assert fetch.asked == [0, 5, 0, 0, 6]
-    assert held.since is None
-    _, held = followed(scripted((5, "a"), RetryError("gone")), seconds=2.1)
-    assert held.since == 1002.0
-    assert held.why == "gone"
+    assert staleness.since is None
+    _, staleness = followed(scripted((5, "a"), RetryError("gone")), seconds=2.1)
+    assert staleness.since == 1002.0
+    assert staleness.why == "gone"
 
 
 def test_nothing_is_held_for_a_query_that_nobody_wants_any_more():
     """A query that failed last and is then given up does not leave the whole registry held for ever."""
-    held = Staleness(trio.current_time, lambda: None)
+    staleness = Staleness(trio.current_time, lambda: None)
     wanted = [True]
 
     async def fetch(_):
@@ -122,10 +123,10 @@ def test_nothing_is_held_for_a_query_that_nobody_wants_any_more():
         pass
 
     trio.run(
-        lambda: Queries(held).follow("q", fetch, took, wanted=lambda: bool(wanted)),
+        lambda: Queries(staleness).follow("q", fetch, took, wanted=lambda: bool(wanted)),
         clock=trio.testing.MockClock(autojump_threshold=0),
     )
-    assert held.since is None
+    assert staleness.since is None
 
 
 def test_failures_back_off():
@@ -138,8 +139,8 @@ def test_failures_back_off():
     times = []
     followed(fetch, seconds=60)
     pauses = [b - a for a, b in itertools.pairwise(times)]
-    assert all(BACKOFF[min(n, 4)] / 2 <= pause <= BACKOFF[min(n, 4)] for n, pause in enumerate(pauses))
-    assert len(times) > 60 / BACKOFF[-1]
+    assert all(RETRY.after(n) / 2 <= pause <= RETRY.after(n) for n, pause in enumerate(pauses, start=1))
+    assert len(times) > 60 / RETRY[-1]
 
 
 def test_a_value_that_cannot_be_taken_counts_as_failure():
@@ -215,7 +216,7 @@ def interested(script, direct=4):
 
     async def main():
         queries = Queries(Staleness(trio.current_time, lambda: None))
-        interests = Interests(queries, fetch=fake.health, fetch_catalogue=fake.index, took=took, direct=direct)
+        interests = ServiceWatch(queries, fetch=fake.health, fetch_catalogue=fake.index, took=took, direct=direct)
         async with trio.open_nursery() as nursery:
             await nursery.start(interests.run)
             await script(interests, fake, taken)

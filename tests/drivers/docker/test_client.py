@@ -1,110 +1,27 @@
-"""Docker's API as it is called. The engine is a small HTTP server on a unix socket that answers what it is told to."""
+"""Docker's API as it is called."""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
 from ipaddress import IPv4Network
-from urllib.parse import parse_qs, urlsplit
 
 import dockersays
-import h11
 import orjson
 import pytest
 import trio
+from dockerengine import engine
 
 from appliance.drivers.docker.client import Docker, ImageError
-from appliance.drivers.docker.http import ConflictError, DockerAbsentError, DockerError, NotFoundError
-from appliance.errors import HostError, RetryError
-
-GONE = object()
-"""An answer: the connection breaks."""
-
-
-class Engine:
-    """Answers `METHOD /path` with (status, value) or what a function returns: bytes as they are, the rest as JSON."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, object] = {}
-        self.asked: list[tuple[str, dict[str, str], object]] = []
-        self.hold: dict[str, trio.Event] = {}
-        """Answers to these come when the event is set."""
-
-    async def serve(self, stream: trio.SocketStream) -> None:
-        """Answer requests until the connection ends."""
-        http = h11.Connection(h11.SERVER)
-        while True:
-            request, body = None, b""
-            while True:
-                event = http.next_event()
-                if event is h11.NEED_DATA:
-                    http.receive_data(await stream.receive_some(65536))
-                elif isinstance(event, h11.Request):
-                    request = event
-                elif isinstance(event, h11.Data):
-                    body += event.data
-                elif isinstance(event, h11.EndOfMessage):
-                    break
-                else:
-                    return
-            url = urlsplit(request.target.decode())
-            what = f"{request.method.decode()} {url.path}"
-            params = {key: values[0] for key, values in parse_qs(url.query).items()}
-            self.asked.append((what, params, orjson.loads(body) if body else None))
-            if what in self.hold:
-                await self.hold[what].wait()
-            answer = self.answers.get(what, (404, {"message": f"no such thing: {what}"}))
-            answer = next_of(answer)
-            if answer is GONE:
-                await stream.aclose()
-                return
-            status, value = answer
-            data = value if isinstance(value, bytes) else orjson.dumps(value)
-            await stream.send_all(
-                http.send(h11.Response(status_code=status, headers=[("content-length", str(len(data)))]))
-                + http.send(h11.Data(data=data))
-                + http.send(h11.EndOfMessage())
-            )
-            http.start_next_cycle()
-
-
-def next_of(answer):
-    """Return the answer itself, what it returns, or the next one of several (the last one repeats)."""
-    if isinstance(answer, list):
-        return answer.pop(0) if len(answer) > 1 else answer[0]
-    return answer() if callable(answer) else answer
-
-
-@asynccontextmanager
-async def engine(path):
-    """Run an engine on a socket, and a Docker that talks to it."""
-    made = Engine()
-    with trio.socket.socket(trio.socket.AF_UNIX) as sock:
-        await sock.bind(str(path))
-        sock.listen()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, made.serve, [trio.SocketListener(sock)])
-            async with Docker(str(path)) as docker:
-                yield made, docker
-            nursery.cancel_scope.cancel()
+from appliance.drivers.docker.http import ConflictError
+from appliance.errors import HostError
 
 
 def play(tmp_path, scene) -> None:
     """Run `scene(engine, docker)`."""
 
     async def main():
-        async with engine(tmp_path / "docker.sock") as (made, docker):
+        path = tmp_path / "docker.sock"
+        async with engine(path) as made, Docker(str(path)) as docker:
             await scene(made, docker)
-
-    trio.run(main)
-
-
-def test_absent_socket_is_named(tmp_path):
-    """Without a Docker Engine the error names the socket and says what to do."""
-
-    async def main():
-        async with Docker(str(tmp_path / "none.sock")) as docker:
-            with pytest.raises(DockerAbsentError, match=r"none\.sock .*systemctl start docker"):
-                await docker.version()
 
     trio.run(main)
 
@@ -118,37 +35,6 @@ def test_version(tmp_path):
         engine.answers["GET /version"] = (200, {"Version": "18.09", "ApiVersion": "1.39"})
         with pytest.raises(HostError, match=r"1\.41 .*upgrade"):
             await docker.version()
-
-    play(tmp_path, scene)
-
-
-def test_broken_connection_is_a_passing_fault(tmp_path):
-    """A connection that ends in the middle is a RetryError that says during what."""
-
-    async def scene(engine, docker):
-        engine.answers["GET /networks"] = GONE
-        with pytest.raises(RetryError, match="broke during GET /networks"):
-            await docker.networks()
-
-    play(tmp_path, scene)
-
-
-def test_refusals_keep_dockers_words(tmp_path):
-    """Docker's message comes through on one line; the kind of error says what one can do."""
-
-    async def scene(engine, docker):
-        engine.answers["POST /containers/create"] = (409, {"message": 'The name "/x" is\nin use'})
-        with pytest.raises(ConflictError, match='The name "/x" is in use'):
-            await docker.create("x", {})
-        engine.answers["POST /containers/a/start"] = (500, {"message": "driver failed: port is already allocated"})
-        with pytest.raises(DockerError, match="port is already allocated") as refused:
-            await docker.start("a")
-        assert refused.value.status == 500
-        with pytest.raises(NotFoundError):
-            await docker.inspect("a")
-        engine.answers["GET /containers/b/json"] = (500, b"plain words")
-        with pytest.raises(DockerError, match="plain words"):
-            await docker.inspect("b")
 
     play(tmp_path, scene)
 
@@ -305,28 +191,5 @@ def test_events(tmp_path):
             assert [event.action async for event in events] == ["die", "die"]
         assert engine.asked[0][1]["since"] == "12.500000000"
         assert "exec_start" not in engine.asked[0][1]["filters"]
-
-    play(tmp_path, scene)
-
-
-def test_streams_do_not_starve_calls(tmp_path):
-    """However many streams are open, a call has a connection."""
-
-    async def scene(engine, docker):
-        engine.hold["GET /events"] = trio.Event()
-        engine.answers["GET /networks"] = (200, [])
-        async with trio.open_nursery() as nursery:
-
-            async def listen():
-                async with docker.events(since=0):
-                    pass
-
-            for _ in range(40):
-                nursery.start_soon(listen)
-            with trio.fail_after(20):
-                while len(engine.asked) < 40:
-                    await trio.sleep(0.01)
-                assert await docker.networks() == ()
-            nursery.cancel_scope.cancel()
 
     play(tmp_path, scene)

@@ -76,7 +76,7 @@ def test_what_is_not_declared_is_not_asked_for():
 
 
 def test_labels_are_read_back():
-    """What is written on a container is what dockerlabels reads from it."""
+    """What is written on a container is what parse_labels reads from it."""
     found = parse_labels(body(FULL)["Labels"])
     assert (found.name, found.replica, found.revision) == (Name(service="flask", container="web"), 1, "0badcafe")
     assert (found.ports, found.connect_to, found.problem) == (FULL.ports, FULL.connect_to, None)

@@ -11,9 +11,10 @@ from fakedocker import FakeDocker, cid, until
 
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.types import Joined
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.names import Port
+from appliance.retry import Schedule
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "web", "meshbox.ports": "80"}
 
@@ -74,7 +75,7 @@ def test_everything_is_listed_before_it_has_started(world):
     async def scene():
         assert world.inventory.connected
         assert world.only.state is RunState.RUNNING
-        assert world.only.netns.id == namespaces.identify("/proc/self/ns/net")
+        assert world.only.netns.id == identity.identify("/proc/self/ns/net")
         assert world.only.netns.path == str(world.directory / "one")
         assert world.only.attachments[0].gateway == IPv4Address("172.17.0.1")
         assert world.only.ports == (Port.parse(80),)
@@ -180,7 +181,7 @@ def test_answer_that_removal_has_overtaken_is_dropped(world):
 
 def test_docker_away_keeps_what_was_known(world, monkeypatch):
     """While Docker is away nothing is forgotten; when it is back everything is listed again, and what went is gone."""
-    monkeypatch.setattr("appliance.drivers.docker.inventory.RECONNECT", (0.01, 0.02))
+    monkeypatch.setattr("appliance.drivers.docker.inventory.RECONNECT", Schedule((0.01, 0.02)))
 
     async def scene():
         before = world.inventory.workloads
@@ -201,7 +202,7 @@ def test_docker_away_keeps_what_was_known(world, monkeypatch):
 
 def test_reconnect_asks_for_events_since_the_last_one(world, monkeypatch):
     """No event falls between two streams: the next one begins where the last one ended."""
-    monkeypatch.setattr("appliance.drivers.docker.inventory.RECONNECT", (0.01, 0.02))
+    monkeypatch.setattr("appliance.drivers.docker.inventory.RECONNECT", Schedule((0.01, 0.02)))
 
     async def scene():
         world.docker.tell("container", "update", cid(2), at=5e9, **LABELS)
@@ -215,7 +216,7 @@ def test_reconnect_asks_for_events_since_the_last_one(world, monkeypatch):
 
 def test_start_waits_for_docker(world, monkeypatch):
     """Without Docker the inventory does not start, and starts as soon as it is there."""
-    monkeypatch.setattr("appliance.drivers.docker.inventory.RECONNECT", (0.01, 0.02))
+    monkeypatch.setattr("appliance.drivers.docker.inventory.RECONNECT", Schedule((0.01, 0.02)))
     world.docker.down = True
 
     async def scene():
@@ -296,7 +297,7 @@ def test_container_is_published_before_its_program_runs(world):
     play(world, scene)
 
 
-def test_events_that_are_behind_do_not_matter(world):
+def test_events_that_are_behind_do_not_matter(world, monkeypatch):
     """A namespace whose container no event has told of yet is looked up in the list, which never waits."""
     del world.docker.there[cid(2)]
 
@@ -304,7 +305,7 @@ def test_events_that_are_behind_do_not_matter(world):
         one = world.docker.add(3, LABELS, state=RunState.CREATED, started_at=0.0, joined=(), sandbox_key="")
         world.docker.inspect_gate[one] = trio.Event()
         world.docker.reserved["bridge"] = {one: IPv4Address("172.17.0.3")}
-        world.inventory.only_connecting = lambda: one  # what the namespace's process tells on a real host
+        monkeypatch.setattr(world.inventory._store, "only_connecting", lambda: one)  # on a real host, its process tells
         world.namespace("three")
         await until(lambda: world.inventory.workloads and world.only.addresses == (IPv4Address("172.17.0.3"),))
 

@@ -1,164 +1,230 @@
-"""Who is told of a new namespace, and what. A namespace is a link to the test's own, which is no container's."""
+"""What is published of a new namespace. A namespace is a link to the test's own, which is no container's."""
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 import trio
 import trio.testing
-from fakedocker import cid, until
+from fakedocker import BRIDGE, FakeDocker, cid, until
 
-from appliance.drivers.docker.prestart import PrestartWatch, StartingContainer
-from appliance.drivers.netns import identity as namespaces
-from appliance.errors import RetryError
+from appliance.drivers.docker.prestart import PrestartWatch
+from appliance.drivers.docker.types import Event
+from appliance.drivers.docker.workloads import WorkloadStore
+from appliance.drivers.netns import addresses, identity, owner
+from appliance.faults import Faults
+from appliance.model.facts import DockerNetwork, RunState
 
+LABELS = {"meshbox.service": "flask", "meshbox.container": "web"}
 ADDRESS = IPv4Address("172.17.0.2")
+NEW = DockerNetwork(
+    name="new", driver="bridge", subnets=(IPv4Network("10.9.0.0/24"),), gateways=(IPv4Address("10.9.0.1"),)
+)
 
 
-class Parent:
-    """Knows one container on its way, and records what it is told."""
+class World:
+    """A store and a fake Docker in which the container c2 is on its way: created, connected, its address reserved."""
 
-    def __init__(self) -> None:
-        self.connecting: str | None = cid(2)
-        self.mine = True
-        self.fails = 0
-        self.asked: list[str] = []
-        self.seen_before_start: list[StartingContainer] = []
-        self.gone: list[str] = []
+    def __init__(self, directory) -> None:
+        self.directory = directory / "netns"
+        self.docker = FakeDocker()
+        self.inspected: list[str] = []
+        self.listings = 0
+        self.store = WorkloadStore(
+            netns_dir=self.directory, changed=lambda *, urgent: None, fresh_netns=lambda _: None, faults=Faults()
+        )
+        self.store.networks = {"bridge": BRIDGE}
+        self.create(2)
+        self.docker.reserved["bridge"] = {cid(2): ADDRESS}
+        self.store.begin_connecting(cid(2), "bridge")
 
-    def only_connecting(self) -> str | None:
-        """Tell of the container on its way."""
-        return self.connecting
+    def create(self, number: int, labels=LABELS) -> None:
+        """Create a container in Docker, of which no event has told yet."""
+        self.docker.add(number, labels, state=RunState.CREATED, started_at=0.0, joined=(), sandbox_key="")
 
-    async def concerns(self, container_id: str) -> bool:
-        """Tell whether it is a workload."""
-        self.asked.append(container_id)
-        if self.fails:
-            self.fails -= 1
-            raise RetryError("Docker is away")
-        return self.mine
+    async def list_networks(self) -> None:
+        """Bring the store's networks up to date."""
+        self.listings += 1
+        self.store.networks = {n.name: n for n in await self.docker.networks()}
 
-    async def reserved(self, container_id: str) -> tuple[IPv4Address, ...]:
-        """Tell its address."""
-        return (ADDRESS,)
+    @asynccontextmanager
+    async def watched(self):
+        """Watch the directory."""
+        watch = PrestartWatch(
+            str(self.directory),
+            self.docker,
+            self.store,
+            list_networks=self.list_networks,
+            inspect=self.inspected.append,
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watch.run)
+            yield
+            nursery.cancel_scope.cancel()
 
-    async def born(self, newborn: StartingContainer) -> bool:
-        """Record it."""
-        self.seen_before_start.append(newborn)
-        return True
+    def namespace(self, name: str) -> str:
+        """Make a file that leads to a namespace."""
+        (self.directory / name).symlink_to("/proc/self/ns/net")
+        return str(self.directory / name)
 
-    def awaits(self, container_id: str) -> bool:
-        """Want no more."""
-        return False
-
-    def vanished(self, path: str) -> None:
-        """Record it."""
-        self.gone.append(path)
+    @property
+    def published(self) -> list:
+        """The workloads that have a namespace."""
+        return [workload for workload in self.store.by_id.values() if workload.netns is not None]
 
 
 @pytest.fixture
-def directory(tmp_path):
-    """Docker's netns directory."""
-    made = tmp_path / "netns"
-    made.mkdir()
+def world(tmp_path):
+    """A world with Docker's netns directory."""
+    made = World(tmp_path)
+    made.directory.mkdir()
     return made
 
 
-@asynccontextmanager
-async def watched(directory, parent):
-    """Watch the directory."""
-    async with trio.open_nursery() as nursery:
-        await nursery.start(PrestartWatch(str(directory), parent).run)
-        yield
-        nursery.cancel_scope.cancel()
-
-
-def namespace(directory, name: str) -> str:
-    """Make a file that leads to a namespace."""
-    (directory / name).symlink_to("/proc/self/ns/net")
-    return str(directory / name)
-
-
-def test_namespace_is_told_with_its_addresses(directory):
-    """A new namespace is told of with container, identity and addresses; and so is its end."""
-    parent = Parent()
+def test_namespace_is_published_with_its_addresses(world):
+    """A new namespace is published with container, identity and addresses; at its end the container is inspected."""
 
     async def main():
-        async with watched(directory, parent):
-            path = namespace(directory, "one")
-            await until(lambda: parent.seen_before_start)
-            (newborn,) = parent.seen_before_start
-            assert (newborn.container_id, newborn.addresses) == (cid(2), (ADDRESS,))
-            assert newborn.netns.id == namespaces.identify(path)
-            (directory / "one").unlink()
-            await until(lambda: parent.gone == [path])
+        async with world.watched():
+            path = world.namespace("one")
+            await until(lambda: world.published)
+            (workload,) = world.published
+            assert (workload.id, workload.addresses) == (cid(2), (ADDRESS,))
+            assert (workload.netns.id, workload.netns.path) == (identity.identify(path), path)
+            assert world.listings == 0
+            assert world.inspected == []
+            (world.directory / "one").unlink()
+            await until(lambda: world.inspected == [cid(2)])
+            assert world.published == []
 
     trio.run(main)
 
 
-def test_nothing_is_guessed(directory, monkeypatch):
-    """Old namespaces are nobody's guess, nor is a new one while the host's processes can be seen."""
-    parent = Parent()
-    namespace(directory, "old")
-    owners = {str(directory / "known"): cid(3)}
+def test_nothing_is_guessed(world, monkeypatch):
+    """An old namespace is not guessed to be anybody's, nor is a new one while the host's processes can be seen."""
+    world.namespace("old")
+    world.create(3)
+    world.docker.reserved["bridge"][cid(3)] = IPv4Address("172.17.0.3")
+    owners = {str(world.directory / "known"): cid(3)}
 
     async def find_container(path):
         await trio.lowlevel.checkpoint()
         return owners.get(path)
 
-    monkeypatch.setattr(namespaces, "find_container", find_container)
+    monkeypatch.setattr(owner, "find_container", find_container)
 
     async def main():
-        async with watched(directory, parent):
-            namespace(directory, "known")
-            await until(lambda: parent.seen_before_start)
-            namespace(directory, "build")
+        async with world.watched():
+            world.namespace("known")
+            await until(lambda: world.published)
+            world.namespace("build")
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert parent.asked == [cid(3)]
+            assert [workload.id for workload in world.published] == [cid(3)]
+            assert not any(cid(2) in call for call in world.docker.calls)
 
     trio.run(main)
 
 
-def test_others_are_left_alone(directory):
-    """A container that is no workload is not told of."""
-    parent = Parent()
-    parent.mine = False
+@pytest.mark.parametrize("labels", [{}, LABELS | {"meshbox.ports": "many"}])
+def test_others_are_left_alone(world, labels):
+    """Neither a container that is no workload nor one that has a problem is published."""
+    world.create(2, labels)
 
     async def main():
-        async with watched(directory, parent):
-            namespace(directory, "one")
-            await until(lambda: parent.asked)
+        async with world.watched():
+            world.namespace("one")
+            await until(lambda: world.docker.calls)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert not parent.seen_before_start
+            assert world.docker.calls == [f"listed {cid(2)}"]
+            assert world.published == []
 
     trio.run(main)
 
 
-def test_a_fault_stops_nobody_else(directory):
-    """When Docker cannot be asked about one namespace, the next one is told of all the same."""
-    parent = Parent()
-    parent.fails = 1
+def test_a_fault_stops_nobody_else(world):
+    """When Docker cannot be asked about one namespace, the next one is published."""
+    world.docker.refuse["listed"] = "internal error"
 
     async def main():
-        async with watched(directory, parent):
-            namespace(directory, "one")
-            await until(lambda: not parent.fails)
-            namespace(directory, "two")
-            await until(lambda: parent.seen_before_start)
+        async with world.watched():
+            world.namespace("one")
+            await until(lambda: world.docker.calls == [f"listed {cid(2)}"])
+            await trio.testing.wait_all_tasks_blocked()
+            assert world.published == []
+            del world.docker.refuse["listed"]
+            world.namespace("two")
+            await until(lambda: world.published)
 
     trio.run(main)
 
 
-def test_directory_that_comes_later(directory):
+def test_directory_that_comes_later(tmp_path):
     """Docker may make its directory after the appliance has started."""
-    parent = Parent()
+    world = World(tmp_path)
 
     async def main():
-        async with watched(directory / "later", parent):
-            (directory / "later").mkdir()
-            namespace(directory / "later", "one")
-            await until(lambda: parent.seen_before_start)
+        async with world.watched():
+            world.directory.mkdir()
+            world.namespace("one")
+            await until(lambda: world.published)
+
+    trio.run(main)
+
+
+def test_a_network_as_new_as_its_container_is_listed_first(world):
+    """Once, when an address lies in no network that is known."""
+    world.docker.nets["new"] = NEW
+    world.docker.reserved = {"new": {cid(2): IPv4Address("10.9.0.2")}}
+    world.store.end_connecting(cid(2))
+    world.store.begin_connecting(cid(2), "gone")
+    world.store.begin_connecting(cid(2), "new")
+
+    async def main():
+        async with world.watched():
+            world.namespace("one")
+            await until(lambda: world.published)
+            assert [a.network for a in world.published[0].attachments] == ["new"]
+            assert world.listings == 1
+
+    trio.run(main)
+
+
+def test_addresses_that_no_network_tells_are_read_inside_until_the_start(world, monkeypatch):
+    """The first one is published at once, those of further networks as they come; after the start nobody looks."""
+    world.docker.nets["new"] = NEW
+    world.docker.reserved.clear()
+    inside = [ADDRESS]
+    reads = 0
+
+    async def wait(path, **limits):
+        await trio.lowlevel.checkpoint()
+        assert (path, limits) == (str(world.directory / "one"), {"timeout": 10.0})
+        return tuple(inside)
+
+    async def read(path):
+        nonlocal reads
+        await trio.lowlevel.checkpoint()
+        assert path == str(world.directory / "one")
+        reads += 1
+        return tuple(inside)
+
+    monkeypatch.setattr(addresses, "wait", wait)
+    monkeypatch.setattr(addresses, "read", read)
+
+    async def main():
+        async with world.watched():
+            world.namespace("one")
+            await until(lambda: world.published)
+            assert world.published[0].addresses == (ADDRESS,)
+            inside.append(IPv4Address("10.9.0.2"))
+            await until(lambda: len(world.published[0].addresses) == 2)
+            assert world.listings == 1
+            world.store.died(Event(kind="container", action="die", id=cid(2), time=9e9))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            before = reads
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert reads == before
 
     trio.run(main)

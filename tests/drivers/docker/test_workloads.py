@@ -7,18 +7,17 @@ from ipaddress import IPv4Address
 import pytest
 from fakedocker import BRIDGE, FakeDocker, cid
 
-from appliance.drivers.docker.prestart import StartingContainer
 from appliance.drivers.docker.types import Event
 from appliance.drivers.docker.workloads import STARTING_LIFE, WorkloadStore
-from appliance.drivers.netns import identity as namespaces
+from appliance.drivers.netns import identity
 from appliance.faults import Faults
-from appliance.model.facts import Netns, RunState
+from appliance.model.facts import Attachment, Netns, RunState
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "web"}
 
 
 class Scene:
-    """A roster, and the container c2 as Docker shows it."""
+    """A store, and the container c2 as Docker shows it."""
 
     def __init__(self, directory) -> None:
         self.urgent: list[bool] = []
@@ -43,94 +42,124 @@ class Scene:
 
     @property
     def workload(self):
-        """What the roster has."""
-        return self.store.table[cid(2)]
+        """What the store has."""
+        return self.store.by_id[cid(2)]
 
-    def newborn(self) -> StartingContainer:
-        """Return the appearance of its namespace."""
+    def begin_start(self, *, attached: bool = True) -> bool:
+        """Let its namespace appear, with its address on the bridge."""
         path = str(self.directory / "one")
-        return StartingContainer(
-            container_id=cid(2),
-            netns=Netns(id=namespaces.identify(path), path=path),
-            addresses=(IPv4Address("172.17.0.2"),),
-        )
+        at = Attachment(network="bridge", address=IPv4Address("172.17.0.2"), gateway=IPv4Address("172.17.0.1"))
+        netns = Netns(id=identity.identify(path), path=path)
+        return self.store.begin_start(cid(2), netns, (at,) if attached else ())
 
 
 @pytest.fixture
 def scene(tmp_path):
-    """A scene with an empty roster."""
+    """A scene with an empty store."""
     return Scene(tmp_path)
 
 
 def test_same_again_changes_nothing(scene):
     """What is seen a second time rings no bell."""
-    scene.store.seen(scene.inspected, None)
+    scene.store.update(scene.inspected, None)
     before = list(scene.urgent)
-    scene.store.seen(scene.inspected, None)
+    scene.store.update(scene.inspected, None)
     assert scene.urgent == before
     assert len(scene.fresh) == 1
 
 
-def test_birth_is_urgent_and_fresh(scene):
-    """A newborn's namespace is told as fresh before the urgent change, and nothing serves in it."""
-    scene.store.sketch(scene.inspected.listed)
-    assert scene.store.born(scene.newborn())
+def test_start_is_urgent_and_fresh(scene):
+    """Its namespace is told as fresh before the urgent change, and nothing serves in it."""
+    scene.store.add(scene.inspected.listed)
+    assert scene.begin_start()
     assert scene.urgent[-1] is True
     assert scene.fresh == [scene.workload.netns.id]
     assert scene.store.is_starting(cid(2))
     assert not scene.store.is_settled(cid(2))
 
 
-def test_start_completes_the_newborn(scene):
+def test_dockers_word_completes_a_start(scene):
     """Docker's own word ends the start; the namespace is not fresh a second time."""
-    scene.store.sketch(scene.inspected.listed)
-    scene.store.born(scene.newborn())
-    scene.store.seen(scene.inspected, None)
+    scene.store.add(scene.inspected.listed)
+    scene.begin_start()
+    scene.store.update(scene.inspected, None)
     assert scene.workload.started_at == 900.0
     assert scene.store.is_settled(cid(2))
     assert len(scene.fresh) == 1
 
 
-def test_late_birth_is_nothing_new(scene):
-    """A namespace that Docker has told of already is no newborn."""
-    scene.store.seen(scene.inspected, None)
-    assert not scene.store.born(scene.newborn())
+def test_late_namespace_is_nothing_new(scene):
+    """A namespace that Docker has shown already begins no start."""
+    scene.store.update(scene.inspected, None)
+    assert not scene.begin_start()
     assert scene.workload.started_at == 900.0
 
 
-def test_birth_without_a_known_network_waits(scene):
-    """Without a bridge network for its address there is nothing to publish yet."""
-    scene.store.networks = {}
-    scene.store.sketch(scene.inspected.listed)
-    assert scene.store.born(scene.newborn())
+def test_start_without_a_known_network_waits(scene):
+    """Without a bridge network for its address there is nothing to publish yet, but later addresses are wanted."""
+    scene.store.add(scene.inspected.listed)
+    assert scene.begin_start(attached=False)
     assert scene.workload.netns is None
+    assert scene.store.seen_before_start == 0
 
 
-def test_old_word_does_not_undo_a_birth(scene, monkeypatch):
+def test_start_of_nobody_known_is_no_start(scene):
+    """A container that was removed meanwhile is not brought back."""
+    assert not scene.begin_start()
+    assert not scene.store.by_id
+
+
+def test_start_is_abandoned_with_its_namespace(scene):
+    """The file of another namespace means nothing; after its own the container is stopped, and named once."""
+    scene.store.add(scene.inspected.listed)
+    scene.begin_start()
+    assert scene.store.abandon_start(str(scene.directory / "two")) is None
+    assert scene.workload.netns is not None
+    assert scene.store.abandon_start(str(scene.directory / "one")) == cid(2)
+    assert (scene.workload.netns, scene.workload.addresses) == (None, ())
+    assert scene.store.abandon_start(str(scene.directory / "one")) is None
+
+
+def test_only_one_that_connects_is_named(scene):
+    """Of two on their way neither is guessed; one that is removed is on its way no more."""
+    assert scene.store.only_connecting() is None
+    scene.store.begin_connecting(cid(2), "bridge")
+    scene.store.begin_connecting(cid(2), "other")
+    assert scene.store.only_connecting() == cid(2)
+    assert scene.store.connecting == {cid(2): ["bridge", "other"]}
+    scene.store.begin_connecting(cid(3), "bridge")
+    assert scene.store.only_connecting() is None
+    scene.store.remove(cid(3))
+    assert scene.store.only_connecting() == cid(2)
+    scene.store.end_connecting(cid(2))
+    assert scene.store.only_connecting() is None
+
+
+def test_old_word_does_not_undo_a_start(scene, monkeypatch):
     """While a start is under way `created` is old news; after a minute it is believed."""
-    scene.store.sketch(scene.inspected.listed)
-    scene.store.born(scene.newborn())
+    scene.store.add(scene.inspected.listed)
+    scene.begin_start()
     scene.docker.change(cid(2), state=RunState.CREATED)
-    scene.store.seen(scene.inspected, None)
+    scene.store.update(scene.inspected, None)
     assert scene.workload.netns is not None
     now = scene.store._starting[cid(2)].since
     monkeypatch.setattr("appliance.drivers.docker.workloads.time.time", lambda: now + STARTING_LIFE + 1)
-    scene.store.seen(scene.inspected, None)
+    scene.store.update(scene.inspected, None)
     assert scene.workload.state is RunState.CREATED
     assert scene.workload.netns is None
 
 
-def test_die_before_the_birth_is_of_the_former_run(scene):
+def test_die_before_the_start_is_of_the_former_run(scene):
     """At a restart the old run's `die` may arrive after the new namespace: it changes nothing."""
-    scene.store.sketch(scene.inspected.listed)
-    scene.store.born(scene.newborn())
+    scene.store.add(scene.inspected.listed)
+    scene.begin_start()
     scene.store.died(Event(kind="container", action="die", id=cid(2), time=1000.0))
     assert scene.workload.netns is not None
 
 
 def test_accepting_is_of_one_namespace(scene):
     """A probe's success counts for the namespace that was dialled, and only while it is the workload's."""
-    scene.store.seen(scene.inspected, None)
+    scene.store.update(scene.inspected, None)
     netns = scene.workload.netns.id
     scene.store.accepted(cid(2), netns, 80)
     assert scene.workload.accepting == {80}
@@ -145,16 +174,16 @@ def test_namespace_elsewhere_is_found_and_reported(scene, tmp_path):
     other.mkdir()
     (other / "two").symlink_to("/proc/self/ns/net")
     scene.docker.change(cid(2), sandbox_key=str(other / "two"))
-    scene.store.seen(scene.inspected, None)
+    scene.store.update(scene.inspected, None)
     assert scene.workload.netns.path == str(other / "two")
     assert "netns_dir" in scene.faults.list()
 
 
 def test_removed_is_gone(scene):
     """A removed container is forgotten at once; removing it again is nothing."""
-    scene.store.seen(scene.inspected, None)
+    scene.store.update(scene.inspected, None)
     scene.store.remove(cid(2))
     changes = len(scene.urgent)
     scene.store.remove(cid(2))
-    assert not scene.store.table
+    assert not scene.store.by_id
     assert len(scene.urgent) == changes

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from appliance.drivers.host import resolvconf as hostnames
-from appliance.drivers.host.resolvconf import HostNames
+from appliance.drivers.host import resolvconf
+from appliance.drivers.host.resolvconf import ResolverSettings
 from appliance.drivers.process import Finished
 from appliance.errors import HostError
 
@@ -28,20 +28,20 @@ def commands(monkeypatch):
         run.append(" ".join(command))
         return Finished(0, "", "")
 
-    monkeypatch.setattr(hostnames, "run", note)
+    monkeypatch.setattr(resolvconf, "run", note)
     return run
 
 
-def names(tmp_path: Path, file: Path | str) -> HostNames:
+def names(tmp_path: Path, file: Path | str) -> ResolverSettings:
     """Settings with files of the test's own."""
-    return HostNames(
+    return ResolverSettings(
         resolv_conf=str(file), vip_range=IPv4Network("240.0.0.0/4"), drop_in=tmp_path / "resolved.conf.d/meshbox.conf"
     )
 
 
-def put(host: HostNames, domains: frozenset[str] = SOME, port: int = 53) -> None:
+def put(host: ResolverSettings, domains: frozenset[str] = SOME, port: int = 53) -> None:
     """Put everything in place."""
-    trio.run(lambda: host.put(SERVER, port=port, domains=domains))
+    trio.run(lambda: host.apply(SERVER, port=port, domains=domains))
 
 
 @pytest.mark.parametrize("text", ["", "nameserver 10.0.0.1\n", "search a.b\nnameserver 10.0.0.1\noptions ndots:2"])
@@ -51,10 +51,10 @@ def test_resolv_conf_is_restored_exactly(commands, tmp_path, text) -> None:
     file.write_text(text)
     for _ in range(2):
         put(names(tmp_path, file))
-        assert file.read_text() == f"{hostnames.REMARK}nameserver 127.66.0.53\n{text}"
-    assert trio.run(names(tmp_path, file).undo) == [f"nameserver in {file}"]
+        assert file.read_text() == f"{resolvconf.REMARK}nameserver 127.66.0.53\n{text}"
+    assert trio.run(names(tmp_path, file).revert) == [f"nameserver in {file}"]
     assert file.read_text() == text
-    assert trio.run(names(tmp_path, file).undo) == []
+    assert trio.run(names(tmp_path, file).revert) == []
 
 
 def test_what_others_write_meanwhile_stays(commands, tmp_path) -> None:
@@ -63,7 +63,7 @@ def test_what_others_write_meanwhile_stays(commands, tmp_path) -> None:
     file.write_text("nameserver 10.0.0.1\n")
     put(names(tmp_path, file))
     file.write_text("# dhcp\n" + file.read_text() + "nameserver 10.0.0.2\n")
-    trio.run(names(tmp_path, file).undo)
+    trio.run(names(tmp_path, file).revert)
     assert file.read_text() == "# dhcp\nnameserver 10.0.0.1\nnameserver 10.0.0.2\n"
 
 
@@ -75,14 +75,14 @@ def test_link_is_followed_and_stays(commands, tmp_path) -> None:
     put(names(tmp_path, link))
     assert link.is_symlink()
     assert "127.66.0.53" in target.read_text()
-    trio.run(names(tmp_path, link).undo)
+    trio.run(names(tmp_path, link).revert)
     assert target.read_text() == "nameserver 10.0.0.1\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["real", "resolv.conf"]
 
 
 def test_systemd_resolved(commands, tmp_path, monkeypatch) -> None:
     """Where it is in charge it gets a drop-in with the names that are ours, and starts anew only when that changes."""
-    monkeypatch.setattr(hostnames, "RESOLVED", tmp_path / "resolve")
+    monkeypatch.setattr(resolvconf, "RESOLVED", tmp_path / "resolve")
     (tmp_path / "resolve").mkdir()
     stub = tmp_path / "resolve/stub-resolv.conf"
     stub.write_text("nameserver 127.0.0.53\n")
@@ -93,7 +93,7 @@ def test_systemd_resolved(commands, tmp_path, monkeypatch) -> None:
     assert commands.count("systemctl try-restart systemd-resolved") == 1
     put(host, frozenset({"flask"}))
     assert "Domains=~flask\n" in drop_in.read_text()
-    assert trio.run(host.undo) == [str(drop_in)]
+    assert trio.run(host.revert) == [str(drop_in)]
     assert commands.count("systemctl try-restart systemd-resolved") == 3
     assert not drop_in.parent.exists()
     assert stub.read_text() == "nameserver 127.0.0.53\n"
@@ -106,12 +106,12 @@ def test_no_file(commands, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_server_is_chosen() -> None:
+def test_one_server_is_choose_server() -> None:
     """One of ours, best the one that only this host has: each of them takes the place of a resolver of the host."""
     addresses = [IPv4Address(text) for text in ("10.0.0.1", "127.66.0.54", "127.66.0.53")]
-    assert hostnames.chosen(addresses) == SERVER
-    assert hostnames.chosen(addresses[:1]) == addresses[0]
-    assert hostnames.chosen([]) is None
+    assert resolvconf.choose_server(addresses) == SERVER
+    assert resolvconf.choose_server(addresses[:1]) == addresses[0]
+    assert resolvconf.choose_server([]) is None
 
 
 def test_mounted_file_is_written_in_place(commands, tmp_path, monkeypatch) -> None:
@@ -121,8 +121,8 @@ def test_mounted_file_is_written_in_place(commands, tmp_path, monkeypatch) -> No
     inode = file.stat().st_ino
     monkeypatch.setattr(Path, "replace", refusing(errno.EBUSY))
     put(names(tmp_path, file))
-    assert file.read_text() == f"{hostnames.REMARK}nameserver 127.66.0.53\nnameserver 10.0.0.1\n"
-    trio.run(names(tmp_path, file).undo)
+    assert file.read_text() == f"{resolvconf.REMARK}nameserver 127.66.0.53\nnameserver 10.0.0.1\n"
+    trio.run(names(tmp_path, file).revert)
     assert file.read_text() == "nameserver 10.0.0.1\n"
     assert file.stat().st_ino == inode
     assert list(tmp_path.iterdir()) == [file]

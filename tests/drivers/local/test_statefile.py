@@ -15,6 +15,7 @@ from appliance.errors import HostError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
 from appliance.model.spec import Container, Health, Service
+from appliance.spec.constraint import parse_constraint
 
 FLASK = Name.parse("flask.flask")
 FULL = State(
@@ -23,7 +24,7 @@ FULL = State(
             name="flask",
             count=2,
             containers=(Container(name="flask", image="x", health=Health(command=("true",)), env=(("A", "1"),)),),
-            constraint="disk==ssd",
+            constraint=parse_constraint("disk==ssd"),
         )
     },
     tombstones={"old": 12.5},
@@ -64,8 +65,8 @@ def test_no_state_at_all(content):
         ({"tombstones": [1]}, '"tombstones" is'),
         ({"allocations": {"vips": {"a.b": "1.2.3.400"}}}, "vips"),
         ({"allocations": {"vips": {"ab": "1.2.3.4"}}}, "vips"),
-        ({"allocations": {"ports": {"a.b:80/tcp": 70000}}}, "70000 is no port number"),
-        ({"allocations": {"ports": {"a.b:80/tcp": True}}}, "True is no port number"),
+        ({"allocations": {"ports": {"a.b:80/tcp": 70000}}}, "70000 is not a port number"),
+        ({"allocations": {"ports": {"a.b:80/tcp": True}}}, "True is not a port number"),
     ],
 )
 def test_partly_damaged(changes, complaint):

@@ -13,6 +13,7 @@ from appliance.drivers.local.store import TOMBSTONE_LIFE, LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
 from appliance.model.names import Name
+from appliance.model.registry import Interests
 from appliance.model.spec import Container, Service
 
 WEB = Service(name="web", containers=(Container(name="web", image="x"),))
@@ -195,7 +196,7 @@ def test_runs_alone(tmp_path):
         store = LocalStore(tmp_path)
         async with trio.open_nursery() as nursery:
             await nursery.start(store.run)
-            store.watch(frozenset({"web"}))
+            store.watch(Interests(services=frozenset({"web"})))
             assert store.facts.machines == store.facts.endpoints == ()
             nursery.cancel_scope.cancel()
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from appliance.drivers.netns import directory as netnsdir
+from appliance.drivers.netns import directory
 from appliance.drivers.netns.directory import FileChange, watch_directory
 from appliance.errors import HostError
 
@@ -18,7 +18,7 @@ from appliance.errors import HostError
 class Dialogue:
     """A watch whose next change is awaited with a deadline."""
 
-    def __init__(self, watch: netnsdir.DirectoryWatch) -> None:
+    def __init__(self, watch: directory.DirectoryWatch) -> None:
         self._watch = watch
 
     async def told(self, *changes: str) -> None:
@@ -195,6 +195,6 @@ def test_a_used_up_limit_says_how_to_raise_it(tmp_path, monkeypatch):
     def refuse(**_):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(netnsdir, "INotify", refuse)
+    monkeypatch.setattr(directory, "INotify", refuse)
     with pytest.raises(HostError, match=r"raise fs\.inotify\.max_user_instances"):
         watch_directory(str(tmp_path))

@@ -1,21 +1,20 @@
-"""What can be said of namespaces without one; tests/system/test_netns_real.py has the rest."""
+"""Identifying namespaces by this process's own; tests/system/test_netns_real.py has the rest."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import trio
 
-from appliance.drivers.netns import identity as netns
+from appliance.drivers.netns import identity
 
 
 def test_only_a_namespace_is_identified(tmp_path):
     """Docker's file is an ordinary one before the namespace is mounted on it, and gone afterwards."""
     (tmp_path / "file").touch()
-    assert netns.identify(str(tmp_path / "file")) is None
-    assert netns.identify(str(tmp_path / "none")) is None
-    own = netns.identify(netns.HOST)
+    assert identity.identify(str(tmp_path / "file")) is None
+    assert identity.identify(str(tmp_path / "none")) is None
+    own = identity.identify(identity.HOST)
     assert own is not None
     assert own.inode == Path("/proc/self/ns/net").stat().st_ino
 
@@ -26,10 +25,10 @@ def test_waiting_for_a_namespace_ends(tmp_path):
     file.touch()
 
     async def main():
-        assert await netns.wait_namespace(str(file), timeout=0.02) is None
+        assert await identity.wait_namespace(str(file), timeout=0.02) is None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_remove, file)
-            assert await netns.wait_namespace(str(file), timeout=60) is None
+            assert await identity.wait_namespace(str(file), timeout=60) is None
 
     trio.run(main)
 
@@ -37,13 +36,3 @@ def test_waiting_for_a_namespace_ends(tmp_path):
 async def _remove(file):
     await trio.lowlevel.checkpoint()
     file.unlink()
-
-
-def test_processes_are_looked_at_from_the_latest_one_on():
-    """The process asked about has just been started; ids begin again at the bottom."""
-    pids = netns._newest_first()
-    assert os.getpid() in pids
-    last = int(Path("/proc/loadavg").read_text().split()[-1])
-    young = [pid for pid in pids if pid <= last]
-    assert young == sorted(young, reverse=True)
-    assert pids[: len(young)] == young

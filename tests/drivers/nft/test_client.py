@@ -1,15 +1,12 @@
-"""What nft's driver says when programs are missing; tests/system has it at work."""
+"""nft in namespaces, with stand-ins for nsenter; tests/system has it at work."""
 
 from __future__ import annotations
-
-import re
-from pathlib import Path
 
 import pytest
 import trio
 
-from appliance.drivers.netns.identity import HOST
-from appliance.drivers.nft.client import Nft, NftHelper, door_sample, samples
+from appliance.drivers.netns import identity
+from appliance.drivers.nft.client import SHORT, Nft
 from appliance.errors import HostError, RetryError
 
 
@@ -17,7 +14,6 @@ def test_an_empty_transaction_starts_nothing(monkeypatch):
     """A delta between equal rulesets is empty."""
     monkeypatch.setenv("PATH", "/nonexistent")
     trio.run(Nft().push, "/nowhere", "")
-    assert trio.run(NftHelper().command, "") == ""
 
 
 def test_a_missing_nft_is_named(tmp_path, monkeypatch):
@@ -26,7 +22,7 @@ def test_a_missing_nft_is_named(tmp_path, monkeypatch):
     (tmp_path / "nsenter").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostError, match="nft is not installed; apt-get install nftables"):
-        trio.run(Nft().push, HOST, "add table inet meshbox\n")
+        trio.run(Nft().push, identity.HOST, "add table inet meshbox\n")
 
 
 def test_an_nft_that_hangs_is_a_passing_fault(tmp_path, monkeypatch):
@@ -36,7 +32,7 @@ def test_an_nft_that_hangs_is_a_passing_fault(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     nft = Nft(timeout=0.05)
     with pytest.raises(RetryError, match="did not end"):
-        trio.run(nft.push, HOST, "add table inet meshbox\n")
+        trio.run(nft.push, identity.HOST, "add table inet meshbox\n")
     assert (nft.pushed, nft.failed) == (0, 1)
 
 
@@ -53,7 +49,7 @@ def test_only_so_many_run_at_once(tmp_path, monkeypatch):
         nft = Nft(at_once=2)
         async with trio.open_nursery() as nursery:
             for _ in range(10):
-                nursery.start_soon(nft.push, HOST, "x\n")
+                nursery.start_soon(nft.push, identity.HOST, "x\n")
         assert nft.pushed == 10
 
     trio.run(main)
@@ -62,15 +58,77 @@ def test_only_so_many_run_at_once(tmp_path, monkeypatch):
     assert max(seen) <= 2
 
 
-def test_without_its_helper_the_hosts_nft_asks_to_be_tried_again():
-    """Between two lives of the helper."""
-    with pytest.raises(RetryError, match="started again"):
-        trio.run(NftHelper().command, "list ruleset\n")
+class Helper:
+    """A helper process that takes commands while it has a process id."""
+
+    def __init__(self, pid: int | None) -> None:
+        self.pid = pid
+        self.taken: list[tuple[str, str]] = []
+
+    async def command(self, text: str, netns_path: str) -> str:
+        """Record the command, or refuse it."""
+        if "bogus" in text:
+            raise RetryError("nft refuses")
+        self.taken.append((text, netns_path))
+        return ""
 
 
-def test_samples_use_every_kind_of_rule():
-    """What check and probe let the kernel try has each chain of nft/, those of visitors too."""
-    chains = {chain for file in Path("nft").glob("*.nft") for chain in re.findall(r"chain (\w+) \{", file.read_text())}
-    assert len(chains) > 5
-    tried = "".join(text for _, text in samples()) + door_sample()
-    assert [chain for chain in sorted(chains) if f"chain {chain} {{" not in tried] == []
+@pytest.fixture
+def nsenter(tmp_path, monkeypatch):
+    """Record in a file what nsenter is called with and given."""
+    (tmp_path / "nsenter").write_text(f'#!/bin/sh\n{{ echo "$@"; wc -c; }} >> {tmp_path}/calls\n')
+    (tmp_path / "nsenter").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "calls").touch()
+    return tmp_path / "calls"
+
+
+def test_only_a_short_transaction_goes_to_a_helper_that_runs(nsenter):
+    """A whole ruleset, and what finds no helper, has an nft of its own."""
+    short, long = "x" * SHORT, "x" * (SHORT + 1)
+
+    async def main():
+        running, absent = Helper(1), Helper(None)
+        nft = Nft(running)
+        await nft.push("/run/netns/a", short)
+        assert running.taken == [(short, "/run/netns/a")]
+        assert nsenter.read_text() == ""
+        await nft.push("/run/netns/a", long)
+        await Nft(absent).push("/run/netns/b", short)
+        assert absent.taken == []
+        assert len(running.taken) == 1
+        assert nsenter.read_text().splitlines() == [
+            "--net=/run/netns/a nft -f -",
+            str(len(long)),
+            "--net=/run/netns/b nft -f -",
+            str(len(short)),
+        ]
+        with pytest.raises(RetryError, match="nft refuses"):
+            await nft.push("/run/netns/a", "bogus")
+        assert (nft.pushed, nft.failed) == (2, 1)
+
+    trio.run(main)
+
+
+def test_a_dry_run_is_asked_of_nft_and_counts_nothing(nsenter):
+    """Nothing is applied."""
+    nft = Nft(Helper(1))
+    trio.run(nft.dry_run, "/run/netns/a", "add table inet meshbox\n")
+    assert nsenter.read_text().splitlines()[0] == "--net=/run/netns/a nft -c -f -"
+    assert (nft.pushed, nft.failed) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [("Error: No such file or directory", None), ("Error: Operation not permitted", RetryError)],
+)
+def test_a_table_that_is_not_there_is_none(tmp_path, monkeypatch, error, expected):
+    """Any other complaint is an error with nft's words."""
+    (tmp_path / "nsenter").write_text(f"#!/bin/sh\necho '{error}' >&2\nexit 1\n")
+    (tmp_path / "nsenter").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if expected is None:
+        assert trio.run(Nft().list_table, "/run/netns/a") is None
+    else:
+        with pytest.raises(expected, match="nft in network namespace /run/netns/a: Operation not permitted"):
+            trio.run(Nft().list_table, "/run/netns/a")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from appliance.drivers.nft.commits import OwnCommits, explain
+from appliance.drivers.nft.commits import OwnCommits, explain, refused
 
 SYNTAX = """/dev/stdin:3:23-23: Error: syntax error, unexpected '}', expecting hook
  chain x { type bogus }
@@ -54,3 +54,9 @@ def test_the_latest_processes_are_known():
     assert 999 in own
     assert 0 in own
     assert 1 not in own
+
+
+def test_a_refusal_says_where():
+    """In the host's namespace, or in that of a file."""
+    assert str(refused(None, "Error: no")) == "nft in the host's namespace: no"
+    assert str(refused("/run/netns/a", "Error: no")) == "nft in network namespace /run/netns/a: no"

@@ -6,7 +6,7 @@ from struct import pack
 
 import pytest
 
-from appliance.drivers.netns.netlink import attribute
+from appliance.drivers.netns import netlink
 from appliance.drivers.nft.commits import OWN
 from appliance.drivers.nft.drift import _by_others
 
@@ -25,7 +25,7 @@ def notice(
     port: int, kind: int = NEWRULE, family: int = INET, table: bytes = b"meshbox\0", subsystem: int = 10
 ) -> bytes:
     """Return a notice as nf_tables writes it."""
-    body = pack("=BBH", family, 0, 0) + attribute(1, table) + attribute(2, b"chain\0")
+    body = pack("=BBH", family, 0, 0) + netlink.attribute(1, table) + netlink.attribute(2, b"chain\0")
     return pack("=IHHII", 16 + len(body), subsystem << 8 | kind, 0, 0, port) + body
 
 

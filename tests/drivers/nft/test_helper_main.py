@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
 import orjson
 import pytest
 
-from appliance.drivers.nft.helper_main import LENGTH, frame
+from appliance.drivers.netns import netlink
+from appliance.drivers.nft.helper_main import LENGTH, _is_port_taken, frame
 
 BINDING = """
 class Nftables:
@@ -74,3 +76,13 @@ def test_what_is_missing_is_said_in_the_greeting(tmp_path, binding, remedy):
     code, said = talk(tmp_path, binding, b"")
     assert code == 0
     assert remedy in said[0]["fault"]
+
+
+def test_our_port_is_taken_while_a_socket_has_it():
+    """The kernel gives the process id to the first netlink socket of a process, and an arbitrary port to the next."""
+    assert not _is_port_taken()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER) as sock:
+        sock.bind((0, 0))
+        assert sock.getsockname()[0] == os.getpid()
+        assert _is_port_taken()
+    assert not _is_port_taken()

@@ -1,4 +1,4 @@
-"""The containers of the mesh on this host, and the network namespaces that they live in."""
+"""The containers of the mesh on this host, and the network namespaces in which they run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from appliance.model.facts import RunState
 from appliance.plan.policy import declaration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from ipaddress import IPv6Address
+    from collections.abc import Iterable, Iterator, Mapping
+    from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
     from appliance.model.facts import Attachment, DockerNetwork, Snapshot, Workload
     from appliance.model.names import Destination, Port, Protocol
@@ -33,23 +33,23 @@ class MeshContainer:
     netns: NetnsId | None
 
     @property
-    def asleep(self) -> bool:
-        """Whether it has ended and is not ours to start again: nothing on this host need be there for it."""
+    def ended(self) -> bool:
+        """Whether it has ended and meshbox does not start it again: it needs nothing on this host."""
         return self.workload.revision is None and self.workload.state in _ENDED
 
     @property
-    def shape(self) -> tuple[object, ...]:
-        """All of it that matters to rules, names and listeners; health and readiness do not."""
+    def identity(self) -> tuple[object, ...]:
+        """All that matters to rules, names and listeners; health and readiness do not."""
         w = self.workload
-        return (w.id, self.declared, self.netns, w.attachments, w.published, self.asleep)
+        return (w.id, self.declared, self.netns, w.attachments, w.published, self.ended)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """One network namespace and the members that share it (`docker run --network container:…`)."""
+    """One network namespace and the containers that share it (`docker run --network container:…`)."""
 
     netns: NetnsId
-    members: tuple[MeshContainer, ...]
+    containers: tuple[MeshContainer, ...]
     networks: frozenset[str]
     addresses: frozenset[IPv4Address]
     proxy: IPv4Address
@@ -63,26 +63,26 @@ class Group:
 
 
 class MeshContainers:
-    """Reads members from snapshots; one that did not change is the same object as before."""
+    """Reads containers from snapshots. One that did not change is the same object as before."""
 
     def __init__(self) -> None:
         self._former: dict[str, MeshContainer] = {}
 
     def read(self, s: Snapshot) -> tuple[MeshContainer, ...]:
-        """Return the members of this host sorted by id. Containers with a problem are none."""
+        """Return this host's containers of the mesh, sorted by id. Those with a problem are left out."""
         found = {}
         for w in sorted((w for w in s.workloads if w.problem is None), key=lambda w: w.id):
-            member = self._former.get(w.id)
-            if member is None or member.workload is not w or w.revision is not None:
-                fresh = _member(w, s.specs)
-                if fresh != member:
-                    member = fresh
-            found[w.id] = member
+            container = self._former.get(w.id)
+            if container is None or container.workload is not w or w.revision is not None:
+                fresh = _container(w, s.specs)
+                if fresh != container:
+                    container = fresh
+            found[w.id] = container
         self._former = found
         return tuple(found.values())
 
 
-def _member(w: Workload, specs: Mapping[str, Service]) -> MeshContainer:
+def _container(w: Workload, specs: Mapping[str, Service]) -> MeshContainer:
     declared = declaration(w, specs)
     gone = w.netns is None or w.state in (RunState.EXITED, RunState.DEAD)
     return MeshContainer(
@@ -93,18 +93,20 @@ def _member(w: Workload, specs: Mapping[str, Service]) -> MeshContainer:
     )
 
 
-def groups(members: Iterable[MeshContainer], networks: Mapping[str, DockerNetwork]) -> tuple[Group, ...]:
-    """Return the namespaces that can be served, sorted: those where some network has an address of this host."""
+def grouped(containers: Iterable[MeshContainer], networks: Mapping[str, DockerNetwork]) -> tuple[Group, ...]:
+    """Return the namespaces that can be served, sorted: this host has an address on at least one of their networks."""
     sharing: dict[NetnsId, list[MeshContainer]] = {}
-    for member in members:
-        if member.netns is not None:
-            sharing.setdefault(member.netns, []).append(member)
+    for container in containers:
+        if container.netns is not None:
+            sharing.setdefault(container.netns, []).append(container)
     found = (_group(netns, tuple(inside), networks) for netns, inside in sorted(sharing.items()))
     return tuple(group for group in found if group is not None)
 
 
-def _group(netns: NetnsId, members: tuple[MeshContainer, ...], networks: Mapping[str, DockerNetwork]) -> Group | None:
-    attachments = [a for m in members for a in m.workload.attachments]
+def _group(
+    netns: NetnsId, containers: tuple[MeshContainer, ...], networks: Mapping[str, DockerNetwork]
+) -> Group | None:
+    attachments = [a for c in containers for a in c.workload.attachments]
     proxies = [gateway for a in attachments if (gateway := _gateway(a, networks)) is not None]
     if not proxies:
         return None
@@ -116,15 +118,22 @@ def _group(netns: NetnsId, members: tuple[MeshContainer, ...], networks: Mapping
             gateways.update(networks[a.network].gateways)
     return Group(
         netns=netns,
-        members=members,
+        containers=containers,
         networks=frozenset(a.network for a in attachments),
         addresses=frozenset(addresses),
         proxy=proxies[0],
         address=addresses[0] if addresses else None,
         gateways=frozenset(gateways),
-        published=frozenset().union(*(m.workload.published for m in members)),
+        published=frozenset().union(*(c.workload.published for c in containers)),
         internal=all(a.network in networks and networks[a.network].internal for a in attachments),
     )
+
+
+def container_subnets(networks: Iterable[DockerNetwork]) -> Iterator[IPv4Network | IPv6Network]:
+    """Yield the subnets that hold containers only; that of a macvlan or ipvlan network is the LAN itself."""
+    for network in networks:
+        if network.driver not in {"macvlan", "ipvlan"}:
+            yield from network.subnets
 
 
 def _gateway(attachment: Attachment, networks: Mapping[str, DockerNetwork]) -> IPv4Address | None:

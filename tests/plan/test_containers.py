@@ -8,26 +8,26 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from appliance.model.facts import Attachment, DockerNetwork, RunState
-from appliance.plan.members import MeshContainers, groups
+from appliance.plan.containers import MeshContainers, grouped
 from tests.plan.cases import BRIDGE, GATEWAY, address, container, declared, managed, snapshot, spec, stopped
 
 NETWORKS = {"bridge": BRIDGE}
 
 
 def test_problem_is_left_out():
-    """A container that cannot be in the mesh is none of its members."""
+    """A container that cannot be in the mesh is left out."""
     fit, unfit = container(2, "a.b"), container(3, "a.b", problem="host network")
     assert [m.workload for m in MeshContainers().read(snapshot(unfit, fit))] == [fit]
 
 
-def test_unchanged_members_are_the_same_objects():
+def test_unchanged_containers_are_the_same_objects():
     """Only what changed is made anew, also when the facts about a container are equal but new."""
-    members = MeshContainers()
+    containers = MeshContainers()
     one, two = container(2, "a.b"), managed(3, spec("web"))
-    before = members.read(snapshot(one, two, specs=[spec("web")]))
-    after = members.read(snapshot(replace(one), replace(two), specs=[spec("web")]))
+    before = containers.read(snapshot(one, two, specs=[spec("web")]))
+    after = containers.read(snapshot(replace(one), replace(two), specs=[spec("web")]))
     assert all(b is a for b, a in zip(before, after, strict=True))
-    changed = members.read(snapshot(one, two, specs=[spec("web", declared("web", ports=(81,)))]))
+    changed = containers.read(snapshot(one, two, specs=[spec("web", declared("web", ports=(81,)))]))
     assert changed[0] is before[0]
     assert changed[1].declared.ports != before[1].declared.ports
 
@@ -35,17 +35,17 @@ def test_unchanged_members_are_the_same_objects():
 @pytest.mark.parametrize("state", [RunState.EXITED, RunState.DEAD])
 def test_ended_containers_have_no_namespace(state):
     """Docker may still show the namespace of a container that has just ended."""
-    (member,) = MeshContainers().read(snapshot(container(2, "a.b", state=state)))
-    assert member.netns is None
-    assert groups([member], NETWORKS) == ()
+    (found,) = MeshContainers().read(snapshot(container(2, "a.b", state=state)))
+    assert found.netns is None
+    assert grouped([found], NETWORKS) == ()
 
 
 def test_shared_namespace_is_one_group():
     """Containers that share a namespace share addresses and published ports, though only one of them shows them."""
     owner = container(2, "a.b")
     guest = container(3, "c.d", netns=owner.netns, attachments=(), published=frozenset({("tcp", 80)}))
-    (group,) = groups(MeshContainers().read(snapshot(guest, owner)), NETWORKS)
-    assert [m.workload for m in group.members] == [owner, guest]
+    (group,) = grouped(MeshContainers().read(snapshot(guest, owner)), NETWORKS)
+    assert [m.workload for m in group.containers] == [owner, guest]
     assert group.address == address(2)
     assert group.published == {("tcp", 80)}
 
@@ -57,7 +57,7 @@ def test_gateways():
     )
     workload = container(2, "a.b")
     workload = replace(workload, attachments=(dual, *workload.attachments))
-    (group,) = groups(MeshContainers().read(snapshot(workload)), NETWORKS)
+    (group,) = grouped(MeshContainers().read(snapshot(workload)), NETWORKS)
     assert group.proxy == IPv4Address("172.20.0.1")
     assert group.gateways == {IPv4Address("172.20.0.1"), IPv6Address("fd00::1"), GATEWAY}
     assert group.address == address(9)
@@ -67,14 +67,14 @@ def test_internal_network():
     """An internal network tells containers no gateway; the host's address there comes from the network itself."""
     internal = DockerNetwork(name="internal", driver="bridge", internal=True, gateways=(IPv4Address("172.30.0.1"),))
     attachment = Attachment(network="internal", address=IPv4Address("172.30.0.2"), gateway=None)
-    members = MeshContainers().read(snapshot(container(2, "a.b", attachments=(attachment,))))
-    (group,) = groups(members, {"internal": internal})
+    containers = MeshContainers().read(snapshot(container(2, "a.b", attachments=(attachment,))))
+    (group,) = grouped(containers, {"internal": internal})
     assert group.proxy == IPv4Address("172.30.0.1")
     assert group.internal
-    assert not groups(MeshContainers().read(snapshot(container(2, "a.b"))), NETWORKS)[0].internal
-    assert groups(members, {}) == ()
+    assert not grouped(MeshContainers().read(snapshot(container(2, "a.b"))), NETWORKS)[0].internal
+    assert grouped(containers, {}) == ()
 
 
 def test_stopped_has_no_group():
     """Without a namespace there is nothing to put rules into."""
-    assert groups(MeshContainers().read(snapshot(stopped(container(2, "a.b")))), NETWORKS) == ()
+    assert grouped(MeshContainers().read(snapshot(stopped(container(2, "a.b")))), NETWORKS) == ()

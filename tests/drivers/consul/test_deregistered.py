@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 import trio
 import trio.testing
 
-from appliance.drivers.consul.departed import MAY_CALL, Deregistered
+from appliance.drivers.consul.deregistered import MAY_CALL, Deregistered
 from appliance.model.facts import Machine
 
 
@@ -19,10 +19,10 @@ def machine(number, *, node=""):
 M1, M2, M3 = ({f"m{number}": machine(number)} for number in (1, 2, 3))
 
 
-def found(departed):
+def found(deregistered):
     """Who may still call, and that nothing else is done with them."""
-    assert not any(m.healthy for m in departed.machines)
-    return {m.node: str(m.address) for m in departed.machines}
+    assert not any(m.healthy for m in deregistered.machines)
+    return {m.node: str(m.address) for m in deregistered.machines}
 
 
 def test_for_how_long():
@@ -30,19 +30,19 @@ def test_for_how_long():
     over = []
 
     async def script():
-        departed = Deregistered(lambda: over.append(trio.current_time() - began))
+        deregistered = Deregistered(lambda: over.append(trio.current_time() - began))
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(departed.forget)
+            nursery.start_soon(deregistered.forget)
             await trio.sleep(MAY_CALL / 2)
-            departed.note(M1 | M2 | M3, M1 | M2)
+            deregistered.note(M1 | M2 | M3, M1 | M2)
             await trio.sleep(MAY_CALL * 3 / 4)
-            departed.note(M1 | M2, M1)
-            assert found(departed) == {"m2": "10.0.0.2", "m3": "10.0.0.3"}
+            deregistered.note(M1 | M2, M1)
+            assert found(deregistered) == {"m2": "10.0.0.2", "m3": "10.0.0.3"}
             await trio.sleep(MAY_CALL / 2)
-            assert found(departed) == {"m2": "10.0.0.2"}
+            assert found(deregistered) == {"m2": "10.0.0.2"}
             await trio.sleep(MAY_CALL)
-            assert found(departed) == {}
+            assert found(deregistered) == {}
             nursery.cancel_scope.cancel()
 
     trio.run(script, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -53,17 +53,17 @@ def test_who_is_registered_again():
     """Whose name or address is registered again, by whomever, is not one that vanished any more."""
 
     async def script():
-        departed = Deregistered(lambda: None)
-        departed.note(M1 | M2 | M3, M1)
-        departed.note(M1, M1 | M2)
-        assert found(departed) == {"m3": "10.0.0.3"}
-        departed.note(M1 | M2, M1 | M2 | {"m4": machine(3, node="m4")})
-        assert found(departed) == {}
-        departed.note(M1 | M2, M1 | {"m5": machine(2, node="m5")})
-        assert found(departed) == {}
-        departed.note(M1 | M2, {"m2": machine(9, node="m2")})
-        assert found(departed) == {"m1": "10.0.0.1"}
-        departed.clear()
-        assert found(departed) == {}
+        deregistered = Deregistered(lambda: None)
+        deregistered.note(M1 | M2 | M3, M1)
+        deregistered.note(M1, M1 | M2)
+        assert found(deregistered) == {"m3": "10.0.0.3"}
+        deregistered.note(M1 | M2, M1 | M2 | {"m4": machine(3, node="m4")})
+        assert found(deregistered) == {}
+        deregistered.note(M1 | M2, M1 | {"m5": machine(2, node="m5")})
+        assert found(deregistered) == {}
+        deregistered.note(M1 | M2, {"m2": machine(9, node="m2")})
+        assert found(deregistered) == {"m1": "10.0.0.1"}
+        deregistered.clear()
+        assert found(deregistered) == {}
 
     trio.run(script)

@@ -1,0 +1,145 @@
+"""A `Workload` assembled from what Docker says about a container, or why that cannot be in the mesh. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from appliance.drivers.docker.labels import parse_labels
+from appliance.drivers.docker.network import bridge_address, is_bridge
+from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from appliance.drivers.docker.types import Inspected, Joined, Listed
+
+_OWN_STACK = re.compile(r"runsc|gvisor|kata|firecracker", re.IGNORECASE)
+"""Runtimes whose containers do not use the network stack of a namespace of this host."""
+
+
+def from_list(listed: Listed) -> Workload | None:
+    """Return what the list alone shows of a container: no namespace, no addresses. None without our labels."""
+    labels = parse_labels(listed.labels)
+    if labels is None:
+        return None
+    return Workload(
+        id=listed.id,
+        docker_name=listed.docker_name,
+        name=labels.name,
+        state=listed.state,
+        image=listed.image,
+        replica=labels.replica,
+        revision=labels.revision,
+        ports=labels.ports,
+        connect_to=labels.connect_to,
+        problem=labels.problem or _mode_problem(listed.network_mode),
+    )
+
+
+def from_inspect(
+    inspected: Inspected,
+    *,
+    networks: Mapping[str, DockerNetwork],
+    identify: Callable[[str], Netns | None],
+    owner: Inspected | None = None,
+) -> Workload | None:
+    """Return the whole workload; None where it carries no `meshbox.service` label.
+
+    `identify` finds the namespace behind Docker's path. `owner` is the container whose network this one shares
+    (network mode `container:X`), None if there is none or it is gone.
+    """
+    base = from_list(inspected.listed)
+    if base is None:
+        return None
+    running = base.state in {RunState.RUNNING, RunState.PAUSED}
+    source = inspected
+    problem = base.problem
+    if shared_with(inspected.listed.network_mode):
+        problem = problem or _shared_problem(inspected, owner)
+        source = owner or inspected
+    problem = problem or _runtime_problem(inspected.runtime) or _network_problem(source.joined, networks)
+    netns = identify(source.sandbox_key) if running and problem is None and source.sandbox_key else None
+    if running and problem is None and netns is None:
+        problem = (
+            f"its network namespace {source.sandbox_key or '(none)'} cannot be seen from the appliance:"
+            " mount Docker's netns directory there and name it in the configuration"
+        )
+    return Workload(
+        id=base.id,
+        docker_name=base.docker_name,
+        name=base.name,
+        state=base.state,
+        image=base.image,
+        replica=base.replica,
+        revision=base.revision,
+        netns=netns,
+        attachments=attachments(source.joined, networks) if running else (),
+        ports=base.ports,
+        connect_to=base.connect_to,
+        published=source.published,
+        own_rules=inspected.own_rules or source.own_rules,
+        healthy=inspected.healthy,
+        exit_code=inspected.exit_code,
+        started_at=inspected.started_at,
+        problem=problem,
+    )
+
+
+def attachments(joined: Iterable[Joined], networks: Mapping[str, DockerNetwork]) -> tuple[Attachment, ...]:
+    """Return a container's places on bridge networks, in Docker's order; only those the proxy can reach."""
+    return tuple(
+        Attachment(
+            network=j.network,
+            address=j.address,
+            gateway=j.gateway or bridge_address(networks.get(j.network)),
+            address6=j.address6,
+            gateway6=j.gateway6,
+        )
+        for j in joined
+        if is_bridge(networks.get(j.network))
+    )
+
+
+def shared_with(network_mode: str) -> str | None:
+    """Return the id (or name) of the container whose network a container of this mode shares."""
+    kind, colon, other = network_mode.partition(":")
+    return other if colon and kind == "container" else None
+
+
+def _mode_problem(network_mode: str) -> str | None:
+    if network_mode == "host":
+        return "it uses the host's network (network mode host): give it a bridge network to be in the mesh"
+    if network_mode == "none":
+        return "it has no network (network mode none): give it a bridge network to be in the mesh"
+    return None
+
+
+def _runtime_problem(runtime: str) -> str | None:
+    if _OWN_STACK.search(runtime):
+        return f'runtime "{runtime}" has a network stack of its own that rules do not reach: run it with runc'
+    return None
+
+
+def _shared_problem(inspected: Inspected, owner: Inspected | None) -> str | None:
+    other = (shared_with(inspected.listed.network_mode) or "")[:12]
+    if inspected.listed.state is not RunState.RUNNING:
+        return None
+    if owner is None or owner.listed.state is not RunState.RUNNING:
+        return f"it shares the network of container {other}, which does not run: start that one, then this one"
+    if owner.started_at > inspected.started_at:
+        return f"it shares the network of {owner.listed.docker_name}, which restarted since: restart this one too"
+    if shared_with(owner.listed.network_mode):
+        return f"it shares the network of {owner.listed.docker_name}, which shares another's: name that one instead"
+    return _mode_problem(owner.listed.network_mode) or _runtime_problem(owner.runtime)
+
+
+def _network_problem(joined: Iterable[Joined], networks: Mapping[str, DockerNetwork]) -> str | None:
+    known = [networks[j.network] for j in joined if j.network in networks]
+    if not known:
+        return None
+    bridges = [n for n in known if is_bridge(n)]
+    if not bridges:
+        names = ", ".join(f"{n.name} ({n.driver})" for n in known)
+        return f"its network {names} is no bridge that the host can reach: add a bridge network"
+    return None

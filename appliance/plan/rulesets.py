@@ -1,0 +1,171 @@
+"""Rules as values: what may vary in the nftables tables of workloads' namespaces and of the host.
+
+How they read as text is decided in render/ruleset.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
+
+from appliance.model.network import HostRuleset, Route, VisitorRules, WorkloadRuleset
+from appliance.plan.containers import container_subnets
+from appliance.plan.policy import Reach
+from appliance.plan.turns import in_turns, reused
+from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from appliance.model.facts import Allocations, Machine, Snapshot
+    from appliance.model.names import Destination, Protocol
+    from appliance.model.network import NetnsId
+    from appliance.plan.containers import Group
+    from appliance.plan.turns import Turns
+    from appliance.plan.visitors import VisitorGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRoutes:
+    """What the containers of one namespace may reach, and the routes there."""
+
+    reach: Reach
+    routes: frozenset[Route]
+    """Destinations without a proxy port have none."""
+
+
+class RouteMaps:
+    """Computes the redirect maps of namespaces for one pass after another: only differences are computed anew."""
+
+    def __init__(self) -> None:
+        self._allocations: Allocations | None = None
+        self._routes: dict[Destination, Route] = {}
+        self._groups: dict[NetnsId, GroupRoutes] = {}
+
+    def of(
+        self, allocations: Allocations, groups: tuple[Group, ...], reaches: Mapping[str, Reach]
+    ) -> Turns[Mapping[NetnsId, GroupRoutes]]:
+        """Return the routes of each namespace; `reaches` by Docker id."""
+        before = self._routes
+        after = before if allocations is self._allocations else reused(before, _routes(allocations))
+        candidates = frozenset() if after is before else before.keys() | after.keys()
+        moved = frozenset(d for d in candidates if before.get(d) is not after.get(d))
+
+        def current(group: Group) -> GroupRoutes:
+            reachable = _merged(reaches[c.workload.id] for c in group.containers)
+            former = self._groups.get(group.netns)
+            if former is None:
+                return GroupRoutes(reach=reachable, routes=_known(after, reachable.destinations))
+            known = former.reach
+            if known == reachable and moved.isdisjoint(reachable.destinations):
+                return former
+            gone = (known.destinations - reachable.destinations) | (moved & known.destinations)
+            come = (reachable.destinations - known.destinations) | (moved & reachable.destinations)
+            return GroupRoutes(reach=reachable, routes=(former.routes - _known(before, gone)) | _known(after, come))
+
+        found = yield from in_turns(current, groups)
+        self._allocations, self._routes = allocations, after
+        self._groups = {group.netns: routes for group, routes in zip(groups, found, strict=True)}
+        return self._groups
+
+    def to(self, destinations: Iterable[Destination]) -> frozenset[Route]:
+        """Return the routes to these destinations, as of the last pass; those without a proxy port have none."""
+        return _known(self._routes, destinations)
+
+
+def _routes(allocations: Allocations) -> dict[Destination, Route]:
+    return {
+        d: Route(vip=allocations.vips[d.name], port=d.port, protocol=d.protocol, proxy_port=port)
+        for d, port in allocations.ports.items()
+    }
+
+
+def _known(routes: Mapping[Destination, Route], destinations: Iterable[Destination]) -> frozenset[Route]:
+    return frozenset(routes[d] for d in destinations if d in routes)
+
+
+def _merged(reaches: Iterable[Reach]) -> Reach:
+    """Return what containers that share a namespace may reach: the rules cannot tell them apart."""
+    first, *others = reaches
+    if not others:
+        return first
+    return Reach(
+        first.destinations.union(*(r.destinations for r in others)), first.names.union(*(r.names for r in others))
+    )
+
+
+def workload_rulesets(
+    s: Snapshot, groups: tuple[Group, ...], routes: Mapping[NetnsId, GroupRoutes]
+) -> dict[NetnsId, WorkloadRuleset]:
+    """Return the rules of each namespace."""
+    hosts = frozenset(a for a in s.host_addresses if not a.is_loopback)
+    subnets = frozenset(container_subnets(s.networks))
+    return {
+        g.netns: WorkloadRuleset(
+            netns=g.netns,
+            proxy=g.proxy,
+            dns_port=s.settings.dns_port,
+            vip_range=s.settings.vip_range,
+            proxy_ports=s.settings.proxy_ports,
+            routes=routes[g.netns].routes,
+            gateways=g.gateways,
+            hosts=hosts,
+            subnets=subnets,
+            published=g.published,
+            internal=g.internal,
+            address=g.address,
+            door=s.settings.doors and g.address is not None,
+        )
+        for g in groups
+    }
+
+
+def host_ruleset(
+    s: Snapshot,
+    groups: tuple[Group, ...],
+    listening: frozenset[tuple[Protocol, int]],
+    dns_addresses: frozenset[IPv4Address],
+    visitors: VisitorRules | None,
+) -> HostRuleset:
+    """Return the rules of the host; `listening` are the ports on which the proxy will listen."""
+    return HostRuleset(
+        proxy_ports=s.settings.proxy_ports,
+        dns_port=s.settings.dns_port,
+        workloads=frozenset(a for g in groups for a in g.addresses) | s.settings.visitors.guests,
+        published=frozenset((a, *port) for g in groups for a in g.addresses for port in g.published),
+        peers=peers(s),
+        machines=frozenset(m.address for m in _others(s)),
+        dns_addresses=dns_addresses,
+        subnets=frozenset(n for n in container_subnets(s.networks) if isinstance(n, IPv4Network)),
+        listening=listening,
+        visitors=visitors,
+    )
+
+
+def visitor_rules(s: Snapshot, visitors: tuple[VisitorGroup, ...], maps: RouteMaps) -> VisitorRules | None:
+    """Return the rules for the visitors of this host; None where there are none."""
+    routes = {group.option: maps.to(group.reach.destinations) for group in visitors}
+    if not routes:
+        return None
+    return VisitorRules(
+        vip_range=s.settings.vip_range,
+        host_routes=routes.get(HOST_OPTION, frozenset()),
+        guest_routes=routes.get(GUEST_OPTION, frozenset()),
+        guests=s.settings.visitors.guests,
+    )
+
+
+def peers(s: Snapshot) -> frozenset[IPv4Address]:
+    """Return the addresses of the other machines that may call this one."""
+    return frozenset(m.address for m in _others(s) if may_call(m))
+
+
+def may_call(machine: Machine) -> bool:
+    """Whether calls from the machine are let in: it is in use, or it has only lost its Consul and says so itself."""
+    return machine.healthy or machine.answers
+
+
+def _others(s: Snapshot) -> list[Machine]:
+    """Return the other machines. One that claims an address of this host is none: no call from there is let in."""
+    return [m for m in s.machines if m.node != s.settings.node and m.address not in s.host_addresses]
