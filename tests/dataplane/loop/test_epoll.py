@@ -99,7 +99,7 @@ def test_events_are_reported_once_until_something_new(loop: asyncio.AbstractEven
 def test_a_socket_closed_in_a_batch_gets_no_more_events_and_its_number_is_not_reused(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
-    """Of two sockets in one batch the first closes the other: that one hears nothing, nor does a socket with the same number."""
+    """Of two sockets in one batch the first closes the other: that one hears nothing, nor does its number."""
     polls = EpollSet(loop)
     one, two = pair()
     three, four = pair()
