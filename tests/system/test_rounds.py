@@ -48,7 +48,7 @@ def children(pid: int) -> Counter[str]:
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         with suppress(FileNotFoundError):
             command = Path(f"/proc/{child}/cmdline").read_text()
-            found["helper" if "nfthelper" in command else command.replace("\0", " ")] += 1
+            found["helper" if "nft.helper_main" in command else command.replace("\0", " ")] += 1
     return found
 
 
