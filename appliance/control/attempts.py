@@ -55,6 +55,8 @@ class Attempts:
 
     def held(self, step: st.Step, now: float) -> bool:
         """Whether a step that leads to the same has failed, and is not due yet."""
+        if not self._failed:  # as nearly always
+            return False
         failed = self._failed.get(st.subject_of(step))
         return failed is not None and st.same_aim(failed.step, step) and (failed.due is None or now < failed.due)
 
@@ -80,7 +82,8 @@ class Attempts:
 
     def succeeded(self, step: st.Step) -> None:
         """Forget the failures of its subject."""
-        self._drop(st.subject_of(step))
+        if self._failed:
+            self._drop(st.subject_of(step))
 
     def renew(self, about: str) -> None:
         """Forget the failures of every subject about this: it is another one by now."""

@@ -78,9 +78,12 @@ def test_workloads(shown, fields, state):
         "ports": [],
         "connect_to": [],
         "rules": False,
+        "door": None,
     }
     (line,) = shown(tables.workloads, [{**row, **fields}])[1:]
-    assert line == ["shop-1", "web.shop", *state.split(), "172.17.0.2", "-", "-", "none"]
+    assert line == ["shop-1", "web.shop", *state.split(), "172.17.0.2", "-", "-", "none", "-"]
+    (line,) = shown(tables.workloads, [{**row, **fields, "rules": True, "door": "no: in use"}])[1:]
+    assert line[-5:] == ["in", "place", "no:", "in", "use"]
 
 
 def test_routes(shown):
