@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from appliance.model.facts import Snapshot
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address
-
     from appliance.control.deployer import Deployer
+    from appliance.drivers.host.addresses import HostAddresses
     from appliance.drivers.registry import Registry
     from appliance.model.facts import DockerNetwork, Settings, Workload
 
@@ -28,11 +27,19 @@ class Containers(Protocol):
 
 
 class FactSources:
-    """The parts of the appliance that know facts, and two facts that nobody else keeps."""
+    """The parts of the appliance that know facts, and the settings."""
 
-    def __init__(self, settings: Settings, *, registry: Registry, containers: Containers, deployer: Deployer) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        registry: Registry,
+        containers: Containers,
+        deployer: Deployer,
+        host_addresses: HostAddresses,
+    ) -> None:
         self.settings = settings
-        self.host_addresses: frozenset[IPv4Address] = frozenset()
+        self._host_addresses = host_addresses
         self._registry = registry
         self._containers = containers
         self._deployer = deployer
@@ -47,7 +54,7 @@ class FactSources:
             tombstones=known.tombstones,
             workloads=self._containers.workloads,
             networks=self._containers.networks,
-            host_addresses=self.host_addresses,
+            host_addresses=self._host_addresses.now,
             allocations=known.allocations,
             unusable_ports=known.own_ports,
             machines=known.machines,
