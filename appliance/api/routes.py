@@ -25,11 +25,11 @@ from appliance.errors import HostError, InputError, MeshboxError, did_you_mean
 from appliance.model.names import Allowance
 from appliance.model.registry import Interests
 from appliance.plan.allocate import misfit
-from appliance.plan.changes import Kind, changes, removal
-from appliance.plan.elsewhere import elsewhere
 from appliance.plan.explain import find_client, why
-from appliance.plan.placement import check_constraint
-from appliance.plan.rollout import progress
+from appliance.plan.replicas.changes import Kind, changes, removal
+from appliance.plan.replicas.elsewhere import elsewhere
+from appliance.plan.replicas.placement import check_constraint
+from appliance.plan.replicas.rollout import progress
 from appliance.spec.parse import check_services, parse_service
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from appliance.model.names import Destination, Name
 from appliance.plan.explain import door
 from appliance.plan.policy import declaration
 from appliance.plan.readiness import missing
-from appliance.plan.rollout import revision
+from appliance.plan.replicas.rollout import revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence

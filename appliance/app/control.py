@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from appliance.app import bridge
 from appliance.dataplane.api import CONNECTIONS, DNS_STATS, STATS
-from appliance.plan.rollout import images
+from appliance.plan.replicas.rollout import images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

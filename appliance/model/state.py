@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
-    """All network state that this host should have (or has). Containers are planned in plan/rollout.py."""
+    """All network state that this host should have (or has). Containers are planned in plan/replicas/rollout.py."""
 
     listeners: Mapping[Destination, Listener] = field(default_factory=dict)
     rulesets: Mapping[NetnsId, WorkloadRuleset] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from appliance.plan.containers import MeshContainers
 from appliance.plan.doors import doors, routes
 from appliance.plan.interests import interests
 from appliance.plan.probes import probes
-from appliance.plan.rollout import claims, retiring, rollout, startable
+from appliance.plan.replicas.rollout import claims, retiring, rollout, startable
 from appliance.plan.skeleton import Skeleton, Skeletons
 from appliance.plan.turns import at_once
 

@@ -21,7 +21,7 @@ from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
 from appliance.model.state import HostState
 from appliance.model.stats import BackendStats, Connection, ListenerStats
 from appliance.plan.compile import compile_host
-from appliance.plan.rollout import images, rollout
+from appliance.plan.replicas.rollout import images, rollout
 from appliance.spec.parse import parse_service, service_to_raw
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import Progress, ReplicaKey
 from appliance.model.state import Subject
 from appliance.plan.compile import compile_host
-from appliance.plan.elsewhere import elsewhere
-from appliance.plan.rollout import progress
+from appliance.plan.replicas.elsewhere import elsewhere
+from appliance.plan.replicas.rollout import progress
 from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, spec
 
 SHOP = spec("shop", declared("web", (80,)), count=2)

@@ -21,7 +21,7 @@ from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.model.network import Netns, NetnsId
 from appliance.model.registry import Interests
 from appliance.plan.compile import Plan
-from appliance.plan.rollout import CLAIM
+from appliance.plan.replicas.rollout import CLAIM
 from tests.plan.cases import declared, machine, managed, spec
 
 NETWORK = DockerNetwork(

@@ -20,7 +20,7 @@ from appliance.model.facts import (
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.model.network import Netns, NetnsId
 from appliance.model.spec import Container, Service
-from appliance.plan.rollout import revision
+from appliance.plan.replicas.rollout import revision
 from appliance.spec.constraint import parse_constraint
 
 GATEWAY = IPv4Address("172.18.0.1")

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from appliance.model.network import Backend, NetnsId, Registration
 from appliance.plan.backends import choose, local_backends, own_address, registrations, remote_backends
 from appliance.plan.containers import MeshContainers
-from appliance.plan.rollout import revision
+from appliance.plan.replicas.rollout import revision
 from tests.plan.cases import address, container, declared, dest, endpoint, machine, managed, snapshot, spec
 
 WEB = dest("web.web:80")

@@ -24,8 +24,8 @@ import orjson
 from appliance.model.facts import RunState
 from appliance.model.names import Destination, Name
 from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
-from appliance.plan.placement import placement
 from appliance.plan.readiness import is_ready, missing
+from appliance.plan.replicas.placement import placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

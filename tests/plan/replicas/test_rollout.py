@@ -13,8 +13,8 @@ from appliance.model.facts import RunState
 from appliance.model.names import Allowance, Destination, Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start
 from appliance.model.spec import Health
-from appliance.plan.placement import placement
-from appliance.plan.rollout import (
+from appliance.plan.replicas.placement import placement
+from appliance.plan.replicas.rollout import (
     CLAIM,
     claims,
     images,
