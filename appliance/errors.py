@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from appliance.text import MOST_MESSAGE, MOST_SHOWN, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
 
 class MeshboxError(Exception):
@@ -38,6 +38,17 @@ class HostError(MeshboxError):
 
 class RetryError(MeshboxError):
     """A passing fault at run time: logged once with its cause, counted, and tried again."""
+
+
+class NotYetError(RetryError):
+    """Something is missing that comes by itself as a rule: no fault until it has been awaited for its usual time.
+
+    `wait` waits for it, within a limit of its own, and returns whether it is there; it may raise MeshboxError.
+    """
+
+    def __init__(self, words: str, wait: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(words)
+        self.wait = wait
 
 
 def cause(error: BaseException) -> str:

@@ -46,6 +46,11 @@ class Faults:
         if fault is not None:
             log.info("works again", what=fault.what, failures=fault.count)
 
+    def cause(self, key: Hashable) -> str | None:
+        """Return the cause of a fault that lasts; None while there is none."""
+        fault = self.current.get(key)
+        return fault.cause if fault is not None else None
+
     def drop(self, moot: Callable[[Hashable], bool]) -> None:
         """Forget faults whose subject no longer exists."""
         for key in [key for key in self.current if moot(key)]:

@@ -17,7 +17,6 @@ import sys
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
-from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -39,8 +38,9 @@ from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.drivers.nft.helper import NftHelper
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
+from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
+from appliance.model.network import Netns
 from bench import stall
 from bench.lab import CLIENT_IP, PROXY_IP, SERVER_IP
 from bench.process import process_cpu
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from appliance.dataplane.api import DataPlane
+    from appliance.plan.compile import Plan
 
 PORT = 8080
 TICKS = 0.01
@@ -81,7 +82,7 @@ class ControlHost:
         self.plane.start()
         self.nft_helper = NftHelper()
         self.watch = RulesetWatch(on_drift=lambda _: None)
-        self.doors = Doors(self.plane, self.faults)
+        self.doors = Doors(self.plane)
         self.applied = trio.Event()
         self._changed = 0.0
         """When the change was made that `applied` is about."""
@@ -91,26 +92,29 @@ class ControlHost:
         self._swaps = 0
         self.reconciler = Reconciler(
             snapshot=self.snapshot,
-            effects=HostEffects(
+            carry_out=HostEffects(
                 plane=self.plane,
                 doors=self.doors,
                 nft=Nft(self.nft_helper),
                 nft_helper=self.nft_helper,
                 watch=self.watch,
                 registry=self.registry,
-            ),
+            ).carry_out,
             faults=self.faults,
-            after_pass=self._after_pass,
+            followers=self,
         )
 
-    async def _after_pass(self, facts: Snapshot) -> float:
+    def begin(self, plan: Plan) -> None:
+        """Dial nobody: readiness is made up here."""
+
+    async def finish(self, _plan: Plan, facts: Snapshot) -> None:
+        """Look at what was applied (`reconcile.Followers`)."""
         listener = self.reconciler.have.listeners.get(self._changing)
         backends = len(listener.backends) if listener else 0
         self._swaps += backends != self._backends
         self._backends = backends
         if facts.now >= self._changed:  # a pass that was under way did not see the change
             self.applied.set()
-        return inf
 
     def snapshot(self) -> Snapshot:
         """Return the facts."""

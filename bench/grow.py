@@ -27,9 +27,9 @@ from appliance.dataplane.inprocess import InProcess
 from appliance.drivers.consul import codec as consulcodec
 from appliance.drivers.nft.helper import NftHelper
 from appliance.errors import HostError
-from appliance.model.facts import DockerNetwork, Machine, Netns, Settings, Snapshot
+from appliance.model.facts import DockerNetwork, Machine, Settings, Snapshot
 from appliance.model.names import Allowance, Destination
-from appliance.model.network import Backend, Listener, NetnsId
+from appliance.model.network import Backend, Listener, Netns, NetnsId
 from appliance.model.state import HostState
 from appliance.plan.compile import Compiler
 from appliance.plan.diff import diff
@@ -123,7 +123,7 @@ def _plan(
         try:
             next(work)
         except StopIteration as done:
-            want: HostState = done.value
+            want: HostState = done.value.want
             break
         finally:
             turns.append(perf_counter() - turn)

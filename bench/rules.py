@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, NetnsId, Route, WorkloadRuleset
+from appliance.model.network import HostRuleset, Netns, NetnsId, Route, WorkloadRuleset
 from appliance.render.ruleset import DOOR_PORT, REMOVE, render_host, render_workload
 from bench.lab import CLIENT, CLIENT_IP, PROXY, PROXY_IP, SERVER, SERVER_IP, SERVER_SIDE_IP, run
 
@@ -66,7 +66,7 @@ def deployed(routes: Sequence[tuple[str, int, int]], door_port: int = DOOR_PORT)
 
 def _container(address: str, gateway: str, routes: Sequence[tuple[str, int, int]]) -> WorkloadRuleset:
     return WorkloadRuleset(
-        netns=NetnsId(device=0, inode=0),
+        netns=Netns(id=NetnsId(device=0, inode=0), path=""),
         proxy=IPv4Address(gateway),
         dns_port=DNS_PORT,
         vip_range=VIP_RANGE,

@@ -14,6 +14,8 @@ def test_a_lasting_fault_is_one_line_and_a_count(lines) -> None:
     (line,) = lines()
     assert (line["event"], line["cause"], line["socket"]) == ("Docker is away", "connection refused", "/s")
     assert faults.list()["docker"].count == 3
+    assert faults.cause("docker") == faults.list()["docker"].cause
+    assert faults.cause("consul") is None
     assert faults.total == 3
 
 

@@ -27,11 +27,11 @@ from appliance.errors import HostError, InputError, MeshboxError, cause, did_you
 from appliance.model.names import Allowance
 from appliance.model.registry import Interests
 from appliance.plan.allocate import misfit
-from appliance.plan.changes import Kind, changes, removal
-from appliance.plan.elsewhere import elsewhere
 from appliance.plan.explain import find_client, why
-from appliance.plan.placement import check_constraint
-from appliance.plan.rollout import progress
+from appliance.plan.replicas.changes import Kind, changes, removal
+from appliance.plan.replicas.elsewhere import elsewhere
+from appliance.plan.replicas.placement import check_constraint
+from appliance.plan.replicas.rollout import progress
 from appliance.spec.parse import check_services, parse_service
 from appliance.text import plain, plain_lines, plain_tree, quoted
 
@@ -80,7 +80,7 @@ async def _services(appliance: Appliance, _: Request) -> list[views.Row]:
 
 async def _workloads(appliance: Appliance, _: Request) -> list[views.Row]:
     """Show every container of this machine that is in the mesh or should be."""
-    return views.workloads(appliance.snapshot(), appliance.have)
+    return views.workloads(appliance.snapshot(), appliance.have, appliance.faults.cause)
 
 
 async def _routes(appliance: Appliance, _: Request) -> list[views.Row]:
@@ -131,7 +131,8 @@ async def _why(appliance: Appliance, request: Request) -> views.Row:
     if wanted.port is None:
         raise InputError(f'"{wanted}" names no port; write for example "{wanted}:8080"')
     client = _client(appliance, _needed(request, "client"))
-    stations = why(client, wanted, appliance.snapshot(), appliance.have, await appliance.stats())
+    stats, cause = await appliance.stats(), appliance.faults.cause
+    stations = why(client, wanted, appliance.snapshot(), appliance.have, stats, cause)
     return {
         "client": plain(client.docker_name),
         "destination": str(wanted),

@@ -8,13 +8,14 @@ from appliance.errors import InputError
 from appliance.model.facts import RunState
 from appliance.model.names import Destination, Name
 from appliance.plan.backends import refused_addresses
+from appliance.plan.explain import door
 from appliance.plan.policy import declaration
 from appliance.plan.readiness import missing
-from appliance.plan.rollout import revision
+from appliance.plan.replicas.rollout import revision
 from appliance.text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.names import Allowance, Port
@@ -90,8 +91,11 @@ def _container(name: Name, spec: Service | None, workloads: Sequence[Workload], 
     }
 
 
-def workloads(s: Snapshot, have: HostState) -> list[Row]:
-    """Every container of this host that is in the mesh, or should be."""
+def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | None]) -> list[Row]:
+    """Every container of this host that is in the mesh, or should be. `cause` is that of a fault, by its key.
+
+    `door` is "open", "no: " and the cause, or null where none is wanted.
+    """
     rows = []
     for w in sorted(s.workloads, key=lambda w: (w.name, w.replica or 0, w.docker_name)):
         declared = declaration(w, s.specs)
@@ -114,6 +118,7 @@ def workloads(s: Snapshot, have: HostState) -> list[Row]:
                 "connect_to": [str(a) for a in declared.connect_to],
                 "netns": str(w.netns.id) if w.netns is not None else None,
                 "rules": w.netns is not None and w.netns.id in have.rulesets,
+                "door": door(w.netns.id, have, cause) if w.netns is not None else None,
                 "problem": w.problem,
             }
         )

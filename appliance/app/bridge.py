@@ -1,7 +1,7 @@
 """Trio as a guest on uvloop: the one module that knows both colours.
 
 Data-plane callbacks and control-plane tasks share one thread, so that plain synchronous calls cross between them;
-only starting, stopping and signals need this bridge. Rules that were learnt the hard way (FINDINGS §4): Trio must end
+only starting, stopping and signals need this bridge. Rules that were learnt the hard way: Trio must end
 before the host loop does, and signals are handled on the loop.
 """
 

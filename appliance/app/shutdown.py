@@ -1,14 +1,24 @@
-"""Waiting for connections to end before the appliance does, and saying how far that is."""
+"""The end of an appliance: connections drain, and a host without containers of the mesh is left as it was."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
+from appliance.app import bridge
+from appliance.dataplane.api import LEFT
+from appliance.drivers.netns import identity
+from appliance.errors import MeshboxError
+from appliance.render.ruleset import REMOVE, change_host
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from appliance.app.parts import Parts
 
 log = structlog.get_logger()
 
@@ -38,3 +48,26 @@ async def wait_drained(left: Callable[[], Awaitable[int]], seconds: float) -> No
         log.warning("connections are cut off", connections=count, remedy="a longer drain lets them end by themselves")
     else:
         log.info("drained")
+
+
+async def drain(parts: Parts) -> None:
+    """Accept nothing more, and give open connections the configured time to end by themselves."""
+    parts.plane.stop()
+    await wait_drained(partial(bridge.answer, parts.plane, LEFT), parts.config.drain)
+
+
+async def leave(parts: Parts) -> None:
+    """With no container left in the mesh, leave the host as it was; otherwise the rules about them stay."""
+    rules = parts.reconciler.have.host_ruleset
+    if parts.inventory.workloads and (rules is None or rules.visitors is None):
+        return
+    netns_id = identity.identify(identity.HOST)
+    if netns_id is not None:
+        parts.drift.remove(netns_id)
+    try:
+        left = REMOVE
+        if parts.inventory.workloads and rules is not None:
+            left = change_host(rules, replace(rules, visitors=None))
+        await parts.nft_helper.command(left)
+    except MeshboxError as error:
+        log.warning("the host's table inet meshbox stays; run meshbox cleanup", cause=str(error))

@@ -1,4 +1,4 @@
-"""Does Consul serve as the registry: reachable, with a leader, and takes our token. Part of `meshbox check`.
+"""Whether Consul can be the registry: reachable, with a leader, and accepting our token. Part of `meshbox check`.
 
 Not asked before `meshbox run`: the appliance starts without Consul too, on what it knew last.
 """
@@ -22,7 +22,7 @@ PATIENCE = 5.0
 
 
 async def consul(config: Config) -> list[Finding]:
-    """Look at Consul, if it is the registry."""
+    """Check Consul, if it is the registry."""
     if config.registry != "consul":
         return []
     from appliance.drivers.consul.api import ConsulApi  # noqa: PLC0415 — 6 MB that a machine alone does not need

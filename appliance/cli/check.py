@@ -23,7 +23,7 @@ PATIENCE = 5.0
 def check(config: Config) -> list[dict[str, Any]]:
     """Return the findings as rows."""
     running = _running(config)
-    with tables.console(stderr=True).status("looking at this host"):  # a Docker that hangs takes 10 s
+    with tables.console(stderr=True).status("checking this host"):  # a Docker that hangs takes 10 s
         found = trio.run(_look, config, running)
     rows = [asdict(finding) for finding in found]
     if running is not None:
@@ -34,7 +34,7 @@ def check(config: Config) -> list[dict[str, Any]]:
                 "subject": "fault",
                 "level": "warning",
                 "words": f"{fault['what']} ({key}, {fault['count']} times): {fault['cause']}",
-                "remedy": "it is tried again by itself; see the log",
+                "remedy": "meshbox tries again; see its log",
             }
             for key, fault in running["faults"].items()
         ]

@@ -1,4 +1,4 @@
-"""`meshbox cleanup`: what `cleanup` did, in lines; its words for people and its keys for scripts."""
+"""`meshbox cleanup`: cleans up, and prints what was done as lines for people or as JSON for scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def clean(config: Config, *, state: bool, as_json: bool) -> bool:
-    """Clean up and print what was done; return whether all of it could be."""
+    """Clean up and print what was done. Return False when something could not be removed."""
     with tables.console(stderr=True).status("cleaning up"):
         report = trio.run(lambda: cleanup.clean(config, state=state))
     if as_json:

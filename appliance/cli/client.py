@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from appliance.config.options import Config
 
 TIMEOUT = 30.0
-"""Seconds until an appliance that does not answer is given up."""
+"""Seconds to wait for an answer of the appliance."""
 START = 10.0
-"""Seconds that an appliance which is starting gets until it listens."""
+"""Seconds to wait until an appliance that is starting listens."""
 POLL = 0.25
-"""Seconds between attempts to reach it; each leaves a connection in the queue of its lock."""
+"""Seconds between attempts to reach it. Each leaves a connection in the queue of its lock."""
 
 _NEVER = threading.Event()
 
 
 def in_image() -> bool:
-    """Whether this runs in the image."""
+    """Whether this process runs in the image."""
     return image.IMAGE_MARK.exists()
 
 
 class AdminClient:
-    """Calls raise InputError for what the appliance refuses as wrong, HostError for all else.
+    """A connection to the appliance. Calls raise InputError for what it refuses as wrong, HostError for all else.
 
-    They wait for an appliance that is starting. `expected`: in the image one is, although nothing shows it yet.
+    A call waits for an appliance that is starting. `expected`: in the image one is starting, although nothing shows it.
     """
 
     def __init__(self, config: Config, *, timeout: float = TIMEOUT, expected: bool = True) -> None:
@@ -63,7 +63,7 @@ class AdminClient:
         return self._call("POST", path, content=orjson.dumps(content))
 
     def lines(self, path: str, content: Any) -> Iterator[Any]:
-        """Send a value as JSON and yield what comes line by line, as it comes. Raises HostError for a refusal in it."""
+        """Send a value as JSON, and yield each line of the answer as it comes. Raises HostError for an error in it."""
         with self._faults(), self._http.stream("POST", f"/v1/{path}", content=orjson.dumps(content)) as response:
             if not response.is_success:
                 response.read()
@@ -90,16 +90,17 @@ class AdminClient:
         except httpx2.ConnectError:
             raise self._unreachable() from None
         except httpx2.TimeoutException:
-            raise HostError(f"meshbox does not answer on {self._path}; look at its log") from None
+            raise HostError(f"meshbox does not answer on {self._path}", "check its log") from None
         except httpx2.HTTPError as error:
-            raise HostError(f"meshbox broke off on {self._path} ({error}); look at its log") from None
+            raise HostError(f"meshbox closed the connection on {self._path} ({error})", "check its log") from None
 
     def _answer(self, method: str, path: str, response: httpx2.Response) -> Any:
         try:
             answer = orjson.loads(response.content)
         except orjson.JSONDecodeError:
             raise HostError(
-                f"meshbox answers {response.status_code} to {method} {path}; is it of the same version as this command?"
+                f"meshbox answers {response.status_code} to {method} {path}",
+                "check that it has the same version as this command",
             ) from None
         if response.is_success:
             return answer
@@ -119,9 +120,9 @@ class AdminClient:
 
     def _unreachable(self) -> HostError:
         if self._forbidden():
-            return HostError(f"only root may use {self._path}; run this with sudo")
+            return HostError(f"only root may use {self._path}", "run this with sudo")
         if lock.held(self._run_dir):
-            return HostError(f"meshbox is starting, but does not answer yet on {self._path}; look at its log")
+            return HostError(f"meshbox is starting, but does not answer yet on {self._path}", "check its log")
         return HostError(f"meshbox is not running here (no {self._path}); start it with: meshbox run")
 
 
@@ -130,7 +131,7 @@ def _given(parameters: Mapping[str, str | list[str] | None]) -> dict[str, str | 
 
 
 class _Transport(httpx2.HTTPTransport):
-    """Connects again while the appliance is starting; until then nothing was sent."""
+    """Connects again while the appliance is starting. Nothing is sent twice: a request goes out once connected."""
 
     def __init__(self, path: str, starting: Callable[[], bool]) -> None:
         super().__init__(uds=path, verify=False)

@@ -1,4 +1,4 @@
-"""All commands: their words, arguments and options. What they do is told by the modules beside this one."""
+"""All commands: their help, arguments and options. The modules beside this one carry them out."""
 
 # ruff: noqa: FBT002, PLC0415 — typer makes flags of boolean defaults; each command imports only what it needs
 
@@ -39,7 +39,7 @@ Timeout = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wai
 
 
 def _command(panel: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of a function; its docstring is the help, whose paragraphs keep their lines only if marked."""
+    """Make a command of a function. Its docstring is the help. Paragraphs keep their lines only if marked."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
@@ -73,7 +73,7 @@ def _print_version(wanted: bool) -> None:  # noqa: FBT001 — typer calls it so
 
 
 def _commit(package: Path) -> str:
-    """Return the commit that this was built from, or that is checked out; empty where nobody knows."""
+    """Return the commit that this was built from, or that is checked out; empty if there is neither."""
     if (package / "COMMIT").exists():  # written when a package or an image is built
         return (package / "COMMIT").read_text(encoding="ascii").strip()
     if not (package.parent / ".git").exists() or shutil.which("git") is None:
@@ -97,10 +97,10 @@ def root(
 
     \b
     Start here:
-      meshbox check                  is this host fit, and how to mend it
+      meshbox check                  check whether this host is fit, and how to mend it
       meshbox run                    the appliance itself, in the foreground
       meshbox deploy app.py          deploy the services that a file declares
-      meshbox services               what there is
+      meshbox services               show all services
       meshbox why web.shop redis.shop:6379
 
     Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -134,9 +134,9 @@ def deploy(context: typer.Context, file: SpecFile, detach: Detach = False, timeo
     """Deploy the services that a spec file declares, and wait until every replica is ready.
 
     The file is Python that runs here, with your rights; the appliance gets only its values. Services that the file
-    does not declare are left alone. Deploying the same file again changes nothing; of a changed file only what
-    changed is replaced, one replica after another. Images that are not here are pulled first; if one cannot be had,
-    nothing is changed. With --detach that happens afterwards, again and again until it succeeds.
+    does not declare are left alone. Deploying the same file again changes nothing. If the file has changed, only what
+    differs is replaced, one replica after another. Missing images are pulled first; if one cannot be pulled, nothing
+    is changed. With --detach they are pulled afterwards, and failures are tried again.
 
     \b
     Example, app.py:
@@ -149,11 +149,11 @@ def deploy(context: typer.Context, file: SpecFile, detach: Detach = False, timeo
     Then:
       meshbox deploy app.py && meshbox services
     """  # noqa: D301 — \b keeps the lines of the help apart
-    from appliance.cli import client
-    from appliance.cli import deploy as rollouts
+    from appliance.cli.client import AdminClient
+    from appliance.cli.deploy import deploy
 
-    with client.AdminClient(_config(context)) as there:
-        rollouts.deploy(there, file, detach=detach, timeout=timeout)
+    with AdminClient(_config(context)) as client:
+        deploy(client, file, detach=detach, timeout=timeout)
 
 
 @_command(CHANGE)
@@ -167,33 +167,33 @@ def remove(
 
     Example: meshbox remove web cache
     """
-    from appliance.cli import client
-    from appliance.cli import deploy as rollouts
+    from appliance.cli.client import AdminClient
+    from appliance.cli.deploy import remove
 
-    with client.AdminClient(_config(context)) as there:
-        rollouts.remove(there, services, detach=detach, timeout=timeout)
+    with AdminClient(_config(context)) as client:
+        remove(client, services, detach=detach, timeout=timeout)
 
 
 @_command(SHOW)
 def plan(context: typer.Context, file: SpecFile, as_json: Json = False) -> None:
     """Show what `meshbox deploy FILE` would add (+), change (~) and remove (-), and do nothing."""
-    from appliance.cli import client
-    from appliance.cli import deploy as rollouts
+    from appliance.cli.client import AdminClient
+    from appliance.cli.deploy import plan
 
-    with client.AdminClient(_config(context)) as there:
-        answer = rollouts.plan(there, file)
+    with AdminClient(_config(context)) as client:
+        answer = plan(client, file)
     _print(answer if as_json else answer["changes"], "changes", as_json=as_json)
 
 
 @_command(HOST)
 def check(context: typer.Context, as_json: Json = False) -> None:
-    """Look whether this host is fit to run meshbox, with a remedy for each finding.
+    """Check whether this host is fit to run meshbox, and show a remedy for each finding.
 
-    Also shows the faults of an appliance that runs. Exit code 0 only if the appliance would run.
+    Also shows the faults of a running appliance. Exit code 0 only if the appliance would run.
     """
-    from appliance.cli import check as checks
+    from appliance.cli.check import check
 
-    rows = checks.check(_config(context))
+    rows = check(_config(context))
     _print(rows, "findings", as_json=as_json)
     if any(row["level"] == "failed" for row in rows):
         raise typer.Exit(1)
@@ -209,12 +209,12 @@ def cleanup(
 ) -> None:
     """Remove meshbox's rules from this host and from its containers, its unused Docker network and its run_dir.
 
-    For a host that meshbox leaves, after `meshbox remove` and after stopping the appliance, which it refuses to do
-    while one runs. Containers stay as they are; without rules they reach whatever Docker lets them.
+    Use it when meshbox leaves a host, after `meshbox remove` and after stopping the appliance: it refuses while one
+    runs. Containers stay as they are; without rules they reach whatever Docker lets them reach.
     """
-    from appliance.cli import cleanup as cleaning
+    from appliance.cli.cleanup import clean
 
-    if not cleaning.clean(_config(context), state=state, as_json=as_json):
+    if not clean(_config(context), state=state, as_json=as_json):
         raise typer.Exit(1)
 
 
@@ -226,13 +226,13 @@ def services(context: typer.Context, as_json: Json = False) -> None:
 
 @_command(SHOW)
 def workloads(context: typer.Context, as_json: Json = False) -> None:
-    """Show the containers of this host that are in the mesh, and what each of them waits for."""
+    """Show the containers of this host that are in the mesh, and what each is waiting for."""
     _print(_ask(context, "workloads"), "workloads", as_json=as_json)
 
 
 @_command(SHOW)
 def routes(context: typer.Context, as_json: Json = False) -> None:
-    """Show each destination's proxy port, its backends and their counters."""
+    """Show the proxy port of each destination, its backends and their counters."""
     _print(_ask(context, "routes"), "routes", as_json=as_json)
 
 
@@ -250,7 +250,7 @@ def hosts(context: typer.Context, as_json: Json = False) -> None:
     lines = [{"address": vip, "names": [name, f"{name}.{settings.suffix}"]} for name, vip in found]
     _print(lines, "hosts", as_json=as_json)
     if not settings.visitors(gateway=settings.is_gateway):
-        words = "only containers reach these addresses yet: set host_access for this host, guests for other computers"
+        words = "only containers reach these addresses: set host_access for this host, guests for other computers"
         sys.stderr.write(f"warning: {words}\n")
 
 
@@ -262,11 +262,11 @@ def peers(context: typer.Context, as_json: Json = False) -> None:
 
 @_command(SHOW)
 def connections(context: typer.Context, as_json: Json = False) -> None:
-    """Show the open connections and UDP sessions that go through the proxy, the oldest first."""
+    """Show the open connections and UDP sessions that go through the proxy, oldest first."""
     _print(_ask(context, "connections"), "connections", as_json=as_json)
 
 
-AdminClient = Annotated[
+ClientName = Annotated[
     str,
     typer.Argument(metavar="CLIENT", help="A container: mesh name, Docker name, id or address.", show_default=False),
 ]
@@ -307,15 +307,15 @@ def resolve(
 @_command(SHOW)
 def why(
     context: typer.Context,
-    client: AdminClient,
+    client: ClientName,
     destination: Annotated[
         str, typer.Argument(metavar="DESTINATION", help="Such as redis.flask:8080 or dns.core:53/udp.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Walk the way of a connection and show where it ends and what to write to change that.
+    """Walk the way of a connection, and show where it ends and what to write to change that.
 
-    name → virtual IP → rule in the client's namespace → listener → may it → backends and their health.
+    name → virtual IP → rule in the client's namespace → listener → permission → backends and their health.
     Exit code 0 if the way is open, else 1.
 
     Example: meshbox why web.shop redis.flask:8080
@@ -329,14 +329,14 @@ def why(
 def run(context: typer.Context, **flags: str | None) -> None:
     """Run the appliance in the foreground until SIGTERM or Ctrl-C. Containers outlive it.
 
-    Every option is also a key of the configuration file and a variable: dns_port, MESHBOX_DNS_PORT, --dns-port;
-    the flag wins over the variable, and that over the file.
+    Every option is also a key of the configuration file and a variable: dns_port, MESHBOX_DNS_PORT, --dns-port.
+    A flag wins over a variable, and a variable over the file.
     """
-    from appliance.cli import run as starter
+    from appliance.cli.run import run
 
     names = {option.key.replace(".", "__"): option.key for option in config.options()}
     file = flags.pop("config") or context.obj
-    raise typer.Exit(starter.run(file, {names[key]: value for key, value in flags.items() if value is not None}))
+    raise typer.Exit(run(file, {names[key]: value for key, value in flags.items() if value is not None}))
 
 
 def _with_flags(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,8 +1,8 @@
-"""`meshbox deploy`, `plan` and `remove`: send, show how far it is, and wait until it is done.
+"""`meshbox deploy`, `plan` and `remove`: send what is wanted, show the progress, and wait until it is done.
 
-A deploy first has the images pulled that this machine needs: one that cannot be had changes nothing. With `--detach`
-the spec is stored at once, and each machine pulls by itself, again and again until it succeeds.
-A deploy waits for the replicas on all machines; a removal for the containers of this one.
+A deploy first has the images pulled that this machine needs. If one cannot be pulled, nothing is changed. With
+`--detach` the spec is stored at once, and each machine pulls by itself, again and again until it succeeds. A deploy
+waits for the replicas on all machines; a removal waits for the containers of this one.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     Show = Callable[[Rows], None]
 
 POLL = 0.2
-"""Seconds between looks at how far it is."""
+"""Seconds between requests for the progress."""
 PATIENCE = 5.0
-"""Seconds during which a failure may still turn out to be passing."""
+"""Seconds for which a failure may last before it ends the wait: many pass by themselves."""
 
 _NEVER = threading.Event()
 
@@ -85,7 +85,7 @@ def _load(file: str) -> tuple[tuple[Service, ...], tuple[str, ...]]:
 
 
 def _counted(name: str, rows: Rows) -> str:
-    """Return a service with the number of its replicas, by machine where there are several."""
+    """Return a service with the number of its replicas, by machine if there are several machines."""
     machines = Counter(machine for machine, _ in {(row["machine"], row["replica"]) for row in rows})
     if len(machines) == 1:
         ((machine, count),) = machines.items()
@@ -100,17 +100,17 @@ def _body(services: Sequence[Service]) -> dict[str, Any]:
 def _send(
     client: AdminClient, verb: str, file: str, services: Sequence[Service], local: Sequence[str]
 ) -> dict[str, Any]:
-    """Post the values of a file; what is to be warned of goes to standard error."""
+    """Post the values of a file. Warnings go to standard error."""
     with _in_file(file):
         answer: dict[str, Any] = client.post(verb, _body(services))
-    left_out = [line for line in local if line.startswith(f"{file}:")]  # the rest the appliance knows better
+    left_out = [line for line in local if line.startswith(f"{file}:")]  # the appliance itself warns of the rest
     for line in (*left_out, *answer["warnings"]):
         sys.stderr.write(f"warning: {plain(line, MOST_MESSAGE)}\n")
     return answer
 
 
 def _pull(client: AdminClient, file: str, services: Sequence[Service], deadline: float) -> None:
-    """Have the images pulled that this machine lacks, and show how far that is. Raises MeshboxError."""
+    """Have the images pulled that this machine lacks, and show the progress. Raises MeshboxError."""
     rows: dict[str, dict[str, Any]] = {}
     with _in_file(file), _shown() as show:
         try:
@@ -120,26 +120,26 @@ def _pull(client: AdminClient, file: str, services: Sequence[Service], deadline:
                 show(list(rows.values()))
                 if not pulled and time.monotonic() > deadline:
                     raise HostError(
-                        f"image {row['image']} is not here in time ({row['state']}); give it longer with --timeout, "
-                        "or deploy with --detach"
+                        f"image {row['image']} was not pulled in time ({row['state']})",
+                        "set a longer --timeout, or deploy with --detach",
                     )
         except HostError as error:
-            raise HostError(f"nothing was changed: {error}") from None
+            raise HostError(f"nothing was changed: {error.words}", error.remedy) from None
 
 
 @contextmanager
 def _in_file(file: str) -> Iterator[None]:
-    """Put the file's name before what is wrong with its values."""
+    """Begin the text of an error with the name of the file."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        raise InputError(f"{file}: {error.words}", error.remedy) from None
 
 
 def _leftovers(client: AdminClient, names: Sequence[str]) -> Rows:
-    """Return the containers of these services that meshbox made and that are still there, as rows of progress.
+    """Return the containers of these services that meshbox made and that still exist, as rows of progress.
 
-    What is being done with one says more than Docker, for which a container that drains is just running.
+    The state of a container that is being removed comes from the appliance: to Docker it just runs while it drains.
     """
     under_way = {_key(row): row for row in client.get("progress", service=list(names)) if not row["ready"]}
     rows = []
@@ -160,7 +160,7 @@ def _leftovers(client: AdminClient, names: Sequence[str]) -> Rows:
 
 
 def _wait(look: Callable[[], Rows], deadline: float, timeout: float, goal: str) -> None:
-    """Show what `look` returns until all of it is ready. Raises HostError when that fails or takes too long."""
+    """Show the rows that `look` returns until all are ready. Raises HostError on failure or after the deadline."""
     failing: dict[str, float] = {}
     with _shown() as show:
         while True:
@@ -175,7 +175,9 @@ def _wait(look: Callable[[], Rows], deadline: float, timeout: float, goal: str) 
                     raise HostError(f"{_key(row)}: {row['state']}; meshbox keeps trying, see: meshbox workloads")
             if now > deadline:
                 words = "; ".join(f"{key}: {state}" for key, state in waiting.items())
-                raise HostError(f"not {goal} after {timeout:g} s: {words}; it goes on, see: meshbox workloads")
+                raise HostError(
+                    f"not {goal} after {timeout:g} s: {words}; meshbox keeps trying, see: meshbox workloads"
+                )
             _NEVER.wait(POLL)
 
 
@@ -185,7 +187,7 @@ def _key(row: dict[str, Any]) -> str:
 
 @contextmanager
 def _shown() -> Iterator[Show]:
-    """Provide something to call with the rows: a table that is drawn anew on a terminal, else a line for each news."""
+    """Provide a function that shows rows: on a terminal as a table that is redrawn, else as a line for each change."""
     out = tables.console()
     if out.is_terminal:
         with Live(console=out, transient=True, auto_refresh=False) as live:

@@ -1,4 +1,4 @@
-"""`meshbox run`: the flags, which are the configuration's options, and the start of the appliance."""
+"""`meshbox run`: parses the flags, one for each option of the configuration, and starts the appliance."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def start(arguments: Sequence[str]) -> int:
 def run(file: str | None, flags: dict[str, str]) -> int:
     """Run the appliance with these flags, by dotted key."""
     chosen = config.load(file, flags=flags)
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # structlog would load it, for nothing: 3 MB
-    from appliance.app import main as app  # noqa: PLC0415 — a wrong flag is told without loading all of it
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # structlog would load it in vain: 3 MB
+    from appliance.app import main as app  # noqa: PLC0415 — a wrong flag is refused before all of it is loaded
 
     return app.run(chosen)
 

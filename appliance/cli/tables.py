@@ -1,4 +1,4 @@
-"""How nouns look on a terminal: the admin API's values as tables."""
+"""What the commands show on a terminal: values of the admin API as tables."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 WIDE = 250
-"""Columns where standard output is no terminal: nothing should be cut off in a file or a pipe."""
+"""Columns of output that is no terminal, so that nothing is cut off in a file or a pipe."""
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that does not fold what goes into a file."""
+    """Return a console that does not fold lines for a file or a pipe."""
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(stderr=stderr, highlight=False, width=None if terminal else WIDE)
 
@@ -67,7 +67,7 @@ def services(rows: list[dict[str, Any]]) -> None:
 
 
 def _places(container: dict[str, Any]) -> str:
-    """Return how many containers are ready on each machine, and what the others there wait for."""
+    """Return how many containers are ready on each machine, and what the others are waiting for."""
     machines: dict[str, int] = dict(container["machines"])
     waiting: dict[str, list[str]] = {}
     for one in container["replicas"]:
@@ -84,7 +84,7 @@ def _places(container: dict[str, Any]) -> str:
 def workloads(rows: list[dict[str, Any]]) -> None:
     """Print one line for each container."""
     _table(
-        ("CONTAINER", "NAME", "STATE", "ADDRESS", "PORTS", "CONNECTS TO", "RULES"),
+        ("CONTAINER", "NAME", "STATE", "ADDRESS", "PORTS", "CONNECTS TO", "RULES", "DOOR"),
         (
             (
                 row["docker_name"],
@@ -94,6 +94,7 @@ def workloads(rows: list[dict[str, Any]]) -> None:
                 " ".join(row["ports"]),
                 " ".join(row["connect_to"]),
                 "in place" if row["rules"] else "none",
+                row["door"],
             )
             for row in rows
         ),
@@ -138,7 +139,7 @@ def peers(row: dict[str, Any]) -> None:
 
 
 def _standing(machine: dict[str, Any]) -> str:
-    """Say which machine this one is, and of one that is not healthy whether it may call."""
+    """Mark this machine, and tell of each unhealthy one whether it answers."""
     if machine["self"]:
         return " (this one)"
     if machine["healthy"]:
@@ -191,7 +192,7 @@ def resolve(row: dict[str, Any]) -> None:
 
 
 def why(row: dict[str, Any]) -> None:
-    """Print one line for each station, and what to do where the way ends."""
+    """Print one line for each station, and the remedy at the one where the way ends."""
     out = console()
     width = max(len(station["station"]) for station in row["stations"])
     for station in row["stations"]:
@@ -214,7 +215,7 @@ def changes(rows: list[dict[str, Any]]) -> None:
 
 
 def findings(rows: list[dict[str, Any]]) -> None:
-    """Print one line for each thing that was looked at, with its remedy."""
+    """Print one line for each finding, with its remedy."""
     styles = {"ok": "green", "warning": "yellow", "failed": "red"}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("CHECK", "RESULT", "FOUND", "REMEDY"):

@@ -1,4 +1,4 @@
-"""Carries out what plan/rollout.py wants done with containers: create, start, retire.
+"""Carries out what plan/replicas/rollout.py wants done with containers: create, start, retire.
 
 Each action is a task of its own, one at a time for each replica's container. What fails is tried again, because the
 next pass asks for it again: not before its back-off is over, at which the bell rings. Nothing here decides what should

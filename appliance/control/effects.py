@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from appliance.drivers.netns import identity, routes
-from appliance.errors import RetryError
-from appliance.model.facts import Netns
+from appliance.errors import NotYetError, RetryError
+from appliance.model import state as st
+from appliance.model.network import Netns
 from appliance.render import ruleset as text
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address
+    from collections.abc import Awaitable, Callable
 
     from appliance.control.doors import Doors
     from appliance.dataplane.api import DataPlane
@@ -20,13 +22,11 @@ if TYPE_CHECKING:
     from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.nft.helper import NftHelper
     from appliance.drivers.registry import Registry
-    from appliance.model.facts import Allocations
-    from appliance.model.names import Destination
-    from appliance.model.network import HostRuleset, Listener, Registration, WorkloadRuleset, Zone
+    from appliance.model.network import VipRoute
 
 
 class HostEffects:
-    """Carries out steps on this host (`reconcile.Effects`)."""
+    """Carries out steps on this host."""
 
     def __init__(
         self,
@@ -47,65 +47,84 @@ class HostEffects:
         self._rendering = trio.Lock()
         """One ruleset is written at a time, and traffic has its turn after each."""
 
-    def open_listener(self, listener: Listener) -> None:
-        """Open a socket on the listener's port and serve it."""
-        self._plane.open_listener(listener)
+    async def carry_out(self, step: st.Step) -> None:  # noqa: C901, PLR0912 — one case per kind of step
+        """Do what the step says. Raises OSError or MeshboxError; then the world is as before, or unknown."""
+        match step:
+            case st.KeepAllocations():
+                await self._registry.keep_allocations(step.allocations)
+            case st.OpenListener():
+                self._plane.open_listener(step.listener)
+            case st.SwapListener():
+                self._plane.swap_listener(step.after)
+            case st.CloseListener():
+                # Nobody may reach it, or nothing serves it any more: what is left ends too.
+                self._plane.close_listener(step.listener.destination)
+                self._plane.end_pairs(step.listener.destination)
+            case st.SetDnsAddresses():
+                self._plane.set_dns_addresses(step.after)
+            case st.SetZone():
+                self._plane.set_zone(step.zone)
+            case st.PushHostRuleset():
+                await self._push_host_ruleset(step)
+            case st.PushRuleset():
+                await self._push_ruleset(step)
+            case st.DropRuleset():
+                await self._drop_ruleset(step.ruleset.netns)
+            case st.AddRoute():
+                await self._add_route(step.after)
+            case st.DropRoute():
+                await self._drop_route(step.route)
+            case st.OpenDoor():
+                await self._doors.open(step.after)
+            case st.CloseDoor():
+                await self._doors.close(step.door)
+            case st.Register():
+                await self._registry.register(step.registration)
+            case st.Deregister():
+                await self._registry.deregister(step.registration)
 
-    def swap_listener(self, listener: Listener) -> None:
-        """Give an open listener new callers, peers and backends."""
-        self._plane.swap_listener(listener)
-
-    def close_listener(self, destination: Destination) -> None:
-        """Stop accepting and end what is left: nobody may reach it, or nothing serves it any more."""
-        self._plane.close_listener(destination)
-        self._plane.end_pairs(destination)
-
-    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
-        """Serve DNS on exactly these addresses."""
-        self._plane.set_dns_addresses(addresses)
-
-    def set_zone(self, zone: Zone) -> None:
-        """Answer from this zone."""
-        self._plane.set_zone(zone)
-
-    async def push_host_ruleset(self, before: HostRuleset | None, after: HostRuleset) -> None:
-        """Bring the host's own table to `after`."""
-        await self._nft_helper.command(text.change_host(before, after))
+    async def _push_host_ruleset(self, step: st.PushHostRuleset) -> None:
+        await self._nft_helper.command(text.change_host(step.before, step.after))
         netns_id = identity.identify(identity.HOST)
         if netns_id is not None:
             self._watch.add(Netns(id=netns_id, path=identity.HOST))
 
-    async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
-        """Bring the table in a workload's namespace to `after`."""
+    async def _push_ruleset(self, step: st.PushRuleset) -> None:
+        after, netns = step.after, step.after.netns
         async with self._rendering:
-            change = text.change_workload(before, after)
+            change = text.change_workload(step.before, after)
+        if step.before is None and not after.door:  # a former appliance may have had a door there
+            await self._doors.lead_past(netns, after.vip_range)
         await self._nft.push(netns.path, change)
-        if before is None:
+        if step.before is None:
             self._watch.add(netns)
-        if after.internal:
-            await routes.wait_neighbour(netns.path, after.proxy)  # a starting container's interface is up in 100 ms
-            await routes.ensure_route(netns.path, after.vip_range, after.proxy)
-        self._doors.keep(after, netns, anew=before is None)
 
-    async def drop_ruleset(self, netns: Netns) -> None:
+    async def _drop_ruleset(self, netns: Netns) -> None:
         """Remove the table from a namespace, if that still exists."""
         self._watch.remove(netns.id)
-        await self._doors.drop(netns)
-        try:
-            if identity.identify(netns.path) == netns.id:
-                await self._nft.push(netns.path, text.REMOVE)
-        except RetryError:
-            if identity.identify(netns.path) == netns.id:
-                raise  # otherwise the namespace went meanwhile, and its table with it
+        await _while_there(netns, partial(self._nft.push, netns.path, text.REMOVE))
 
-    async def keep_allocations(self, allocations: Allocations) -> None:
-        """Write virtual IPs and proxy ports to disk."""
-        await self._registry.keep_allocations(allocations)
+    @staticmethod
+    async def _add_route(route: VipRoute) -> None:
+        """Add a route where there is none. A starting container's interface, which it leads to, is up in 100 ms."""
+        path = route.netns.path
+        if not await routes.wait_neighbour(path, route.gateway, timeout=0):
+            raise NotYetError(
+                f"no interface in network namespace {path} leads to {route.gateway}",
+                partial(routes.wait_neighbour, path, route.gateway),
+            )
+        await routes.ensure_route(path, route.vip_range, route.gateway)
 
-    async def register(self, registration: Registration) -> None:
-        """Announce a destination."""
-        await self._registry.register(registration)
+    @staticmethod
+    async def _drop_route(route: VipRoute) -> None:
+        await _while_there(route.netns, partial(routes.drop_route, route.netns.path, route.vip_range, route.gateway))
 
-    async def deregister(self, registration: Registration) -> None:
-        """Withdraw an announcement."""
-        await self._registry.deregister(registration)
+
+async def _while_there(netns: Netns, undo: Callable[[], Awaitable[None]]) -> None:
+    """Undo something inside a namespace, if that still exists: otherwise it has gone with all that was in it."""
+    try:
+        if identity.identify(netns.path) == netns.id:
+            await undo()
+    except RetryError:
+        if identity.identify(netns.path) == netns.id:
+            raise

@@ -1,4 +1,4 @@
-"""The one loop: facts → wanted state → difference → steps, and only what succeeded is remembered (DESIGN §3).
+"""The one loop: facts → wanted state → difference → steps, and only what succeeded is remembered.
 
 Events carry nothing: whatever moves rings the bell, and the next pass looks at everything afresh. Start, change,
 failure, restart and drift are the same path.
@@ -9,33 +9,31 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from math import inf
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
-from appliance.errors import MeshboxError, RetryError
+from appliance.control.attempts import Attempts
+from appliance.errors import MeshboxError
 from appliance.model import state as st
 from appliance.plan.compile import Compiler
 from appliance.plan.diff import apply, diff
+from appliance.plan.withheld import must_wait, zone_without
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterable
-    from ipaddress import IPv4Address
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+    from collections.abc import Set as AbstractSet
 
     from appliance.faults import Faults
-    from appliance.model.facts import Allocations, Netns, Snapshot
-    from appliance.model.names import Destination
-    from appliance.model.network import (
-        HostRuleset,
-        Listener,
-        NetnsId,
-        Registration,
-        WorkloadRuleset,
-        Zone,
-    )
+    from appliance.model.facts import Snapshot
+    from appliance.model.network import NetnsId
+    from appliance.plan.compile import Plan
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 DEBOUNCE = 0.05
 """Seconds of quiet after which a pass begins."""
@@ -45,45 +43,18 @@ FULL_PASS = 30.0
 """Seconds between passes that observe everything afresh."""
 TURN = 16
 """Steps that take no time of their own, such as opening sockets, that are taken before traffic has its turn."""
-RETRY = (0.2, 1.0, 2.0, 5.0, 10.0)
-"""Seconds until the next pass after the 1st, 2nd, … pass in a row with a failed step; the last value repeats."""
+SIDE_BY_SIDE = (st.PushRuleset, st.DropRuleset, st.AddRoute, st.DropRoute)
+"""Steps inside namespaces that spend their time waiting for other programs."""
 
 
-class Effects(Protocol):
-    """What steps do to the world. Methods raise OSError or MeshboxError when they fail."""
+class Followers(Protocol):
+    """What else is done with each plan."""
 
-    def open_listener(self, listener: Listener) -> None:
-        """Open a socket on the listener's port and serve it."""
+    def begin(self, plan: Plan) -> None:
+        """Do what need not wait for its steps."""
 
-    def swap_listener(self, listener: Listener) -> None:
-        """Give an open listener new callers, peers and backends."""
-
-    def close_listener(self, destination: Destination) -> None:
-        """Stop accepting; pairs drain."""
-
-    def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
-        """Serve DNS on exactly these addresses."""
-
-    def set_zone(self, zone: Zone) -> None:
-        """Answer from this zone."""
-
-    async def push_host_ruleset(self, before: HostRuleset | None, after: HostRuleset) -> None:
-        """Bring the host's own table to `after`."""
-
-    async def push_ruleset(self, before: WorkloadRuleset | None, after: WorkloadRuleset, netns: Netns) -> None:
-        """Bring the table in a workload's namespace to `after`."""
-
-    async def drop_ruleset(self, netns: Netns) -> None:
-        """Remove the table from a namespace, if that still exists."""
-
-    async def keep_allocations(self, allocations: Allocations) -> None:
-        """Write virtual IPs and proxy ports to disk."""
-
-    async def register(self, registration: Registration) -> None:
-        """Announce a destination."""
-
-    async def deregister(self, registration: Registration) -> None:
-        """Withdraw an announcement."""
+    async def finish(self, plan: Plan, facts: Snapshot) -> None:
+        """Do the rest, once its steps were taken, be it that some have failed."""
 
 
 class Reconciler:
@@ -93,34 +64,28 @@ class Reconciler:
         self,
         *,
         snapshot: Callable[[], Snapshot],
-        effects: Effects,
+        carry_out: Callable[[st.Step], Awaitable[None]],
         faults: Faults,
-        after_pass: Callable[[Snapshot], Awaitable[float]],
+        followers: Followers,
     ) -> None:
-        """`after_pass` gets each snapshot once its steps were applied (to plan containers).
-
-        It returns in how many seconds at most the next pass has to come.
-        """
+        """`carry_out` does what a step says, and raises OSError or MeshboxError when that fails."""
         self._snapshot = snapshot
-        self._effects = effects
+        self._carry_out = carry_out
         self._faults = faults
-        self._after_pass = after_pass
+        self._followers = followers
         self._compiler = Compiler()
         self._bell = trio.Event()
         self._urgent = False
-        self._tried: set[_Subject] = set()
-        self._namespaces: dict[NetnsId, Netns] = {}
+        self._attempts = Attempts(partial(self.ring, urgent=True))
         self._standing: set[NetnsId] = set()
         """Namespaces where a change was refused, so that the rules before it are in force."""
         self._edited: set[NetnsId] = set()
         self._host_edited = False
         """What was forgotten since the pass compared: its own steps do not make that known again."""
-        self._failures = 0
-        self._due = FULL_PASS
+        self._next = inf
+        """When the next pass has to come, on Trio's clock."""
         self.have = st.HostState()
         self.want = st.HostState()
-        self.facts: Snapshot | None = None
-        """The snapshot of the last pass."""
         self.unusable_ports: frozenset[int] = frozenset()
         self.passes = 0
         self.steps = 0
@@ -134,14 +99,21 @@ class Reconciler:
     def forget_ruleset(self, netns: NetnsId) -> None:
         """Somebody else changed the table in this namespace: push it anew."""
         self._standing.discard(netns)
+        self._attempts.renew(str(netns))
         self._edited.add(netns)
         if netns in self.have.rulesets or netns in self.want.rulesets:  # in place, or a push of it is under way
             self._forget_edited()
             self.ring(urgent=True)
 
     def _forget(self, namespaces: set[NetnsId]) -> None:
-        kept = {netns: ruleset for netns, ruleset in self.have.rulesets.items() if netns not in namespaces}
-        self.have = replace(self.have, rulesets=kept)
+        """Take it that nothing of ours is there. Door and route go along: what stands in unknown rules is unknown."""
+        if namespaces:
+            self.have = replace(
+                self.have,
+                rulesets=_without(self.have.rulesets, namespaces),
+                doors=_without(self.have.doors, namespaces),
+                routes=_without(self.have.routes, namespaces),
+            )
 
     def forget_host_ruleset(self) -> None:
         """Somebody else changed the host's table: push it anew."""
@@ -150,21 +122,24 @@ class Reconciler:
         self.ring(urgent=True)
 
     def _forget_edited(self) -> None:
-        if self._edited:
-            self._forget(self._edited)
+        self._forget(self._edited)
         if self._host_edited:
             self.have = replace(self.have, host_ruleset=None)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Started once the first pass is through."""
-        await self.reconcile()
-        task_status.started()
-        while True:
-            pause = RETRY[min(self._failures, len(RETRY)) - 1] if self._failures else FULL_PASS
-            with trio.move_on_after(min(pause, self._due)):
-                await self._bell.wait()
-                await self._quiet()
-            await self.reconcile()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._attempts.wait_in(nursery)
+                await self.reconcile()
+                task_status.started()
+                while True:
+                    with trio.move_on_at(self._next):
+                        await self._bell.wait()
+                        await self._quiet()
+                    await self.reconcile()
+        finally:
+            self._attempts.wait_in(None)
 
     async def _quiet(self) -> None:
         with trio.move_on_after(MOST_DEBOUNCE):
@@ -180,134 +155,118 @@ class Reconciler:
         self._bell = trio.Event()
         self._urgent = False
         self.passes += 1
+        now = trio.current_time()
         facts = self._snapshot()
-        facts = self.facts = replace(facts, unusable_ports=facts.unusable_ports | self.unusable_ports)
-        here = {w.netns.id: w.netns for w in facts.workloads if w.netns is not None}
-        self._namespaces.update(here)
-        self._standing &= here.keys()
-        self.want = await _in_turns(self._compiler.compile(facts))
+        facts = replace(
+            facts,
+            unusable_ports=facts.unusable_ports | self.unusable_ports,
+            announced=frozenset(self.have.registrations),
+        )
+        self._standing &= {w.netns.id for w in facts.workloads if w.netns is not None}
+        plan = await _in_turns(self._compiler.compile(facts))
+        self.want = plan.want
+        self._followers.begin(plan)
         if self.want.shortage:
             self._faults.report(
                 "plan", "not all names and destinations fit; those that do are served", self.want.shortage
             )
         else:
             self._faults.over("plan")
-        self._tried = set()
         await _pause()
         self._edited, self._host_edited = set(), False
         steps = diff(self.have, self.want)
         await _pause()
-        complete = await self._apply_all(steps, facts)
-        self._failures = 0 if complete else self._failures + 1
-        self._faults.drop(lambda key: isinstance(key, _Subject) and key not in self._tried)
-        self._namespaces = {key: netns for key, netns in self._namespaces.items() if key in self.have.rulesets}
-        self._due = await self._after_pass(facts)
+        await self._apply_all(steps, facts, now)
+        subjects = {st.subject_of(step) for step in steps}
+        self._attempts.end_pass(trio.current_time(), subjects)
+        self._faults.drop(lambda key: isinstance(key, st.Subject) and key not in subjects)
+        await self._followers.finish(plan, facts)
+        if (plan.claims or plan.due < inf) and self.have.registrations.keys() != facts.announced:
+            self.ring()  # what is announced need not be claimed
+        self._next = min(trio.current_time() + min(FULL_PASS, plan.due), self._attempts.next_due(now))
 
-    async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot) -> bool:
-        """Apply steps in order, namespaces side by side; return whether all succeeded."""
+    async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot, now: float) -> None:
+        """Apply steps in order, namespaces side by side."""
         unlocked: set[NetnsId] = set()
-        complete = True
         for kind, group in groupby(steps, type):
-            tried = list(group)
+            asked = list(group)
             if kind is st.SetZone:
-                tried = [
-                    st.SetZone(zone=self._zone_without(s.zone, unlocked, facts))
-                    for s in tried
-                    if isinstance(s, st.SetZone)
-                ]
-            elif kind is st.Register:  # whoever is sent here must find a listener
-                tried = [s for s in tried if isinstance(s, st.Register) and self._listens(s.registration.destination)]
-            done: list[st.Step] = []
-            if kind in (st.PushRuleset, st.DropRuleset):
-                async with trio.open_nursery() as nursery:
-                    for step in tried:
-                        nursery.start_soon(self._try, step, done)
-            else:
-                for number, step in enumerate(tried, start=1):
-                    await self._try(step, done)
-                    if not number % TURN:
-                        await _pause()
+                asked = self._zones(asked, facts, unlocked)
+            tried = [s for s in asked if not must_wait(s, self.have) and not self._attempts.held(s, now)]
+            done = await self._take(kind, tried)
             self.have = apply(done, self.have)
             self._forget_edited()
-            self._standing -= {s.after.netns for s in done if isinstance(s, st.PushRuleset)}
+            self._standing -= _lockable(done)
             self.steps += len(done)
-            if len(done) < len(tried):
-                complete = False
-                refused = [s for s in tried if isinstance(s, st.PushRuleset) and s not in done]
-                self._standing |= {s.after.netns for s in refused if s.before is not None} - self._edited
-                unlocked |= {s.after.netns for s in refused}
-                self._forget(unlocked)  # a refused change says that what is there is not what we think
+            if len(done) < len(asked):
+                taken = set(map(id, done))
+                left = [step for step in asked if id(step) not in taken]
+                unlocked |= _lockable(left)
+                self._standing |= _lockable(s for s in left if getattr(s, "before", None) is not None) - self._edited
+                # A refused change says that what is there is not what we think.
+                self._forget({s.after.netns.id for s in tried if isinstance(s, st.PushRuleset) and id(s) not in taken})
                 if not self.unusable_ports <= facts.unusable_ports:
                     self.ring(urgent=True)
                     break
-        return complete
 
-    def _zone_without(self, zone: Zone, unlocked: set[NetnsId], facts: Snapshot) -> Zone:
-        """Leave out the views of workloads whose rules are not in place: their names would not work yet.
+    def _zones(self, steps: Iterable[st.Step], facts: Snapshot, unlocked: AbstractSet[NetnsId]) -> list[st.Step]:
+        """Return these zones without what does not work yet, and only those that differ from what there is."""
+        zones = [
+            zone_without(step.zone, self.have.zone, facts.workloads, unlocked, self._standing)
+            for step in steps
+            if isinstance(step, st.SetZone)
+        ]
+        return [st.SetZone(zone=zone) for zone in zones if zone != self.have.zone]
 
-        Where the rules before a refused change are in force, names that it had and still may have stay.
-        """
-        if not unlocked:
-            return zone
-        former = {} if self.have.zone is None else self.have.zone.views
-        views = dict(zone.views)
-        for workload in facts.workloads:
-            if workload.netns is not None and workload.netns.id in unlocked:
-                for address in workload.addresses:
-                    view = views.pop(address, frozenset())
-                    if workload.netns.id in self._standing and address in former:
-                        views[address] = former[address] & view
-        return replace(zone, views=views)
-
-    def _listens(self, destination: Destination) -> bool:
-        return destination in self.have.listeners
+    async def _take(self, kind: type[st.Step], steps: list[st.Step]) -> list[st.Step]:
+        """Try steps of one kind; return those that succeeded."""
+        done: list[st.Step] = []
+        if kind in SIDE_BY_SIDE:
+            async with trio.open_nursery() as nursery:
+                for step in steps:
+                    nursery.start_soon(self._try, step, done)
+            return done
+        for number, step in enumerate(steps, start=1):
+            await self._try(step, done)
+            if not number % TURN:
+                await _pause()
+                if kind is st.OpenDoor and self._bell.is_set():
+                    break  # nothing waits for a door: the next pass opens the others
+        return done
 
     async def _try(self, step: st.Step, done: list[st.Step]) -> None:
-        key = _subject(step)
-        self._tried.add(key)
+        subject = st.subject_of(step)
         try:
-            await self._do(step)
+            await self._carry_out(step)
         except (OSError, MeshboxError) as error:
             if isinstance(step, st.OpenListener) and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 self.unusable_ports |= {step.listener.port}
             elif isinstance(step, st.PushHostRuleset):
                 self.have = replace(self.have, host_ruleset=None)
-            self._faults.report(key, f"{key.kind} failed; will try again", error, subject=key.subject)
+            if self._attempts.failed(step, error):
+                words, fields = _words(step, subject)
+                self._faults.report(subject, words, error, **fields)
         else:
-            self._faults.over(key)
+            self._attempts.succeeded(step)
+            self._faults.over(subject)
             done.append(step)
 
-    async def _do(self, step: st.Step) -> None:  # noqa: C901 — one line a kind of step reads best in one place
-        effects = self._effects
-        match step:
-            case st.KeepAllocations():
-                await effects.keep_allocations(step.allocations)
-            case st.OpenListener():
-                effects.open_listener(step.listener)
-            case st.SwapListener():
-                effects.swap_listener(step.after)
-            case st.CloseListener():
-                effects.close_listener(step.listener.destination)
-            case st.SetDnsAddresses():
-                effects.set_dns_addresses(step.after)
-            case st.SetZone():
-                effects.set_zone(step.zone)
-            case st.PushHostRuleset():
-                await effects.push_host_ruleset(step.before, step.after)
-            case st.PushRuleset():
-                await effects.push_ruleset(step.before, step.after, self._netns(step.after.netns))
-            case st.DropRuleset():
-                await effects.drop_ruleset(self._netns(step.ruleset.netns))
-            case st.Register():
-                await effects.register(step.registration)
-            case st.Deregister():
-                await effects.deregister(step.registration)
 
-    def _netns(self, netns: NetnsId) -> Netns:
-        try:
-            return self._namespaces[netns]
-        except KeyError:
-            raise RetryError(f"no file leads into network namespace {netns} any more") from None
+def _without(mapping: Mapping[K, T], keys: AbstractSet[K]) -> dict[K, T]:
+    return {key: value for key, value in mapping.items() if key not in keys}
+
+
+def _lockable(steps: Iterable[st.Step]) -> set[NetnsId]:
+    """Return the namespaces of those steps that have to be done before names work there."""
+    return {step.after.netns.id for step in steps if isinstance(step, st.PushRuleset | st.AddRoute)}
+
+
+def _words(step: st.Step, subject: st.Subject) -> tuple[str, dict[str, str]]:
+    """Return what a log line says when the step has failed, and what it is about."""
+    if isinstance(step, st.OpenDoor):
+        words = "cannot open the door of a container; its connections go through the host; will try again"
+        return words, {"container": str(step.after.address), "netns": subject.about}
+    return f"{subject.kind} failed; will try again", {"subject": subject.about}
 
 
 async def _in_turns(work: Generator[None, None, T]) -> T:
@@ -329,28 +288,3 @@ async def _pause() -> None:
     """
     os.sched_yield()
     await trio.lowlevel.checkpoint()
-
-
-class _Subject(NamedTuple):
-    """The key of a step's fault: its kind in words and what it is about."""
-
-    kind: str
-    subject: str
-
-
-def _subject(step: st.Step) -> _Subject:
-    match step:
-        case st.OpenListener() | st.CloseListener():
-            subject = str(step.listener.destination)
-        case st.SwapListener():
-            subject = str(step.after.destination)
-        case st.PushRuleset():
-            subject = str(step.after.netns)
-        case st.DropRuleset():
-            subject = str(step.ruleset.netns)
-        case st.Register() | st.Deregister():
-            subject = str(step.registration.destination)
-        case _:
-            subject = "host"
-    words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(step).__name__)
-    return _Subject(words.strip(), subject)

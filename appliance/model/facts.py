@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from appliance.model.visitors import Visitors
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ipaddress import IPv6Address, IPv6Network
 
     from appliance.model.names import Allowance, Destination, Name, Port, Protocol
-    from appliance.model.network import NetnsId
+    from appliance.model.network import Netns, NetnsId
+    from appliance.model.rollout import ReplicaKey
     from appliance.model.spec import Service
 
 
@@ -39,14 +40,6 @@ class Attachment:
     gateway: IPv4Address | None
     address6: IPv6Address | None = None
     gateway6: IPv6Address | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Netns:
-    """A workload's network namespace and the file through which it is entered."""
-
-    id: NetnsId
-    path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +80,15 @@ class Workload:
     def addresses(self) -> tuple[IPv4Address, ...]:
         """Its IPv4 addresses, first network first."""
         return tuple(a.address for a in self.attachments if a.address is not None)
+
+
+class Probe(NamedTuple):
+    """A port to dial, to learn `Workload.accepting`, of one run of a container: a restart makes another namespace."""
+
+    workload_id: str
+    netns: NetnsId
+    address: IPv4Address
+    port: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +162,7 @@ class Settings:
     docker_network: str = "meshbox"
     prefer_local: bool = False
     doors: bool = True
-    """Whether the data plane accepts and dials inside of containers' namespaces."""
+    """Whether the data plane accepts and dials inside containers' namespaces."""
     meta: tuple[tuple[str, str], ...] = ()
     """What a service's constraint may ask of this machine."""
     gateway: bool = False
@@ -187,3 +189,7 @@ class Snapshot:
     endpoints: tuple[Endpoint, ...] = ()
     going: frozenset[str] = frozenset()
     """Ids of containers that are being retired: what was begun is not taken back."""
+    busy: frozenset[ReplicaKey] = frozenset()
+    """Where an action on containers is under way."""
+    announced: frozenset[Destination] = frozenset()
+    """What this machine has announced so far."""

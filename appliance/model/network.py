@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 DATAGRAM_DOORS = IPv4Network("127.66.0.0/16")
-"""Where UDP destinations are inside of workloads' namespaces: at the address that ends in their port on the host."""
+"""Where UDP destinations are inside workloads' namespaces: at the address that ends in their port on the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -26,6 +26,14 @@ class NetnsId:
 
     def __str__(self) -> str:
         return f"{self.device}:{self.inode}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Netns:
+    """A workload's network namespace and the file through which it is entered."""
+
+    id: NetnsId
+    path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -75,13 +83,46 @@ class Listener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """Where the data plane is inside of a workload's namespace: it accepts there, and dials from there."""
+    """Where the data plane is inside a workload's namespace: it accepts there, and dials from there."""
 
     netns: NetnsId
     caller: IPv4Address
-    """The workload's address, by which listeners know whoever comes through."""
+    """The workload's address, by which listeners know what comes through."""
     dialler: IPv4Address
-    """The address that the workload sees connections come from that the data plane makes in there."""
+    """The address that the workload sees connections come from that the data plane makes inside the namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadDoor:
+    """The door that a workload's namespace has, beside the rules that make room for it."""
+
+    netns: Netns
+    address: IPv4Address
+    """The workload's own: listeners know what comes through the door by it."""
+    vip_range: IPv4Network
+    """What a route leads to the door."""
+    gateways: frozenset[IPv4Address | IPv6Address] = frozenset()
+    """Those of its ruleset: with its networks its routes change, and the door needs its own again."""
+
+    @property
+    def door(self) -> Door:
+        """Return what the data plane is told of it."""
+        return Door(netns=self.netns.id, caller=self.address, dialler=self.vip_range.network_address)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VipRoute:
+    """The route to virtual IPs of a namespace that is on `internal` networks only, and so has no default route.
+
+    Without it, connecting to a virtual IP would fail before any rule sees the packet.
+    """
+
+    netns: Netns
+    vip_range: IPv4Network
+    gateway: IPv4Address
+    """The host's address that this namespace reaches."""
+    gateways: frozenset[IPv4Address | IPv6Address] = frozenset()
+    """As those of a door."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -98,7 +139,7 @@ class Route:
 class WorkloadRuleset:
     """All that varies in the table inside one workload's namespace (nft/workload.nft)."""
 
-    netns: NetnsId
+    netns: Netns
     proxy: IPv4Address
     """The host's address that this namespace reaches: the gateway of its first network."""
     dns_port: int
@@ -109,7 +150,7 @@ class WorkloadRuleset:
     gateways: frozenset[IPv4Address | IPv6Address] = frozenset()
     """Addresses of this host on the namespace's networks: where the proxy's connections come from."""
     hosts: frozenset[IPv4Address] = frozenset()
-    """All addresses of this host: whoever dials proxy ports there without a route is rejected by the host."""
+    """All addresses of this host: the host rejects what dials proxy ports there without a route."""
     subnets: frozenset[IPv4Network | IPv6Network] = frozenset()
     """Subnets of every Docker network here: other containers' own addresses are rejected."""
     published: frozenset[tuple[Protocol, int]] = frozenset()
@@ -119,11 +160,11 @@ class WorkloadRuleset:
     address: IPv4Address | None = None
     """Its own address: the source of what it sends to virtual IPs."""
     door: bool = False
-    """Whether the data plane accepts and asks inside of it."""
+    """Whether the data plane accepts connections and is asked inside it."""
 
     @property
     def dialler(self) -> IPv4Address:
-        """Return the address in there that the data plane dials from: that of `vip_range` which no name gets."""
+        """Return the address inside that the data plane dials from: the one of `vip_range` that no name gets."""
         return self.vip_range.network_address
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from appliance.model.facts import Allocations
 
@@ -12,15 +12,28 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.model.names import Destination
-    from appliance.model.network import HostRuleset, Listener, NetnsId, Registration, WorkloadRuleset, Zone
+    from appliance.model.network import (
+        HostRuleset,
+        Listener,
+        NetnsId,
+        Registration,
+        VipRoute,
+        WorkloadDoor,
+        WorkloadRuleset,
+        Zone,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
-    """All network state that this host should have (or has). Containers are planned in plan/rollout.py."""
+    """All network state that this host should have (or has). Containers are planned in plan/replicas/rollout.py."""
 
     listeners: Mapping[Destination, Listener] = field(default_factory=dict)
     rulesets: Mapping[NetnsId, WorkloadRuleset] = field(default_factory=dict)
+    doors: Mapping[NetnsId, WorkloadDoor] = field(default_factory=dict)
+    """Each stands in the rules of its namespace."""
+    routes: Mapping[NetnsId, VipRoute] = field(default_factory=dict)
+    """One for each namespace that has no default route."""
     host_ruleset: HostRuleset | None = None
     dns_addresses: frozenset[IPv4Address] = frozenset()
     """Host addresses on which the DNS server listens."""
@@ -78,6 +91,36 @@ class DropRuleset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddRoute:
+    """Have packets to virtual IPs leave the namespace, so that its rules can redirect them."""
+
+    before: VipRoute | None
+    after: VipRoute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropRoute:
+    """Remove that route from a namespace that needs none any more (it may be gone already)."""
+
+    route: VipRoute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenDoor:
+    """Serve a door, and lead virtual IPs there; one that is open as `after` has it is only led to again."""
+
+    before: WorkloadDoor | None
+    after: WorkloadDoor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseDoor:
+    """Lead nothing to the door any more and let go of the namespace (it may be gone already); pairs go on."""
+
+    door: WorkloadDoor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetDnsAddresses:
     """Listen for DNS on exactly these host addresses."""
 
@@ -124,5 +167,56 @@ Step = (
     | Register
     | Deregister
     | DropRuleset
+    | AddRoute
+    | DropRoute
+    | OpenDoor
+    | CloseDoor
     | CloseListener
 )
+
+
+class Subject(NamedTuple):
+    """What a step is about: its kind in words, and one destination, namespace or the host. Faults are kept by it."""
+
+    kind: str
+    about: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.about}"
+
+
+def subject_of(step: Step) -> Subject:
+    """Return what a step is about; of two steps about the same, the later one takes the place of the other."""
+    match step:
+        case OpenListener() | CloseListener():
+            about = str(step.listener.destination)
+        case SwapListener():
+            about = str(step.after.destination)
+        case PushRuleset() | AddRoute() | OpenDoor() | DropRuleset() | DropRoute() | CloseDoor():
+            about = str(netns_of(step))
+        case Register() | Deregister():
+            about = str(step.registration.destination)
+        case _:
+            about = "host"
+    words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(step).__name__)
+    return Subject(words.strip(), about)
+
+
+def netns_of(step: Step) -> NetnsId | None:
+    """Return the namespace inside which the step does something; None for steps about the host."""
+    match step:
+        case PushRuleset() | AddRoute() | OpenDoor():
+            return step.after.netns.id
+        case DropRuleset():
+            return step.ruleset.netns.id
+        case DropRoute():
+            return step.route.netns.id
+        case CloseDoor():
+            return step.door.netns.id
+        case _:
+            return None
+
+
+def same_aim(one: Step, other: Step) -> bool:
+    """Whether both steps lead to the same, from wherever."""
+    return type(one) is type(other) and getattr(one, "after", one) == getattr(other, "after", other)

@@ -1,6 +1,6 @@
-"""Facts in, the whole wanted state of this host out: `Snapshot` → `HostState` (DESIGN §3).
+"""Facts in, all that is to be done out: `Snapshot` → `Plan`, most of which is the wanted network state.
 
-    specs, containers ─► members ─► who may reach what ─► virtual IPs, ports ─► rules, names, sockets   (shape.py)
+    specs, workloads ─► containers ─► who may reach what ─► virtual IPs, ports ─► rules, names, sockets   (skeleton.py)
     readiness, endpoints of other machines ─────────────────────────────────► backends, announcements  (backends.py)
 
 A running appliance keeps one `Compiler`: when only readiness or endpoints have changed, which is nearly always, the
@@ -9,73 +9,127 @@ first line is skipped, and all that stays the same is the same object.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from appliance.model.state import HostState
 from appliance.plan.backends import choose, local_backends, registrations, remote_backends
 from appliance.plan.containers import MeshContainers
-from appliance.plan.rollout import retiring
+from appliance.plan.doors import doors, routes
+from appliance.plan.interests import interests
+from appliance.plan.probes import probes
+from appliance.plan.replicas.rollout import claims, retiring, rollout, startable
 from appliance.plan.skeleton import Skeleton, Skeletons
 from appliance.plan.turns import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from appliance.model.facts import Snapshot
+    from appliance.model.facts import Probe, Snapshot
     from appliance.model.names import Destination
-    from appliance.model.network import Backend, Listener
+    from appliance.model.network import Backend, Listener, NetnsId, VipRoute, WorkloadDoor, WorkloadRuleset
+    from appliance.model.registry import Interests
+    from appliance.model.rollout import Action
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that one look at the facts says should be done."""
+
+    want: HostState
+    actions: tuple[Action, ...]
+    """What to begin now with containers."""
+    interests: Interests
+    """Services to hear about from other machines."""
+    claims: frozenset[str]
+    """Replicas' containers that no other machine may run any more."""
+    probes: frozenset[Probe]
+    """Ports to dial."""
+    due: float
+    """Seconds after which time alone makes another plan of the same facts; infinite where it does not."""
 
 
 def compile_host(s: Snapshot) -> HostState:
-    """Return all that this host should have; where a range is too small, what fits."""
-    return at_once(Compiler().compile(s))
+    """Return all network state that this host should have; where a range is too small, what fits."""
+    return at_once(Compiler().compile(s)).want
 
 
 class Compiler:
-    """Compiles snapshots one after another; each result is what `compile_host` returns for that snapshot."""
+    """Compiles snapshots one after another; each plan is the one that a new compiler makes of that snapshot."""
 
     def __init__(self) -> None:
-        self._members = MeshContainers()
-        self._shaper = Skeletons()
-        self._shape: Skeleton | None = None
+        self._containers = MeshContainers()
+        self._skeletons = Skeletons()
+        self._skeleton: Skeleton | None = None
         self._backends: dict[Destination, tuple[Backend, ...]] = {}
         self._listeners: Mapping[Destination, Listener] = {}
+        self._rulesets: Mapping[NetnsId, WorkloadRuleset] = {}
+        self._doors: Mapping[NetnsId, WorkloadDoor] = {}
+        self._routes: Mapping[NetnsId, VipRoute] = {}
+        self._interests: tuple[tuple[object, ...], Interests] | None = None
 
-    def compile(self, s: Snapshot) -> Generator[None, None, HostState]:
-        """Return all that this host should have, in turns."""
-        members = self._members.read(s)
+    def compile(self, s: Snapshot) -> Generator[None, None, Plan]:
+        """Return what to do about these facts, in turns."""
+        containers = self._containers.read(s)
+        yield
+        actions = rollout(s)
+        claimed, due = claims(s)
         yield
         remote = remote_backends(s)
-        shape = yield from self._shaper.of(s, members, frozenset(remote))
-        local = local_backends(members, shape.addresses, retiring(s))
+        skeleton = yield from self._skeletons.of(s, containers, frozenset(remote))
+        local = local_backends(containers, skeleton.addresses, retiring(s, actions))
         yield
-        self._listen(shape, choose(local, remote, prefer_local=s.settings.prefer_local))
+        self._listen(skeleton, choose(local, remote, prefer_local=s.settings.prefer_local))
         yield
-        return HostState(
+        if self._rulesets is not skeleton.rulesets:
+            self._rulesets = skeleton.rulesets
+            self._doors, self._routes = doors(skeleton.rulesets), routes(skeleton.rulesets)
+            yield
+        want = HostState(
             listeners=self._listeners,
-            rulesets=shape.rulesets,
-            host_ruleset=shape.host_ruleset,
-            dns_addresses=shape.dns_addresses,
-            zone=shape.zone,
-            registrations=registrations(local, shape.allocations.ports, members),
-            allocations=shape.allocations,
-            shortage=shape.shortage,
+            rulesets=skeleton.rulesets,
+            doors=self._doors,
+            routes=self._routes,
+            host_ruleset=skeleton.host_ruleset,
+            dns_addresses=skeleton.dns_addresses,
+            zone=skeleton.zone,
+            registrations=registrations(local, skeleton.allocations.ports, containers),
+            allocations=skeleton.allocations,
+            shortage=skeleton.shortage,
+        )
+        yield
+        return Plan(
+            want=want,
+            actions=startable(s, actions),
+            interests=self._interests_of(s),
+            claims=claimed,
+            probes=probes(containers),
+            due=due,
         )
 
-    def _listen(self, shape: Skeleton, backends: dict[Destination, tuple[Backend, ...]]) -> None:
+    def _interests_of(self, s: Snapshot) -> Interests:
+        """Return what `interests` says; it looks at every allowance, so only when something has changed of these."""
+        workloads = [(w.name, w.revision, w.connect_to) for w in s.workloads]
+        inputs = (workloads, dict(s.specs), s.machines, s.settings)
+        if self._interests is None or inputs != self._interests[0]:
+            self._interests = inputs, interests(s)
+        return self._interests[1]
+
+    def _listen(self, skeleton: Skeleton, backends: dict[Destination, tuple[Backend, ...]]) -> None:
         """Put the backends into the sockets; touch only those that changed."""
         before = self._backends
-        same = shape is self._shape
+        same = skeleton is self._skeleton
         concerned = (
-            [d for d in before.keys() | backends.keys() if before.get(d) != backends.get(d)] if same else shape.sockets
+            [d for d in before.keys() | backends.keys() if before.get(d) != backends.get(d)]
+            if same
+            else skeleton.sockets
         )
         listeners = dict(self._listeners) if same else {}
         for d in concerned:
-            socket = shape.sockets.get(d)
+            socket = skeleton.sockets.get(d)
             if socket is None:
                 continue  # another machine serves it, but nobody here may reach it
             listener = replace(socket, backends=backends.get(d, ()))
             former = self._listeners.get(d)
             listeners[d] = former if former == listener and former is not None else listener
-        self._shape, self._backends, self._listeners = shape, backends, listeners
+        self._skeleton, self._backends, self._listeners = skeleton, backends, listeners

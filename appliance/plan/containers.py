@@ -41,7 +41,7 @@ class MeshContainer:
     def identity(self) -> tuple[object, ...]:
         """All that matters to rules, names and listeners; health and readiness do not."""
         w = self.workload
-        return (w.id, self.declared, self.netns, w.attachments, w.published, self.ended)
+        return (w.id, self.declared, self.netns and w.netns, w.attachments, w.published, self.ended)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,8 @@ class Group:
     """One network namespace and the containers that share it (`docker run --network container:…`)."""
 
     netns: NetnsId
+    path: str
+    """The file through which it is entered."""
     containers: tuple[MeshContainer, ...]
     networks: frozenset[str]
     addresses: frozenset[IPv4Address]
@@ -118,6 +120,7 @@ def _group(
             gateways.update(networks[a.network].gateways)
     return Group(
         netns=netns,
+        path=next(c.workload.netns.path for c in containers if c.workload.netns is not None),
         containers=containers,
         networks=frozenset(a.network for a in attachments),
         addresses=frozenset(addresses),

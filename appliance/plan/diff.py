@@ -8,11 +8,14 @@ The order, and why:
     reset from this moment on. That comes before its ruleset changes, although its next connection may then be
     accepted and reset for some milliseconds instead of being refused: a stopped container's address can belong to a
     new one whose namespace has no rules yet, and then the list of callers is all that keeps that one out.
- 4. The host's ruleset, then new listeners open, which strangers are kept from by then, then the workloads' rulesets
-    (new namespaces first: their programs are about to start).
- 5. The DNS server listens, then the zone has the new names, then the registry the new announcements: nothing is
+ 4. The host's ruleset, then new listeners open, which strangers are kept from by then.
+ 5. Doors that go are closed while their rules still stand: without these a program of the workload would get what is
+    led to the door. Then the workloads' rulesets (new namespaces first: their programs are about to start), and where
+    a namespace needs it its route to virtual IPs, which the rules have to meet first. Routes go before rules do.
+ 6. The DNS server listens, then the zone has the new names, then the registry the new announcements: nothing is
     announced before it works.
- 6. Listeners that go are closed last, when no rule leads to them any more; their pairs drain.
+ 7. Listeners that go are closed when no rule leads to them any more; their pairs drain.
+ 8. Doors open last: each is a shorter way and not the only one, so nothing waits for it.
 """
 
 from __future__ import annotations
@@ -50,19 +53,24 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
     if want.host_ruleset is not None and have.host_ruleset != want.host_ruleset:
         steps.append(st.PushHostRuleset(before=have.host_ruleset, after=want.host_ruleset))
     steps += opened
-    steps += _rulesets(have, want)
+    steps += _namespaces(have, want)
     if have.dns_addresses != want.dns_addresses:
         steps.append(st.SetDnsAddresses(before=have.dns_addresses, after=want.dns_addresses))
     if want.zone is not None and narrowed != want.zone:
         steps.append(st.SetZone(zone=want.zone))
     steps += [st.Register(registration=r) for r in (*new, *(after for _, after in changed))]
-    return (*steps, *closed)
+    new_doors, changed_doors, _ = _compared(have.doors, want.doors)
+    doors = [st.OpenDoor(before=None, after=after) for after in new_doors]
+    doors += [st.OpenDoor(before=before, after=after) for before, after in changed_doors]
+    return (*steps, *closed, *doors)
 
 
-def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noqa: C901 — one case per kind of step
+def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noqa: C901, PLR0912 — one case per kind of step
     """Return the state after these steps."""
     listeners = dict(state.listeners)
     rulesets = dict(state.rulesets)
+    doors = dict(state.doors)
+    routes = dict(state.routes)
     registrations = dict(state.registrations)
     for step in steps:
         match step:
@@ -77,9 +85,17 @@ def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noq
             case st.PushHostRuleset():
                 state = replace(state, host_ruleset=step.after)
             case st.PushRuleset():
-                rulesets[step.after.netns] = step.after
+                rulesets[step.after.netns.id] = step.after
             case st.DropRuleset():
-                rulesets.pop(step.ruleset.netns, None)
+                rulesets.pop(step.ruleset.netns.id, None)
+            case st.AddRoute():
+                routes[step.after.netns.id] = step.after
+            case st.DropRoute():
+                routes.pop(step.route.netns.id, None)
+            case st.OpenDoor():
+                doors[step.after.netns.id] = step.after
+            case st.CloseDoor():
+                doors.pop(step.door.netns.id, None)
             case st.SetDnsAddresses():
                 state = replace(state, dns_addresses=step.after)
             case st.SetZone():
@@ -88,7 +104,9 @@ def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noq
                 registrations[step.registration.destination] = step.registration
             case st.Deregister():
                 registrations.pop(step.registration.destination, None)
-    return replace(state, listeners=listeners, rulesets=rulesets, registrations=registrations)
+    return replace(
+        state, listeners=listeners, rulesets=rulesets, doors=doors, routes=routes, registrations=registrations
+    )
 
 
 def _compared(have: Mapping[_K, _V], want: Mapping[_K, _V]) -> tuple[list[_V], list[tuple[_V, _V]], list[_V]]:
@@ -113,10 +131,17 @@ def _listeners(have: st.HostState, want: st.HostState) -> tuple[list[st.Step], l
     return swapped, opened, [st.CloseListener(listener=x) for x in gone if x.port not in needed]
 
 
-def _rulesets(have: st.HostState, want: st.HostState) -> list[st.Step]:
+def _namespaces(have: st.HostState, want: st.HostState) -> list[st.Step]:
+    """Return what changes inside workloads' namespaces, without the doors that open."""
+    _, _, closed = _compared(have.doors, want.doors)
+    steps: list[st.Step] = [st.CloseDoor(door=door) for door in closed]
     new, changed, gone = _compared(have.rulesets, want.rulesets)
-    steps: list[st.Step] = [st.PushRuleset(before=None, after=after) for after in new]
+    steps += [st.PushRuleset(before=None, after=after) for after in new]
     steps += [st.PushRuleset(before=before, after=after) for before, after in changed]
+    added, moved, dropped = _compared(have.routes, want.routes)
+    steps += [st.AddRoute(before=None, after=after) for after in added]
+    steps += [st.AddRoute(before=before, after=after) for before, after in moved]
+    steps += [st.DropRoute(route=route) for route in dropped]
     return steps + [st.DropRuleset(ruleset=ruleset) for ruleset in gone]
 
 

@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING
 
 from appliance.model.facts import RunState
 from appliance.model.names import Allowance, Destination, Protocol
+from appliance.model.state import Subject
 from appliance.plan.policy import catalogue, declaration, may_reach
 from appliance.plan.readiness import missing, serves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.names import Name
+    from appliance.model.network import NetnsId
     from appliance.model.state import HostState
     from appliance.model.stats import ListenerStats
+
+    Cause = Callable[[Hashable], str | None]
+    """The cause of a fault that lasts, by its key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +47,23 @@ def find_client(client: str, s: Snapshot) -> tuple[Workload, ...]:
     )
 
 
+def door(netns: NetnsId | None, have: HostState, cause: Cause) -> str | None:
+    """Return "open", or "no: " and the cause, for a namespace whose rules make room for a door; else None."""
+    ruleset = have.rulesets.get(netns) if netns is not None else None
+    if ruleset is None or not ruleset.door or ruleset.address is None:
+        return None
+    if netns in have.doors:
+        return "open"
+    return f"no: {cause(Subject('open door', str(netns))) or 'it is not open yet'}"
+
+
 def why(
-    client: Workload, wanted: Allowance, s: Snapshot, have: HostState, stats: Iterable[ListenerStats]
+    client: Workload,
+    wanted: Allowance,
+    s: Snapshot,
+    have: HostState,
+    stats: Iterable[ListenerStats],
+    cause: Cause,
 ) -> tuple[Station, ...]:
     """Walk the way of a connection from `client`; the last station is where it ends. `wanted` has a port."""
     destination = Destination(name=wanted.name, port=wanted.port or 0, protocol=wanted.protocol or Protocol.TCP)
@@ -53,7 +73,7 @@ def why(
         lambda: _name(client, destination, s, have),
         lambda: _port(destination, s),
         lambda: _allowed(client, destination, s),
-        lambda: _rule(client, destination, have),
+        lambda: _rule(client, destination, have, cause),
         lambda: _listener(client, destination, have),
         lambda: _backends(destination, s, have, stats),
     )
@@ -144,8 +164,9 @@ def _sharers(client: Workload, s: Snapshot) -> Iterable[Workload]:
     return (w for w in s.workloads if w.id != client.id and w.problem is None and w.netns == client.netns)
 
 
-def _rule(client: Workload, destination: Destination, have: HostState) -> Station:
-    ruleset = have.rulesets.get(client.netns.id) if client.netns is not None else None
+def _rule(client: Workload, destination: Destination, have: HostState, cause: Cause) -> Station:
+    netns = client.netns.id if client.netns is not None else None
+    ruleset = have.rulesets.get(netns) if netns is not None else None
     routes = ruleset.routes if ruleset is not None else ()
     vip = have.zone.names.get(destination.name) if have.zone is not None else None
     for route in routes:
@@ -154,9 +175,15 @@ def _rule(client: Workload, destination: Destination, have: HostState) -> Statio
             destination.port,
             destination.protocol,
         ) and ruleset is not None:
+            led = door(netns, have, cause)
             words = f"its namespace redirects {vip}:{route.port} to {ruleset.proxy}:{route.proxy_port}"
-            if ruleset.door and route.protocol is Protocol.TCP:
-                words = f"its namespace hands {vip}:{route.port} to the proxy, which accepts in there"
+            if led == "open" and route.protocol is Protocol.TCP:
+                words = f"its door is open: the proxy accepts {vip}:{route.port} inside its namespace"
+            elif led == "open":
+                own = "the proxy's own address inside its namespace"
+                words = f"its door is open: datagrams to {vip}:{route.port} are rewritten to {own}"
+            elif led is not None:
+                words += f", on the host; its door is not open: {led.removeprefix('no: ')}"
             return Station(station="rule", passed=True, words=words)
     return Station(
         station="rule",
@@ -211,7 +238,7 @@ def _backends(destination: Destination, s: Snapshot, have: HostState, stats: Ite
         station="backends",
         passed=out < len(backends),
         words="; ".join([*words, *waiting]),
-        remedy="" if out < len(backends) else "look whether the program in these containers listens on that port",
+        remedy="" if out < len(backends) else "check whether the program in these containers listens on that port",
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from appliance.model.registry import Interests
-from appliance.plan.placement import placement
 from appliance.plan.policy import declaration
+from appliance.plan.replicas.placement import placement
 
 if TYPE_CHECKING:
     from appliance.model.facts import Snapshot

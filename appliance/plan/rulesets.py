@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
-from appliance.model.network import HostRuleset, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import HostRuleset, Netns, Route, VisitorRules, WorkloadRuleset
 from appliance.plan.containers import container_subnets
 from appliance.plan.policy import Reach
 from appliance.plan.turns import in_turns, reused
@@ -103,7 +103,7 @@ def workload_rulesets(
     subnets = frozenset(container_subnets(s.networks))
     return {
         g.netns: WorkloadRuleset(
-            netns=g.netns,
+            netns=Netns(id=g.netns, path=g.path),
             proxy=g.proxy,
             dns_port=s.settings.dns_port,
             vip_range=s.settings.vip_range,

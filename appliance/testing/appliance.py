@@ -13,15 +13,15 @@ import trio.lowlevel
 
 from appliance.errors import RetryError
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Snapshot, Workload
+from appliance.model.facts import Attachment, DockerNetwork, RunState, Snapshot, Workload
 from appliance.model.names import Name
-from appliance.model.network import NetnsId
+from appliance.model.network import Netns, NetnsId
 from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
 from appliance.model.state import HostState
 from appliance.model.stats import BackendStats, Connection, ListenerStats
 from appliance.plan.compile import compile_host
-from appliance.plan.rollout import images, rollout
+from appliance.plan.replicas.rollout import images, rollout
 from appliance.spec.parse import parse_service, service_to_raw
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import trio
 
 from appliance.drivers.nft.client import Nft
 from appliance.model.names import Protocol
-from appliance.model.network import NetnsId, Route, WorkloadRuleset
+from appliance.model.network import Netns, NetnsId, Route, WorkloadRuleset
 from appliance.render.ruleset import change_workload, render_workload
 from bench.errors import BenchError
 from bench.figures import Figure, Sample, Work
@@ -74,7 +74,7 @@ def _nft_alone(text: str) -> float:
 
 def _ruleset(size: int) -> WorkloadRuleset:
     return WorkloadRuleset(
-        netns=NetnsId(device=0, inode=0),
+        netns=Netns(id=NetnsId(device=0, inode=0), path=""),
         proxy=IPv4Address("172.18.0.1"),
         dns_port=53,
         vip_range=IPv4Network("240.0.0.0/4"),

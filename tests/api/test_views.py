@@ -12,9 +12,10 @@ from appliance.model.facts import RunState
 from appliance.model.names import Destination
 from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import Progress, ReplicaKey
+from appliance.model.state import Subject
 from appliance.plan.compile import compile_host
-from appliance.plan.elsewhere import elsewhere
-from appliance.plan.rollout import progress
+from appliance.plan.replicas.elsewhere import elsewhere
+from appliance.plan.replicas.rollout import progress
 from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, spec
 
 SHOP = spec("shop", declared("web", (80,)), count=2)
@@ -69,9 +70,28 @@ def test_services_of_other_machines_only():
 def test_container_that_cannot_be_in_the_mesh():
     """Its problem is shown, and that it has no rules."""
     s = snapshot(container(2, "web.shop", (80,), problem="it uses the host's network", netns=None, attachments=()))
-    (row,) = views.workloads(s, compile_host(s))
+    (row,) = views.workloads(s, compile_host(s), no_fault)
     assert (row["ready"], row["problem"], row["rules"]) == (False, "it uses the host's network", False)
     assert row["waits_for"] == "it uses the host's network"
+
+
+def no_fault(_):
+    """Nothing is wrong."""
+
+
+def test_doors_are_shown_as_they_are():
+    """Open, or why not; a container that is to have none has neither."""
+    s = snapshot(container(2, "web.shop", (80,)), container(3, "pg.db"), container(4, "x.y", netns=None))
+    have = compile_host(s)
+    by_name = {w["name"]: w["door"] for w in views.workloads(s, have, no_fault)}
+    assert by_name == {"web.shop": "open", "pg.db": "open", "x.y": None}
+    web = s.workloads[0].netns.id
+    have = replace(have, doors={netns: door for netns, door in have.doors.items() if netns != web})
+    cause = {Subject("open door", str(web)): "Address already in use"}.get
+    assert [w["door"] for w in views.workloads(s, have, cause)] == ["open", "no: Address already in use", None]
+    assert [w["door"] for w in views.workloads(s, have, no_fault)] == ["open", "no: it is not open yet", None]
+    have = replace(have, rulesets={netns: replace(r, door=False) for netns, r in have.rulesets.items()})
+    assert {w["door"] for w in views.workloads(s, have, no_fault)} == {None}
 
 
 def test_peers():
@@ -152,7 +172,7 @@ def test_names_are_shown_plain_and_cut():
     w = replace(w, docker_name=evil, attachments=tuple(replace(a, network=evil) for a in w.attachments))
     s = snapshot(w, machines=(machine("m2", "10.0.0.2", zone=evil),), endpoints=(endpoint("web.web:80", "m2"),))
     have = compile_host(s)
-    rows = (*views.workloads(s, have), *views.services(s, have), *views.routes(s, have, ()))
+    rows = (*views.workloads(s, have, lambda _: None), *views.services(s, have), *views.routes(s, have, ()))
     shown = [row["docker_name"] for row in rows if "docker_name" in row]
     shown += [name for row in rows for name in (row.get("image"), *row.get("networks", ())) if name]
     shown += [c["image"] for row in rows for c in row.get("containers", ())]

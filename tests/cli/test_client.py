@@ -51,7 +51,7 @@ def test_gives_up_an_appliance_that_never_gets_ready(meshbox, tmp_path, monkeypa
     """It is not said to be started once more."""
     monkeypatch.setattr(client, "START", 0.5)
     with lock.only_one(tmp_path):
-        words = f"meshbox is starting, but does not answer yet on {tmp_path}/admin.sock; look at its log\n"
+        words = f"meshbox is starting, but does not answer yet on {tmp_path}/admin.sock: check its log\n"
         assert meshbox("services") == (1, "", words)
 
 

@@ -144,7 +144,7 @@ def test_hosts(shop, meshbox, show, monkeypatch):
     said = meshbox("hosts")
     lines = said.out.splitlines()
     assert said.err.count("\n") == 1
-    assert "only containers reach these addresses yet: set host_access" in said.err
+    assert "only containers reach these addresses: set host_access" in said.err
     assert {line.split()[1]: line.split()[0] for line in lines} == wanted
     assert all(line.split()[2] == f"{line.split()[1]}.mesh.internal" for line in lines)
     for key, value in (("HOST_ACCESS", "true"), ("GUESTS", "10.0.0.7"), ("GATEWAY", "yes")):

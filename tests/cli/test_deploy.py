@@ -67,7 +67,7 @@ def test_timeout(appliance, meshbox, shop):
     assert said.code == 1
     assert said.err.splitlines()[-1] == (
         "meshbox: not ready after 0.3 s: my-shop/0/web: waiting for port 80; my-shop/1/web: waiting for port 80; "
-        "it goes on, see: meshbox workloads"
+        "meshbox keeps trying, see: meshbox workloads"
     )
 
 
@@ -77,8 +77,8 @@ def test_image_that_is_pulled(appliance, meshbox, shop):
     said = meshbox("deploy", shop(), "--timeout", "0")
     assert (said.code, said.out.splitlines()) == (1, ["image hello:1: pulling"])
     assert said.err == (
-        "meshbox: nothing was changed: image hello:1 is not here in time (pulling); "
-        "give it longer with --timeout, or deploy with --detach\n"
+        "meshbox: nothing was changed: image hello:1 was not pulled in time (pulling): "
+        "set a longer --timeout, or deploy with --detach\n"
     )
     assert appliance.deploys == 0
     said = meshbox("deploy", shop())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
 import pytest
 import trio
 
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
-from appliance.drivers.netns import identity
+from appliance.drivers.netns import identity, routes
 from appliance.drivers.nft.drift import RulesetWatch
-from appliance.errors import RetryError
-from appliance.model.facts import Netns
+from appliance.errors import NotYetError, RetryError
 from appliance.model.names import Destination
-from appliance.model.network import NetnsId
+from appliance.model.network import Listener, Netns, NetnsId, VipRoute, WorkloadRuleset
+from appliance.model.state import AddRoute, CloseListener, DropRoute, DropRuleset, PushRuleset
 from appliance.render.ruleset import REMOVE
 
 WEB, OTHER = map(Destination.parse, ("web.web:80", "other.web:80"))
@@ -42,12 +45,23 @@ def netns(tmp_path):
     return Netns(id=found, path=str(path))
 
 
+def ruleset(netns):
+    """Return the least that a namespace may have."""
+    return WorkloadRuleset(
+        netns=netns,
+        proxy=IPv4Address("172.18.0.1"),
+        dns_port=53,
+        vip_range=IPv4Network("240.0.0.0/4"),
+        proxy_ports=(20000, 29999),
+    )
+
+
 def drop(netns, nft):
     """Carry out the step."""
     watch = RulesetWatch(on_drift=lambda _: None)
-    doors = Doors(None, None)
+    doors = Doors(None)
     effects = HostEffects(plane=None, doors=doors, nft=nft, nft_helper=None, watch=watch, registry=None)
-    trio.run(effects.drop_ruleset, netns)
+    trio.run(effects.carry_out, DropRuleset(ruleset=ruleset(netns)))
 
 
 def test_namespace_that_goes_while_its_table_is_removed_is_no_fault(netns, tmp_path):
@@ -71,6 +85,70 @@ def test_table_of_another_namespace_at_that_path_is_left_alone(netns):
     assert nft.pushed == []
 
 
+def carry_out(monkeypatch, step, **calls):
+    """Carry out a step that asks no more of the host than these functions of drivers/netns, which return as said.
+
+    Return what was called with which arguments.
+    """
+    called = []
+
+    def fake(name, result):
+        async def call(*args, **_):
+            called.append((name, *args))
+            return result
+
+        return call
+
+    for name, result in calls.items():
+        monkeypatch.setattr(routes, name, fake(name, result))
+    watch = RulesetWatch(on_drift=lambda _: None)
+    effects = HostEffects(plane=None, doors=Doors(None), nft=None, nft_helper=None, watch=watch, registry=None)
+    trio.run(effects.carry_out, step)
+    return called
+
+
+def test_route_waits_for_the_interface_that_it_leads_to(netns, monkeypatch):
+    """The step itself does not wait: it says what is missing, and how to wait for that."""
+    route = VipRoute(netns=netns, vip_range=IPv4Network("240.0.0.0/4"), gateway=IPv4Address("172.18.0.1"))
+    add = AddRoute(before=None, after=route)
+    with pytest.raises(NotYetError) as caught:
+        carry_out(monkeypatch, add, wait_neighbour=False)
+    assert caught.value.wait.args == (netns.path, route.gateway)
+    called = carry_out(monkeypatch, add, wait_neighbour=True, ensure_route=True)
+    assert called[-1] == ("ensure_route", netns.path, route.vip_range, route.gateway)
+
+
+def test_route_goes_while_its_namespace_is_there(netns, tmp_path, monkeypatch):
+    """With the namespace it has gone already."""
+    route = VipRoute(netns=netns, vip_range=IPv4Network("240.0.0.0/4"), gateway=IPv4Address("172.18.0.1"))
+    drop = DropRoute(route=route)
+    (called,) = carry_out(monkeypatch, drop, drop_route=None)
+    assert called == ("drop_route", netns.path, route.vip_range, route.gateway)
+    (tmp_path / "netns").unlink()
+    assert carry_out(monkeypatch, drop, drop_route=None) == []
+
+
+@pytest.mark.parametrize(("door", "led"), [(False, True), (True, False)])
+def test_first_rules_without_a_door_undo_what_a_former_appliance_led_there(netns, monkeypatch, door, led):
+    """Before they are in force: without rules for a door, the workload's own programs would get what is dialled."""
+    nft = RefusingNft()
+    effects = HostEffects(plane=None, doors=Doors(None), nft=nft, nft_helper=None, watch=None, registry=None)
+    undone = []
+
+    async def drop_local_route(*args):
+        assert nft.pushed == []
+        undone.append(args)
+
+    monkeypatch.setattr(routes, "drop_local_route", drop_local_route)
+    rules = replace(ruleset(netns), door=door)
+    for before in (replace(rules, dns_port=54), None):
+        nft.pushed.clear()
+        with pytest.raises(RetryError):
+            trio.run(effects.carry_out, PushRuleset(before=before, after=rules))
+        assert len(nft.pushed) == 1
+    assert undone == ([(netns.path, rules.vip_range)] if led else [])
+
+
 class DataPlane:
     """Has connections until they are ended, to what is still accepted and what is not."""
 
@@ -89,5 +167,6 @@ def test_a_listener_that_closes_ends_its_connections():
     """Nobody may reach it any more, so nobody goes on with what was allowed; others' connections stay."""
     plane = DataPlane()
     watch = RulesetWatch(on_drift=lambda _: None)
-    HostEffects(plane=plane, doors=None, nft=None, nft_helper=None, watch=watch, registry=None).close_listener(WEB)
+    effects = HostEffects(plane=plane, doors=None, nft=None, nft_helper=None, watch=watch, registry=None)
+    trio.run(effects.carry_out, CloseListener(listener=Listener(destination=WEB, port=20000)))
     assert (plane.accepts, plane.carries) == (set(), {OTHER})

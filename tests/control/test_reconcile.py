@@ -6,18 +6,23 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
-from math import inf
 
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
-from appliance.control.reconcile import FULL_PASS, Reconciler
-from appliance.errors import RetryError
+from appliance.control.reconcile import DEBOUNCE, FULL_PASS, TURN, Reconciler
+from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Settings, Snapshot, Workload
+from appliance.model import state as st
+from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
-from appliance.model.network import NetnsId
+from appliance.model.network import Netns, NetnsId
+from appliance.model.registry import Interests
+from appliance.plan.compile import Plan
+from appliance.plan.replicas.rollout import CLAIM
+from tests.plan.cases import declared, machine, managed, spec
 
 NETWORK = DockerNetwork(
     name="bridge",
@@ -50,7 +55,10 @@ CLIENT = workload(3, "flask.flask", connect_to=(Allowance.parse("apple.orange:80
 
 @dataclass
 class FakeEffects:
-    """Records what it is told, refuses what contradicts what it was told before, and fails on demand."""
+    """Records what it is told, refuses what contradicts what it was told before, and fails on demand.
+
+    `fail` is by kind of call, or by a whole call.
+    """
 
     calls: list[str] = field(default_factory=list)
     fail: dict[str, Exception] = field(default_factory=dict)
@@ -58,55 +66,72 @@ class FakeEffects:
     """What happens once while a call takes its time, after it took effect."""
     open: set = field(default_factory=set)
     rulesets: dict = field(default_factory=dict)
+    doors: dict = field(default_factory=dict)
+    routes: dict = field(default_factory=dict)
     zone: object = None
 
     def _note(self, call: str, detail: object = "") -> None:
-        self.calls.append(f"{call} {detail}".strip())
-        if call in self.fail:
-            raise self.fail[call]
+        whole = f"{call} {detail}".strip()
+        self.calls.append(whole)
+        if found := self.fail.get(whole) or self.fail.get(call):
+            raise found
 
-    def open_listener(self, listener):
-        self._note("open", listener.port)
-        assert listener.destination not in self.open
-        self.open.add(listener.destination)
-
-    def swap_listener(self, listener):
-        self._note("swap", listener.destination)
-        assert listener.destination in self.open
-
-    def close_listener(self, destination):
-        self._note("close", destination)
-        self.open.remove(destination)
-
-    def set_dns_addresses(self, addresses):
-        self._note("dns", sorted(map(str, addresses)))
-
-    def set_zone(self, zone):
-        self._note("zone")
-        self.zone = zone
-
-    async def push_host_ruleset(self, before, after):
-        self._note("host ruleset")
-        self.meanwhile.pop("host ruleset", lambda: None)()
-
-    async def push_ruleset(self, before, after, netns):
-        self._note("push", netns.path)
-        assert before in (None, self.rulesets.get(netns.id))
-        self.rulesets[netns.id] = after
-        self.meanwhile.pop("push", lambda: None)()
-
-    async def drop_ruleset(self, netns):
-        self._note("drop", netns.path)
-        del self.rulesets[netns.id]
-
-    async def keep_allocations(self, allocations):
-        self._note("keep")
-
-    async def register(self, registration):
-        self._note("register", registration.destination)
-
-    async def deregister(self, registration):
-        self._note("deregister", registration.destination)
+    async def carry_out(self, step: st.Step) -> None:  # noqa: C901, PLR0912 — one case per kind of step
+        match step:
+            case st.KeepAllocations():
+                self._note("keep")
+            case st.OpenListener():
+                self._note("open", step.listener.port)
+                assert step.listener.destination not in self.open
+                self.open.add(step.listener.destination)
+            case st.SwapListener():
+                self._note("swap", step.after.destination)
+                assert step.after.destination in self.open
+            case st.CloseListener():
+                self._note("close", step.listener.destination)
+                self.open.remove(step.listener.destination)
+            case st.SetDnsAddresses():
+                self._note("dns", sorted(map(str, step.after)))
+            case st.SetZone():
+                self._note("zone")
+                self.zone = step.zone
+            case st.PushHostRuleset():
+                self._note("host ruleset")
+                self.meanwhile.pop("host ruleset", lambda: None)()
+            case st.PushRuleset():
+                netns = step.after.netns
+                self._note("push", netns.path)
+                assert step.before in (None, self.rulesets.get(netns.id))
+                self.rulesets[netns.id] = step.after
+                self.meanwhile.pop("push", lambda: None)()
+            case st.DropRuleset():
+                self._note("drop", step.ruleset.netns.path)
+                assert step.ruleset.netns.id not in self.doors | self.routes
+                self.rulesets.pop(step.ruleset.netns.id, None)
+            case st.AddRoute():
+                self._note("route", step.after.netns.path)
+                assert step.before in (None, self.routes.get(step.after.netns.id))
+                assert step.after.netns.id in self.rulesets
+                self.routes[step.after.netns.id] = step.after
+            case st.DropRoute():
+                self._note("unroute", step.route.netns.path)
+                assert step.route.netns.id in self.rulesets
+                del self.routes[step.route.netns.id]
+            case st.OpenDoor():
+                self._note("door", step.after.netns.path)
+                assert step.before in (None, self.doors.get(step.after.netns.id))
+                assert self.rulesets[step.after.netns.id].door
+                self.doors[step.after.netns.id] = step.after
+                self.meanwhile.pop("door", lambda: None)()
+            case st.CloseDoor():
+                self._note("close door", step.door.netns.path)
+                assert self.rulesets[step.door.netns.id].door
+                del self.doors[step.door.netns.id]
+            case st.Register():
+                self._note("register", step.registration.destination)
+            case st.Deregister():
+                self._note("deregister", step.registration.destination)
+        await trio.lowlevel.checkpoint()
 
 
 class Host:
@@ -117,22 +142,30 @@ class Host:
         self.effects = FakeEffects()
         self.faults = Faults()
         self.planned: list[Snapshot] = []
+        self.clock = trio.testing.MockClock()
         self.reconciler = Reconciler(
-            snapshot=self._snapshot, effects=self.effects, faults=self.faults, after_pass=self._planned
+            snapshot=self._snapshot, carry_out=self.effects.carry_out, faults=self.faults, followers=self
         )
-        self.due = inf
+        self.begun: list[tuple[Plan, int]] = []
+        """Each plan, and how many calls of effects there were before."""
 
-    async def _planned(self, facts: Snapshot) -> float:
+    def begin(self, plan: Plan) -> None:
+        """Take a plan before its steps are taken."""
+        self.begun.append((plan, len(self.effects.calls)))
+
+    async def finish(self, plan: Plan, facts: Snapshot) -> None:
+        """Take a plan once its steps were taken."""
+        assert plan is self.begun[-1][0]
         self.planned.append(facts)
-        return self.due
 
     def _snapshot(self) -> Snapshot:
         return replace(self.facts, allocations=self.reconciler.have.allocations)
 
-    def run(self) -> list[str]:
-        """Make one pass and return the calls that it made."""
+    def run(self, after: float = 60.0) -> list[str]:
+        """Make one pass so many seconds after the last one, and return the calls that it made."""
         self.effects.calls.clear()
-        trio.run(self.reconciler.reconcile)
+        self.clock.jump(after)
+        trio.run(self.reconciler.reconcile, clock=self.clock)
         return list(self.effects.calls)
 
 
@@ -155,24 +188,72 @@ def test_port_that_this_appliance_has_itself_is_left_alone() -> None:
     assert host.reconciler.have.allocations.ports[destination] not in {port, port + 1}
 
 
-def test_next_pass_comes_when_it_is_due() -> None:
+def claiming(started: float) -> Host:
+    """A host of two whose one container, which meshbox made, is not ready; it began to run so many seconds ago."""
+    pod = spec("pod", declared("a", (80,)), constraint="n1")
+    late = replace(managed(2, pod), accepting=frozenset(), started_at=1000.0 - started)
+    host = Host(late)
+    host.facts = replace(
+        host.facts,
+        now=1000.0,
+        specs={"pod": pod},
+        machines=(machine("n1", "10.0.0.1"), machine("n2", "10.0.0.2")),
+    )
+    return host
+
+
+def test_next_pass_comes_when_it_is_due(autojump_clock) -> None:
     """What follows from time alone is looked at when its time has come, not at the next full pass."""
-    host = Host()
-    host.due = 4.0
+    host = claiming(CLAIM - 4.0)
 
     async def script() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(host.reconciler.run)
             await trio.sleep(3.9)
             assert len(host.planned) == 1
-            host.due = inf
+            assert host.begun[-1][0].claims == frozenset()
+            host.facts = replace(host.facts, now=1004.0)
             await trio.sleep(0.2)
             assert len(host.planned) == 2
+            assert host.begun[-1][0].claims == {"pod/0/a"}
             await trio.sleep(FULL_PASS - 1)
             assert len(host.planned) == 2
             nursery.cancel_scope.cancel()
 
-    trio.run(script, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(script, clock=autojump_clock)
+
+
+def test_claims_follow_what_is_announced(autojump_clock) -> None:
+    """What a pass has announced is no longer claimed soon after, without anything else that rings."""
+    host = claiming(100.0)
+
+    async def script() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            assert host.begun[-1][0].claims == {"pod/0/a"}
+            ready = replace(host.facts.workloads[0], accepting=frozenset({80}))
+            host.facts = replace(host.facts, workloads=(ready,))
+            host.reconciler.ring(urgent=True)
+            await trio.sleep(0.01)
+            assert "register a.pod:80/tcp" in host.effects.calls
+            assert host.begun[-1][0].claims == {"pod/0/a"}
+            await trio.sleep(2 * DEBOUNCE)
+            assert host.begun[-1][0].claims == frozenset()
+            assert len(host.begun) == 3
+            nursery.cancel_scope.cancel()
+
+    trio.run(script, clock=autojump_clock)
+
+
+def test_each_plan_is_made_once_and_followed_before_and_after_its_steps() -> None:
+    """Ports are dialled at once; containers, claims and interests follow when the network is as it should be."""
+    host = Host(replace(SERVER, accepting=frozenset(), started_at=1.0), CLIENT)
+    assert len(host.run()) > 3
+    ((plan, before),) = host.begun
+    assert before == 0
+    assert {probe.port for probe in plan.probes} == {80}
+    assert plan.interests == Interests(services=frozenset({"orange", "flask"}), everything=False)
+    assert len(host.planned) == 1
 
 
 def test_second_pass_over_the_same_facts_does_nothing() -> None:
@@ -193,6 +274,253 @@ def test_failed_push_hides_the_name_and_is_tried_again() -> None:
     host.run()
     assert IPv4Address("172.18.0.3") in host.effects.zone.views
     assert host.faults.current == {}
+
+
+def test_what_fails_is_tried_again_by_its_own_schedule_only(autojump_clock) -> None:
+    """One container that fails for ever is tried more and more seldom; another's first failure ends 0.2 s later."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = RetryError("nft says no")
+    late = workload(4, "late.orange", ports=(Port.parse(80),))
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            await trio.sleep_until(trio.current_time() + 0.2 + 1 + 2 + 5 + 10 + 0.1)
+            assert host.effects.calls.count("push /netns/3") == 6
+            host.facts = replace(host.facts, workloads=(SERVER, CLIENT, late))
+            host.effects.fail["push /netns/4"] = RetryError("not now")
+            host.reconciler.ring(urgent=True)
+            await trio.testing.wait_all_tasks_blocked()
+            assert host.effects.calls.count("push /netns/4") == 1
+            del host.effects.fail["push /netns/4"]
+            await trio.sleep(0.19)
+            assert host.effects.calls.count("push /netns/4") == 1
+            await trio.sleep(0.02)
+            assert host.effects.calls.count("push /netns/4") == 2
+            assert IPv4Address("172.18.0.4") in host.effects.zone.views
+            assert host.effects.calls.count("push /netns/3") == 6
+            (fault,) = host.faults.current.values()
+            assert (fault.cause, fault.count) == ("nft says no", 6)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_bell_does_not_hammer_what_fails(autojump_clock) -> None:
+    """Passes for others leave it alone until it is due, and what follows from its failure still holds."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = RetryError("nft says no")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            await trio.sleep(0.2 + 1 + 2 + 0.1)
+            host.effects.calls.clear()
+            before = host.reconciler.passes
+            for number in range(40):
+                ready = frozenset({80}) if number % 2 else frozenset()
+                host.facts = replace(host.facts, workloads=(replace(SERVER, accepting=ready), CLIENT))
+                host.reconciler.ring(urgent=True)
+                await trio.sleep(0.1)
+                assert IPv4Address("172.18.0.3") not in host.effects.zone.views
+                assert IPv4Address("172.18.0.2") in host.effects.zone.views
+            assert host.reconciler.passes >= before + 40
+            assert "zone" not in host.effects.calls, "it is the same each time"
+            assert host.effects.calls.count("swap apple.orange:80/tcp") == 40
+            assert "push /netns/3" not in host.effects.calls
+            assert len(host.faults.current) == 1
+            await trio.sleep(1)
+            assert host.effects.calls.count("push /netns/3") == 1
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+class Missing:
+    """An address that is not there yet."""
+
+    def __init__(self, kind: str, host: Host) -> None:
+        self.there = trio.Event()
+        self.waits = 0
+        self._kind, self._host = kind, host
+        host.effects.fail[f"{kind} /netns/3"] = NotYetError("no address", self._wait)
+
+    async def _wait(self) -> bool:
+        self.waits += 1
+        with trio.move_on_after(1.0):
+            await self.there.wait()
+            return True
+        return False
+
+    def come(self) -> None:
+        """Let it be there."""
+        del self._host.effects.fail[f"{self._kind} /netns/3"]
+        self.there.set()
+
+
+def inner(*workloads: Workload) -> Host:
+    """A host with one network, which is internal."""
+    host = Host(*workloads)
+    host.facts = replace(host.facts, networks=(replace(NETWORK, internal=True),))
+    return host
+
+
+@pytest.mark.parametrize("kind", ["door", "route"])
+def test_address_that_is_not_up_yet_is_no_fault(autojump_clock, kind: str) -> None:
+    """The step is done as soon as it is there, and nothing else has waited for it."""
+    host = inner(SERVER, CLIENT)
+    missing = Missing(kind, host)
+    asker = IPv4Address("172.18.0.3")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            await trio.sleep(0.1)
+            host.reconciler.ring(urgent=True)
+            await trio.sleep(0.1)
+            assert host.effects.calls.count(f"{kind} /netns/3") == missing.waits == 1
+            assert (asker in host.effects.zone.views) == (kind == "door"), "no name works before its route"
+            assert IPv4Address("172.18.0.2") in host.effects.zone.views
+            assert host.faults.total == 0
+            missing.come()
+            await trio.sleep(0.001)
+            assert host.reconciler.have == host.reconciler.want
+            assert asker in host.effects.zone.views
+            assert host.faults.total == 0
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+@pytest.mark.parametrize(("kind", "schedule"), [("door", (0.2, 1, 5, 30)), ("route", (0.2, 1, 2, 5, 10))])
+def test_address_that_does_not_come_is_a_fault(autojump_clock, kind: str, schedule: tuple[float, ...]) -> None:
+    """After a second; it is then tried by schedule, and at once when the address comes after all."""
+    host = inner(SERVER, CLIENT)
+    missing = Missing(kind, host)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            await trio.sleep(0.9)
+            assert host.faults.total == 0
+            await trio.sleep(0.2)
+            (fault,) = host.faults.current.values()
+            assert (fault.cause, fault.count) == ("no address", 1)
+            for number, pause in enumerate(schedule, start=2):
+                await trio.sleep(pause)
+                assert fault.count == number
+            missing.come()
+            await trio.sleep(0.001)
+            assert host.reconciler.have == host.reconciler.want
+            assert host.faults.current == {}
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_door_that_cannot_be_opened_holds_nothing_up() -> None:
+    """It is one fault, in words that say what happens instead; names, announcements and other doors work."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["door /netns/3"] = OSError(errno.EADDRINUSE, "in use")
+    with capture_logs() as lines:
+        calls = host.run()
+    assert calls[-2:] == ["door /netns/2", "door /netns/3"]
+    assert calls.count("register apple.orange:80/tcp") == 1
+    assert replace(host.reconciler.have, doors={}) == replace(host.reconciler.want, doors={})
+    assert host.reconciler.have.doors.keys() == {SERVER.netns.id}
+    (line,) = lines
+    assert line["event"] == "cannot open the door of a container; its connections go through the host; will try again"
+    assert (line["container"], line["netns"]) == ("172.18.0.3", "4:3")
+    host.effects.fail.clear()
+    assert host.run(after=0.2) == ["door /netns/3"]
+    assert host.faults.current == {}
+
+
+def test_door_that_cannot_be_closed_keeps_its_rules() -> None:
+    """Without them a program of the workload would get what is led there."""
+    host = inner(SERVER, CLIENT)
+    host.run()
+    host.facts = replace(host.facts, workloads=(SERVER,))
+    host.effects.fail["close door"] = RetryError("no")
+    host.run()
+    assert CLIENT.netns.id in host.effects.rulesets
+    host.effects.fail.clear()
+    calls = host.run(after=0.2)
+    assert calls == ["close door /netns/3", "drop /netns/3"]
+
+
+def test_forgotten_rules_take_door_and_route_along() -> None:
+    """They are put back with them."""
+    host = inner(SERVER, CLIENT)
+    host.run()
+    host.reconciler.forget_ruleset(CLIENT.netns.id)
+    assert CLIENT.netns.id not in host.reconciler.have.doors.keys() | host.reconciler.have.routes.keys()
+    assert host.run() == ["push /netns/3", "route /netns/3", "door /netns/3"]
+
+
+def test_bell_comes_before_doors(autojump_clock) -> None:
+    """Opening a thousand doors takes a second: what is urgent need not wait for that, and all are opened."""
+    many = [workload(number, "apple.orange", ports=(Port.parse(80),)) for number in range(2, 2 + 3 * TURN)]
+    host = Host(*many)
+    late = workload(200, "late.orange")
+
+    def appear() -> None:
+        host.facts = replace(host.facts, workloads=(*many, late))
+        host.reconciler.ring(urgent=True)
+
+    async def main() -> None:
+        host.effects.meanwhile["door"] = appear
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            assert len(host.effects.doors) == TURN
+            await trio.sleep(0.01)
+            assert len(host.effects.doors) == 3 * TURN + 1
+            before = host.effects.calls[: host.effects.calls.index("push /netns/200")]
+            assert sum(call.startswith("door") for call in before) == TURN
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_changed_step_is_tried_at_once() -> None:
+    """What failed before is no judgement of what is wanted now."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = RetryError("nft says no")
+    host.run()
+    assert "push /netns/3" not in host.run(after=0.1)
+    host.facts = replace(host.facts, workloads=(SERVER, replace(CLIENT, connect_to=())))
+    assert "push /netns/3" in host.run(after=0.0)
+    assert "push /netns/3" not in host.run(after=0.1)
+    host.effects.fail.clear()
+    assert "push /netns/3" not in host.run(after=0.1)
+    assert "push /netns/3" in host.run(after=2.0)
+
+
+def test_new_namespace_of_a_former_number_is_tried_at_once() -> None:
+    """The kernel uses inode numbers again: what failed there is over."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = RetryError("nft says no")
+    host.run()
+    host.reconciler.forget_ruleset(CLIENT.netns.id)
+    assert "push /netns/3" in host.run(after=0.0)
+
+
+def test_next_pass_does_not_wait_for_what_cannot_be_tried(autojump_clock) -> None:
+    """An announcement is due, but its listener is not open: only the listener's own time starts a pass."""
+    host = Host(SERVER)
+    host.effects.fail["register"] = RetryError("registry is away")
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            host.effects.fail["open"] = OSError(errno.EMFILE, "too many open files")
+            host.effects.open.clear()
+            host.reconciler.have = replace(host.reconciler.have, listeners={})
+            await trio.sleep(0.2 + 0.2 + 1 + 2 + 5 + 10 + 10 + 10 + 0.1)
+            assert host.reconciler.passes == 9
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
 
 
 def test_refused_change_is_followed_by_the_whole_ruleset() -> None:
@@ -256,7 +584,7 @@ def test_edited_ruleset_is_pushed_anew() -> None:
     host.run()
     host.effects.rulesets.pop(CLIENT.netns.id)
     host.reconciler.forget_ruleset(CLIENT.netns.id)
-    assert host.run() == ["push /netns/3"]
+    assert host.run() == ["push /netns/3", "door /netns/3"]
 
 
 def test_vanished_workload_takes_everything_of_its_own_along() -> None:
@@ -327,6 +655,7 @@ def test_bell_starts_a_pass(autojump_clock, urgent: bool) -> None:
 def test_edited_rules_do_not_wait_for_the_full_pass(autojump_clock, whose: str) -> None:
     """What somebody else changed is pushed anew at once."""
     host = Host(SERVER, CLIENT)
+    expected = ["host ruleset"] if whose == "host" else ["push /netns/3", "door /netns/3"]
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -338,7 +667,7 @@ def test_edited_rules_do_not_wait_for_the_full_pass(autojump_clock, whose: str) 
                 host.effects.rulesets.pop(CLIENT.netns.id)
                 host.reconciler.forget_ruleset(CLIENT.netns.id)
             with trio.fail_after(2):
-                while host.effects.calls != ["host ruleset" if whose == "host" else "push /netns/3"]:
+                while host.effects.calls != expected:
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
 

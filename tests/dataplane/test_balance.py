@@ -88,7 +88,7 @@ def test_success_ends_the_pause() -> None:
 
 
 def test_all_failing_is_better_than_none() -> None:
-    """When every backend is left out, they are tried all the same."""
+    """When every backend is left out, they are tried nevertheless."""
     balancer = Balancer([backend(1), backend(2)], clock=Clock())
     for state in balancer.states.values():
         balancer.failed(state)

@@ -12,16 +12,15 @@ from appliance.model.facts import (
     DockerNetwork,
     Endpoint,
     Machine,
-    Netns,
     RunState,
     Settings,
     Snapshot,
     Workload,
 )
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
-from appliance.model.network import NetnsId
+from appliance.model.network import Netns, NetnsId
 from appliance.model.spec import Container, Service
-from appliance.plan.rollout import revision
+from appliance.plan.replicas.rollout import revision
 from appliance.spec.constraint import parse_constraint
 
 GATEWAY = IPv4Address("172.18.0.1")
@@ -197,11 +196,12 @@ def snapshots(draw) -> Snapshot:
             vip_range=IPv4Network(draw(st.sampled_from(["240.0.0.0/4", "10.9.0.0/27", "10.9.0.0/29"]))),
             proxy_ports=draw(st.sampled_from([(20000, 29999), (20000, 20063), (20000, 20007)])),
             prefer_local=draw(st.booleans()),
+            doors=draw(st.sampled_from([True, True, False])),
         ),
         specs={s.name: s for s in draw(st.lists(services(), max_size=3))},
         tombstones=draw(st.dictionaries(_LABELS, st.just(5.0))),
         workloads=draw(workloads()),
-        networks=draw(st.sampled_from([(BRIDGE,), (BRIDGE, OWN), ()])),
+        networks=draw(st.sampled_from([(BRIDGE,), (replace(BRIDGE, internal=True),), (BRIDGE, OWN), ()])),
         host_addresses=frozenset({GATEWAY}),
         machines=tuple(machine(n, f"10.0.0.{i + 1}") for i, n in enumerate(nodes)),
         unusable_ports=draw(st.frozensets(st.integers(20000, 20005))),

@@ -17,7 +17,7 @@ from appliance.plan.backends import (
     remote_backends,
 )
 from appliance.plan.containers import MeshContainers
-from appliance.plan.rollout import revision
+from appliance.plan.replicas.rollout import revision
 from tests.plan.cases import GATEWAY, address, container, declared, dest, endpoint, machine, managed, snapshot, spec
 
 WEB = dest("web.web:80")

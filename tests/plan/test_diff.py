@@ -8,15 +8,17 @@ from ipaddress import IPv4Address
 from hypothesis import given
 
 from appliance.model import state as st
+from appliance.model.facts import Attachment
 from appliance.model.network import Listener
 from appliance.plan.compile import compile_host
 from appliance.plan.diff import apply, diff
-from tests.plan.cases import SETTINGS, address, container, dest, snapshot, snapshots
+from tests.plan.cases import BRIDGE, SETTINGS, address, container, dest, snapshot, snapshots
 
 NOTHING = st.HostState()
 SERVER = container(2, "apple.orange", ports=(80,))
 CLIENT = container(3, "flask.flask", to=("apple.orange:80",))
 APPLE = dest("apple.orange:80")
+HOST_ON_X = IPv4Address("172.31.0.1")
 
 
 def state(*workloads, before=NOTHING, **fields):
@@ -42,17 +44,25 @@ def test_apply_diff_leads_there(a, b):
 
 @given(snapshots(), snapshots())
 def test_no_hole_and_no_early_announcement(a, b):
-    """After every single step: routes lead to open listeners that let them in, and what is announced is served."""
+    """After every single step: routes lead to open listeners that let them in, and what is announced is served.
+
+    Doors and routes stand in rules, and nothing waits for a door.
+    """
     have = compile_host(a)
     want = compile_host(replace(b, settings=a.settings, unusable_ports=a.unusable_ports, allocations=have.allocations))
     gone = have.listeners.keys() - want.listeners.keys()
+    opening = False
     for step in diff(have, want):
+        opening = opening or isinstance(step, st.OpenDoor)
+        assert opening == isinstance(step, st.OpenDoor)
         have = apply([step], have)
         by_port = {listener.port: listener for listener in have.listeners.values()}
         assert len(by_port) == len(have.listeners)
         for netns, ruleset in have.rulesets.items():
             if ruleset == want.rulesets.get(netns):
                 assert {r.proxy_port for r in ruleset.routes} <= by_port.keys()
+        assert all(have.rulesets[netns].door for netns in have.doors)
+        assert have.routes.keys() <= have.rulesets.keys()
         assert set(have.registrations) <= set(have.listeners)
         if isinstance(step, st.CloseListener):
             assert step.listener.destination in gone
@@ -85,6 +95,7 @@ def test_from_nothing():
         "SetDnsAddresses",
         "SetZone",
         "Register",
+        "OpenDoor",
     ]
 
 
@@ -97,10 +108,12 @@ def test_everything_goes():
         "Deregister",
         "SetZone",
         "PushHostRuleset",
+        "CloseDoor",
         "PushRuleset",
         "DropRuleset",
         "SetZone",
         "CloseListener",
+        "OpenDoor",
     ]
 
 
@@ -108,7 +121,8 @@ def test_only_removal_sets_the_zone_once():
     """When names only go, the zone changes once, early."""
     have = state(SERVER, CLIENT)
     steps = diff(have, state(SERVER, before=have))
-    assert kinds(steps) == ["KeepAllocations", "SetZone", "SwapListener", "PushHostRuleset", "DropRuleset"]
+    zone_first = ["KeepAllocations", "SetZone", "SwapListener", "PushHostRuleset"]
+    assert kinds(steps) == [*zone_first, "CloseDoor", "DropRuleset"]
 
 
 def test_removed_allowance_is_refused_by_the_proxy_first():
@@ -130,7 +144,7 @@ def test_new_namespaces_come_first():
     """Of several rulesets, those of containers whose programs are about to start."""
     have = state(SERVER, container(3, "flask.flask"))
     steps = diff(have, state(SERVER, CLIENT, container(9, "new.new"), before=have))
-    pushes = [s.after.netns.inode for s in steps if isinstance(s, st.PushRuleset)]
+    pushes = [s.after.netns.id.inode for s in steps if isinstance(s, st.PushRuleset)]
     assert pushes == [9, 3]
 
 
@@ -180,7 +194,7 @@ def test_unknown_rulesets_are_pushed_in_full():
     (host, push) = diff(have, want)
     assert host.before is None
     assert push.before is None
-    assert push.after.netns.inode == 3
+    assert push.after.netns.id.inode == 3
 
 
 def test_address_that_changes_hands():
@@ -192,6 +206,45 @@ def test_address_that_changes_hands():
     assert order.index("SwapListener") < order.index("PushRuleset")
     swap = next(s for s in steps if isinstance(s, st.SwapListener))
     assert IPv4Address(address(3)) not in swap.after.callers
+
+
+def test_door_follows_its_networks():
+    """It is opened again when the addresses of this host change in its namespace, and stays open otherwise."""
+    have = state(SERVER, CLIENT)
+    (before,) = (door for door in have.doors.values() if door.netns == CLIENT.netns)
+    joined = replace(
+        CLIENT, attachments=(*CLIENT.attachments, Attachment(network="x", address=None, gateway=HOST_ON_X))
+    )
+    steps = diff(have, state(SERVER, joined, before=have))
+    after = replace(before, gateways=before.gateways | {HOST_ON_X})
+    assert kinds(steps) == ["PushHostRuleset", "PushRuleset", "SetDnsAddresses", "OpenDoor"]
+    assert steps[-1] == st.OpenDoor(before=before, after=after)
+    assert "OpenDoor" not in kinds(diff(have, state(SERVER, container(3, "flask.flask"), before=have)))
+
+
+def test_route_comes_right_after_its_rules_and_goes_before_them():
+    """Nothing of the workload's leaves its namespace for a virtual IP unseen; no name works before the route."""
+    inner = (replace(BRIDGE, internal=True),)
+    want = state(SERVER, CLIENT, networks=inner)
+    order = kinds(diff(NOTHING, want))
+    assert order[order.index("PushRuleset") :] == [
+        "PushRuleset",
+        "AddRoute",
+        "SetDnsAddresses",
+        "SetZone",
+        "Register",
+        "OpenDoor",
+    ]
+    order = kinds(diff(want, state(before=want, networks=inner)))
+    assert order[order.index("CloseDoor") :][:3] == ["CloseDoor", "DropRoute", "DropRuleset"]
+    assert "DropRoute" in kinds(diff(want, state(SERVER, CLIENT, before=want)))
+
+
+def test_door_without_room_is_closed_before_its_rules_go():
+    """A program of the workload would get what is led there."""
+    have = state(SERVER, CLIENT)
+    want = state(SERVER, CLIENT, before=have, settings=replace(SETTINGS, doors=False))
+    assert kinds(diff(have, want)) == ["CloseDoor", "PushRuleset"]
 
 
 def test_suffix_change_sets_the_zone():

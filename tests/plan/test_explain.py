@@ -7,13 +7,15 @@ from dataclasses import replace
 import pytest
 
 from appliance.model.facts import RunState, Snapshot
-from appliance.model.names import Allowance
+from appliance.model.names import Allowance, Protocol
+from appliance.model.state import Subject
 from appliance.model.stats import BackendStats, ListenerStats
 from appliance.plan.compile import compile_host
 from appliance.plan.explain import find_client, why
 from tests.plan.cases import BRIDGE, SETTINGS, container, stopped
 
 SERVER = container(2, "apple.orange", ports=(80, "53/udp"))
+TCP = Protocol.TCP
 CLIENT = container(3, "flask.flask", to=("apple.orange:80",))
 OTHER = container(4, "pear.tree", ports=(80,))
 
@@ -23,10 +25,10 @@ def facts(*workloads) -> Snapshot:
     return Snapshot(now=1.0, settings=SETTINGS, workloads=workloads, networks=(BRIDGE,))
 
 
-def ask(client, wanted: str, *workloads, have=None, stats=()):
+def ask(client, wanted: str, *workloads, have=None, stats=(), cause=lambda _: None):
     """Return the way from `client` to `wanted` on a host that has what it should have."""
     s = facts(*workloads)
-    return why(client, Allowance.parse(wanted), s, have or compile_host(s), stats)
+    return why(client, Allowance.parse(wanted), s, have or compile_host(s), stats, cause)
 
 
 def test_whole_way() -> None:
@@ -98,7 +100,7 @@ def test_all_backends_left_out() -> None:
             ),
         ),
     )
-    last = why(CLIENT, Allowance.parse("apple.orange:80"), s, have, [stats])[-1]
+    last = why(CLIENT, Allowance.parse("apple.orange:80"), s, have, [stats], lambda _: None)[-1]
     assert not last.passed
     assert "left out for 1.5 s" in last.words
 
@@ -108,6 +110,40 @@ def test_rule_that_is_not_in_place() -> None:
     s = facts(SERVER, CLIENT)
     last = ask(CLIENT, "apple.orange:80", SERVER, CLIENT, have=replace(compile_host(s), rulesets={}))[-1]
     assert last.station == "rule"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "through_door"),
+    [
+        ("apple.orange:80", "its door is open: the proxy accepts {vip}:80 inside its namespace"),
+        (
+            "apple.orange:53/udp",
+            "its door is open: datagrams to {vip}:53 are rewritten to the proxy's own address inside its namespace",
+        ),
+    ],
+)
+def test_way_through_the_door_or_past_it(wanted, through_door) -> None:
+    """It tells what is: a door that is open, the host instead and why, or the host where no door is wanted."""
+    client = container(3, "flask.flask", to=("apple.orange",))
+    s = facts(SERVER, client)
+    have = compile_host(s)
+    destination = Allowance.parse(wanted)
+    vip = have.zone.names[destination.name]
+    routes = have.rulesets[client.netns.id].routes
+    (port,) = (r.proxy_port for r in routes if r.protocol is (destination.protocol or TCP))
+    past = f"its namespace redirects {vip}:{destination.port} to 172.18.0.1:{port}"
+
+    def rule(have, cause=lambda _: None) -> str:
+        way = ask(client, wanted, SERVER, client, have=have, cause=cause)
+        return next(station.words for station in way if station.station == "rule")
+
+    assert rule(have) == through_door.format(vip=vip)
+    closed = replace(have, doors={})
+    cause = {Subject("open door", str(client.netns.id)): "Address already in use"}.get
+    assert rule(closed, cause) == f"{past}, on the host; its door is not open: Address already in use"
+    assert rule(closed) == f"{past}, on the host; its door is not open: it is not open yet"
+    bare = replace(closed, rulesets={netns: replace(r, door=False) for netns, r in have.rulesets.items()})
+    assert rule(bare) == past
 
 
 def test_listener_that_is_not_in_place() -> None:

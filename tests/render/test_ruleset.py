@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
 from appliance.render import ruleset
 from appliance.render.ruleset import change_host, change_workload, render_host, render_workload
 
 GOLDEN = Path(__file__).parent / "golden"
 
 BARE = WorkloadRuleset(
-    netns=NetnsId(device=4, inode=1),
+    netns=Netns(id=NetnsId(device=4, inode=1), path="/netns/1"),
     proxy=IPv4Address("172.18.0.1"),
     dns_port=53,
     vip_range=IPv4Network("240.0.0.0/4"),
@@ -177,7 +177,11 @@ ONE = replace(BARE, routes=frozenset({OLD}))
             "add element inet meshbox hosts {\n\t172.19.0.1\n}\nadd element inet meshbox gateways {\n\t172.19.0.1\n}\n",
             id="a network more",
         ),
-        pytest.param(replace(ONE, netns=NetnsId(device=4, inode=2)), "", id="the namespace is not in the text"),
+        pytest.param(
+            replace(ONE, netns=Netns(id=NetnsId(device=4, inode=2), path="/netns/2")),
+            "",
+            id="the namespace is not in the text",
+        ),
     ],
 )
 def test_a_change_of_elements_is_a_delta(after, text):

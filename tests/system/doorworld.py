@@ -21,15 +21,16 @@ from appliance.control.doors import Doors
 from appliance.dataplane import api as face
 from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.workers.pool import WorkerPool
-from appliance.faults import Faults
+from appliance.errors import NotYetError
 from appliance.model.names import Destination, Protocol
 from appliance.model.network import Backend, Listener, Route, WorkloadRuleset
+from appliance.plan.doors import doors
 from appliance.render.ruleset import render_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from appliance.model.facts import Netns
+    from appliance.model.network import Netns
 
 VIP = "240.1.1.1"
 UNDECLARED = "240.1.1.2"
@@ -40,7 +41,7 @@ Kind = TypeVar("Kind", bound="Mesh")
 
 
 class Proxy:
-    """A data plane on a loop of its own thread, and the keeper of its doors. Also a `DataPlane`, for that keeper."""
+    """A data plane on a loop of its own thread, and what opens its doors. Also a `DataPlane`, for the latter."""
 
     def __init__(self, workers: int = 0) -> None:
         self.loop = uvloop.new_event_loop()
@@ -53,8 +54,7 @@ class Proxy:
         make = (lambda: WorkerPool(self.loop, number=workers, command=command, **options)) if workers else None
         self.plane: Any = self.call(make or (lambda: InProcess(self.loop, **options)))
         self.call(self.plane.start)
-        self.faults = Faults()
-        self.doors = Doors(self, self.faults)
+        self.doors = Doors(self)
         self.accepting = self.plane.accepting
 
     def _serve(self) -> None:
@@ -86,19 +86,40 @@ class Proxy:
         self.call(self.plane.ask, question, answered.set_result)
         return answered.result(10)
 
-    def keep(self, *rulesets: tuple[WorkloadRuleset, Netns], until: Callable[[], bool] | None = None) -> None:
-        """Let the keeper work until all these doors are open, or until something else is true."""
+    def open(self, *rulesets: WorkloadRuleset) -> None:
+        """Open the doors of these namespaces, trying again as the loop does. Raises TooSlowError."""
 
-        def done() -> bool:
-            return until() if until else all(netns.id in self.doors.open for _, netns in rulesets)
+        async def main() -> None:
+            with trio.fail_after(10):
+                for door in doors({rules.netns.id: rules for rules in rulesets}).values():
+                    while self.doors.opened.get(door.netns.id) != door:
+                        try:
+                            await self.doors.open(door)
+                        except NotYetError as missing:
+                            await missing.wait()
+                        except OSError:  # one that was closed just now still has the port
+                            await trio.sleep(0.02)
+
+        trio.run(main)
+
+    def open_at_once(self, rules: WorkloadRuleset) -> None:
+        """Try once to open a door. Raises OSError, RetryError."""
+        (door,) = doors({rules.netns.id: rules}).values()
+        trio.run(self.doors.open, door)
+
+    def drop(self, *rulesets: WorkloadRuleset) -> None:
+        """Close these doors."""
+        for door in doors({rules.netns.id: rules for rules in rulesets}).values():
+            trio.run(self.doors.close, door)
+
+    def look(self, until: Callable[[], bool]) -> None:
+        """Let the doors look after their namespaces until something is true."""
 
         async def main() -> None:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.doors.run)
-                for ruleset, netns in rulesets:
-                    self.doors.keep(ruleset, netns, anew=True)
                 with trio.fail_after(10):
-                    while not done():
+                    while not until():
                         await trio.sleep(0.005)
                 nursery.cancel_scope.cancel()
 
@@ -145,7 +166,7 @@ class Mesh:
 
     def open(self) -> None:
         """Open both doors."""
-        self.proxy.keep((self.rules, self.workload), (self.served, self.neighbour))
+        self.proxy.open(self.rules, self.served)
 
     def dial(self, source: str | None = None) -> socket.socket:
         """Return a connection of the workload to the service."""
@@ -169,7 +190,7 @@ class Mesh:
 def ruleset(netns: Netns, address: str) -> WorkloadRuleset:
     """Return the rules of a workload without routes."""
     return WorkloadRuleset(
-        netns=netns.id,
+        netns=netns,
         proxy=IPv4Address(HOST),
         dns_port=53,
         vip_range=IPv4Network("240.0.0.0/4"),

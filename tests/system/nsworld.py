@@ -27,7 +27,7 @@ import trio
 from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp.sockets import listen_at_door
 from appliance.drivers.netns import identity, netlink, routes
-from appliance.model.facts import Netns
+from appliance.model.network import Netns
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The data plane inside of workloads' namespaces: a real one, with the rules that lead to it and the doors' keeper."""
+"""The data plane inside workloads' namespaces: a real one, with the rules that lead to it and what opens the doors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import trio
 from doorworld import DIALLER, UNDECLARED, VIP, WEB, Mesh, eventually, packets, proxied
 from nsworld import REFUSED, SECONDS, WORKLOAD, World, inside
 
 from appliance.dataplane import api as face
+from appliance.errors import NotYetError
 from appliance.render.ruleset import DOOR_PORT, render_workload
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ def test_a_namespace_that_leaves_the_mesh_keeps_nothing(mesh: Mesh) -> None:
     """Neither the door nor the route; until the rules go too, what is dialled goes to the host, as before the door."""
     mesh.open()
     host = mesh.world.serve("the proxy's port", "host", "tcp", 29001)
-    for netns in (mesh.workload, mesh.neighbour):
-        trio.run(mesh.proxy.doors.drop, netns)
+    mesh.proxy.drop(mesh.rules, mesh.served)
     assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the proxy's port"
     mesh.proxy.ask(face.LEFT)
     assert not listening(mesh.world, "workload", DOOR_PORT)
@@ -194,8 +193,7 @@ def test_established_connections_outlive_their_route_and_new_ones_do_not(mesh: M
 def test_a_port_that_is_taken_leaves_the_longer_way(mesh: Mesh) -> None:
     """It is told, nothing leads to a door that is not there, and the door is opened when the port is free."""
     mesh.open()
-    for netns in (mesh.workload, mesh.neighbour):
-        trio.run(mesh.proxy.doors.drop, netns)
+    mesh.proxy.drop(mesh.rules, mesh.served)
     mesh.proxy.ask(face.LEFT)
     taken = mesh.world.serve("somebody", "workload", "tcp", DOOR_PORT)
     former = (
@@ -210,19 +208,21 @@ def test_a_port_that_is_taken_leaves_the_longer_way(mesh: Mesh) -> None:
     )  # as an appliance that was killed leaves it
     mesh.world.ip("-n", mesh.world._name("workload"), *former)
     mesh.world.serve("the proxy's port", "host", "tcp", 29001)
-    mesh.proxy.keep((mesh.rules, mesh.workload), until=lambda: bool(mesh.proxy.faults.current))
-    (fault,) = mesh.proxy.faults.current.values()
-    assert "in use" in fault.cause
+    with pytest.raises(OSError, match="in use"):
+        mesh.proxy.open_at_once(mesh.rules)
+    assert mesh.workload.id not in mesh.proxy.doors.opened
     assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the proxy's port"
     taken.close()
     mesh.open()
-    assert mesh.proxy.faults.current == {}
     assert mesh.passes()
 
 
 def test_a_door_waits_for_the_workloads_address(mesh: Mesh) -> None:
     """Docker gives it one only after the rules are in place. Without one there is no door, and that is told."""
     mesh.world.ip("-n", mesh.world._name("workload"), "addr", "del", f"{WORKLOAD}/16", "dev", "eth0")
+    with pytest.raises(NotYetError, match=f"does not have the address {WORKLOAD}"):
+        mesh.proxy.open_at_once(mesh.rules)
+    assert mesh.workload.id not in mesh.proxy.doors.opened
     timer = threading.Timer(
         0.2, mesh.world.ip, ("-n", mesh.world._name("workload"), "addr", "add", f"{WORKLOAD}/16", "dev", "eth0")
     )
@@ -251,8 +251,8 @@ def test_a_gone_namespace_is_no_fault_to_drop(mesh: Mesh) -> None:
     """Docker removes its file with the container; the door let it live until then."""
     mesh.open()
     mesh.world.delete("workload")
-    trio.run(mesh.proxy.doors.drop, mesh.workload)
-    assert mesh.proxy.faults.total == 0
+    mesh.proxy.drop(mesh.rules)
+    assert mesh.workload.id not in mesh.proxy.doors.opened
 
 
 def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch)
     with mesh.dial(), mesh.server.accept()[0]:
         pass
     mesh.world.delete("workload")
-    mesh.proxy.keep(until=lambda: mesh.workload.id not in mesh.proxy.doors._kept)
+    mesh.proxy.look(until=lambda: mesh.workload.id not in mesh.proxy.doors.opened)
     mesh.proxy.ask(face.LEFT)
     eventually(lambda: not mesh.world.has_link("host", "workload"))
 

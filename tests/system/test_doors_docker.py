@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 from machine import IMAGE, wait_until
 
+from appliance.drivers.netns.netlink import entered
+from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from machine import Machine
 
 pytestmark = pytest.mark.system
@@ -43,7 +50,46 @@ def test_servers_are_dialled_inside_unless_they_may_have_rules_of_their_own(mesh
     gateway = populate(mesh)
     wait_until(lambda: caller(mesh, "plain.far") == INSIDE, "the doors are open")
     assert caller(mesh, "own.far") == gateway
-    assert "which accepts in there" in mesh.meshbox("why", "client.near", "plain.far:7003").stdout
+    assert "its door is open: the proxy accepts" in mesh.meshbox("why", "client.near", "plain.far:7003").stdout
+    assert {w["door"] for w in mesh.show("workloads")} == {"open"}
+
+
+def test_a_door_that_cannot_be_opened_is_told_with_its_cause(idle: Machine) -> None:
+    """A container holds the door's own port: `why` and `workloads` say so, and that it opens once the port is free."""
+    idle.run_container("server", IMAGE, service="far", container="server", ports="7003")
+    idle.run_container("client", IMAGE, service="near", container="client", connect_to="server.far")
+    with occupied(idle, "client"):
+        idle.start()
+
+        def told() -> bool:
+            return "in use" in (door_of(idle, "client") or "")
+
+        wait_until(told, "the fault is told")
+        assert door_of(idle, "client") == "no: [Errno 98] Address already in use"
+        assert door_of(idle, "server") == "open"
+        words = idle.meshbox("why", "client.near", "server.far:7003").stdout
+        assert "on the host; its door is not open: [Errno 98] Address already in use" in words
+        assert "Address already in use" in idle.meshbox("workloads").stdout
+    # It is tried again after up to 30 s, and at once when its rules are put back.
+    idle.exec_in("client", "nft", "delete", "table", "inet", "meshbox")
+    wait_until(lambda: door_of(idle, "client") == "open", "the door is open")
+    assert "its door is open" in idle.meshbox("why", "client.near", "server.far:7003").stdout
+
+
+@contextmanager
+def occupied(machine: Machine, name: str) -> Iterator[None]:
+    """Hold the door's port inside a container's namespace."""
+    path = machine.inspect(name)["NetworkSettings"]["SandboxKey"]
+    with socket.socket(fileno=entered(path, lambda: socket.socket().detach())) as holder:
+        holder.bind((str(DOOR_ADDRESS), DOOR_PORT))
+        holder.listen()
+        yield
+
+
+def door_of(machine: Machine, name: str) -> str | None:
+    """Return what `workloads` says of a container's door."""
+    (row,) = (w for w in machine.show("workloads") if w["docker_name"] == name)
+    return row["door"]
 
 
 def test_without_doors_all_goes_through_the_host(idle: Machine) -> None:

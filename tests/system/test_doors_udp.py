@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import trio
 from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets, proxied
 from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
 
@@ -145,7 +144,7 @@ def test_a_flow_changes_over_as_the_door_comes_and_goes(mesh: UdpMesh) -> None:
         mesh.open()
         assert carry(client, mesh.udp) == f"::ffff:{DIALLER}"
         assert carry(client, mesh.udp) == f"::ffff:{DIALLER}"
-        trio.run(mesh.proxy.doors.drop, mesh.workload)
+        mesh.proxy.drop(mesh.rules)
         mesh.proxy.ask(face.LEFT)
         assert carry(client, host) == f"::ffff:{WORKLOAD}"
         mesh.open()
@@ -160,7 +159,7 @@ def test_without_the_appliance_it_is_refused_at_once(mesh: UdpMesh) -> None:
         carry(client, mesh.udp)
         carry(client, mesh.udp)
         mesh.proxy.close_door(mesh.workload.id)
-        del mesh.proxy.doors.open[mesh.workload.id]
+        del mesh.proxy.doors.opened[mesh.workload.id]
         eventually(lambda: not mesh.proxy.ask(face.CONNECTIONS))
         client.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
@@ -238,14 +237,12 @@ def test_a_port_that_is_taken_leaves_the_longer_way(mesh: UdpMesh) -> None:
     taken = mesh.world.serve("somebody", "workload", "udp", DOOR_PORT)
     host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 29002)
     host.settimeout(SECONDS)
-    mesh.proxy.keep((mesh.rules, mesh.workload), until=lambda: bool(mesh.proxy.faults.current))
-    (fault,) = mesh.proxy.faults.current.values()
-    assert "in use" in fault.cause
+    with pytest.raises(OSError, match="in use"):
+        mesh.proxy.open_at_once(mesh.rules)
     with mesh.client() as client:
         carry(client, host)
         taken.close()
         mesh.open()
-        assert mesh.proxy.faults.current == {}
         carry(client, mesh.udp)
 
 
@@ -260,7 +257,7 @@ def test_a_gone_namespace_is_let_go(mesh: UdpMesh, gone: str, monkeypatch: pytes
     mesh.world.close_servers()
     netns = mesh.workload if gone == "workload" else mesh.neighbour
     mesh.world.delete(gone)
-    mesh.proxy.keep(until=lambda: netns.id not in mesh.proxy.doors._kept)
+    mesh.proxy.look(until=lambda: netns.id not in mesh.proxy.doors.opened)
     port = gone if mesh.world.has_link("host", gone) else ""
     assert port
     eventually(lambda: not mesh.world.has_link("host", port))
@@ -281,7 +278,7 @@ def test_another_address_of_a_server_is_asked_from_the_host(mesh: UdpMesh) -> No
 def test_without_its_route_a_server_is_not_asked_from_within(mesh: UdpMesh) -> None:
     """Somebody may take that away; it is told once, and tried again after a while."""
     mesh.open()
-    door = mesh.proxy.doors.open[mesh.neighbour.id]
+    door = mesh.proxy.doors.opened[mesh.neighbour.id].door
     within = NamespaceSockets(door, FileIO(mesh.neighbour.path))
     sock = within.dial_udp((NEIGHBOUR, 81))
     assert sock is not None

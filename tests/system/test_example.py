@@ -1,4 +1,4 @@
-"""The example of DESIGN §1, deployed on a real Docker Engine."""
+"""The example of the first design (examples/design.py), deployed on a real Docker Engine."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def test_appliance_ends_during_a_pull(mesh: Machine, absent: Registry, number: i
     status, errors = deploy.ended()
     assert status == 1
     (line,) = errors.splitlines()
-    assert line.startswith("meshbox: nothing was changed: meshbox broke off")
+    assert line.startswith("meshbox: nothing was changed: meshbox closed the connection")
     assert (mesh.containers(), networks(mesh)) == ([], before)
     assert mesh.exec("nft", "list", "tables").stdout.count("meshbox") == (number == signal.SIGKILL)
     mesh.start()

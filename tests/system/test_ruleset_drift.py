@@ -15,8 +15,7 @@ from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.commits import OWN
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.errors import RetryError
-from appliance.model.facts import Netns
-from appliance.model.network import NetnsId
+from appliance.model.network import Netns, NetnsId
 from appliance.render.ruleset import REMOVE, render_workload
 
 pytestmark = pytest.mark.system

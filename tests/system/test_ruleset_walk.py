@@ -23,7 +23,7 @@ from nsworld import (
 )
 
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, NetnsId, Route, WorkloadRuleset
+from appliance.model.network import HostRuleset, Netns, NetnsId, Route, WorkloadRuleset
 from appliance.render.ruleset import REMOVE, render_host, render_workload
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.system
 
 VIP = "240.1.1.1"
 RULES = WorkloadRuleset(
-    netns=NetnsId(device=4, inode=1),
+    netns=Netns(id=NetnsId(device=4, inode=1), path="/netns/1"),
     proxy=IPv4Address(HOST),
     dns_port=53,
     vip_range=IPv4Network("240.0.0.0/4"),

@@ -71,7 +71,7 @@ class DnsTcpListener:
             connection.close()
 
     def _acceptable(self) -> None:
-        """Accept some. What to do about errors is as in tcp/accept.py; waiting is the loop's: DNS may be slower."""
+        """Accept some of the waiting connections. Errors are treated as in tcp/accept.py."""
         for _ in range(ACCEPT_BATCH):
             try:
                 sock, (host, _) = self._sock.accept()

@@ -17,14 +17,12 @@ import trio
 
 from appliance.drivers.docker.http import NotFoundError
 from appliance.drivers.docker.prestart import PrestartWatch
-from appliance.drivers.docker.probe import Probe, Prober
+from appliance.drivers.docker.probe import Prober
 from appliance.drivers.docker.types import Unreadable
 from appliance.drivers.docker.workload import shared_with
 from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.errors import RetryError, cause
 from appliance.faults import Faults
-from appliance.model import names
-from appliance.model.facts import DockerNetwork, RunState, Workload
 from appliance.retry import Schedule
 from appliance.text import plain
 
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.types import Event, Inspected, Listed
+    from appliance.model.facts import DockerNetwork, Probe, Workload
     from appliance.model.network import NetnsId
 
 NETNS_DIR = "/var/run/docker/netns"
@@ -53,11 +52,6 @@ class Bell(Protocol):
         """`urgent`: the next pass must not wait for quiet."""
 
 
-def labelled_tcp_ports(workload: Workload) -> frozenset[int]:
-    """Return the container TCP ports that a workload's labels declare."""
-    return frozenset(p.container for p in workload.ports if p.protocol is names.Protocol.TCP)
-
-
 class Inventory:
     """The labelled containers and the networks of this host."""
 
@@ -67,19 +61,16 @@ class Inventory:
         *,
         netns_dir: str = NETNS_DIR,
         bell: Bell,
-        tcp_ports: Callable[[Workload], Iterable[int]] = labelled_tcp_ports,
         fresh_netns: Callable[[NetnsId], None] = lambda _: None,
         faults: Faults | None = None,
     ) -> None:
         """`netns_dir` is Docker's netns directory as the appliance sees it.
 
-        `tcp_ports` says which container ports to probe (a deployed spec wins over labels; probe() when it changes).
         `fresh_netns` is called with each new namespace before the bell rings: the kernel uses inode numbers again, so
         rules remembered for this number are those of a namespace that is gone.
         """
         self._docker = docker
         self._bell = bell
-        self._tcp_ports = tcp_ports
         self._faults = faults or Faults()
         self._store = WorkloadStore(
             netns_dir=Path(netns_dir), changed=self._publish, fresh_netns=fresh_netns, faults=self._faults
@@ -128,21 +119,12 @@ class Inventory:
         finally:
             self._nursery = None
 
-    def probe(self) -> None:
-        """Dial what `tcp_ports` wants now; for when specs have changed."""
-        self._prober.want(
-            {
-                Probe(w.id, w.netns.id, w.addresses[0], port)
-                for w in self._store.by_id.values()
-                if w.state is RunState.RUNNING and w.netns is not None and w.addresses and w.problem is None
-                if w.started_at  # before its interface is up, a dial would hang until the kernel asks ARP again
-                for port in frozenset(self._tcp_ports(w)) - w.accepting
-            }
-        )
+    def probe(self, wanted: frozenset[Probe]) -> None:
+        """Dial exactly these from now on, each until it accepts, which `Workload.accepting` then says."""
+        self._prober.want(wanted)
 
     def _publish(self, *, urgent: bool) -> None:
         self.workloads = tuple(sorted(self._store.by_id.values(), key=lambda w: (w.docker_name, w.id)))
-        self.probe()
         self._bell(urgent=urgent)
 
     # -- following Docker

@@ -9,7 +9,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from appliance.model.facts import DockerNetwork, Workload
+    from appliance.model.facts import DockerNetwork, Probe, Workload
 
 
 class NoContainers:
@@ -28,5 +28,5 @@ class NoContainers:
         task_status.started()
         await trio.sleep_forever()
 
-    def probe(self) -> None:
+    def probe(self, wanted: frozenset[Probe]) -> None:
         """There is nothing to probe."""

@@ -24,7 +24,7 @@ from appliance.drivers.docker.http import NotFoundError
 from appliance.drivers.docker.network import attach_by_address
 from appliance.drivers.netns import addresses, directory, identity, owner
 from appliance.errors import MeshboxError
-from appliance.model.facts import Netns
+from appliance.model.network import Netns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -6,7 +6,7 @@ when the port is no longer wanted. An accepted connection is closed at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,21 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address
 
-    from appliance.model.network import NetnsId
+    from appliance.model.facts import Probe
 
 REDIAL = Schedule((0.05, 0.1, 0.2, 0.4, 0.8, 1.0))
 """Seconds until the next dial."""
 DIAL_TIMEOUT = 1.0
 """Seconds that a dial may take."""
-
-
-class Probe(NamedTuple):
-    """One port of one run of a container: a restarted container has another namespace, and is probed anew."""
-
-    workload_id: str
-    netns: NetnsId
-    address: IPv4Address
-    port: int
 
 
 class Prober:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from appliance.drivers.docker.labels import parse_labels
 from appliance.drivers.docker.network import bridge_address, is_bridge
-from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Workload
+from appliance.model.facts import Attachment, DockerNetwork, RunState, Workload
 from appliance.text import plain, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from appliance.drivers.docker.types import Inspected, Joined, Listed
+    from appliance.model.network import Netns
 
 _OWN_STACK = re.compile(r"runsc|gvisor|kata|firecracker", re.IGNORECASE)
 """Runtimes whose containers do not use the network stack of a namespace of this host."""

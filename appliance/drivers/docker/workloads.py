@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 from appliance.drivers.docker import workload
 from appliance.drivers.netns import identity
 from appliance.errors import InputError
-from appliance.model.facts import Attachment, DockerNetwork, Netns, RunState, Workload
+from appliance.model.facts import Attachment, DockerNetwork, RunState, Workload
+from appliance.model.network import Netns
 from appliance.model.numbers import parse_number
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class WorkloadStore:
             now = replace(now, accepting=before.accepting)
         elif now.netns is not None:
             self._fresh_netns(now.netns.id)
-        self._put(now)
+        started = now.started_at and (before is None or before.started_at != now.started_at)
+        self._put(now, urgent=bool(started))  # it is dialled from the next pass on
 
     def begin_start(self, container_id: str, netns: Netns, attachments: tuple[Attachment, ...]) -> bool:
         """Publish a container whose program does not run yet; return whether further attachments are of interest.

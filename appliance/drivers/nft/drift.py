@@ -23,8 +23,7 @@ from appliance.render.ruleset import TABLE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from appliance.model.facts import Netns
-    from appliance.model.network import NetnsId
+    from appliance.model.network import Netns, NetnsId
 
 log = structlog.get_logger()
 

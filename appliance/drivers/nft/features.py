@@ -12,7 +12,7 @@ import structlog
 from appliance.drivers.process import run
 from appliance.errors import HostError, InputError, RetryError
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
 from appliance.model.numbers import parse_number
 from appliance.render.ruleset import render_host, render_workload
 from appliance.text import quoted
@@ -79,7 +79,7 @@ def parse_version(answer: str) -> tuple[int, ...]:
 
 def _bare() -> WorkloadRuleset:
     return WorkloadRuleset(
-        netns=NetnsId(device=0, inode=0),
+        netns=Netns(id=NetnsId(device=0, inode=0), path=""),
         proxy=IPv4Address("192.0.2.1"),
         dns_port=53,
         vip_range=IPv4Network("240.0.0.0/4"),

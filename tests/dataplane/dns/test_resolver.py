@@ -58,7 +58,7 @@ def good(query: dns.message.Message) -> dns.message.Message:
 
 
 def test_kept_for_as_long_as_it_says() -> None:
-    """An answer is asked for once while its TTL lasts, and its age is told."""
+    """An answer is asked for once while its TTL lasts, and its age is known."""
 
     async def main() -> None:
         clock = Clock()
@@ -133,7 +133,7 @@ def test_identical_questions_travel_together() -> None:
 
 
 def test_failure_is_explained_and_short() -> None:
-    """When nobody answers it is SERVFAIL with error 22 that names the upstreams, for 2 s."""
+    """When no upstream answers, it is SERVFAIL with error 22 that names the upstreams, for 2 s."""
 
     async def main() -> None:
         clock = Clock()
@@ -158,7 +158,7 @@ def test_failure_is_explained_and_short() -> None:
 
 
 def test_stale_rather_than_nothing() -> None:
-    """An answer that ran out is told while upstream is silent, with a short TTL and error 3, but not after a day."""
+    """An expired answer is sent while upstream is silent, with a short TTL and error 3, but not after a day."""
 
     async def main() -> None:
         clock = Clock()
@@ -250,7 +250,7 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_close_forgets_what_is_on_its_way() -> None:
-    """After close no question is on its way and nobody is told anything."""
+    """After close no question is under way and no asker gets an answer."""
 
     async def main() -> None:
         async with Upstream(lambda _: None) as up:

@@ -85,7 +85,7 @@ async def world(zone: Zone | None = ZONE) -> AsyncIterator[World]:
 
 
 def test_each_asker_has_its_view() -> None:
-    """The same question is answered by who asks, also when the answers come from the table."""
+    """The same question is answered according to the asker, also when the answers come from the table."""
 
     async def main() -> None:
         async with world() as w:
@@ -141,7 +141,7 @@ def test_a_new_zone_counts_at_once() -> None:
 
 
 def test_everything_else_goes_upstream_once() -> None:
-    """A name that is not ours is asked of the upstream once, and then told from memory to everybody."""
+    """A name that is not ours is asked of the upstream once, and then answered from memory for every asker."""
 
     async def main() -> None:
         async with world() as w:
@@ -216,7 +216,7 @@ def test_an_asker_without_a_view_waits_for_it() -> None:
 
 
 def test_everybody_waits_for_the_first_zone() -> None:
-    """After a start, before anything is known, nobody is told that a name does not exist."""
+    """After a start, before anything is known, no asker is told that a name does not exist."""
 
     async def main() -> None:
         async with world(zone=None) as w:
@@ -456,7 +456,7 @@ def test_any_error_at_a_question_is_that_questions_problem(monkeypatch: pytest.M
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.binary(min_size=1, max_size=500), max_size=40))
 def test_any_bytes_and_then_a_question(packets: list[bytes]) -> None:
-    """After any bytes, over UDP and TCP, from anybody, a proper question is still answered."""
+    """After any bytes, over UDP and TCP, from any asker, a proper question is still answered."""
     query = dns.message.make_query("redis.flask", "A", use_edns=0).to_wire()
 
     async def main() -> None:

@@ -109,7 +109,7 @@ def test_answers_leave_as_they_get_ready() -> None:
 
 
 def test_half_close_still_brings_the_answers() -> None:
-    """Who says that it has no more questions gets the outstanding answers, and then the end."""
+    """An asker that has no more questions gets the outstanding answers, and then the end."""
     later: list[Send] = []
 
     async def main() -> None:
@@ -143,7 +143,7 @@ def test_an_answer_after_the_end_is_dropped(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_too_long_a_question_ends_it() -> None:
-    """Who announces more than a question can be is cut off, before sending it."""
+    """An asker that announces more than a question can be is cut off before it sends that."""
 
     async def main() -> None:
         async with serving(echo) as world:
@@ -180,7 +180,7 @@ def test_trickling_bytes_are_not_life(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_asker_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers that nobody reads stop the reading of questions, and the connection ends."""
+    """Answers that are not read stop the reading of questions, and the connection ends."""
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.3)
     answered = 0
 

@@ -99,7 +99,7 @@ def test_events_are_reported_once_until_something_new(loop: asyncio.AbstractEven
 def test_a_socket_closed_in_a_batch_gets_no_more_events_and_its_number_is_not_reused(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
-    """Of two sockets in one batch the first closes the other: that one hears nothing, and nobody in its place."""
+    """Of two sockets in one batch the first closes the other: that one hears nothing, nor does its number."""
     polls = EpollSet(loop)
     one, two = pair()
     three, four = pair()
@@ -128,7 +128,7 @@ def test_a_socket_closed_in_a_batch_gets_no_more_events_and_its_number_is_not_re
 
 
 def test_a_handler_that_raises_is_told_and_others_go_on(loop: asyncio.AbstractEventLoop) -> None:
-    """No exception reaches the loop; the one who raised is asked to give up."""
+    """No exception reaches the loop; the handler that raised is asked to give up."""
     errors: list[object] = []
     loop.set_exception_handler(lambda _, context: errors.append(context))
     polls = EpollSet(loop)

@@ -1,4 +1,4 @@
-"""Accepting, whatever is done with the clients; test_listener.py and test_door.py have what is."""
+"""Accepting; what is done with the clients is in test_listener.py and test_door.py."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def world() -> Iterator[AcceptorWorld]:
 
 
 def test_every_client_is_taken_with_its_address(world: AcceptorWorld) -> None:
-    """More than are accepted at a time, too."""
+    """Also if more clients wait than are accepted at a time."""
     world.connect(2 * ACCEPTS + 1)
     eventually(lambda: world.taken == [CALLER] * (2 * ACCEPTS + 1))
 
 
 def test_a_pause_ends_by_itself(world: AcceptorWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits meanwhile is taken then."""
+    """Clients that waited meanwhile are taken then."""
     monkeypatch.setattr("appliance.dataplane.tcp.accept.ACCEPT_PAUSE", 0.05)
 
     def pause_and_connect() -> bool:
@@ -89,7 +89,7 @@ def test_want_of_descriptors_is_logged_once_until_it_is_over(world: AcceptorWorl
 
 
 def test_it_accepts_for_another_worker_until_told_otherwise(world: AcceptorWorld) -> None:
-    """Whose socket stays open elsewhere: its clients wait for it again then."""
+    """That worker's socket stays open in it: new clients wait for it again."""
     (theirs,) = listen(0)
     port = theirs.getsockname()[1]
     ours = socket.socket(fileno=theirs.detach())
@@ -109,7 +109,7 @@ def test_it_accepts_for_another_worker_until_told_otherwise(world: AcceptorWorld
 
 
 def test_stop_takes_those_who_wait_and_closes_every_socket(world: AcceptorWorld) -> None:
-    """In a pause, too; twice is once."""
+    """Also during a pause. Stopping twice does no harm."""
     (theirs,) = listen(0)
     port = theirs.getsockname()[1]
     world.call(world.acceptor.accept_for, 0, theirs)
@@ -125,7 +125,7 @@ def test_stop_takes_those_who_wait_and_closes_every_socket(world: AcceptorWorld)
 
 
 def test_a_client_that_is_the_last_for_now_ends_the_batch(world: AcceptorWorld) -> None:
-    """Whoever takes it says so; the socket is reported again."""
+    """`take` says so; the socket is reported again."""
     world.most = 0
     world.connect(3)
     eventually(lambda: len(world.taken) == 3)

@@ -1,4 +1,4 @@
-"""What a door does with whoever comes through; tests/system/test_doors.py has it inside of a real namespace."""
+"""What a door does with its clients; tests/system/test_doors.py has it in a real namespace."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def world() -> Iterator[Doors]:
     made.close()
 
 
-def test_whoever_comes_through_is_the_doors_workload(world: Doors) -> None:
+def test_every_client_is_the_doors_workload(world: Doors) -> None:
     """The address that it calls from means nothing."""
     backend = world.backend()
     world.lead(backend)
@@ -80,7 +80,7 @@ def test_what_leads_nowhere_is_reset(world: Doors) -> None:
 
 
 def test_those_who_wait_at_the_end_are_served(world: Doors) -> None:
-    """A door that closes accepts whom the kernel has let in already."""
+    """A door that closes accepts the clients that the kernel has let in already."""
     backend = world.backend()
     world.lead(backend)
     world.call(world.door.acceptor.pause)
@@ -92,7 +92,7 @@ def test_those_who_wait_at_the_end_are_served(world: Doors) -> None:
 
 
 def test_without_file_descriptors_for_a_backend_it_rests(world: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client that took the last one is reset; those behind it wait, without keeping anybody busy."""
+    """The client that took the last one is reset; those behind it wait without cost."""
     monkeypatch.setattr("appliance.dataplane.tcp.accept.ACCEPT_PAUSE", 0.05)
     backend = world.backend()
     world.lead(backend)

@@ -141,7 +141,7 @@ def test_a_swap_keeps_the_counters_of_backends_that_stay(world: World) -> None:
 
 
 def test_stop_serves_those_who_wait_and_refuses_the_next(world: World) -> None:
-    """Nobody whose connection the kernel had already established is lost when a listener closes."""
+    """No client whose connection the kernel had already established is lost when a listener closes."""
     backend = world.backend()
     listener = world.open(backend)
     clients = [world.client() for _ in range(3 * ACCEPTS)]
@@ -232,7 +232,7 @@ def test_out_of_file_descriptors_accepting_pauses(world: World, monkeypatch: pyt
 
 
 def test_a_pause_is_a_pause(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that wait while there are no file descriptors keep nobody busy."""
+    """Clients that wait while there are no file descriptors cost no CPU time."""
     monkeypatch.setattr("appliance.dataplane.tcp.accept.ACCEPT_PAUSE", 3600.0)
     backend = world.backend()
     listener = world.open(backend)

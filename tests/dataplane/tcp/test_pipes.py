@@ -24,7 +24,7 @@ def test_an_empty_pipe_is_lent_again() -> None:
 
 
 def test_a_pipe_with_bytes_in_it_is_never_lent_again() -> None:
-    """What a broken pair left in its pipe reaches nobody else."""
+    """What a broken pair left in its pipe reaches no other pair."""
     pool = PipePool()
     pipe = pool.take()
     assert pipe is not None
@@ -50,7 +50,7 @@ def test_only_so_many_spare_pipes_are_kept() -> None:
 
 
 def test_pipes_are_as_large_as_the_kernel_allows() -> None:
-    """Root gets 1 MiB; anybody gets the default of 64 KiB at least."""
+    """Root gets 1 MiB; every user gets the default of 64 KiB at least."""
     pool = PipePool()
     pipe = pool.take()
     assert pipe is not None

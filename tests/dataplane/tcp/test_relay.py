@@ -117,7 +117,7 @@ def test_a_reset_goes_on_as_a_reset(world: World, side: str, after: bytes) -> No
 
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_a_reset_after_the_end_of_stream_goes_on(world: World, side: str) -> None:
-    """A side that finished and then resets resets the other too, although nobody reads from it any more."""
+    """A side that finished and then resets resets the other too, although nothing reads from it any more."""
     client, server = world.pair()
     one, other = (client, server) if side == "client" else (server, client)
     one.shutdown(socket.SHUT_WR)
@@ -259,7 +259,7 @@ def test_without_pipes_bulk_still_flows(world: World, monkeypatch: pytest.Monkey
 
 
 def test_urgent_data_does_not_stall_the_stream(world: World) -> None:
-    """Bytes around an urgent one arrive; the urgent one itself is the receiver's to ask for, and nobody does."""
+    """Bytes around an urgent one arrive; the urgent one itself must be asked for by the receiver, which does not."""
     client, server = world.pair()
     client.sendall(b"before")
     client.send(b"!", socket.MSG_OOB)
@@ -299,7 +299,7 @@ class Broken:
 
 
 def test_a_fault_in_a_handler_ends_only_its_own_pair(world: World) -> None:
-    """An error that nobody foresaw is logged and resets that connection; others go on."""
+    """An unforeseen error is logged and resets that connection; others go on."""
     world.faults_expected = True
     backend = world.backend()
     world.open(backend)

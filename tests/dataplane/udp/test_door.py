@@ -1,4 +1,4 @@
-"""What a door does with datagrams; tests/system/test_doors_udp.py has it inside of a real namespace."""
+"""What a door does with datagrams; tests/system/test_doors_udp.py has it in a real namespace."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def world() -> Iterator[Doors]:
     assert not world.errors
 
 
-def test_whoever_comes_through_is_the_doors_workload(world: Doors) -> None:
-    """The address that it calls from means nothing, and it gets its answers from where it has asked."""
+def test_every_client_is_the_doors_workload(world: Doors) -> None:
+    """The address that it calls from means nothing, and answers come from the address that it asked."""
     server, client = world.socket(), world.socket(STRANGER)
     to = world.lead(server)
     for _ in range(3):
@@ -100,8 +100,8 @@ def test_whoever_comes_through_is_the_doors_workload(world: Doors) -> None:
     assert (connection.bytes_in, connection.bytes_out) == (3 * 8, 3 * 6)
 
 
-def test_who_asks_twice_gets_a_socket_and_who_asks_once_does_not(world: Doors) -> None:
-    """A query with one answer is not worth it."""
+def test_a_client_that_asks_twice_gets_a_socket(world: Doors) -> None:
+    """One that asks once does not: a query with one answer is not worth it."""
     server, once, twice = world.socket(), world.socket(), world.socket()
     to = world.lead(server)
     world.carry(once, to, server)
@@ -111,7 +111,7 @@ def test_who_asks_twice_gets_a_socket_and_who_asks_once_does_not(world: Doors) -
 
 
 def test_without_a_socket_of_its_own_a_client_is_served_too(world: Doors) -> None:
-    """There may be no file descriptors left; it is tried once."""
+    """There may be no file descriptors left; opening one is tried once."""
     server, client = world.socket(), world.socket()
     to = world.lead(server)
     world.sockets.short = True
@@ -121,7 +121,7 @@ def test_without_a_socket_of_its_own_a_client_is_served_too(world: Doors) -> Non
 
 
 def test_what_comes_while_a_socket_is_made_is_its_senders(world: Doors) -> None:
-    """Until it is connected it gets what anybody sends to that address: none of that is lost or another's."""
+    """Until it is connected it gets what any client sends to that address: none of it is lost or mixed up."""
     server, client, other = world.socket(), world.socket(), world.socket()
     to = world.lead(server)
     world.carry(client, to, server)
@@ -137,7 +137,7 @@ def test_what_comes_while_a_socket_is_made_is_its_senders(world: Doors) -> None:
 
 
 def test_what_leads_nowhere_is_dropped(world: Doors) -> None:
-    """An address of no listener, and any that is none of the door's, though its socket has that, too."""
+    """An address of no listener, and one that is not the door's although its socket receives at it."""
     server, client = world.socket(), world.socket()
     to = world.lead(server)
     for address in ("127.66.0.2", "127.0.0.1"):

@@ -79,7 +79,7 @@ def test_replies_leave_from_the_address_that_was_asked(world: World) -> None:
 
 
 def test_any_number_of_addresses_may_be_asked(world: World) -> None:
-    """Sockets of their own are for the first of them; all others are answered just so, in order, and nobody is left."""
+    """The first of them get sockets of their own; all are answered in order, and nothing is left at the end."""
     server, client = world.socket(), world.socket()
     udp, (_, port) = world.open(backend(server))
     for number in range(2 * MAX_ADDRESS_SOCKETS):
@@ -99,7 +99,7 @@ def test_any_number_of_addresses_may_be_asked(world: World) -> None:
 
 
 def test_the_port_is_nobody_elses(world: World) -> None:
-    """Not even while it is asked at several addresses, and not for one who is ready to share it."""
+    """Not even while it is asked at several addresses, and not for a program that is ready to share it."""
     server, client = world.socket(), world.socket()
     _, (_, port) = world.open(backend(server))
     for asked in ("127.0.0.7", "127.0.0.8"):

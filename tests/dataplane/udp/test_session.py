@@ -72,7 +72,7 @@ def test_an_answer_shows_that_client_and_backend_are_there(world: SessionWorld) 
 
 
 def test_an_answer_that_no_socket_can_carry_is_dropped(world: SessionWorld) -> None:
-    """A session that has not been told where its client asked; it counts."""
+    """The session does not know yet where its client asked; the answer is counted."""
     world.session.arrival = None
     world.answer()
     world.session.ready(IN)

@@ -10,7 +10,7 @@ from appliance.dataplane.workers.channel import Channel
 
 
 def test_an_end_that_was_speaking_hears_that_the_other_has_gone() -> None:
-    """A worker whose answer finds nobody ends, as one does that is told nothing."""
+    """A worker whose parent has gone ends, whether it was sending or not."""
     loop = uvloop.new_event_loop()
     ours, theirs = socket.socketpair()
     over = loop.create_future()

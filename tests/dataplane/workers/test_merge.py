@@ -39,7 +39,7 @@ class _Sock:
 
 
 def test_counters_add_up() -> None:
-    """Everything that was counted anywhere is told; a backend is left out as long as the last worker leaves it out."""
+    """Every worker's counts are included; a backend is left out until the last worker takes it in again."""
     one = backend()
     total = merged(replace(LISTENER, backends=(one,)), [counted(one, 2), counted(one, 3)])
     assert (total.accepted, total.refused, total.failed, total.active) == (5, 5, 5, 5)

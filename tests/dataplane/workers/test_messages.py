@@ -39,7 +39,7 @@ EXAMPLES = (
 
 
 def test_every_kind_has_an_example() -> None:
-    """Who adds a message adds one here."""
+    """A new message needs one here."""
     kinds = {kind for _, kind in inspect.getmembers(messages, dataclasses.is_dataclass)}
     assert kinds == {type(example) for example in EXAMPLES}
 

@@ -115,18 +115,18 @@ class WorkersWorld(World):
         assert read_all(client, 4) == b"ping"
         return client
 
-    def kill(self, index: int) -> int:
+    def kill(self, slot: int) -> int:
         """Kill a worker; return its pid once another one has its place."""
-        pid = self.workers.pids[index]
+        pid = self.workers.pids[slot]
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: self.workers.pids[index] not in (pid, None))
+        eventually(lambda: self.workers.pids[slot] not in (pid, None))
         return pid
 
-    def held(self, index: int, port: int) -> int:
+    def held(self, slot: int, port: int) -> int:
         """Return how many clients of a port one worker has, as the kernel tells it."""
         listing = subprocess.run(["ss", "-Htnp", f"sport = :{port}"], capture_output=True, text=True, check=True)
-        return sum(f"pid={self.workers.pids[index]}," in line for line in listing.stdout.splitlines())
+        return sum(f"pid={self.workers.pids[slot]}," in line for line in listing.stdout.splitlines())
 
     def _end(self) -> None:
         self.workers.close()
@@ -161,7 +161,7 @@ def test_connections_are_spread_over_the_workers(world: WorkersWorld) -> None:
     port, _ = world.serve()
     world.ask(face.STATS)  # both are up
     clients = [world.joined(port) for _ in range(60)]
-    shares = [world.held(index, port) for index in (0, 1)]
+    shares = [world.held(slot, port) for slot in (0, 1)]
     assert sum(shares) == 60
     assert min(shares) >= 6
     stats = world.of()
@@ -195,9 +195,9 @@ def test_death_of_a_worker_fails_no_new_connection(world: WorkersWorld) -> None:
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for index in (0, 1, 0):
+    for slot in (0, 1, 0):
         served = server.served
-        world.kill(index)
+        world.kill(slot)
         eventually(lambda served=served: server.served > served + 50)
     stopping.set()
     for thread in threads:
@@ -208,7 +208,7 @@ def test_death_of_a_worker_fails_no_new_connection(world: WorkersWorld) -> None:
 
 
 def test_a_worker_that_stays_away_is_stood_in_for(world: WorkersWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for one that cannot be replaced, at a port old or new, as long as there is another."""
+    """No client waits for one that cannot be replaced, at an old or new port, as long as there is another."""
     monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", (3600.0,))
     port, _ = world.serve()
     world.ask(face.STATS)  # both are up
@@ -235,7 +235,7 @@ def test_ports_of_others_are_not_shared(world: WorkersWorld) -> None:
 
 
 def test_connections_wait_while_no_worker_is_there(world: WorkersWorld) -> None:
-    """With every worker dead the sockets stay open: who connects meanwhile is served by the next worker."""
+    """With every worker dead the sockets stay open: a client that connects meanwhile is served by the next worker."""
     port, _ = world.serve()
     world.joined(port)
     pids = world.workers.pids
@@ -247,12 +247,12 @@ def test_connections_wait_while_no_worker_is_there(world: WorkersWorld) -> None:
 
 
 def test_counters_never_go_back(world: WorkersWorld) -> None:
-    """What a worker had told counts on after its death; its open connections do not."""
+    """What a worker had reported still counts after its death; its open connections do not."""
     port, _ = world.serve()
     clients = [world.joined(port) for _ in range(20)]
     before = world.of()
-    for index in (0, 1):
-        world.kill(index)
+    for slot in (0, 1):
+        world.kill(slot)
     assert [client.recv(1) for client in clients] == [b""] * 20
     after = world.of()
     assert (before.accepted, after.accepted, after.active) == (20, 20, 0)
@@ -266,7 +266,7 @@ def test_withdrawn_allowance_ends_pairs_in_every_worker(world: WorkersWorld) -> 
     port, server = world.serve()
     world.ask(face.STATS)
     clients = [world.joined(port) for _ in range(40)]
-    assert min(world.held(index, port) for index in (0, 1)) > 0
+    assert min(world.held(slot, port) for slot in (0, 1)) > 0
     world.do("swap_listener", listener_of(port, backend_of(server.sock), callers=("127.0.0.9",)))
     assert all(is_reset(client) for client in clients)
     late = world.client()

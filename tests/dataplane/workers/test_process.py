@@ -122,7 +122,7 @@ def test_after_a_steady_life_an_end_is_the_first_again(
 def test_what_is_sent_while_there_is_none_is_for_the_next_ones_start(
     start: Callable[[str], Slot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is told everything anyway."""
+    """The next process is told everything anyway."""
     monkeypatch.setattr(module, "AGAIN", (3600.0,))
     slot = start("")
     slot.until(lambda: slot.ended)

@@ -14,7 +14,7 @@ from appliance.drivers.docker import workload
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.types import Joined, Unreadable
 from appliance.drivers.netns import identity
-from appliance.model.facts import DockerNetwork, RunState
+from appliance.model.facts import DockerNetwork, Probe, RunState
 from appliance.model.names import Port
 from appliance.retry import Schedule
 
@@ -36,7 +36,6 @@ class World:
             netns_dir=str(self.directory),
             bell=lambda *, urgent=False: self.rings.append(urgent),
             fresh_netns=self.fresh.append,
-            tcp_ports=lambda _: (),
         )
 
     def namespace(self, name: str) -> str:
@@ -446,19 +445,24 @@ def test_accepting_is_forgotten_at_each_start(world):
 
 
 def test_port_is_probed_until_it_accepts(tmp_path):
-    """A declared TCP port counts as accepting from its first accepted connection on."""
+    """A port that is wanted counts as accepting from its first accepted connection on."""
 
     async def main():
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         port = listeners[0].socket.getsockname()[1]
         world = World(tmp_path)
-        world.inventory._tcp_ports = lambda _: (port,)
         loop = DockerNetwork(name="loop", driver="bridge", subnets=(IPv4Network("127.0.0.0/8"),))
         world.docker.nets["loop"] = loop
         world.docker.add(2, LABELS, joined=(Joined(network="loop", address=IPv4Address("127.0.0.1")),))
         async with trio.open_nursery() as nursery:
             await nursery.start(world.inventory.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert world.only.accepting == frozenset()
+            rings = len(world.rings)
+            wanted = Probe(cid(2), world.only.netns.id, IPv4Address("127.0.0.1"), port)
+            world.inventory.probe(frozenset({wanted}))
             await until(lambda: world.only.accepting == {port})
+            assert len(world.rings) > rings
             nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -8,7 +8,8 @@ from ipaddress import IPv4Address
 import trio
 from fakedocker import until
 
-from appliance.drivers.docker.probe import Probe, Prober, accepts
+from appliance.drivers.docker.probe import Prober, accepts
+from appliance.model.facts import Probe
 from appliance.model.network import NetnsId
 
 LOOPBACK = IPv4Address("127.0.0.1")

@@ -8,8 +8,8 @@ import pytest
 
 from appliance.drivers.docker import workload
 from appliance.drivers.docker.types import Inspected, Joined, Listed
-from appliance.model.facts import DockerNetwork, Netns, RunState
-from appliance.model.network import NetnsId
+from appliance.model.facts import DockerNetwork, RunState
+from appliance.model.network import Netns, NetnsId
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "redis"}
 

@@ -11,7 +11,8 @@ from appliance.drivers.docker.types import Event
 from appliance.drivers.docker.workloads import STARTING_LIFE, WorkloadStore
 from appliance.drivers.netns import identity
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, Netns, RunState
+from appliance.model.facts import Attachment, RunState
+from appliance.model.network import Netns
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "web"}
 

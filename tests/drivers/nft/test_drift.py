@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from appliance.drivers.netns import netlink
 from appliance.drivers.nft.commits import OWN
 from appliance.drivers.nft.drift import RulesetWatch, _by_others, _Watched
-from appliance.model.facts import Netns
-from appliance.model.network import NetnsId
+from appliance.model.network import Netns, NetnsId
 
 OURS, THEIRS = 4_000_001, 4_000_002
 INET, IP = 1, 2

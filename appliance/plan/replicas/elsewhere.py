@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from appliance.model.names import Destination, Name
 from appliance.model.rollout import Progress, ReplicaKey
-from appliance.plan.placement import placement
-from appliance.plan.rollout import revision
+from appliance.plan.replicas.placement import placement
+from appliance.plan.replicas.rollout import revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -24,8 +24,8 @@ import orjson
 from appliance.model.facts import RunState
 from appliance.model.names import Destination, Name
 from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
-from appliance.plan.placement import placement
 from appliance.plan.readiness import is_ready, missing
+from appliance.plan.replicas.placement import placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -87,28 +87,32 @@ def images(s: Snapshot, services: Iterable[Service]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def rollout(s: Snapshot, *, busy: frozenset[ReplicaKey] = frozenset()) -> tuple[Action, ...]:
-    """Return what can be done now, sorted by key; nothing for the keys that are `busy`."""
+def rollout(s: Snapshot) -> tuple[Action, ...]:
+    """Return what is to be done by what is there, sorted by key; also where something is under way (`s.busy`)."""
     managed = _managed(s.workloads)
     actions: list[Action] = []
     for service in s.specs.values():
         placed = placement(service, s.settings, s.machines)
         here = [replica for replica, node in enumerate(placed) if node == s.settings.node]
         actions += _surplus(s, service, placed, managed.get(service.name, {}))
-        actions += _service(service, here, managed.get(service.name, {}), busy)
+        actions += _service(service, here, managed.get(service.name, {}), s.busy)
     for name in s.tombstones.keys() - s.specs.keys():
         for key, workloads in managed.get(name, {}).items():
             actions += _retire(key, workloads, "its service was removed")
-    allowed = [a for a in actions if a.key not in busy]
-    return tuple(sorted(allowed, key=lambda a: (a.key, not isinstance(a, Retire))))
+    return tuple(sorted(actions, key=lambda a: (a.key, not isinstance(a, Retire))))
 
 
-def retiring(s: Snapshot) -> frozenset[str]:
+def startable(s: Snapshot, actions: Iterable[Action]) -> tuple[Action, ...]:
+    """Return those of the actions that can begin now: one at a time for each key."""
+    return tuple(a for a in actions if a.key not in s.busy)
+
+
+def retiring(s: Snapshot, actions: Iterable[Action]) -> frozenset[str]:
     """Return the ids of the containers that are to go, or on their way: no connection is sent there any more."""
-    return s.going | {a.workload_id for a in rollout(s) if isinstance(a, Retire)}
+    return s.going | {a.workload_id for a in actions if isinstance(a, Retire)}
 
 
-def claims(s: Snapshot, announced: Mapping[Destination, object]) -> tuple[frozenset[str], float]:
+def claims(s: Snapshot) -> tuple[frozenset[str], float]:
     """Return what this machine claims, and in how many seconds there is more to claim if all stays as it is.
 
     Nothing of a service whose containers here are all ready and announced. A program that ends before its time is never
@@ -123,7 +127,7 @@ def claims(s: Snapshot, announced: Mapping[Destination, object]) -> tuple[frozen
         wanted = {c.name: revision(c) for c in service.containers}
         here = {key: _current(managed.get(name, {}).get(key, []), wanted[key.container]) for key in keys}
         ready = all(w is not None and is_ready(w, declared[key.container].ports) for key, w in here.items())
-        if ready and all(d in announced for d in _destinations(service)):
+        if ready and all(d in s.announced for d in _destinations(service)):
             continue
         for key, w in here.items():
             if w is not None and w.state is RunState.RUNNING and w.started_at:

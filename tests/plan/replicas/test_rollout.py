@@ -13,8 +13,18 @@ from appliance.model.facts import RunState
 from appliance.model.names import Allowance, Destination, Port
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start
 from appliance.model.spec import Health
-from appliance.plan.placement import placement
-from appliance.plan.rollout import CLAIM, claims, images, progress, replicas, retiring, revision, rollout
+from appliance.plan.replicas.placement import placement
+from appliance.plan.replicas.rollout import (
+    CLAIM,
+    claims,
+    images,
+    progress,
+    replicas,
+    retiring,
+    revision,
+    rollout,
+    startable,
+)
 from appliance.spec.constraint import parse_constraint
 from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, snapshots, spec, stopped
 
@@ -24,12 +34,18 @@ OLD = spec("web", declared("web", ports=(80,), image="old"), count=2)
 NEW = spec("web", declared("web", ports=(80,), image="new"), count=2)
 
 
-def does(s, **fields) -> list[str]:
-    """The actions in words: `create web/0/web`, `retire c2`."""
+def going(s):
+    """The ids of containers that are to go."""
+    return retiring(s, rollout(s))
+
+
+def does(s, *busy) -> list[str]:
+    """The actions in words that can begin while others are under way: `create web/0/web`, `retire c2`."""
+    s = replace(s, busy=frozenset(busy))
     ids = {w.id: w.docker_name for w in s.workloads}
     return [
         f"create {a.key}" if isinstance(a, Create) else f"{type(a).__name__.lower()} {ids[a.workload_id]}"
-        for a in rollout(s, **fields)
+        for a in startable(s, rollout(s))
     ]
 
 
@@ -90,8 +106,16 @@ def test_settled_is_left_alone():
 
 def test_busy_keys_are_left_alone():
     """What is under way is not begun again, and holds a replacement of the next replica."""
-    assert does(snapshot(specs=[OLD]), busy=frozenset({key(0)})) == ["create web/1/web"]
-    assert does(snapshot(managed(2, OLD, 0), managed(3, OLD, 1), specs=[NEW]), busy=frozenset({key(0)})) == []
+    assert does(snapshot(specs=[OLD]), key(0)) == ["create web/1/web"]
+    assert does(snapshot(managed(2, OLD, 0), managed(3, OLD, 1), specs=[NEW]), key(0)) == []
+
+
+def test_what_makes_way_does_so_while_something_is_under_way():
+    """A surplus container gets no connections any more, although another action for its key has to end first."""
+    a, b = managed(2, OLD, 0), managed(3, OLD, 1)
+    s = snapshot(a, b, specs=[replace(OLD, count=1)], busy=frozenset({key(1)}))
+    assert going(s) == {b.id}
+    assert startable(s, rollout(s)) == ()
 
 
 def test_count_down_and_up():
@@ -134,7 +158,7 @@ def test_revision_that_never_gets_ready():
     """The old one goes on serving, and the other replicas are not touched."""
     a, b, c = managed(2, OLD, 0), managed(3, OLD, 1), stopped(managed(4, NEW, 0), RunState.RESTARTING)
     assert does(snapshot(a, b, c, specs=[NEW])) == []
-    assert retiring(snapshot(a, b, c, specs=[NEW])) == frozenset()
+    assert going(snapshot(a, b, c, specs=[NEW])) == frozenset()
 
 
 def test_way_back_from_a_bad_revision():
@@ -214,7 +238,7 @@ def test_moved_replica_is_given_up_when_claimed():
     assert does(claimed("m2", f"web/{moved}/web")) == [f"retire c{2 + moved}"]
     assert does(claimed("m2", f"web/{1 - moved}/web", "web/7/web")) == []
     assert does(claimed("here", f"web/{moved}/web")) == []
-    assert retiring(claimed("m2", f"web/{moved}/web")) == {(a, b)[moved].id}
+    assert going(claimed("m2", f"web/{moved}/web")) == {(a, b)[moved].id}
     (action,) = rollout(claimed("m2", f"web/{moved}/web"))
     assert CLAIM + action.drain + action.grace + HEARD <= TTL
     changed = replace(claimed("m2", f"web/{moved}/web"), specs={"web": NEW})
@@ -225,8 +249,8 @@ def test_retiring_is_not_taken_back():
     """Nothing new is sent to what is on its way out, even if there is no reason any more."""
     a, b = managed(2, OLD, 0), managed(3, OLD, 1)
     s = snapshot(a, b, specs=[OLD])
-    assert retiring(s) == frozenset()
-    assert retiring(replace(s, going=frozenset({b.id}))) == {b.id}
+    assert going(s) == frozenset()
+    assert going(replace(s, going=frozenset({b.id}))) == {b.id}
 
 
 def test_claims():
@@ -234,10 +258,11 @@ def test_claims():
     pod = spec("pod", declared("a", ports=(80,)), declared("b", ports=(81,)), constraint="here")
     machines = (machine("m2", "10.0.0.2"), machine("here", "10.0.0.1"))
 
-    ports = dict.fromkeys(map(Destination.parse, ("a.pod:80", "b.pod:81")))
+    ports = frozenset(map(Destination.parse, ("a.pod:80", "b.pod:81")))
 
     def found(*workloads, announced=ports, **fields):
-        return claims(snapshot(*workloads, specs=[pod], now=1000.0, **{"machines": machines, **fields}), announced)
+        fields = {"machines": machines, "announced": announced, **fields}
+        return claims(snapshot(*workloads, specs=[pod], now=1000.0, **fields))
 
     ready = managed(2, pod, name="a", started_at=1000.0 - CLAIM)
     late = not_ready(managed(3, pod, name="b", started_at=1003.0 - CLAIM))
@@ -246,14 +271,14 @@ def test_claims():
     assert found(ready, replace(late, started_at=100.0)) == ({"pod/0/a", "pod/0/b"}, inf)
     good = managed(3, pod, name="b", started_at=100.0)
     assert found(ready, good) == (frozenset(), inf), "what is all ready is announced"
-    assert found(ready, good, announced={}) == ({"pod/0/a", "pod/0/b"}, inf), "but for some fault"
+    assert found(ready, good, announced=frozenset()) == ({"pod/0/a", "pod/0/b"}, inf), "but for some fault"
     assert found(ready, late, machines=machines[1:]) == (frozenset(), inf), "there is nobody else"
     assert found(stopped(ready), replace(late, state=RunState.RESTARTING, started_at=0.0)) == (frozenset(), inf)
     assert found(replace(ready, revision="0" * 8), late) == (frozenset(), 3.0), "the former revision serves here"
     assert found(ready, replace(late, started_at=0.0)) == ({"pod/0/a"}, inf), "its first instruction is still to come"
     assert found(ready, replace(late, started_at=4600.0)) == ({"pod/0/a", "pod/0/b"}, inf), "the clock was set back"
     elsewhere = replace(pod, constraint=parse_constraint("m2"))
-    assert claims(snapshot(ready, late, specs=[elsewhere], machines=machines), {}) == (frozenset(), inf)
+    assert claims(snapshot(ready, late, specs=[elsewhere], machines=machines)) == (frozenset(), inf)
 
 
 def test_progress():
@@ -281,4 +306,4 @@ def test_properties(s):
     assert len(created) == len(set(created))
     managed_ids = {w.id for w in s.workloads if w.revision is not None}
     assert set(touched) <= managed_ids
-    assert not retiring(s) & {w.id for w in s.workloads if w.revision is None}
+    assert not going(s) & {w.id for w in s.workloads if w.revision is None}

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from appliance.model.spec import Container
-from appliance.plan.rollout import revision
+from appliance.plan.replicas.rollout import revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

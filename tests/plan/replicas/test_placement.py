@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import InputError
-from appliance.plan.placement import check_constraint, fits, placement
+from appliance.plan.replicas.placement import check_constraint, fits, placement
 from appliance.spec.constraint import parse_constraint
 from tests.plan.cases import SETTINGS, machine, spec
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from appliance.plan.elsewhere import UNSEEN, elsewhere
-from appliance.plan.placement import placement
-from appliance.plan.rollout import revision
+from appliance.plan.replicas.elsewhere import UNSEEN, elsewhere
+from appliance.plan.replicas.placement import placement
+from appliance.plan.replicas.rollout import revision
 from tests.plan.cases import SETTINGS, declared, endpoint, machine, snapshot, spec
 
 SHOP = spec("shop", declared("web", (80, "80/udp")), count=6)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from appliance.plan.changes import changes, removal
+from appliance.plan.replicas.changes import changes, removal
 from appliance.spec.constraint import parse_constraint
 from tests.plan.cases import declared, spec
 

@@ -1,0 +1,58 @@
+"""What a plan says beside the network state: ports to dial, services to watch, claims, and actions on containers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from appliance.control.deployer import Deployer
+    from appliance.control.hostaccess import HostAccess
+    from appliance.drivers.registry import Registry
+    from appliance.model.facts import Probe, Snapshot
+    from appliance.plan.compile import Plan
+
+
+class ProbingContainers(Protocol):
+    """What dials containers (`Inventory`)."""
+
+    def probe(self, wanted: frozenset[Probe]) -> None:
+        """Dial exactly these from now on, each until it accepts."""
+
+
+class PlanFollowers:
+    """Those parts of the appliance (`reconcile.Followers`)."""
+
+    def __init__(
+        self,
+        *,
+        containers: ProbingContainers,
+        registry: Registry,
+        deployer: Deployer,
+        host_access: HostAccess,
+        unneeded: Callable[[], None],
+    ) -> None:
+        """`unneeded` is called when there is our Docker network, and nothing that needs it."""
+        self._containers = containers
+        self._registry = registry
+        self._deployer = deployer
+        self._host_access = host_access
+        self._unneeded = unneeded
+
+    def begin(self, plan: Plan) -> None:
+        """Dial what has to be dialled: a container is not ready sooner because a ruleset takes its time."""
+        self._containers.probe(plan.probes)
+
+    async def finish(self, plan: Plan, facts: Snapshot) -> None:
+        """Hand on the rest, now that the network state is what the plan wants, as far as it can be."""
+        self._registry.claim(plan.claims)
+        await trio.lowlevel.checkpoint()  # traffic has its turn
+        self._registry.watch(plan.interests)
+        self._deployer.submit(plan.actions)
+        self._host_access.changed()
+        needed = facts.specs or any(w.revision is not None for w in facts.workloads)
+        if not needed and any(n.name == facts.settings.docker_network for n in facts.networks):
+            self._unneeded()

@@ -1,0 +1,1 @@
+"""Replicas: where they run, what is to be done with them, and how far that is."""

@@ -1,0 +1,48 @@
+"""Parts that are made know each other, and nothing has been touched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from structlog.testing import capture_logs
+
+from appliance.drivers.netns import identity
+from appliance.drivers.nft.features import DOOR_RULES, NftFeatures
+from appliance.model.network import HostRuleset, NetnsId
+from appliance.model.state import HostState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from appliance.app.parts import Parts
+
+
+def test_making_parts_touches_nothing(parts: Parts, tmp_path: Path) -> None:
+    """A command line that only wants to know what would run leaves no trace."""
+    assert list(tmp_path.iterdir()) == []
+    assert parts.facts.snapshot().settings.doors
+
+
+def test_without_the_rules_of_doors_there_are_none(parts: Parts) -> None:
+    """An old kernel does without; one that takes them changes nothing."""
+    every = NftFeatures(version=(1, 0, 6), features=frozenset({DOOR_RULES}))
+    parts.limit_to(every)
+    assert parts.facts.snapshot().settings.doors
+    parts.limit_to(replace(every, features=frozenset()))
+    assert not parts.facts.snapshot().settings.doors
+
+
+def test_drift_of_the_hosts_table_forgets_that_table(parts: Parts) -> None:
+    """What somebody changed is pushed anew; which table it was is in the log."""
+    rules = HostRuleset(proxy_ports=(20000, 29999), dns_port=53, dns_addresses=frozenset({IPv4Address("172.17.0.1")}))
+    parts.reconciler.have = replace(HostState(), host_ruleset=rules)
+    here = identity.identify(identity.HOST)
+    assert here is not None
+    with capture_logs() as lines:
+        parts._drifted(NetnsId(device=1, inode=2))
+        assert parts.reconciler.have.host_ruleset == rules
+        parts._drifted(here)
+    assert parts.reconciler.have.host_ruleset is None
+    assert [("container" in line["event"], line.get("netns")) for line in lines] == [(True, "1:2"), (False, None)]

@@ -1,0 +1,49 @@
+"""All facts at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from ipaddress import IPv4Address
+from types import SimpleNamespace
+
+from appliance.control.snapshot import FactSources
+from appliance.model.facts import Allocations, Settings, Snapshot
+from appliance.model.names import Name
+from appliance.model.registry import RegistryFacts
+from appliance.model.rollout import ReplicaKey
+from tests.plan.cases import BRIDGE, container, endpoint, machine, spec
+
+ADDED = {"announced"}
+"""What the loop itself knows."""
+
+
+def test_every_source_is_in_it() -> None:
+    """Whatever a part knows, as it is when the snapshot is taken."""
+    allocations = Allocations(vips={Name.parse("web.shop"): IPv4Address("240.0.0.9")})
+    registry = SimpleNamespace(facts=RegistryFacts())
+    containers = SimpleNamespace(workloads=(), networks=())
+    deployer = SimpleNamespace(going=frozenset(), busy=frozenset())
+    host = SimpleNamespace(now=frozenset())
+    sources = FactSources(
+        Settings(node="n1"), registry=registry, containers=containers, deployer=deployer, host_addresses=host
+    )
+    empty = sources.snapshot()
+    registry.facts = RegistryFacts(
+        specs={"shop": spec("shop")},
+        tombstones={"old": 5.0},
+        allocations=allocations,
+        own_ports=frozenset({20001}),
+        machines=(machine("n1", "10.0.0.1"),),
+        endpoints=(endpoint("web.shop:80", "n2"),),
+    )
+    containers.workloads, containers.networks = (container(2, "web.shop"),), (BRIDGE,)
+    deployer.going = frozenset({"a" * 64})
+    deployer.busy = frozenset({ReplicaKey(service="shop", replica=0, container="web")})
+    host.now = frozenset({IPv4Address("10.0.0.1")})
+    sources.settings = Settings(node="n1", doors=False)
+    full = sources.snapshot()
+    same = {f.name for f in fields(Snapshot) if getattr(full, f.name) == getattr(empty, f.name)}
+    assert same == ADDED
+    assert full.now >= empty.now > 0
+    assert (full.specs, full.workloads, full.unusable_ports) == ({"shop": spec("shop")}, containers.workloads, {20001})
+    assert (full.going, full.busy) == (deployer.going, deployer.busy)
