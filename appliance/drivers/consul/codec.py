@@ -125,7 +125,7 @@ def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
             "port": str(d.port),
             "protocol": str(d.protocol),
             "replicas": str(min(r.weight, MAX_COUNT)),
-            "revisions": " ".join(f"{revision}:{count}" for revision, count in r.revisions),
+            "revisions": _revisions(r.revisions),
         },
         "weights": {"Passing": min(max(r.weight, 1), MAX_WEIGHT), "Warning": 1},
         "check": {
@@ -135,6 +135,12 @@ def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
             "DeregisterCriticalServiceAfter": FORGET,
         },
     }
+
+
+def _revisions(counted: Iterable[tuple[str, int]]) -> str:
+    """Return the counts by revision, as many as Consul stores: it refuses a registration with a longer value."""
+    words = " ".join(f"{revision}:{min(count, MAX_COUNT)}" for revision, count in counted)
+    return words if len(words) <= MAX_META else words[: MAX_META + 1].rpartition(" ")[0]
 
 
 def is_namesake(found: Mapping[str, Any], host: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ LAST_SCHEMA = 10**6
 """What is greater is no version at all."""
 MAX_FAULTS = 20
 """Damaged entries that are named; the others are counted."""
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?[0-9]{30,}[0-9.eE+-]*|-?[0-9][0-9.]*[eE][+]?[0-9]{3,}')
+"""A text of JSON, or a number that may be too large for any parser."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,7 @@ def dump(state: State) -> bytes:
 def load(content: bytes, where: str) -> State:
     """Parse a file's content. Raises DamagedError, or HostError when a newer meshbox wrote it."""
     try:
-        raw = orjson.loads(content)
+        raw = _read(content)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{where} is not JSON: {error}", State()) from error
     try:
@@ -97,6 +101,14 @@ def load(content: bytes, where: str) -> State:
     if faults:
         raise DamagedError(f"{where}: {'; '.join(faults)}", state)
     return state
+
+
+def _read(content: bytes) -> Any:
+    """Parse JSON. A number that no JSON parser takes becomes null, which costs its own entry and not the file."""
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return orjson.loads(_TOKEN.sub(lambda found: found[0] if found[0][:1] == b'"' else b"null", content))
 
 
 def _allocations(raw: dict[str, Any], faults: list[str]) -> Allocations:

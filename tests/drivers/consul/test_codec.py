@@ -464,6 +464,17 @@ def test_many_bad_registrations_are_counted():
     assert complaints[-1] == "10 more entries in Consul cannot be read"
 
 
+def test_more_revisions_than_consul_stores():
+    """A value is never longer than Consul takes, and what is told of it is whole."""
+    many = tuple(sorted((f"{number:064x}", 7) for number in range(20)))
+    r = Registration(destination=WEB, proxy_port=20000, weight=3, revisions=many)
+    arguments = codec.destination_service(M1, r)
+    assert len(arguments["meta"]["revisions"]) <= codec.MAX_META
+    ((found,), _) = codec.parse_endpoints([entry(arguments)])
+    assert len(found.revisions) == 7
+    assert set(found.revisions) < set(many)
+
+
 def test_more_replicas_than_are_read():
     """A machine announces no more than the others accept."""
     assert serving(weight=5000)["meta"]["replicas"] == "1000"

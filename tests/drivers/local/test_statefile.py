@@ -116,6 +116,17 @@ def test_any_value_anywhere(document):
     assert load(dump(state), "f") == state
 
 
+@pytest.mark.parametrize("number", [HUGE, f"-{HUGE}.5", "1e999", "5E+400"])
+def test_a_number_that_no_parser_takes(number):
+    """It costs its own entry; everything else of the file is read."""
+    assert FULL.specs
+    document = put(orjson.loads(dump(FULL)), ("tombstones", "huge"), "@")
+    document = put(document, ("tombstones", "late"), f"{HUGE} 1e999")
+    with pytest.raises(DamagedError, match="tombstones") as caught:
+        load(orjson.dumps(document).replace(b'"@"', number.encode()), "f")
+    assert caught.value.rest == FULL
+
+
 def test_many_damaged_entries_are_counted():
     """The message stays bearable."""
     with pytest.raises(DamagedError, match=r"and 80 more$"):
