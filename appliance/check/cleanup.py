@@ -11,7 +11,7 @@ import trio
 
 from appliance.drivers.docker import labels
 from appliance.drivers.docker.client import Docker
-from appliance.drivers.docker.http import DockerError
+from appliance.drivers.docker.http import DockerAbsentError
 from appliance.drivers.host.resolvconf import ResolverSettings
 from appliance.drivers.netns import identity, routes
 from appliance.drivers.nft.client import Nft
@@ -20,6 +20,7 @@ from appliance.errors import HostError, RetryError
 from appliance.lock import only_one
 from appliance.model.facts import RunState
 from appliance.render.ruleset import REMOVE
+from appliance.text import plain
 
 if TYPE_CHECKING:
     from appliance.config.options import Config
@@ -55,7 +56,7 @@ async def clean(config: Config, *, state: bool = False) -> Report:
                 with trio.fail_after(DOCKER_TIMEOUT):
                     sandboxes = await _sandboxes(docker, report)
                     await _remove_network(docker, config.docker_network, report)
-        except (DockerError, HostError, trio.TooSlowError) as error:
+        except (RetryError, HostError, trio.TooSlowError) as error:
             sandboxes = []
             report.left.append(
                 f"Docker was not asked ({error or 'no answer'}); if it made the network"
@@ -80,7 +81,12 @@ async def _sandboxes(docker: Docker, report: Report) -> list[str]:
         if labels.REVISION in listed.labels:
             ours.append(listed.docker_name)
         if listed.state in {RunState.RUNNING, RunState.PAUSED}:
-            found.append((await docker.inspect(listed.id)).sandbox_key)
+            try:
+                found.append((await docker.inspect(listed.id)).sandbox_key)
+            except DockerAbsentError:
+                raise
+            except RetryError as error:  # its rules are found by the namespace's file, if that is where it should be
+                report.left.append(f"container {plain(listed.docker_name)} cannot be read ({error})")
     if ours:
         report.left.append(f"containers that meshbox made: docker rm --force {' '.join(sorted(ours))}")
     return [path for path in found if path]

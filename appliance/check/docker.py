@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from appliance.drivers.docker.client import Docker
-from appliance.drivers.docker.http import NotFoundError
-from appliance.errors import MeshboxError
+from appliance.errors import MeshboxError, RetryError
 from appliance.model.facts import RunState
 from appliance.model.finding import Finding, failed, ok, warning
 
@@ -54,7 +53,7 @@ async def _sandbox(docker: Docker) -> str:
         if listed.state is RunState.RUNNING:
             try:
                 found = (await docker.inspect(listed.id)).sandbox_key
-            except NotFoundError:  # it has ended meanwhile
+            except RetryError:  # it has ended meanwhile, or cannot be read: another one will do
                 continue
             if found:
                 return found

@@ -75,7 +75,8 @@ def firewall(networks: Iterable[DockerNetwork], dns_port: int, proxy_ports: tupl
         rules = OWN.sub("", _said("nft", "--stateless", "list", "ruleset"))
         ports = [("udp", dns_port), ("tcp", dns_port), ("tcp", proxy_ports[0]), ("udp", proxy_ports[0])]
         arrived = _arrived(rules, bridges, ports) if JUDGES.search(rules) else None
-    except (OSError, subprocess.SubprocessError):  # `system` says which programs and rights are missing
+    except (OSError, ValueError, LookupError, TypeError, subprocess.SubprocessError):
+        # A program or a right is missing, as `system` says; or a program speaks in another form.
         return []
     found = []
     for bridge in bridges:

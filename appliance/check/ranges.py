@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
@@ -74,9 +75,19 @@ def routes() -> tuple[IPv4Network, ...]:
         answer = subprocess.run(["ip", "-j", "-4", "route"], capture_output=True, check=False).stdout
     except FileNotFoundError:  # `system.programs` says so
         return ()
+    return parse_routes(answer)
+
+
+def parse_routes(answer: bytes) -> tuple[IPv4Network, ...]:
+    """Return the routes that `ip -j -4 route` prints, except the default one and our own; no others are understood."""
     found = []
-    for route in orjson.loads(answer or b"[]"):
-        destination = route.get("dst", "default")
-        if destination != "default" and route.get("protocol") != ROUTE_PROTOCOL:
-            found.append(IPv4Network(destination))
+    try:
+        listed = orjson.loads(answer or b"[]")
+    except orjson.JSONDecodeError:
+        return ()
+    for route in listed if isinstance(listed, list) else ():
+        with suppress(ValueError, TypeError, AttributeError):
+            destination = route.get("dst", "default")
+            if destination != "default" and route.get("protocol") != ROUTE_PROTOCOL:
+                found.append(IPv4Network(destination))
     return tuple(found)

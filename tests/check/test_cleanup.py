@@ -10,10 +10,12 @@ import trio
 from appliance import lock
 from appliance.check import cleanup
 from appliance.config.options import Config
+from appliance.drivers.docker.types import Inspected, Listed
 from appliance.drivers.host.resolvconf import ResolverSettings
 from appliance.drivers.netns import identity
 from appliance.errors import HostError, RetryError
 from appliance.lock import only_one
+from appliance.model.facts import RunState
 from appliance.render.ruleset import REMOVE
 
 
@@ -114,3 +116,20 @@ def test_not_beside_an_appliance(world, tmp_path) -> None:
     with only_one(tmp_path / "run"), pytest.raises(HostError, match="runs on this host"):
         clean(world)
     assert len(FakeNft.tables) == 3
+
+
+def test_a_container_that_cannot_be_read_is_told() -> None:
+    """The others are cleaned up; its rules may go by the files of namespaces."""
+
+    class Engine:
+        async def containers(self):
+            return [Listed(id=name, docker_name=name, image="x", state=RunState.RUNNING) for name in ("odd", "b")]
+
+        async def inspect(self, name):
+            if name == "odd":
+                raise RetryError("it is not what its API promises")
+            return Inspected(listed=(await self.containers())[1], sandbox_key="/netns/b")
+
+    report = cleanup.Report()
+    assert trio.run(cleanup._sandboxes, Engine(), report) == ["/netns/b"]
+    assert report.left == ["container odd cannot be read (it is not what its API promises)"]

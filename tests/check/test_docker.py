@@ -12,6 +12,7 @@ from appliance.check import docker
 from appliance.config.options import Config
 from appliance.drivers.docker.client import DockerVersion
 from appliance.drivers.docker.http import DockerError, NotFoundError
+from appliance.errors import RetryError
 from appliance.model.facts import DockerNetwork, RunState
 from appliance.model.finding import Level
 
@@ -57,6 +58,8 @@ class Engine:
     async def inspect(self, name):
         if name in self._gone:
             raise NotFoundError(f"no such container {name}", status=404)
+        if name == "odd":
+            raise RetryError("Docker's description of a container is not what its API promises")
         return SimpleNamespace(sandbox_key=f"/srv/netns/{name}")
 
 
@@ -67,6 +70,7 @@ class Engine:
         ([("a", RunState.EXITED), ("b", RunState.RUNNING)], (), "/srv/netns/b"),
         ([("a", RunState.RUNNING), ("b", RunState.RUNNING)], ("a",), "/srv/netns/b"),
         ([("a", RunState.RUNNING)], ("a",), ""),
+        ([("odd", RunState.RUNNING), ("b", RunState.RUNNING)], (), "/srv/netns/b"),
     ],
 )
 def test_engine_that_answers(monkeypatch, listed, gone, sandbox) -> None:

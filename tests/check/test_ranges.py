@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Network
 
+from foreign import encode, spoilt
+from hypothesis import example, given
+
 from appliance.check import ranges
 from appliance.config.options import Config
 from appliance.model.facts import DockerNetwork
@@ -44,3 +47,17 @@ def test_docker_subnet() -> None:
     assert found.level is Level.OK
     assert ranges.docker_subnet(config, (own,), (IPv4Network("10.9.0.0/16"),)) == []
     assert ranges.docker_subnet(Config(), (lan,), ()) == []
+
+
+ROUTES = [{"dst": "default", "gateway": "10.0.0.1"}, {"dst": "192.0.2.0/24", "dev": "a"}, {"dst": "10.0.0.7"}]
+
+
+@given(spoilt(ROUTES))
+@example([*ROUTES, {"dst": "somewhere"}])
+@example([*ROUTES, 7])
+@example(7)
+def test_any_routes(answer) -> None:
+    """A route that cannot be read ends no check, and the others count."""
+    found = ranges.parse_routes(encode(answer))
+    assert len(found) <= 5
+    assert {"192.0.2.0/24", "10.0.0.7/32"} == set(map(str, ranges.parse_routes(encode([{"dst": "x"}, *ROUTES]))))

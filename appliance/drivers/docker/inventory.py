@@ -41,6 +41,8 @@ FIRST_LIST = 10.0
 """Seconds that the first list waits for inspects, which block while Docker starts a container."""
 INSPECTS = 16
 """Inspects under way at once."""
+STARTING = "starting"
+"""Of faults: a start that could not be followed, by its namespace's file."""
 RECONNECT = Schedule((0.2, 0.4, 0.8, 1.6, 3.2, 5.0))
 """Seconds until Docker is tried again."""
 
@@ -82,7 +84,7 @@ class Inventory:
             list_networks=self._list_networks,
             inspect=self._inspect,
             failed=lambda path, error: self._faults.report(
-                ("netns", path), "a starting container is passed over until Docker shows it", cause(error)
+                (STARTING, path), "a starting container is passed over until Docker shows it", cause(error)
             ),
         )
         self._prober = Prober(lambda p: self._store.accepted(p.workload_id, p.netns, p.port))
@@ -192,6 +194,7 @@ class Inventory:
                 self._remove(gone)
         self._end_list("container", former)
         self._end_list("event", self._begin_list("event"))
+        self._faults.drop(lambda key: isinstance(key, tuple) and key[0] == STARTING and not Path(key[1]).exists())
         if not (wait and await self._inspect_all(labelled)):
             for container_id in labelled:
                 self._inspect(container_id)

@@ -576,3 +576,20 @@ def test_an_entry_that_cannot_be_read_is_not_missing(world, monkeypatch, known):
         await until(lambda: not world.inventory._faults.current)
 
     play(world, scene)
+
+
+def test_any_error_at_a_start_is_that_starts_problem(world, monkeypatch):
+    """It is named until its namespace is gone; what Docker says later counts as ever."""
+    monkeypatch.setattr("appliance.drivers.docker.inventory.FULL_LIST", 0.02)
+    monkeypatch.setattr("appliance.drivers.netns.owner.find_container", raising)
+
+    async def scene():
+        path = world.namespace("three")
+        await until(lambda: any(path in key for key in world.inventory._faults.list()))
+        (world.directory / "three").unlink()
+        world.docker.add(3, LABELS, sandbox_key="/nowhere")
+        world.docker.tell("container", "start", cid(3), **LABELS)
+        await until(lambda: len(world.inventory.workloads) == 2)
+        await until(lambda: not any(path in key for key in world.inventory._faults.list()))
+
+    play(world, scene)
