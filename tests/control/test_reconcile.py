@@ -449,6 +449,16 @@ def test_door_that_cannot_be_closed_keeps_its_rules() -> None:
     assert calls == ["close door /netns/3", "drop /netns/3"]
 
 
+def test_door_waits_for_a_route_that_cannot_be_added_yet() -> None:
+    """What leads to the door would pass for that route, and it would be missing once the door is closed."""
+    host = inner(SERVER, CLIENT)
+    host.effects.fail["route /netns/3"] = RetryError("no interface")
+    assert "door /netns/3" not in host.run()
+    host.effects.fail.clear()
+    assert host.run(after=0.2)[-2:] == ["zone", "door /netns/3"]
+    assert host.reconciler.have == host.reconciler.want
+
+
 def test_forgotten_rules_take_door_and_route_along() -> None:
     """They are put back with them."""
     host = inner(SERVER, CLIENT)
