@@ -71,7 +71,7 @@ class Doors:
         try:
             tcp, udp, file = netlink.entered(path, partial(_listen, netns, self._plane.accepting))
         except OSError:
-            await self.lead_past(netns, wanted.vip_range)  # as a former appliance may have left it
+            await self._lead_past(netns, wanted.vip_range)  # as a former appliance may have left it
             raise
         try:
             await routes.add_local_route(path, wanted.vip_range, wanted.address)
@@ -85,11 +85,15 @@ class Doors:
 
     async def close(self, door: WorkloadDoor) -> None:
         """Lead nothing to the door any more, and close it. Raises RetryError."""
-        await self.lead_past(door.netns, door.vip_range)
-        self._let_go(door.netns)
+        await self.clear(door.netns, door.vip_range)
 
-    async def lead_past(self, netns: Netns, vip_range: IPv4Network) -> None:
-        """Lead what is dialled through the host, whatever was before, if the namespace exists. Raises RetryError."""
+    async def clear(self, netns: Netns, vip_range: IPv4Network) -> None:
+        """Do the same whatever was before: no door, one of ours, or one of a former appliance. Raises RetryError."""
+        await self._lead_past(netns, vip_range)
+        self._let_go(netns)
+
+    async def _lead_past(self, netns: Netns, vip_range: IPv4Network) -> None:
+        """Lead what is dialled through the host, if the namespace exists."""
         try:
             if identity.identify(netns.path) == netns.id:
                 await routes.drop_local_route(netns.path, vip_range)

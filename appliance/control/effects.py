@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.nft.helper import NftHelper
     from appliance.drivers.registry import Registry
-    from appliance.model.network import VipRoute
+    from appliance.model.network import VipRoute, WorkloadRuleset
 
 
 class HostEffects:
@@ -69,7 +69,7 @@ class HostEffects:
             case st.PushRuleset():
                 await self._push_ruleset(step)
             case st.DropRuleset():
-                await self._drop_ruleset(step.ruleset.netns)
+                await self._drop_ruleset(step.ruleset)
             case st.AddRoute():
                 await self._add_route(step.after)
             case st.DropRoute():
@@ -93,15 +93,19 @@ class HostEffects:
         after, netns = step.after, step.after.netns
         async with self._rendering:
             change = text.change_workload(step.before, after)
-        if step.before is None and not after.door:  # a former appliance may have had a door there
-            await self._doors.lead_past(netns, after.vip_range)
+        # A former appliance may have had a door there, or we one that was forgotten with what was known of its rules.
+        if not after.door and (step.before is None or netns.id in self._doors.opened):
+            await self._doors.clear(netns, after.vip_range)
         await self._nft.push(netns.path, change)
         if step.before is None:
             self._watch.add(netns)
 
-    async def _drop_ruleset(self, netns: Netns) -> None:
+    async def _drop_ruleset(self, ruleset: WorkloadRuleset) -> None:
         """Remove the table from a namespace, if that still exists."""
+        netns = ruleset.netns
         self._watch.remove(netns.id)
+        if netns.id in self._doors.opened:  # as when it could not be led to
+            await self._doors.clear(netns, ruleset.vip_range)
         await _while_there(netns, partial(self._nft.push, netns.path, text.REMOVE))
 
     @staticmethod

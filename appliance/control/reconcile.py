@@ -235,6 +235,10 @@ class Reconciler:
         return done
 
     async def _try(self, step: st.Step, done: list[st.Step]) -> None:
+        """Take a step, and note whether it succeeded. After a failure it is unknown what is there.
+
+        Refused rulesets are forgotten once all of their kind were tried, with the doors and routes that stand in them.
+        """
         subject = st.subject_of(step)
         try:
             await self._carry_out(step)
@@ -243,6 +247,10 @@ class Reconciler:
                 self.unusable_ports |= {step.listener.port}
             elif isinstance(step, st.PushHostRuleset):
                 self.have = replace(self.have, host_ruleset=None)
+            elif isinstance(step, st.AddRoute):
+                self.have = replace(self.have, routes=_without(self.have.routes, {step.after.netns.id}))
+            elif isinstance(step, st.OpenDoor):
+                self.have = replace(self.have, doors=_without(self.have.doors, {step.after.netns.id}))
             if self._attempts.failed(step, error):
                 words, fields = _words(step, subject)
                 self._faults.report(subject, words, error, **fields)

@@ -459,6 +459,23 @@ def test_door_waits_for_a_route_that_cannot_be_added_yet() -> None:
     assert host.reconciler.have == host.reconciler.want
 
 
+@pytest.mark.parametrize("kind", ["door", "route"])
+def test_failed_change_of_door_or_route_is_followed_by_the_whole(kind: str) -> None:
+    """What is there is unknown then: where what was wanted before is wanted again, it is made again."""
+    host = inner(SERVER, CLIENT)
+    host.run()
+    before = host.facts
+    elsewhere = replace(CLIENT.attachments[0], address=IPv4Address("172.18.0.9"), gateway=IPv4Address("172.18.0.8"))
+    host.facts = replace(before, workloads=(SERVER, replace(CLIENT, attachments=(elsewhere,))))
+    host.effects.fail[kind] = RetryError("no")
+    assert f"{kind} /netns/3" in host.run()
+    host.effects.fail.clear()
+    host.facts = before
+    assert f"{kind} /netns/3" in host.run(after=0.1)
+    assert host.reconciler.have == host.reconciler.want
+    assert host.run() == []
+
+
 def test_forgotten_rules_take_door_and_route_along() -> None:
     """They are put back with them."""
     host = inner(SERVER, CLIENT)
