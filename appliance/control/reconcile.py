@@ -117,6 +117,7 @@ class Reconciler:
 
     def forget_host_ruleset(self) -> None:
         """Somebody else changed the host's table: push it anew."""
+        self._attempts.renew("host")
         self._host_edited = True
         self._forget_edited()
         self.ring(urgent=True)

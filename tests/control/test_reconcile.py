@@ -701,6 +701,21 @@ def test_edited_rules_do_not_wait_for_the_full_pass(autojump_clock, whose: str) 
     trio.run(main, clock=autojump_clock)
 
 
+@pytest.mark.parametrize("whose", ["host", "container"])
+def test_edited_rules_that_were_refused_are_pushed_at_once(whose: str) -> None:
+    """Whatever was refused before, it is other rules that stand there by now."""
+    host = Host(SERVER, CLIENT)
+    call = "host ruleset" if whose == "host" else "push /netns/3"
+    host.effects.fail[call] = RetryError("nft says no")
+    host.run()
+    assert call not in host.run(after=0.0)
+    if whose == "host":
+        host.reconciler.forget_host_ruleset()
+    else:
+        host.reconciler.forget_ruleset(CLIENT.netns.id)
+    assert call in host.run(after=0.0)
+
+
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("whose", ["host", "container"])
 def test_rules_edited_while_a_pass_pushes_them_are_pushed_anew(autojump_clock, whose: str, known: bool) -> None:
