@@ -162,7 +162,7 @@ class Settings:
     docker_network: str = "meshbox"
     prefer_local: bool = False
     doors: bool = True
-    """Whether the data plane accepts and dials inside of containers' namespaces."""
+    """Whether the data plane accepts and dials inside containers' namespaces."""
     meta: tuple[tuple[str, str], ...] = ()
     """What a service's constraint may ask of this machine."""
     gateway: bool = False

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 DATAGRAM_DOORS = IPv4Network("127.66.0.0/16")
-"""Where UDP destinations are inside of workloads' namespaces: at the address that ends in their port on the host."""
+"""Where UDP destinations are inside workloads' namespaces: at the address that ends in their port on the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -150,7 +150,7 @@ class WorkloadRuleset:
     gateways: frozenset[IPv4Address | IPv6Address] = frozenset()
     """Addresses of this host on the namespace's networks: where the proxy's connections come from."""
     hosts: frozenset[IPv4Address] = frozenset()
-    """All addresses of this host: whoever dials proxy ports there without a route is rejected by the host."""
+    """All addresses of this host: the host rejects what dials proxy ports there without a route."""
     subnets: frozenset[IPv4Network | IPv6Network] = frozenset()
     """Subnets of every Docker network here: other containers' own addresses are rejected."""
     published: frozenset[tuple[Protocol, int]] = frozenset()

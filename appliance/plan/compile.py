@@ -66,6 +66,7 @@ class Compiler:
         self._rulesets: Mapping[NetnsId, WorkloadRuleset] = {}
         self._doors: Mapping[NetnsId, WorkloadDoor] = {}
         self._routes: Mapping[NetnsId, VipRoute] = {}
+        self._interests: tuple[tuple[object, ...], Interests] | None = None
 
     def compile(self, s: Snapshot) -> Generator[None, None, Plan]:
         """Return what to do about these facts, in turns."""
@@ -100,11 +101,19 @@ class Compiler:
         return Plan(
             want=want,
             actions=startable(s, actions),
-            interests=interests(s),
+            interests=self._interests_of(s),
             claims=claimed,
             probes=probes(containers),
             due=due,
         )
+
+    def _interests_of(self, s: Snapshot) -> Interests:
+        """Return what `interests` says; it looks at every allowance, so only when something has changed of these."""
+        workloads = [(w.name, w.revision, w.connect_to) for w in s.workloads]
+        inputs = (workloads, dict(s.specs), s.machines, s.settings)
+        if self._interests is None or inputs != self._interests[0]:
+            self._interests = inputs, interests(s)
+        return self._interests[1]
 
     def _listen(self, skeleton: Skeleton, backends: dict[Destination, tuple[Backend, ...]]) -> None:
         """Put the backends into the sockets; touch only those that changed."""

@@ -238,7 +238,7 @@ def _backends(destination: Destination, s: Snapshot, have: HostState, stats: Ite
         station="backends",
         passed=out < len(backends),
         words="; ".join([*words, *waiting]),
-        remedy="" if out < len(backends) else "look whether the program in these containers listens on that port",
+        remedy="" if out < len(backends) else "check whether the program in these containers listens on that port",
     )
 
 

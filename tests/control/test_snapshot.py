@@ -23,7 +23,10 @@ def test_every_source_is_in_it() -> None:
     registry = SimpleNamespace(facts=RegistryFacts())
     containers = SimpleNamespace(workloads=(), networks=())
     deployer = SimpleNamespace(going=frozenset(), busy=frozenset())
-    sources = FactSources(Settings(node="n1"), registry=registry, containers=containers, deployer=deployer)
+    host = SimpleNamespace(now=frozenset())
+    sources = FactSources(
+        Settings(node="n1"), registry=registry, containers=containers, deployer=deployer, host_addresses=host
+    )
     empty = sources.snapshot()
     registry.facts = RegistryFacts(
         specs={"shop": spec("shop")},
@@ -36,7 +39,7 @@ def test_every_source_is_in_it() -> None:
     containers.workloads, containers.networks = (container(2, "web.shop"),), (BRIDGE,)
     deployer.going = frozenset({"a" * 64})
     deployer.busy = frozenset({ReplicaKey(service="shop", replica=0, container="web")})
-    sources.host_addresses = frozenset({IPv4Address("10.0.0.1")})
+    host.now = frozenset({IPv4Address("10.0.0.1")})
     sources.settings = Settings(node="n1", doors=False)
     full = sources.snapshot()
     same = {f.name for f in fields(Snapshot) if getattr(full, f.name) == getattr(empty, f.name)}
