@@ -25,6 +25,7 @@ from appliance.retry import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+    from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address, IPv4Network
 
     from appliance.drivers.docker.client import Docker
@@ -104,13 +105,17 @@ class Deployer:
             self._nursery = None
             self._busy.clear()
 
-    def submit(self, actions: Iterable[Action]) -> None:
-        """Begin what can begin now; call it at every pass, also with nothing, with all that is to be done."""
+    def submit(self, actions: Iterable[Action], *, unplanned: AbstractSet[ReplicaKey] = frozenset()) -> None:
+        """Begin what can begin now; call it at every pass, also with nothing, with all that is to be done.
+
+        Nothing was planned for `unplanned` keys, because something was under way there when the pass began. If that has
+        failed by now, the failure is still told.
+        """
         if self._nursery is None:
             return
         now = trio.current_time()
         asked = tuple(actions)
-        self._forget_all_but({action.key for action in asked})
+        self._forget_all_but({action.key for action in asked} | unplanned)
         for action in asked:
             if action.key not in self._busy and not self._backoff.left(_subject(action), now):
                 self._busy[action.key] = action
@@ -129,7 +134,7 @@ class Deployer:
         """Remove our network if nothing uses it and nothing is under way; return whether there is none now."""
         return not self._busy and await self._docker.remove_network(self._network)
 
-    def _forget_all_but(self, asked: set[ReplicaKey]) -> None:
+    def _forget_all_but(self, asked: AbstractSet[ReplicaKey]) -> None:
         """Drop failures that nobody asks about any more: the spec was mended or removed."""
         for key in self._progress.keys() - asked - self._busy.keys():
             del self._progress[key]

@@ -212,6 +212,19 @@ def test_failure_nobody_asks_about_is_forgotten():
     assert not play(scene).deployer.progress
 
 
+def test_failure_during_a_pass_is_told_until_the_next_one():
+    """A pass plans nothing for what was under way when it began; the failure it ends in by then is not forgotten."""
+
+    async def scene(world):
+        world.deployer.submit([replace(CREATE, container=replace(WEB, image="nonsense:1"))])
+        busy = world.deployer.busy
+        await world.idle()
+        world.deployer.submit([], unplanned=busy)
+
+    (progress,) = play(scene).deployer.progress.values()
+    assert progress.failed
+
+
 def test_half_made_container_is_replaced():
     """After a crash between create and start the name is taken by a container that never ran: it is made anew."""
 
