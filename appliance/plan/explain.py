@@ -54,7 +54,8 @@ def door(netns: NetnsId | None, have: HostState, cause: Cause) -> str | None:
         return None
     if netns in have.doors:
         return "open"
-    return f"no: {cause(Subject('open door', str(netns))) or 'it is not open yet'}"
+    causes = (cause(Subject(kind, str(netns))) for kind in ("open door", "add route"))  # it waits for the route
+    return f"no: {next(filter(None, causes), 'it is not open yet')}"
 
 
 def why(
