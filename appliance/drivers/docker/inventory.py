@@ -108,8 +108,11 @@ class Inventory:
             self._nursery = None
 
     def probe(self, wanted: frozenset[Probe]) -> None:
-        """Dial exactly these from now on, each until it accepts, which `Workload.accepting` then says."""
-        self._prober.want(wanted)
+        """Dial exactly these from now on, each until it accepts, which `Workload.accepting` then says.
+
+        Those that have accepted, or ended, since the plan that wants them was begun are left out.
+        """
+        self._prober.want(frozenset(p for p in wanted if self._store.awaits(p.workload_id, p.netns, p.port)))
 
     def _publish(self, *, urgent: bool) -> None:
         self.workloads = tuple(sorted(self._store.by_id.values(), key=lambda w: (w.docker_name, w.id)))
