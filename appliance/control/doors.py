@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from appliance.dataplane.sockets import listen
-from appliance.dataplane.udp import sockets as udpsocket
+from appliance.dataplane.udp import sockets
 from appliance.drivers.netns import addresses, identity, netlink, routes
 from appliance.errors import NotYetError, RetryError
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
@@ -71,7 +71,7 @@ class Doors:
         try:
             tcp, udp, file = netlink.entered(path, partial(_listen, netns, self._plane.accepting))
         except OSError:
-            await self.lead_past(netns, wanted.vip_range)  # as a former appliance may have left it
+            await self.drop_local_route(netns, wanted.vip_range)  # as a former appliance may have left it
             raise
         try:
             await routes.add_local_route(path, wanted.vip_range, wanted.address)
@@ -85,17 +85,20 @@ class Doors:
 
     async def close(self, door: WorkloadDoor) -> None:
         """Lead nothing to the door any more, and close it. Raises RetryError."""
-        await self.lead_past(door.netns, door.vip_range)
+        await self.drop_local_route(door.netns, door.vip_range)
         self._let_go(door.netns)
 
-    async def lead_past(self, netns: Netns, vip_range: IPv4Network) -> None:
-        """Lead what is dialled through the host, whatever was before, if the namespace exists. Raises RetryError."""
+    async def drop_local_route(self, netns: Netns, vip_range: IPv4Network) -> None:
+        """Drop the route to the door, if the namespace still exists: connections then go through the host.
+
+        It need not be there. Raises RetryError.
+        """
         try:
             if identity.identify(netns.path) == netns.id:
                 await routes.drop_local_route(netns.path, vip_range)
         except RetryError:
             if identity.identify(netns.path) == netns.id:
-                raise  # otherwise the namespace went meanwhile
+                raise  # otherwise the namespace is gone, and its routes with it
 
     def _let_go(self, netns: Netns) -> None:
         if self.opened.pop(netns.id, None) is not None:
@@ -108,7 +111,7 @@ def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], SocketTy
         file = undo.enter_context(FileIO(netns.path))
         if identity.identify(netns.path) != netns.id:
             raise FileNotFoundError(f"network namespace {netns.id} is gone")
-        udp = udpsocket.listen_at_door(DOOR_PORT)
+        udp = sockets.listen_at_door(DOOR_PORT)
         undo.callback(udp.close)
         tcp = listen(DOOR_PORT, number, str(DOOR_ADDRESS), transparent=True)
         undo.pop_all()

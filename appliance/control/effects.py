@@ -11,7 +11,7 @@ from appliance.drivers.netns import identity, routes
 from appliance.errors import NotYetError, RetryError
 from appliance.model import state as st
 from appliance.model.network import Netns
-from appliance.render import ruleset as text
+from appliance.render import ruleset
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -84,7 +84,7 @@ class HostEffects:
                 await self._registry.deregister(step.registration)
 
     async def _push_host_ruleset(self, step: st.PushHostRuleset) -> None:
-        await self._nft_helper.command(text.change_host(step.before, step.after))
+        await self._nft_helper.command(ruleset.change_host(step.before, step.after))
         netns_id = identity.identify(identity.HOST)
         if netns_id is not None:
             self._watch.add(Netns(id=netns_id, path=identity.HOST))
@@ -92,9 +92,9 @@ class HostEffects:
     async def _push_ruleset(self, step: st.PushRuleset) -> None:
         after, netns = step.after, step.after.netns
         async with self._rendering:
-            change = text.change_workload(step.before, after)
+            change = ruleset.change_workload(step.before, after)
         if step.before is None and not after.door:  # a former appliance may have had a door there
-            await self._doors.lead_past(netns, after.vip_range)
+            await self._doors.drop_local_route(netns, after.vip_range)
         await self._nft.push(netns.path, change)
         if step.before is None:
             self._watch.add(netns)
@@ -102,7 +102,7 @@ class HostEffects:
     async def _drop_ruleset(self, netns: Netns) -> None:
         """Remove the table from a namespace, if that still exists."""
         self._watch.remove(netns.id)
-        await _while_there(netns, partial(self._nft.push, netns.path, text.REMOVE))
+        await _while_there(netns, partial(self._nft.push, netns.path, ruleset.REMOVE))
 
     @staticmethod
     async def _add_route(route: VipRoute) -> None:
@@ -113,7 +113,7 @@ class HostEffects:
                 f"no interface in network namespace {path} leads to {route.gateway}",
                 partial(routes.wait_neighbour, path, route.gateway),
             )
-        await routes.ensure_route(path, route.vip_range, route.gateway)
+        await routes.add_route(path, route.vip_range, route.gateway)
 
     @staticmethod
     async def _drop_route(route: VipRoute) -> None:

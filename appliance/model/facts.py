@@ -108,7 +108,7 @@ class DockerNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A member of the mesh. `address` is where peers reach its proxy."""
+    """A machine of the mesh. `address` is where peers reach its proxy."""
 
     node: str
     address: IPv4Address

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from appliance import lock
-from appliance.cli import check as checks
-from appliance.cli import client
+from appliance.cli import check, client
 from appliance.config.options import Config
 
 NOT_RUNNING = "meshbox is not running here"
@@ -93,4 +92,4 @@ def test_in_the_image_one_is_expected(starting, meshbox, tmp_path, monkeypatch):
 def test_check_expects_none(tmp_path, monkeypatch):
     """In the image, too, one looks at the host before anything runs."""
     monkeypatch.setattr("appliance.image.IMAGE_MARK", tmp_path)
-    assert checks._running(Config(run_dir=str(tmp_path))) is None
+    assert check._running(Config(run_dir=str(tmp_path))) is None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name, Protocol
-from appliance.plan import allocate as allocation
+from appliance.plan import allocate as module
 from appliance.plan.allocate import REST, misfit, shortage
 from tests.plan.cases import SETTINGS, declared, dest, spec
 
@@ -20,7 +20,7 @@ NONE = Allocations()
 
 def allocate(kept, names, destinations, *rest):
     """As the function, from any iterables."""
-    return allocation.allocate(kept, frozenset(names), frozenset(destinations), *rest)
+    return module.allocate(kept, frozenset(names), frozenset(destinations), *rest)
 
 
 def lacking(found, names, destinations, *rest):

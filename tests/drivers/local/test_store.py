@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 import trio
 
-from appliance.drivers.consul import cache as consulfile
+from appliance.drivers.consul import cache
 from appliance.drivers.local.store import TOMBSTONE_LIFE, LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
@@ -57,7 +57,7 @@ def test_survives_a_restart(tmp_path):
 
 def test_what_was_known_from_consul_is_forgotten(tmp_path):
     """From now on the file changes without Consul, so what a Consul said when is no evidence later."""
-    (tmp_path / consulfile.NAME).write_bytes(b"{}")
+    (tmp_path / cache.NAME).write_bytes(b"{}")
 
     async def main():
         async with trio.open_nursery() as nursery:
@@ -65,7 +65,7 @@ def test_what_was_known_from_consul_is_forgotten(tmp_path):
             nursery.cancel_scope.cancel()
 
     trio.run(main)
-    assert not (tmp_path / consulfile.NAME).exists()
+    assert not (tmp_path / cache.NAME).exists()
 
 
 def test_removal_and_deploying_again(tmp_path):
