@@ -22,7 +22,7 @@ def start(arguments: Sequence[str]) -> int:
 def run(file: str | None, flags: dict[str, str]) -> int:
     """Run the appliance with these flags, by dotted key."""
     chosen = config.load(file, flags=flags)
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # structlog would load it in vain: 3 MB
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # structlog would load it for nothing: 3 MB
     from appliance.app import main  # noqa: PLC0415 — a wrong flag is refused before all of it is loaded
 
     return main.run(chosen)

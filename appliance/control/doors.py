@@ -39,7 +39,7 @@ class Doors:
         """Those that the data plane serves."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Let go of namespaces whose files are gone, until cancelled. Doors that are open then are the data plane's.
+        """Let go of namespaces whose files are gone, until cancelled. Open doors stay with the data plane.
 
         A socket keeps a namespace alive with all that is in it, also where no step says to close the door: while Docker
         does not answer, or after the loop has forgotten what is there.
@@ -52,9 +52,9 @@ class Doors:
                     self._let_go(opened.netns)
 
     async def open(self, wanted: WorkloadDoor) -> None:
-        """Listen, then lead there what is dialled, then serve it. About 1 ms.
+        """Listen, then route virtual IPs there, then serve. About 1 ms.
 
-        A door that is open as it is wanted is only led to again: its connections go on. Raises NotYetError before the
+        A door that is open as wanted only gets its route again: its connections go on. Raises NotYetError before the
         namespace has the address, OSError or RetryError where the door cannot be opened; then nothing leads to it.
         """
         netns, path = wanted.netns, wanted.netns.path
@@ -71,7 +71,7 @@ class Doors:
         try:
             tcp, udp, file = netlink.entered(path, partial(_listen, netns, self._plane.accepting))
         except OSError:
-            await self.drop_local_route(netns, wanted.vip_range)  # as a former appliance may have left it
+            await self.drop_local_route(netns, wanted.vip_range)  # a former appliance may have left it
             raise
         try:
             await routes.add_local_route(path, wanted.vip_range, wanted.address)
@@ -84,7 +84,7 @@ class Doors:
         self.opened[netns.id] = wanted
 
     async def close(self, door: WorkloadDoor) -> None:
-        """Lead nothing to the door any more, and close it. Raises RetryError."""
+        """Drop the route to the door, and close it. Raises RetryError."""
         await self.drop_local_route(door.netns, door.vip_range)
         self._let_go(door.netns)
 

@@ -1,4 +1,4 @@
-"""Steps become deeds here: the reconcile loop's hands on the data plane, nft, the state file and the registry."""
+"""Carries out the reconcile loop's steps: on the data plane, in nft, the state file and the registry."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class HostEffects:
 
 
 async def _while_there(netns: Netns, undo: Callable[[], Awaitable[None]]) -> None:
-    """Undo something inside a namespace, if that still exists: otherwise it has gone with all that was in it."""
+    """Undo something inside a namespace, if that still exists: otherwise all that was in it has gone as well."""
     try:
         if identity.identify(netns.path) == netns.id:
             await undo()

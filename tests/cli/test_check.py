@@ -40,7 +40,7 @@ def test_exit_code(meshbox, host_with, level, code):
 
 
 def test_hanging_appliance(meshbox, host_with):
-    """Where none answers, whoever holds the lock keeps another one from running."""
+    """Where none answers, the process that holds the lock keeps another one from running."""
     asked = host_with(finding(Level.OK), held=[finding(Level.FAILED, "another meshbox")])
     said = meshbox("check")
     assert said.code == 1

@@ -74,7 +74,7 @@ def test_waits_for_no_other_appliance(meshbox, tmp_path):
 
 @pytest.mark.usefixtures("hasty")
 def test_waits_for_nothing_that_it_may_not_use(meshbox, tmp_path, monkeypatch):
-    """Whoever is not root is told so at once."""
+    """A user that is not root is told so at once."""
     (tmp_path / "admin.sock").touch()
     monkeypatch.setattr(os, "access", lambda *_: False)
     with lock.only_one(tmp_path):

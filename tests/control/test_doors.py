@@ -102,7 +102,7 @@ DROP_ROUTE = ("drop_local_route", "240.0.0.0/4")
 
 
 def test_opens_in_the_order_in_which_nothing_is_lost(world):
-    """Who is led there finds a socket that listens; what is queued there is served when the data plane has it."""
+    """What is led there finds a socket that listens; what queues there is served when the data plane has it."""
     assert world.does(world.doors.open, world.door()) == [("listen",), ADD_ROUTE, ("open", "172.18.0.3")]
     assert world.doors.opened == {world.netns.id: world.door()}
 

@@ -148,7 +148,7 @@ def test_unusable_ports_are_left():
 
 
 def test_ports_run_out():
-    """Who has a port keeps it; the words say how many are wanted, how many are taken, and what to configure."""
+    """What has a port keeps it; the words say how many are wanted and how many taken, and what to configure."""
     wanted = [dest(f"c1.s:{n}") for n in range(1, 6)]
     settings, held = small(), frozenset({20001})
     first = allocate(NONE, names(1), wanted[2:5], settings, 0, held)

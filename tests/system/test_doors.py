@@ -92,7 +92,7 @@ def test_what_is_not_declared_is_refused_at_once(mesh: Mesh) -> None:
 
 
 def test_what_the_data_plane_does_not_allow_is_reset(mesh: Mesh) -> None:
-    """The rules are not alone in deciding: a listener knows its callers, and who has none knows nobody."""
+    """The rules are not alone in deciding: a listener knows its callers; one without callers lets nobody in."""
     mesh.open()
     mesh.proxy.call(mesh.proxy.plane.swap_listener, replace(mesh.listener, callers=frozenset()))
     mesh.proxy.ask(api.LEFT)
@@ -103,7 +103,7 @@ def test_what_the_data_plane_does_not_allow_is_reset(mesh: Mesh) -> None:
 
 
 def is_turned_away(mesh: Mesh, address: str, port: int) -> bool:
-    """Return whether the workload's connection is reset, be it while connecting or after."""
+    """Return whether the workload's connection is reset, while connecting or after."""
     with mesh.world.socket("workload", "tcp") as client:
         try:
             client.connect((address, port))
@@ -269,7 +269,7 @@ def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
 def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one accepts from its socket inside of the namespace, too, as long as it is not replaced."""
+    """Another one also accepts from its socket inside the namespace, as long as it is not replaced."""
     monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", (3600.0,))
     mesh.open()
     mesh.proxy.ask(api.LEFT)

@@ -31,7 +31,7 @@ SIZES = (1, 1472, 1473, 9000, 60000)
 
 
 class UdpMesh(Mesh):
-    """The neighbour serves the destination by UDP, too."""
+    """The neighbour also serves the destination by UDP."""
 
     def __init__(self, world: World, proxy: Proxy) -> None:
         super().__init__(world, proxy)

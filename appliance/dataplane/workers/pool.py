@@ -140,7 +140,7 @@ class WorkerPool:
         return len(self._workers)
 
     def open_door(self, door: Door, tcp: tuple[SocketType, ...], udp: SocketType, netns: FileIO) -> None:
-        """Serve these sockets, which are of a namespace, and dial from there; `netns` is its file."""
+        """Serve these sockets, which belong to a namespace, and dial from there; `netns` is its file."""
         self.close_door(door.netns)
         self._doors[door.netns] = door, tcp, udp, netns
         for worker in self._workers:

@@ -78,7 +78,7 @@ def _no_routes(path: str, error: OSError) -> RetryError:
 
 
 async def add_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) -> bool:
-    """Make sure that packets to virtual IPs leave the namespace, so that its rules can redirect them.
+    """Route virtual IPs out of the namespace, unless a route does so already: its rules can then redirect them.
 
     A namespace on `internal` networks only has no default route: connecting to a virtual IP would fail before any rule
     sees it. Returns whether a route through `gateway` had to be added. About 0.3 ms when not. Raises RetryError.

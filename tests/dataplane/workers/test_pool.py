@@ -319,7 +319,7 @@ def test_port_goes_to_another_destination_at_once(world: WorkersWorld) -> None:
     for destination in (OTHER, DESTINATION, OTHER):
         world.do("close_listener", DESTINATION if destination == OTHER else OTHER)
         world.do("open_listener", replace(listener_of(port, backend_of(server.sock)), destination=destination))
-    world.ask(api.LEFT)  # all have heard; who connects before is still served as the former destination
+    world.ask(api.LEFT)  # all have heard; a client that connects before is still served as the former destination
     world.joined(port)
     assert world.of(OTHER).accepted == 1
     assert world.workers.restarted == 0

@@ -1,4 +1,4 @@
-"""Who is not healthy but alive, over real sockets, on loopback addresses that stand for machines."""
+"""Machines that are not healthy but alive, over real sockets, on loopback addresses that stand for machines."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_what_fails_here_leaves_it_as_it_was(port, fast):
 
 
 def test_nobody_loses_anything_while_facts_are_held(port, fast):
-    """It may be this machine that is cut off. Who answers gets its right back all the same."""
+    """It may be this machine that is cut off. A machine that answers gets its right back anyway."""
 
     async def script(world):
         world.held = True

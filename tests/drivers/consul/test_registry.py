@@ -360,7 +360,7 @@ def test_trouble_changes_nothing(machines, trouble):
 
 
 def test_slow_consul(machines):
-    """A Consul that takes a second for everything is used all the same."""
+    """A Consul that takes a second for everything is used anyway."""
 
     async def main():
         faulty = FaultyConsul(machines.settings.address, delay=1.0)

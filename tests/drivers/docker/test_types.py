@@ -55,7 +55,7 @@ def test_health(status, healthy):
     ],
 )
 def test_who_may_have_rules_of_its_own(changes, own):
-    """Docker names the right with and without its first part; who has all rights has this one."""
+    """Docker names the right with and without its first part; a container that has all rights has this one."""
     assert types.parse_inspect(orjson.dumps(dockersays.inspect(**changes))).own_rules is own
 
 
@@ -94,7 +94,7 @@ def test_networks():
 
 
 def test_members():
-    """A network tells the addresses of those on it; who has none yet is left out."""
+    """A network tells the addresses of those on it; a container that has none yet is left out."""
     members = types.parse_members(orjson.dumps(dockersays.NETWORK))
     assert members.addresses == {dockersays.ID: IPv4Address("172.17.0.2")}
     assert members.network.name == "meshbox"

@@ -84,7 +84,7 @@ def test_a_route_that_is_gone_is_no_error_and_a_refusal_is(kernel, drop):
 
 
 def test_a_route_that_exists_is_not_added(kernel):
-    """A namespace with a default route is left as it is; the look-up asks for an address inside of the range."""
+    """A namespace with a default route is left as it is; the look-up asks for an address inside the range."""
     assert trio.run(routes.add_route, "/run/ns", VIPS, GATEWAY) is False
     kind, _, attributes = parts(*kernel.asked)
     assert kind == 26
