@@ -86,7 +86,7 @@ class Attempts:
             self._drop(st.subject_of(step))
 
     def renew(self, about: str) -> None:
-        """Forget the failures of every subject about this, because it has been replaced by another one."""
+        """Forget the failures of every subject about this, because it is not what it was when they happened."""
         for subject in [subject for subject in self._failed if subject.about == about]:
             self._drop(subject)
 
