@@ -236,7 +236,7 @@ class Deployer:
         if labels.REVISION not in there.listed.labels:
             raise DockerError(f'container "{name}" was not made by meshbox and is left alone: remove it yourself')
         if there.listed.state is RunState.RUNNING:
-            await self._drained(action, there)
+            await self._wait_drained(action, there)
         self._say(action.key, "stopping")
         try:
             await self._docker.stop(action.workload_id, grace=min(there.stop_timeout, action.grace))
@@ -247,7 +247,7 @@ class Deployer:
         self.counts["retired"] += 1
         log.info("container retired", container=name, reason=action.reason)
 
-    async def _drained(self, action: Retire, there: Inspected) -> None:
+    async def _wait_drained(self, action: Retire, there: Inspected) -> None:
         """Wait until no connection leads there, but not longer than the drain time."""
         addresses = [j.address for j in there.joined if j.address is not None]
         drain = min(self._drain, action.drain)

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from appliance.drivers.consul import cache
 from appliance.drivers.local.store import TOMBSTONE_LIFE, LocalStore
@@ -45,12 +46,13 @@ def test_survives_a_restart(tmp_path):
         await store.put_spec(replace(WEB, name="gone"))
         assert await store.remove_spec("gone")
         await store.keep_allocations(ALLOCATIONS)
-        again = await opened(tmp_path / "not" / "yet" / "there")
+        with capture_logs() as logs:
+            again = await opened(tmp_path / "not" / "yet" / "there")
         assert again.facts == store.facts
         assert again.specs == {"web": WEB}
         assert again.tombstones == {"gone": 1000.0}
         assert again.allocations == ALLOCATIONS
-        assert again.damaged is None
+        assert logs == [], "nothing is damaged"
 
     trio.run(main)
 
@@ -113,9 +115,11 @@ def test_damaged_file(tmp_path, content):
 
     async def main():
         (tmp_path / "state.json").write_bytes(content)
-        store = await opened(tmp_path)
-        assert (tmp_path / "state.json.damaged-1000").read_bytes() == content
-        assert "state.json.damaged-1000" in store.damaged
+        with capture_logs() as logs:
+            store = await opened(tmp_path)
+        moved = tmp_path / "state.json.damaged-1000"
+        assert moved.read_bytes() == content
+        assert [(entry["event"], entry["moved_to"]) for entry in logs] == [("the state file is damaged", str(moved))]
         assert store.specs == {}
         assert store.tombstones == ({"old": 5} if b"old" in content else {})
         await store.put_spec(WEB)
