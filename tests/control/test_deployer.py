@@ -287,7 +287,7 @@ def test_start_that_does_not_last_is_slowed_down():
 
 
 def test_container_of_a_removed_network_is_removed():
-    """A container whose network is gone can never start: it is removed, so that the next pass makes it anew."""
+    """A container whose network is gone can never start: it is removed, so that the next pass creates it again."""
 
     async def scene(world):
         one = world.ours(state=RunState.EXITED, started_at=5.0)
@@ -372,7 +372,7 @@ def test_retire_waits_until_other_machines_have_heard():
 
 
 def test_retire_leaves_foreign_containers_alone():
-    """What meshbox did not make is never removed, whoever asks for it."""
+    """What meshbox did not make is never removed, whatever asks for it."""
 
     async def scene(world):
         one = world.docker.add(7, {"meshbox.service": "flask", "meshbox.container": "web"})

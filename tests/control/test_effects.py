@@ -114,8 +114,8 @@ def test_route_waits_for_the_interface_that_it_leads_to(netns, monkeypatch):
     with pytest.raises(NotYetError) as caught:
         carry_out(monkeypatch, add, wait_neighbour=False)
     assert caught.value.wait.args == (netns.path, route.gateway)
-    called = carry_out(monkeypatch, add, wait_neighbour=True, ensure_route=True)
-    assert called[-1] == ("ensure_route", netns.path, route.vip_range, route.gateway)
+    called = carry_out(monkeypatch, add, wait_neighbour=True, add_route=True)
+    assert called[-1] == ("add_route", netns.path, route.vip_range, route.gateway)
 
 
 def test_route_goes_while_its_namespace_is_there(netns, tmp_path, monkeypatch):

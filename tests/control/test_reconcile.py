@@ -176,7 +176,7 @@ def test_creates_in_the_order_in_which_things_begin_to_work() -> None:
 
 
 def test_port_that_this_appliance_has_itself_is_left_alone() -> None:
-    """One that the facts say is in use is not tried, and those that turn out to be are left as well."""
+    """One that the facts say is in use is not tried, and those that turn out to be in use are left alone."""
     host = Host(SERVER)
     host.run()
     ((destination, port),) = host.reconciler.have.allocations.ports.items()

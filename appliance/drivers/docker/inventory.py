@@ -234,7 +234,7 @@ class Inventory:
     # -- inspecting one container
 
     def _inspect(self, container_id: str, nursery: trio.Nursery | None = None) -> None:
-        """Inspect it soon; when that is under way already, once more afterwards."""
+        """Inspect it soon. If that is under way already, inspect it once more afterwards."""
         nursery = nursery or self._nursery
         if container_id in self._inspecting or nursery is None:
             self._inspect_again.add(container_id)
