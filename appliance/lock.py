@@ -54,7 +54,7 @@ def only_one(run_dir: Path) -> Iterator[None]:
 
 
 def held(run_dir: Path) -> bool:
-    """Whether the locks are held with this run_dir. Trying to take them would get in the way of who starts."""
+    """Whether the locks are held with this run_dir. Trying to take them would hinder an appliance that starts."""
     holder = _holder()
     try:
         return bool(holder) and (run_dir / "lock").read_text() == holder
@@ -70,7 +70,7 @@ def _taken(holder: str) -> HostError:
 
 
 def _holder() -> str:
-    """Return the process id of who listens on the socket; empty where it is not to be seen from here."""
+    """Return the process id of the socket's listener; empty where it cannot be seen from here."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker, suppress(OSError):
         asker.setblocking(False)  # nobody accepts, so the queue may be full
         asker.connect(SOCKET)

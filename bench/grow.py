@@ -24,7 +24,7 @@ import trio
 import uvloop
 
 from appliance.dataplane.inprocess import InProcess
-from appliance.drivers.consul import codec as consulcodec
+from appliance.drivers.consul import codec
 from appliance.drivers.nft.helper import NftHelper
 from appliance.errors import HostError
 from appliance.model.facts import DockerNetwork, Machine, Settings, Snapshot
@@ -182,8 +182,8 @@ def _read(machines: Sequence[Machine]) -> float:
     took = []
     for _ in range(TIMES):
         begin = perf_counter()
-        seen, _ = consulcodec.parse_machines(orjson.loads(answer))
-        found, _ = consulcodec.one_per_node(seen)
+        seen, _ = codec.parse_machines(orjson.loads(answer))
+        found, _ = codec.one_per_node(seen)
         took.append((perf_counter() - begin) * 1000)
         if list(found.values()) != sorted(machines, key=lambda m: m.node):
             raise BenchError(f"of {len(machines)} machines {len(found)} were read")
@@ -192,7 +192,7 @@ def _read(machines: Sequence[Machine]) -> float:
 
 def _entry(machine: Machine) -> dict[str, object]:
     """Return what Consul's health API says of a machine, as far as it is read."""
-    said = consulcodec.machine_service(machine, machine.node)
+    said = codec.machine_service(machine, machine.node)
     return {
         "Node": {"Node": machine.node, "Address": str(machine.address)},
         "Service": {"ID": said["service_id"], "Address": said["address"], "Meta": said["meta"]},

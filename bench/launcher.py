@@ -23,7 +23,7 @@ import uvloop
 from appliance.app import worker
 from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.sockets import listen
-from appliance.dataplane.udp import sockets as udpsocket
+from appliance.dataplane.udp import sockets
 from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.netns import identity, netlink, routes
 from appliance.model.names import Destination, Name, Protocol
@@ -81,7 +81,7 @@ def _open_doors(plane: DataPlane, config: dict[str, Any]) -> None:
             raise SystemExit(f"{path} is no network namespace")
         open_tcp = partial(listen, config["port"], plane.accepting, str(DOOR_ADDRESS), transparent=True)
         tcp = netlink.entered(path, open_tcp)
-        udp = netlink.entered(path, partial(udpsocket.listen_at_door, config["port"]))
+        udp = netlink.entered(path, partial(sockets.listen_at_door, config["port"]))
         trio.run(routes.add_local_route, path, vip_range, caller)
         door = Door(netns=netns, caller=caller, dialler=vip_range.network_address)
         plane.open_door(door, tcp, udp, FileIO(path))

@@ -21,7 +21,7 @@ used, from /proc. `direct` is no proxy at all, `dnat` the kernel rewriting addre
 `meshbox` is what is deployed: client and server have the rules of a container (nft/workload.nft, nft/door.nft), the
 proxy's namespace those of a host (nft/host.nft), as the appliance renders them. The client dials a virtual IP, and the
 data plane, compiled as in image and package, with access check, balancer and counters, accepts in the client's
-namespace and dials from inside of the server's. These rules are there in its own turns only. In all three namespaces
+namespace and dials from inside the server's. These rules are there in its own turns only. In all three namespaces
 the kernel tracks connections for every contender, because of Docker's own rules for hosts and for containers on
 networks of a user's own. `meshbox, port dialled` is the data plane without rules and doors; in `dns-*` its port is
 asked, in `churn*` and `workers` dialled, beside a host's rules. `meshbox, interpreted` is what is deployed, but run

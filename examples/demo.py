@@ -2,7 +2,7 @@
 
 Uses the Docker Engine that runs here; where none does, it starts one and stops it again. The appliance gets state
 and run directories of its own, and the defaults for everything else. Ends with 0 only if all that it shows was
-really so.
+checked and holds.
 """
 
 from __future__ import annotations
@@ -342,7 +342,7 @@ def main() -> int:
             print(f"\n✗ {error.__context__}", file=sys.stderr)
         print(f"\n✗ {error}", file=sys.stderr)
         return 1
-    print("\nAll of that was really so.")
+    print("\nEverything above was checked, and holds.")
     return 0
 
 

@@ -1,7 +1,8 @@
 """`make demo-cluster`: the example on three machines that share one mesh; one of them dies and comes back.
 
 A machine is a network namespace with an address of its own on a bridge, its own Docker Engine, Consul server and
-appliance, as in the tests. Nothing touches this host's network. Ends with 0 only if all that it shows was really so.
+appliance, as in the tests. Nothing touches this host's network. Ends with 0 only if all that it
+shows was checked and holds.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def main() -> int:
     except (Failure, AssertionError, DockerError, subprocess.SubprocessError) as error:
         print(f"\n✗ {error}", file=sys.stderr)
         return 1
-    print("\nAll of that was really so.")
+    print("\nEverything above was checked, and holds.")
     return 0
 
 

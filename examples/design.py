@@ -1,4 +1,4 @@
-# The example of the first design as it stands there. examples/app.py is the one that stays up: `bash` ends at once.
+# The example that meshbox was first designed for. examples/app.py is the one that stays up: `bash` ends at once.
 flask = service(
     "flask",
     count=2,

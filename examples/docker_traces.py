@@ -1,6 +1,6 @@
 """What a Docker Engine leaves on its host when it ends: rules, a bridge, forwarding, folders in /run.
 
-`Traces` notes how all that was before the engine starts, and makes it so again.
+`Traces` notes how all that was before the engine starts, and restores it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Traces:
         self._folders = [folder for folder in FOLDERS if not folder.exists()]
 
     def take_back(self) -> None:
-        """Make all as it was, once the engine has ended."""
+        """Restore everything, once the engine has ended."""
         if not self._has_bridge:
             _said("ip", "link", "delete", "docker0")
         for family, program in FAMILIES.items():

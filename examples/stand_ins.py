@@ -156,7 +156,7 @@ def _unpack(package: Path, root: Path) -> None:
 
 
 def _link_busybox(root: Path) -> None:
-    """Give busybox's tools their names, where nothing better bears it."""
+    """Give busybox's tools their names, where no better program has it."""
     busybox = root / "bin/busybox"
     tools = subprocess.run([str(busybox), "--list"], capture_output=True, check=True, text=True).stdout.split()
     for tool in tools:

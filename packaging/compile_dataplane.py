@@ -85,7 +85,7 @@ def _missing() -> str:
     if not shutil.which(compiler) or not headers.exists():
         return f"a C compiler and Python's headers ({compiler}, {headers}): apt-get install gcc python3-dev"
     try:
-        import mypyc.build  # noqa: F401, PLC0415 — looked for, and loaded by whom it is started for
+        import mypyc.build  # noqa: F401, PLC0415 — looked for here, and loaded by the process that this starts
         import setuptools  # noqa: F401, PLC0415
     except ImportError as error:
         return f"{error.name}, as packaging/requirements-build.lock pins it: make setup, and .venv/bin/python for this"
@@ -93,7 +93,7 @@ def _missing() -> str:
 
 
 def _compile(folder: Path, libraries: str) -> str:
-    """Put the extension modules into the folder; return why not, if so."""
+    """Put the extension modules into the folder; return why that failed, if it did."""
     with tempfile.TemporaryDirectory() as scratch:
         # In a copy without the rest, where mypy finds neither settings nor a site-packages that it would not accept.
         shutil.copytree(folder / "appliance", Path(scratch, "appliance"), ignore=NOT_COPIED)

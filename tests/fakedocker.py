@@ -66,7 +66,7 @@ class FakeDocker:
                 return one
         raise NotFoundError(f"No such container: {container}", status=404)
 
-    # -- what happens to containers outside of our calls
+    # -- what happens to containers outside our calls
 
     def tell(self, kind: str, action: str, subject: str, *, at: float | None = None, **attributes: str) -> None:
         """Send an event."""

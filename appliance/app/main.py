@@ -29,7 +29,6 @@ from appliance.drivers.nft import features
 from appliance.errors import HostError, MeshboxError
 from appliance.lock import only_one
 from appliance.model.finding import Level
-from appliance.plan.interests import interests
 
 if TYPE_CHECKING:
     import asyncio
@@ -81,7 +80,7 @@ async def serve(parts: Parts, stopping: trio.Event) -> int:
             await nursery.start(parts.doors.run)
             await nursery.start(parts.host_addresses.run)
             await nursery.start(parts.inventory.run)
-            parts.registry.watch(interests(parts.facts.snapshot()))
+            parts.look_ahead()
             await nursery.start(parts.deployer.run)
             nursery.start_soon(parts.tidier.run)
             await nursery.start(parts.reconciler.run)

@@ -31,6 +31,9 @@ from appliance.drivers.nft.features import DOOR_RULES
 from appliance.drivers.nft.helper import NftHelper
 from appliance.drivers.registry import open_registry
 from appliance.faults import Faults
+from appliance.plan.containers import MeshContainers
+from appliance.plan.interests import interests
+from appliance.plan.probes import probes
 
 if TYPE_CHECKING:
     import asyncio
@@ -127,6 +130,15 @@ class Parts:
     def ring(self, *, urgent: bool = False) -> None:
         """Say that facts have changed."""
         self.reconciler.ring(urgent=urgent)
+
+    def look_ahead(self) -> None:
+        """Follow the facts that there are before the first pass, which then knows what other machines and ports answer.
+
+        Without the ports that accept, its listeners would open without backends after a restart.
+        """
+        found = self.facts.snapshot()
+        self.registry.watch(interests(found))
+        self.inventory.probe(probes(MeshContainers().read(found)))
 
     def limit_to(self, nft: NftFeatures) -> None:
         """Do without doors where the kernel does not know their rules; the check before the start has said so."""

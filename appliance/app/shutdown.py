@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 POLL = 0.05
-"""Seconds between looks at how many connections are left: the data plane has no events of Trio."""
+"""Seconds between checks of how many connections are left: the data plane has no events of Trio."""
 TELL = 2.0
 """Seconds between lines of the log."""
 

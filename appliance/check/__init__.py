@@ -1,1 +1,1 @@
-"""Is this host fit for the appliance, and what has a former one left behind."""
+"""Whether this host is fit for the appliance, and what a former one has left behind."""

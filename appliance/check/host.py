@@ -1,4 +1,4 @@
-"""Is this host fit to run the appliance, and how to mend it: the order of all checks.
+"""Whether this host is fit to run the appliance, and how to mend it: the order of all checks.
 
 `meshbox check` makes them, and `meshbox run` before it starts. A check only looks: it changes nothing and leaves no
 trace. Each file beside this one is about one subject.

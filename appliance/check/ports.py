@@ -46,7 +46,7 @@ def dns_port(port: int, gateways: Iterable[IPv4Address]) -> Finding:
 
 def dns_listen(addresses: Iterable[IPv4Address]) -> list[Finding]:
     """Check for addresses that this host does not have: nobody is answered there until it gets them."""
-    strange = []
+    foreign = []
     for address in sorted(addresses):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
@@ -54,10 +54,10 @@ def dns_listen(addresses: Iterable[IPv4Address]) -> list[Finding]:
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise
-                strange.append(str(address))
-    if not strange:
+                foreign.append(str(address))
+    if not foreign:
         return []
-    words = f"{', '.join(strange)} of dns_listen {'is' if len(strange) == 1 else 'are'} no address of this host"
+    words = f"{', '.join(foreign)} of dns_listen {'is' if len(foreign) == 1 else 'are'} no address of this host"
     return [warning("dns_listen", words, "give it to an interface, or name one that ip -4 address shows")]
 
 

@@ -49,7 +49,7 @@ def more_rights() -> str:
 
 
 def programs() -> list[Finding]:
-    """Check that the programs are installed which are run beside nft."""
+    """Check that the programs that are run beside nft are installed."""
     findings = []
     for program, package in (("nsenter", "util-linux"), ("ip", "iproute2")):
         if shutil.which(program) is None:

@@ -226,7 +226,7 @@ def services(context: typer.Context, as_json: Json = False) -> None:
 
 @_command(SHOW)
 def workloads(context: typer.Context, as_json: Json = False) -> None:
-    """Show the containers of this host that are in the mesh, and what each is waiting for."""
+    """Show this host's containers in the mesh: rules, door, and what each is waiting for."""
     _print(_ask(context, "workloads"), "workloads", as_json=as_json)
 
 

@@ -22,10 +22,10 @@ def start(arguments: Sequence[str]) -> int:
 def run(file: str | None, flags: dict[str, str]) -> int:
     """Run the appliance with these flags, by dotted key."""
     chosen = config.load(file, flags=flags)
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # structlog would load it in vain: 3 MB
-    from appliance.app import main as app  # noqa: PLC0415 — a wrong flag is refused before all of it is loaded
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # structlog would load it for nothing: 3 MB
+    from appliance.app import main  # noqa: PLC0415 — a wrong flag is refused before all of it is loaded
 
-    return app.run(chosen)
+    return main.run(chosen)
 
 
 def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str]]:

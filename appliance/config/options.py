@@ -139,11 +139,11 @@ class Config:
 
     @property
     def is_gateway(self) -> bool:
-        """Whether it serves without Docker, as far as one sees now."""
+        """Whether it serves without Docker, judged by what is there now."""
         return self.gateway == "yes" or (self.gateway == "auto" and not Path(self.docker_socket).exists())
 
     def visitors(self, *, gateway: bool) -> Visitors:
-        """Return who may use the mesh from outside of it. A gateway always serves its own host."""
+        """Return who may use the mesh from outside it. A gateway always serves its own host."""
         if not (self.host_access or gateway or self.guests):
             return Visitors()
         return Visitors(

@@ -1,1 +1,1 @@
-"""The one loop, and the hands by which its steps become deeds."""
+"""The one loop, and what carries out its steps."""

@@ -50,7 +50,7 @@ class Attempts:
         self._nursery: trio.Nursery | None = None
 
     def wait_in(self, nursery: trio.Nursery | None) -> None:
-        """Wait for what steps miss in tasks of this nursery; without one, they are only tried again by schedule."""
+        """Wait in this nursery's tasks for what steps lack; without one, steps are only tried again by schedule."""
         self._nursery = nursery
 
     def held(self, step: st.Step, now: float) -> bool:
@@ -61,9 +61,9 @@ class Attempts:
         return failed is not None and st.same_aim(failed.step, step) and (failed.due is None or now < failed.due)
 
     def failed(self, step: st.Step, error: Exception) -> bool:
-        """Take in a failure; return whether it is a fault.
+        """Record a failure; return whether it is a fault.
 
-        NotYetError is none before what the step misses has been awaited once. The step is due as soon as that is there.
+        A NotYetError is no fault before what the step lacks has been awaited once. The step is due as soon as it comes.
         """
         failed = self._failed.setdefault(st.subject_of(step), _Failed(step))
         if not st.same_aim(failed.step, step):
@@ -86,7 +86,7 @@ class Attempts:
             self._drop(st.subject_of(step))
 
     def renew(self, about: str) -> None:
-        """Forget the failures of every subject about this: it is another one by now."""
+        """Forget the failures of every subject about this, because it is not what it was when they happened."""
         for subject in [subject for subject in self._failed if subject.about == about]:
             self._drop(subject)
 

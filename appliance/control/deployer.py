@@ -25,6 +25,7 @@ from appliance.retry import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+    from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address, IPv4Network
 
     from appliance.drivers.docker.client import Docker
@@ -41,7 +42,7 @@ SETTLE = 0.25
 PEERS_SETTLE = 2.0
 """The same where other machines send connections too: until they have heard that it is to go."""
 DRAIN_LOOK = 0.1
-"""Seconds between looks at how many are left."""
+"""Seconds between checks of how many are left."""
 
 
 class Deployer:
@@ -104,13 +105,17 @@ class Deployer:
             self._nursery = None
             self._busy.clear()
 
-    def submit(self, actions: Iterable[Action]) -> None:
-        """Begin what can begin now; call it at every pass, also with nothing, with all that is to be done."""
+    def submit(self, actions: Iterable[Action], *, unplanned: AbstractSet[ReplicaKey] = frozenset()) -> None:
+        """Begin what can begin now; call it at every pass, also with nothing, with all that is to be done.
+
+        Nothing was planned for `unplanned` keys, because something was under way there when the pass began. If that has
+        failed by now, the failure is still told.
+        """
         if self._nursery is None:
             return
         now = trio.current_time()
         asked = tuple(actions)
-        self._forget_all_but({action.key for action in asked})
+        self._forget_all_but({action.key for action in asked} | unplanned)
         for action in asked:
             if action.key not in self._busy and not self._backoff.left(_subject(action), now):
                 self._busy[action.key] = action
@@ -129,7 +134,7 @@ class Deployer:
         """Remove our network if nothing uses it and nothing is under way; return whether there is none now."""
         return not self._busy and await self._docker.remove_network(self._network)
 
-    def _forget_all_but(self, asked: set[ReplicaKey]) -> None:
+    def _forget_all_but(self, asked: AbstractSet[ReplicaKey]) -> None:
         """Drop failures that nobody asks about any more: the spec was mended or removed."""
         for key in self._progress.keys() - asked - self._busy.keys():
             del self._progress[key]
@@ -154,7 +159,7 @@ class Deployer:
         else:
             self._progress.pop(action.key, None)
             self._faults.over(fault)
-            if isinstance(action, Start):  # a program that ends at once is started again more and more seldom
+            if isinstance(action, Start):  # a program that ends at once is started again less and less often
                 self._ring_in(self._backoff.charge(subject, trio.current_time()))
             else:
                 self._backoff.forget(subject)
@@ -192,21 +197,21 @@ class Deployer:
         await self._start_or_clear(container_id)
 
     def _judge(self, network: DockerNetwork) -> None:
-        """Say once if somebody else made the network in another way; it is used all the same."""
+        """Warn once if somebody else made the network in another way; it is used anyway."""
         if not self._network_judged:
             self._network_judged = True
             for finding in own_network([network], network.name):
                 log.warning(finding.words, remedy=finding.remedy)
 
     async def _adopt(self, name: str, body: Mapping[str, object], conflict: ConflictError) -> str:
-        """Go on from a create whose outcome was never seen: the name is taken, by ourselves as it should be."""
+        """Go on after a create whose outcome was never seen: the name is taken, by ourselves unless this raises."""
         try:
             there = await self._docker.inspect(name)
         except NotFoundError:
             raise conflict from None  # gone again; next time
         if there.listed.labels != body["Labels"] | there.listed.labels:  # type: ignore[operator]
             raise DockerError(
-                f'container name "{name}" is taken by one that meshbox did not make so: remove or rename it'
+                f'container name "{name}" is taken by one that meshbox did not make like this: remove or rename it'
             )
         if there.started_at:
             return there.listed.id
@@ -219,7 +224,7 @@ class Deployer:
         self.counts["started"] += 1
 
     async def _start_or_clear(self, container_id: str) -> None:
-        """Start it. One whose network was removed meanwhile can never start again, and is removed to be made anew."""
+        """Start it. One whose network was removed can never start again: it is removed, and then created again."""
         try:
             await self._docker.start(container_id)
         except NotFoundError as error:
@@ -236,7 +241,7 @@ class Deployer:
         if labels.REVISION not in there.listed.labels:
             raise DockerError(f'container "{name}" was not made by meshbox and is left alone: remove it yourself')
         if there.listed.state is RunState.RUNNING:
-            await self._drained(action, there)
+            await self._wait_drained(action, there)
         self._say(action.key, "stopping")
         try:
             await self._docker.stop(action.workload_id, grace=min(there.stop_timeout, action.grace))
@@ -247,7 +252,7 @@ class Deployer:
         self.counts["retired"] += 1
         log.info("container retired", container=name, reason=action.reason)
 
-    async def _drained(self, action: Retire, there: Inspected) -> None:
+    async def _wait_drained(self, action: Retire, there: Inspected) -> None:
         """Wait until no connection leads there, but not longer than the drain time."""
         addresses = [j.address for j in there.joined if j.address is not None]
         drain = min(self._drain, action.drain)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from appliance.dataplane.sockets import listen
-from appliance.dataplane.udp import sockets as udpsocket
+from appliance.dataplane.udp import sockets
 from appliance.drivers.netns import addresses, identity, netlink, routes
 from appliance.errors import NotYetError, RetryError
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
@@ -39,7 +39,7 @@ class Doors:
         """Those that the data plane serves."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Let go of namespaces whose files are gone, until cancelled. Doors that are open then are the data plane's.
+        """Let go of namespaces whose files are gone, until cancelled. Open doors stay with the data plane.
 
         A socket keeps a namespace alive with all that is in it, also where no step says to close the door: while Docker
         does not answer, or after the loop has forgotten what is there.
@@ -52,9 +52,9 @@ class Doors:
                     self._let_go(opened.netns)
 
     async def open(self, wanted: WorkloadDoor) -> None:
-        """Listen, then lead there what is dialled, then serve it. About 1 ms.
+        """Listen, then route virtual IPs there, then serve. About 1 ms.
 
-        A door that is open as it is wanted is only led to again: its connections go on. Raises NotYetError before the
+        A door that is open as wanted only gets its route again: its connections go on. Raises NotYetError before the
         namespace has the address, OSError or RetryError where the door cannot be opened; then nothing leads to it.
         """
         netns, path = wanted.netns, wanted.netns.path
@@ -71,7 +71,7 @@ class Doors:
         try:
             tcp, udp, file = netlink.entered(path, partial(_listen, netns, self._plane.accepting))
         except OSError:
-            await self.lead_past(netns, wanted.vip_range)  # as a former appliance may have left it
+            await self._drop_local_route(netns, wanted.vip_range)  # a former appliance may have left it
             raise
         try:
             await routes.add_local_route(path, wanted.vip_range, wanted.address)
@@ -84,18 +84,22 @@ class Doors:
         self.opened[netns.id] = wanted
 
     async def close(self, door: WorkloadDoor) -> None:
-        """Lead nothing to the door any more, and close it. Raises RetryError."""
-        await self.lead_past(door.netns, door.vip_range)
-        self._let_go(door.netns)
+        """Drop the route to the door, and close it. Raises RetryError."""
+        await self.clear(door.netns, door.vip_range)
 
-    async def lead_past(self, netns: Netns, vip_range: IPv4Network) -> None:
-        """Lead what is dialled through the host, whatever was before, if the namespace exists. Raises RetryError."""
+    async def clear(self, netns: Netns, vip_range: IPv4Network) -> None:
+        """Do the same whatever was before: no door, one of ours, or one of a former appliance. Raises RetryError."""
+        await self._drop_local_route(netns, vip_range)
+        self._let_go(netns)
+
+    async def _drop_local_route(self, netns: Netns, vip_range: IPv4Network) -> None:
+        """Drop the route to the door, if the namespace still exists: connections then go through the host."""
         try:
             if identity.identify(netns.path) == netns.id:
                 await routes.drop_local_route(netns.path, vip_range)
         except RetryError:
             if identity.identify(netns.path) == netns.id:
-                raise  # otherwise the namespace went meanwhile
+                raise  # otherwise the namespace is gone, and its routes with it
 
     def _let_go(self, netns: Netns) -> None:
         if self.opened.pop(netns.id, None) is not None:
@@ -108,7 +112,7 @@ def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], SocketTy
         file = undo.enter_context(FileIO(netns.path))
         if identity.identify(netns.path) != netns.id:
             raise FileNotFoundError(f"network namespace {netns.id} is gone")
-        udp = udpsocket.listen_at_door(DOOR_PORT)
+        udp = sockets.listen_at_door(DOOR_PORT)
         undo.callback(udp.close)
         tcp = listen(DOOR_PORT, number, str(DOOR_ADDRESS), transparent=True)
         undo.pop_all()

@@ -1,4 +1,4 @@
-"""Steps become deeds here: the reconcile loop's hands on the data plane, nft, the state file and the registry."""
+"""Carries out the reconcile loop's steps: on the data plane, in nft, the state file and the registry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from appliance.drivers.netns import identity, routes
 from appliance.errors import NotYetError, RetryError
 from appliance.model import state as st
 from appliance.model.network import Netns
-from appliance.render import ruleset as text
+from appliance.render import ruleset
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.nft.helper import NftHelper
     from appliance.drivers.registry import Registry
-    from appliance.model.network import VipRoute
+    from appliance.model.network import VipRoute, WorkloadRuleset
 
 
 class HostEffects:
@@ -69,7 +69,7 @@ class HostEffects:
             case st.PushRuleset():
                 await self._push_ruleset(step)
             case st.DropRuleset():
-                await self._drop_ruleset(step.ruleset.netns)
+                await self._drop_ruleset(step.ruleset)
             case st.AddRoute():
                 await self._add_route(step.after)
             case st.DropRoute():
@@ -84,7 +84,7 @@ class HostEffects:
                 await self._registry.deregister(step.registration)
 
     async def _push_host_ruleset(self, step: st.PushHostRuleset) -> None:
-        await self._nft_helper.command(text.change_host(step.before, step.after))
+        await self._nft_helper.command(ruleset.change_host(step.before, step.after))
         netns_id = identity.identify(identity.HOST)
         if netns_id is not None:
             self._watch.add(Netns(id=netns_id, path=identity.HOST))
@@ -92,17 +92,21 @@ class HostEffects:
     async def _push_ruleset(self, step: st.PushRuleset) -> None:
         after, netns = step.after, step.after.netns
         async with self._rendering:
-            change = text.change_workload(step.before, after)
-        if step.before is None and not after.door:  # a former appliance may have had a door there
-            await self._doors.lead_past(netns, after.vip_range)
+            change = ruleset.change_workload(step.before, after)
+        # A former appliance may have had a door there, or we one that was forgotten with what was known of its rules.
+        if not after.door and (step.before is None or netns.id in self._doors.opened):
+            await self._doors.clear(netns, after.vip_range)
         await self._nft.push(netns.path, change)
         if step.before is None:
             self._watch.add(netns)
 
-    async def _drop_ruleset(self, netns: Netns) -> None:
+    async def _drop_ruleset(self, dropped: WorkloadRuleset) -> None:
         """Remove the table from a namespace, if that still exists."""
+        netns = dropped.netns
         self._watch.remove(netns.id)
-        await _while_there(netns, partial(self._nft.push, netns.path, text.REMOVE))
+        if netns.id in self._doors.opened:  # as when it could not be led to
+            await self._doors.clear(netns, dropped.vip_range)
+        await _while_there(netns, partial(self._nft.push, netns.path, ruleset.REMOVE))
 
     @staticmethod
     async def _add_route(route: VipRoute) -> None:
@@ -113,7 +117,7 @@ class HostEffects:
                 f"no interface in network namespace {path} leads to {route.gateway}",
                 partial(routes.wait_neighbour, path, route.gateway),
             )
-        await routes.ensure_route(path, route.vip_range, route.gateway)
+        await routes.add_route(path, route.vip_range, route.gateway)
 
     @staticmethod
     async def _drop_route(route: VipRoute) -> None:
@@ -121,7 +125,7 @@ class HostEffects:
 
 
 async def _while_there(netns: Netns, undo: Callable[[], Awaitable[None]]) -> None:
-    """Undo something inside a namespace, if that still exists: otherwise it has gone with all that was in it."""
+    """Undo something inside a namespace, if that still exists: otherwise all that was in it has gone as well."""
     try:
         if identity.identify(netns.path) == netns.id:
             await undo()

@@ -51,7 +51,7 @@ class PlanFollowers:
         self._registry.claim(plan.claims)
         await trio.lowlevel.checkpoint()  # traffic has its turn
         self._registry.watch(plan.interests)
-        self._deployer.submit(plan.actions)
+        self._deployer.submit(plan.actions, unplanned=facts.busy)
         self._host_access.changed()
         needed = facts.specs or any(w.revision is not None for w in facts.workloads)
         if not needed and any(n.name == facts.settings.docker_network for n in facts.networks):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LOOK = 30.0
-"""Seconds between looks whether somebody has rewritten the resolver's settings, as DHCP clients do."""
+"""Seconds between checks whether another program has rewritten the resolver's settings, as DHCP clients do."""
 SETTLE = 5.0
 """Seconds from a new service to new settings: systemd refuses what is started more than five times in ten seconds."""
 
@@ -78,7 +78,7 @@ class HostAccess:
         return frozenset({*names, self._config.suffix})
 
     async def stop(self) -> None:
-        """Undo everything, whether or not the appliance is being cancelled; once more does nothing."""
+        """Undo everything, whether or not the appliance is being cancelled; a second call does nothing."""
         self._keeping.cancel()
         if self._visitors.host is not None:
             with trio.CancelScope(shield=True):

@@ -54,7 +54,7 @@ class Followers(Protocol):
         """Do what need not wait for its steps."""
 
     async def finish(self, plan: Plan, facts: Snapshot) -> None:
-        """Do the rest, once its steps were taken, be it that some have failed."""
+        """Do the rest, once its steps were taken, even if some have failed."""
 
 
 class Reconciler:
@@ -106,7 +106,7 @@ class Reconciler:
             self.ring(urgent=True)
 
     def _forget(self, namespaces: set[NetnsId]) -> None:
-        """Take it that nothing of ours is there. Door and route go along: what stands in unknown rules is unknown."""
+        """Assume that nothing of ours is there: no rules, and neither the door nor the route that need them."""
         if namespaces:
             self.have = replace(
                 self.have,
@@ -117,6 +117,7 @@ class Reconciler:
 
     def forget_host_ruleset(self) -> None:
         """Somebody else changed the host's table: push it anew."""
+        self._attempts.renew("host")
         self._host_edited = True
         self._forget_edited()
         self.ring(urgent=True)
@@ -203,7 +204,7 @@ class Reconciler:
                 left = [step for step in asked if id(step) not in taken]
                 unlocked |= _lockable(left)
                 self._standing |= _lockable(s for s in left if getattr(s, "before", None) is not None) - self._edited
-                # A refused change says that what is there is not what we think.
+                # A refused change means that what is there is not what we think.
                 self._forget({s.after.netns.id for s in tried if isinstance(s, st.PushRuleset) and id(s) not in taken})
                 if not self.unusable_ports <= facts.unusable_ports:
                     self.ring(urgent=True)
@@ -235,6 +236,10 @@ class Reconciler:
         return done
 
     async def _try(self, step: st.Step, done: list[st.Step]) -> None:
+        """Take a step, and note whether it succeeded. After a failure it is unknown what is there.
+
+        Refused rulesets are forgotten once all of their kind were tried, with the doors and routes that stand in them.
+        """
         subject = st.subject_of(step)
         try:
             await self._carry_out(step)
@@ -243,6 +248,10 @@ class Reconciler:
                 self.unusable_ports |= {step.listener.port}
             elif isinstance(step, st.PushHostRuleset):
                 self.have = replace(self.have, host_ruleset=None)
+            elif isinstance(step, st.AddRoute):
+                self.have = replace(self.have, routes=_without(self.have.routes, {step.after.netns.id}))
+            elif isinstance(step, st.OpenDoor):
+                self.have = replace(self.have, doors=_without(self.have.doors, {step.after.netns.id}))
             if self._attempts.failed(step, error):
                 words, fields = _words(step, subject)
                 self._faults.report(subject, words, error, **fields)
@@ -270,7 +279,7 @@ def _words(step: st.Step, subject: st.Subject) -> tuple[str, dict[str, str]]:
 
 
 async def _in_turns(work: Generator[None, None, T]) -> T:
-    """Do a work turn by turn, with traffic in between: it shares this thread."""
+    """Do some work turn by turn, with traffic in between: it shares this thread."""
     while True:
         try:
             next(work)

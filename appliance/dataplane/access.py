@@ -81,5 +81,5 @@ def _workloads(addresses: frozenset[IPv4Address]) -> dict[str, Caller]:
 
 @lru_cache(maxsize=2)
 def _peers(addresses: frozenset[IPv4Address]) -> dict[str, Caller]:
-    """Return the callers that peer machines are: one table for all listeners, as there may be a thousand of them."""
+    """Return a caller for each peer machine: one table for all listeners, as there may be a thousand machines."""
     return {host: Caller(host, local_only=True) for host in map(str, addresses)}

@@ -1,6 +1,6 @@
 """What the control plane asks of the data plane, in this process (inprocess.py) or in workers (workers/pool.py).
 
-Orders return at once. Questions are answered through a callback, because workers take a moment; `app.bridge.answer`
+Commands return at once. Questions are answered through a callback, because workers take a moment; `app.bridge.answer`
 makes that awaitable.
 """
 
@@ -72,7 +72,7 @@ class DataPlane(Protocol):
         """How many TCP sockets a door needs."""
 
     def open_door(self, door: Door, tcp: tuple[SocketType, ...], udp: SocketType, netns: FileIO) -> None:
-        """Serve these sockets, which are of a namespace, and dial from there; `netns` is its file.
+        """Serve these sockets, which belong to a namespace, and dial from there; `netns` is its file.
 
         The data plane closes them. A door that is open in that namespace is replaced.
         """

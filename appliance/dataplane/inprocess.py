@@ -107,7 +107,7 @@ class InProcess:
                 served.acceptor.stop_accepting_for(slot)
 
     def open_door(self, door: Door, tcp: Sequence[SocketType], udp: SocketType | None, netns: FileIO) -> None:
-        """Accept from this one TCP socket, which is of a namespace, and dial from there; `netns` is its file.
+        """Accept from this one TCP socket, which belongs to a namespace, and dial from there; `netns` is its file.
 
         Without `udp` another process takes what comes in by UDP.
         """

@@ -38,7 +38,7 @@ OWN_NETNS = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 """The namespace that this process belongs in."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-"""drivers/netns/netlink.py has setns, too: data plane and drivers never import each other. It enters a namespace in a
+"""drivers/netns/netlink.py also has setns: data plane and drivers never import each other. It enters a namespace in a
 thread of its own, which costs 0.2 ms: too much for a dial."""
 
 

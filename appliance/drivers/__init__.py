@@ -1,1 +1,1 @@
-"""The doors to the world for the control plane (Trio): Docker, namespaces, nft, Consul, files."""
+"""What connects the control plane (Trio) to the world: Docker, namespaces, nft, Consul, files."""

@@ -108,7 +108,7 @@ class DockerNetwork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A member of the mesh. `address` is where peers reach its proxy."""
+    """A machine of the mesh. `address` is where peers reach its proxy."""
 
     node: str
     address: IPv4Address
@@ -147,7 +147,7 @@ class Allocations:
     freed_vips: Mapping[IPv4Address, float] = field(default_factory=dict)
     """When each freed address was last in use; it is not handed out again for a week."""
     freed_names: Mapping[Name, IPv4Address] = field(default_factory=dict)
-    """Who had the freed addresses: a name that comes back within the week gets its own again."""
+    """The name that had each freed address: if it comes back within the week, it gets that one again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,11 +160,11 @@ class WorkloadRuleset:
     address: IPv4Address | None = None
     """Its own address: the source of what it sends to virtual IPs."""
     door: bool = False
-    """Whether the data plane accepts connections and is asked inside it."""
+    """Whether the data plane accepts connections and datagrams inside it."""
 
     @property
     def dialler(self) -> IPv4Address:
-        """Return the address inside that the data plane dials from: the one of `vip_range` that no name gets."""
+        """Return the address that the data plane dials from inside it: the one of `vip_range` that no name gets."""
         return self.vip_range.network_address
 
 

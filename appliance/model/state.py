@@ -107,7 +107,7 @@ class DropRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenDoor:
-    """Serve a door, and lead virtual IPs there; one that is open as `after` has it is only led to again."""
+    """Serve a door, and lead virtual IPs there; one that is open like `after` only gets its route again."""
 
     before: WorkloadDoor | None
     after: WorkloadDoor
@@ -115,7 +115,7 @@ class OpenDoor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloseDoor:
-    """Lead nothing to the door any more and let go of the namespace (it may be gone already); pairs go on."""
+    """Drop the route to the door and let go of the namespace (it may be gone already); pairs go on."""
 
     door: WorkloadDoor
 

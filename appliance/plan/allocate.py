@@ -145,8 +145,8 @@ def _free_address(
         if address not in taken and address not in freed:
             return address
     # The range is full of resting addresses: the one that has rested longest does the least harm.
-    inside = [a for a in freed if first <= int(a) < first + size and a not in taken]
-    return min(inside, key=lambda a: (freed[a], a))
+    usable = [a for a in freed if first <= int(a) < first + size and a not in taken]
+    return min(usable, key=lambda a: (freed[a], a))
 
 
 def _ports(

@@ -38,7 +38,7 @@ def local_backends(
         label, going = container.workload.docker_name, container.workload.id in retiring
         for destination, port in container.offers:
             if serves(container.workload, port) and not (going and port.protocol is Protocol.UDP):
-                # Dialled from inside of its namespace, a connection would bypass the rules that it may have there.
+                # Dialled from inside its namespace, a connection would bypass the rules that it may have there.
                 netns = None if container.workload.own_rules else container.netns
                 backend = Backend(
                     address=address, port=port.container, local=True, label=label, retiring=going, netns=netns

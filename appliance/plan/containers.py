@@ -101,7 +101,7 @@ def grouped(containers: Iterable[MeshContainer], networks: Mapping[str, DockerNe
     for container in containers:
         if container.netns is not None:
             sharing.setdefault(container.netns, []).append(container)
-    found = (_group(netns, tuple(inside), networks) for netns, inside in sorted(sharing.items()))
+    found = (_group(netns, tuple(sharers), networks) for netns, sharers in sorted(sharing.items()))
     return tuple(group for group in found if group is not None)
 
 

@@ -54,7 +54,8 @@ def door(netns: NetnsId | None, have: HostState, cause: Cause) -> str | None:
         return None
     if netns in have.doors:
         return "open"
-    return f"no: {cause(Subject('open door', str(netns))) or 'it is not open yet'}"
+    causes = (cause(Subject(kind, str(netns))) for kind in ("open door", "add route"))  # it waits for the route
+    return f"no: {next(filter(None, causes), 'it is not open yet')}"
 
 
 def why(
@@ -175,15 +176,15 @@ def _rule(client: Workload, destination: Destination, have: HostState, cause: Ca
             destination.port,
             destination.protocol,
         ) and ruleset is not None:
-            led = door(netns, have, cause)
+            seen = door(netns, have, cause)
             words = f"its namespace redirects {vip}:{route.port} to {ruleset.proxy}:{route.proxy_port}"
-            if led == "open" and route.protocol is Protocol.TCP:
+            if seen == "open" and route.protocol is Protocol.TCP:
                 words = f"its door is open: the proxy accepts {vip}:{route.port} inside its namespace"
-            elif led == "open":
+            elif seen == "open":
                 own = "the proxy's own address inside its namespace"
                 words = f"its door is open: datagrams to {vip}:{route.port} are rewritten to {own}"
-            elif led is not None:
-                words += f", on the host; its door is not open: {led.removeprefix('no: ')}"
+            elif seen is not None:
+                words += f", on the host; its door is not open: {seen.removeprefix('no: ')}"
             return Station(station="rule", passed=True, words=words)
     return Station(
         station="rule",

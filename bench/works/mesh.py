@@ -17,7 +17,7 @@ from ipaddress import IPv4Address
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
-from appliance.drivers.consul import codec as consulcodec
+from appliance.drivers.consul import codec
 from appliance.model.facts import Machine
 from appliance.model.names import Destination
 from appliance.model.network import Registration
@@ -104,7 +104,7 @@ class _Mesh:
             Machine(node=f"sim-{n}", address=IPv4Address("10.99.0.1") + n, meta=()) for n in range(MACHINES)
         ]
         for other in self._others:
-            self._register(other, consulcodec.machine_service(other))
+            self._register(other, codec.machine_service(other))
 
     def set_up(self, watched: int, existing: int) -> None:
         """Replace all services, and start a container that may reach some of them."""
@@ -132,12 +132,12 @@ class _Mesh:
         """Let a simulated machine announce that it serves something."""
         other, destination = self._place(service, replica, port)
         r = Registration(destination=destination, proxy_port=20000 + service, weight=weight)
-        self._register(other, consulcodec.destination_service(other, r))
+        self._register(other, codec.destination_service(other, r))
 
     def withdraw(self, service: int, replica: int, port: int = 80) -> None:
         """Let it withdraw that."""
         other, destination = self._place(service, replica, port)
-        service_id = consulcodec.destination_id(other.node, destination)
+        service_id = codec.destination_id(other.node, destination)
         self._call("/v1/catalog/deregister", {"Node": other.node, "ServiceID": service_id})
 
     def _place(self, service: int, replica: int, port: int) -> tuple[Machine, Destination]:

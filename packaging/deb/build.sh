@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds dist/meshbox_VERSION_ARCH.deb on Debian 12; run it as root, or as a user who may make namespaces.
-# DEBFULLNAME and DEBEMAIL: whom the package names as its maintainer.
+# DEBFULLNAME and DEBEMAIL: the maintainer that the package names.
 #
 # The environment is made at the path where it will be used, in a mount namespace of its own, so that nothing of it
 # gets onto the build host.

@@ -37,7 +37,7 @@ LITERAL = re.compile(r"\d+(\.\d+)?|true|false")
 WHEN = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
 NAME = os.environ.get("DEBFULLNAME", "meshbox maintainers")
 MAINTAINER = f"{NAME} <{os.environ.get('DEBEMAIL', 'maintainers@meshbox.example')}>"
-"""Who builds it may say so, as to Debian's own tools. The project has no address; a domain .example is nobody's."""
+"""A builder may name another, as for Debian's own tools. The project has no address; .example is nobody's domain."""
 
 FILES = (
     ("/etc/meshbox/meshbox.toml", "configuration, see meshbox.toml(5)"),

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from appliance.app import bridge
-from appliance.dataplane import api as face
+from appliance.dataplane import api
 
 
 def test_returns_what_the_guest_returns() -> None:
@@ -99,7 +99,7 @@ def test_answers_of_the_data_plane_can_be_awaited(at_once) -> None:
     found = []
 
     async def main(loop, stopping) -> int:
-        found.append(await bridge.answer(DataPlane(loop), face.LEFT))
+        found.append(await bridge.answer(DataPlane(loop), api.LEFT))
         return 0
 
     assert bridge.run(main) == 0

@@ -10,11 +10,16 @@ from structlog.testing import capture_logs
 
 from appliance.drivers.netns import identity
 from appliance.drivers.nft.features import DOOR_RULES, NftFeatures
+from appliance.model.facts import Probe
 from appliance.model.network import HostRuleset, NetnsId
+from appliance.model.registry import Interests
 from appliance.model.state import HostState
+from tests.plan.cases import container
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from appliance.app.parts import Parts
 
@@ -23,6 +28,21 @@ def test_making_parts_touches_nothing(parts: Parts, tmp_path: Path) -> None:
     """A command line that only wants to know what would run leaves no trace."""
     assert list(tmp_path.iterdir()) == []
     assert parts.facts.snapshot().settings.doors
+
+
+def test_first_pass_finds_what_was_asked_for_before_it(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a restart, containers that ran all the time are backends as soon as their listeners open."""
+    told: list[tuple[str, object]] = []
+    monkeypatch.setattr(parts.registry, "watch", lambda wanted: told.append(("watch", wanted)))
+    monkeypatch.setattr(parts.inventory, "probe", lambda wanted: told.append(("probe", wanted)))
+    server = replace(container(2, "web.shop", ports=(80,)), accepting=frozenset(), started_at=1.0)
+    parts.inventory.workloads = (server,)
+    parts.look_ahead()
+    assert server.netns is not None
+    assert told == [
+        ("watch", Interests(services=frozenset({"shop"}))),
+        ("probe", frozenset({Probe(server.id, server.netns.id, server.addresses[0], 80)})),
+    ]
 
 
 def test_without_the_rules_of_doors_there_are_none(parts: Parts) -> None:

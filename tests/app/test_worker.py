@@ -14,7 +14,7 @@ from appliance.drivers.nft import helper
     "command", [helper.HELPER, (*worker.command(level="info", form="text"), "no descriptor")], ids=["helper", "worker"]
 )
 def test_a_stranger_in_the_working_directory_is_not_run(tmp_path, command):
-    """Whoever calls meshbox as root in somebody else's folder runs nothing that lies there."""
+    """Root that calls meshbox in somebody else's folder runs nothing that lies there."""
     (tmp_path / "appliance").mkdir()
     (tmp_path / "appliance" / "__init__.py").write_text("print('stranger')")
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, cwd=tmp_path, check=False)

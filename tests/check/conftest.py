@@ -9,7 +9,7 @@ from appliance.config.options import Config
 
 @pytest.fixture
 def image(monkeypatch, tmp_path):
-    """Look as from inside of the image."""
+    """Look as from inside the image."""
     mark = tmp_path / "healthcheck.py"
     mark.touch()
     monkeypatch.setattr("appliance.image.IMAGE_MARK", mark)

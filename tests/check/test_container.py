@@ -44,7 +44,7 @@ def closed(*_):
 
 
 def test_elsewhere_mounts_do_not_matter(tmp_path) -> None:
-    """Outside of the image a state directory need not be a mount."""
+    """Outside the image a state directory need not be a mount."""
     assert container.mounts(Config(state_dir=str(tmp_path))) == []
 
 

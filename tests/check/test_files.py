@@ -62,7 +62,7 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch) -> None:
 
 
 def test_lock(tmp_path, monkeypatch) -> None:
-    """Who holds the lock and does not answer is named; without a lock there is nothing to say."""
+    """A process that holds the lock and does not answer is named; without a lock there is nothing to say."""
     monkeypatch.setattr(lock, "SOCKET", f"\0meshbox-test-{os.getpid()}")  # an appliance may run on this machine
     config = Config(run_dir=str(tmp_path / "run"))
     assert files.lock(config) == []

@@ -45,7 +45,7 @@ def test_kernel_that_refuses_rules(monkeypatch) -> None:
 
 
 def test_kernel_without_doors(monkeypatch) -> None:
-    """All goes on without, more slowly; who has set that already is told nothing."""
+    """All goes on without, more slowly; a host that has set that already hears nothing of it."""
 
     async def refuse_doors(_self, _path, text):
         if "tproxy" in text:

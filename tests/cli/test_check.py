@@ -4,26 +4,25 @@ import resource
 
 import pytest
 
-from appliance.check import files as file_checks
-from appliance.check import host as host_checks
+from appliance.check import files, host
 from appliance.model.finding import Finding, Level
 
 
 @pytest.fixture
-def host(monkeypatch):
+def host_with(monkeypatch):
     """A host on which this is found."""
     asked = []
 
-    def host(*found, held=()):
+    def found_on_host(*found, held=()):
         async def examine(_, *, running=False, open_files=None):
             asked.append((running, open_files))
             return found
 
-        monkeypatch.setattr(host_checks, "examine", examine)
-        monkeypatch.setattr(file_checks, "lock", lambda _: held)
+        monkeypatch.setattr(host, "examine", examine)
+        monkeypatch.setattr(files, "lock", lambda _: held)
         return asked
 
-    return host
+    return found_on_host
 
 
 def finding(level, words="found", remedy=""):
@@ -32,32 +31,32 @@ def finding(level, words="found", remedy=""):
 
 
 @pytest.mark.parametrize(("level", "code"), [(Level.OK, 0), (Level.WARNING, 0), (Level.FAILED, 1)])
-def test_exit_code(meshbox, host, level, code):
+def test_exit_code(meshbox, host_with, level, code):
     """Only what keeps the appliance from running makes `check` fail."""
-    host(finding(Level.OK), finding(level, "it is [odd]", "mend it"))
+    host_with(finding(Level.OK), finding(level, "it is [odd]", "mend it"))
     said = meshbox("check")
     assert said.code == code
     assert said.out.splitlines()[-1].split(maxsplit=2) == ["thing", str(level), "it is [odd]  mend it"]
 
 
-def test_hanging_appliance(meshbox, host):
-    """Where none answers, whoever holds the lock keeps another one from running."""
-    asked = host(finding(Level.OK), held=[finding(Level.FAILED, "another meshbox")])
+def test_hanging_appliance(meshbox, host_with):
+    """Where none answers, the process that holds the lock keeps another one from running."""
+    asked = host_with(finding(Level.OK), held=[finding(Level.FAILED, "another meshbox")])
     said = meshbox("check")
     assert said.code == 1
     assert asked == [(False, None)]
     assert "another meshbox" in said.out
 
 
-def test_json(show, host):
+def test_json(show, host_with):
     """Scripts get the same."""
-    host(finding(Level.WARNING, "few", "more"))
+    host_with(finding(Level.WARNING, "few", "more"))
     assert show("check") == [{"subject": "thing", "level": "warning", "words": "few", "remedy": "more"}]
 
 
-def test_running_appliance(appliance, meshbox, host):
+def test_running_appliance(appliance, meshbox, host_with):
     """A running appliance holds its own ports, and its faults are shown."""
-    asked = host(finding(Level.OK), held=[finding(Level.FAILED, "another meshbox")])
+    asked = host_with(finding(Level.OK), held=[finding(Level.FAILED, "another meshbox")])
     appliance.faults.report("nft", "push failed", "no such table")
     said = meshbox("check")
     assert said.code == 0

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from appliance import lock
-from appliance.cli import check as checks
-from appliance.cli import client
+from appliance.cli import check, client
 from appliance.config.options import Config
 
 NOT_RUNNING = "meshbox is not running here"
@@ -75,7 +74,7 @@ def test_waits_for_no_other_appliance(meshbox, tmp_path):
 
 @pytest.mark.usefixtures("hasty")
 def test_waits_for_nothing_that_it_may_not_use(meshbox, tmp_path, monkeypatch):
-    """Whoever is not root is told so at once."""
+    """A user that is not root is told so at once."""
     (tmp_path / "admin.sock").touch()
     monkeypatch.setattr(os, "access", lambda *_: False)
     with lock.only_one(tmp_path):
@@ -93,4 +92,4 @@ def test_in_the_image_one_is_expected(starting, meshbox, tmp_path, monkeypatch):
 def test_check_expects_none(tmp_path, monkeypatch):
     """In the image, too, one looks at the host before anything runs."""
     monkeypatch.setattr("appliance.image.IMAGE_MARK", tmp_path)
-    assert checks._running(Config(run_dir=str(tmp_path))) is None
+    assert check._running(Config(run_dir=str(tmp_path))) is None

@@ -227,7 +227,7 @@ def test_node_from_host_name(host, node):
 
 
 def test_visitors(tmp_path) -> None:
-    """Who may use the mesh from outside, and what of it, is written like connect_to; a gateway serves its host."""
+    """Visitors, and what they may reach, are written like connect_to; a gateway serves its host."""
     some = config.load(
         None,
         environment={
@@ -249,7 +249,7 @@ def test_visitors(tmp_path) -> None:
 
 
 def test_a_gateway_takes_consul_unless_told(write, tmp_path) -> None:
-    """Without Docker nothing comes into the local registry, so that only who asks for that one gets it."""
+    """Without Docker nothing comes into the local registry, so only a user that asks for that one gets it."""
 
     def chosen(text="", **settings):
         found = config.load(write(text), environment={f"MESHBOX_{key.upper()}": v for key, v in settings.items()})

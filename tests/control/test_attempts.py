@@ -148,7 +148,7 @@ def test_what_does_not_come_is_a_fault_and_still_awaited():
 
 
 def test_nobody_waits_for_what_is_not_wanted_any_more():
-    """The waiting ends with the step, be it done, moot or renewed."""
+    """The waiting ends with the step, whether that is done, moot or renewed."""
 
     async def scene(missing: Missing) -> None:
         for end in (

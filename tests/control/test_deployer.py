@@ -212,6 +212,19 @@ def test_failure_nobody_asks_about_is_forgotten():
     assert not play(scene).deployer.progress
 
 
+def test_failure_during_a_pass_is_told_until_the_next_one():
+    """A pass plans nothing for what was under way when it began; the failure it ends in by then is not forgotten."""
+
+    async def scene(world):
+        world.deployer.submit([replace(CREATE, container=replace(WEB, image="nonsense:1"))])
+        busy = world.deployer.busy
+        await world.idle()
+        world.deployer.submit([], unplanned=busy)
+
+    (progress,) = play(scene).deployer.progress.values()
+    assert progress.failed
+
+
 def test_half_made_container_is_replaced():
     """After a crash between create and start the name is taken by a container that never ran: it is made anew."""
 
@@ -274,7 +287,7 @@ def test_start_that_does_not_last_is_slowed_down():
 
 
 def test_container_of_a_removed_network_is_removed():
-    """A container whose network is gone can never start: it is removed, so that the next pass makes it anew."""
+    """A container whose network is gone can never start: it is removed, so that the next pass creates it again."""
 
     async def scene(world):
         one = world.ours(state=RunState.EXITED, started_at=5.0)
@@ -359,7 +372,7 @@ def test_retire_waits_until_other_machines_have_heard():
 
 
 def test_retire_leaves_foreign_containers_alone():
-    """What meshbox did not make is never removed, whoever asks for it."""
+    """What meshbox did not make is never removed, whatever asks for it."""
 
     async def scene(world):
         one = world.docker.add(7, {"meshbox.service": "flask", "meshbox.container": "web"})

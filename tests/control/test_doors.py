@@ -97,20 +97,20 @@ def world(monkeypatch):
     return World(monkeypatch)
 
 
-LEAD = ("add_local_route", "240.0.0.0/4", "172.18.0.3")
-LEAD_PAST = ("drop_local_route", "240.0.0.0/4")
+ADD_ROUTE = ("add_local_route", "240.0.0.0/4", "172.18.0.3")
+DROP_ROUTE = ("drop_local_route", "240.0.0.0/4")
 
 
 def test_opens_in_the_order_in_which_nothing_is_lost(world):
-    """Who is led there finds a socket that listens; what is queued there is served when the data plane has it."""
-    assert world.does(world.doors.open, world.door()) == [("listen",), LEAD, ("open", "172.18.0.3")]
+    """What is led there finds a socket that listens; what queues there is served when the data plane has it."""
+    assert world.does(world.doors.open, world.door()) == [("listen",), ADD_ROUTE, ("open", "172.18.0.3")]
     assert world.doors.opened == {world.netns.id: world.door()}
 
 
 def test_open_door_is_only_led_to_again(world):
     """Its networks have changed, or its rules were put back: its connections go on."""
     world.does(world.doors.open, world.door())
-    assert world.does(world.doors.open, world.door(gateways=frozenset({IPv4Address("172.18.0.1")}))) == [LEAD]
+    assert world.does(world.doors.open, world.door(gateways=frozenset({IPv4Address("172.18.0.1")}))) == [ADD_ROUTE]
 
 
 def test_another_address_is_another_door(world):
@@ -135,7 +135,7 @@ def test_without_a_socket_nothing_leads_there(world):
     world.fail["listen"] = OSError(98, "in use")
     with pytest.raises(OSError, match="in use"):
         world.does(world.doors.open, world.door())
-    assert world.calls == [("listen",), LEAD_PAST]
+    assert world.calls == [("listen",), DROP_ROUTE]
     assert world.doors.opened == {}
 
 
@@ -148,7 +148,7 @@ def test_without_a_route_no_socket_is_left(world):
     assert world.doors.opened == {}
 
 
-def test_closes_after_leading_past_it(world):
+def test_closes_after_its_route_is_dropped(world):
     """Nobody is led to a door that does not serve; where that fails it stays open."""
     world.does(world.doors.open, world.door())
     world.fail["drop_local_route"] = RetryError("no")
@@ -156,8 +156,8 @@ def test_closes_after_leading_past_it(world):
         world.does(world.doors.close, world.door())
     assert world.doors.opened
     world.fail.clear()
-    assert world.does(world.doors.close, world.door()) == [LEAD_PAST, ("close", "4:3")]
-    assert world.does(world.doors.close, world.door()) == [LEAD_PAST]
+    assert world.does(world.doors.close, world.door()) == [DROP_ROUTE, ("close", "4:3")]
+    assert world.does(world.doors.close, world.door()) == [DROP_ROUTE]
 
 
 def test_gone_namespace_is_only_let_go(world):

@@ -14,7 +14,7 @@ from appliance.drivers.netns import identity, routes
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.errors import NotYetError, RetryError
 from appliance.model.names import Destination
-from appliance.model.network import Listener, Netns, NetnsId, VipRoute, WorkloadRuleset
+from appliance.model.network import Listener, Netns, NetnsId, VipRoute, WorkloadDoor, WorkloadRuleset
 from appliance.model.state import AddRoute, CloseListener, DropRoute, DropRuleset, PushRuleset
 from appliance.render.ruleset import REMOVE
 
@@ -114,8 +114,8 @@ def test_route_waits_for_the_interface_that_it_leads_to(netns, monkeypatch):
     with pytest.raises(NotYetError) as caught:
         carry_out(monkeypatch, add, wait_neighbour=False)
     assert caught.value.wait.args == (netns.path, route.gateway)
-    called = carry_out(monkeypatch, add, wait_neighbour=True, ensure_route=True)
-    assert called[-1] == ("ensure_route", netns.path, route.vip_range, route.gateway)
+    called = carry_out(monkeypatch, add, wait_neighbour=True, add_route=True)
+    assert called[-1] == ("add_route", netns.path, route.vip_range, route.gateway)
 
 
 def test_route_goes_while_its_namespace_is_there(netns, tmp_path, monkeypatch):
@@ -147,6 +147,45 @@ def test_first_rules_without_a_door_undo_what_a_former_appliance_led_there(netns
             trio.run(effects.carry_out, PushRuleset(before=before, after=rules))
         assert len(nft.pushed) == 1
     assert undone == ([(netns.path, rules.vip_range)] if led else [])
+
+
+class ClosingPlane:
+    """Closes doors, after which a test sees what was pushed before."""
+
+    def __init__(self, nft):
+        self.nft = nft
+        self.closed = []
+
+    def close_door(self, netns):
+        assert self.nft.pushed == [], "a program of the workload would get what is led there"
+        self.closed.append(netns)
+
+
+@pytest.mark.parametrize("kind", ["drop", "push"])
+@pytest.mark.parametrize("known", [False, True])
+def test_rules_without_a_door_close_one_that_was_forgotten(netns, monkeypatch, kind, known):
+    """When it could not be led to, or somebody changed its rules, no step closes it any more."""
+    rules = ruleset(netns)
+    nft = RefusingNft()
+    plane = ClosingPlane(nft)
+    doors = Doors(plane)
+    door = WorkloadDoor(netns=netns, address=IPv4Address("172.18.0.3"), vip_range=rules.vip_range)
+    doors.opened[netns.id] = door
+    watch = RulesetWatch(on_drift=lambda _: None)
+    effects = HostEffects(plane=plane, doors=doors, nft=nft, nft_helper=None, watch=watch, registry=None)
+    undone = []
+
+    async def drop_local_route(*args):
+        assert plane.closed == []
+        undone.append(args)
+
+    monkeypatch.setattr(routes, "drop_local_route", drop_local_route)
+    before = replace(rules, door=True) if known else None
+    step = DropRuleset(ruleset=rules) if kind == "drop" else PushRuleset(before=before, after=rules)
+    with pytest.raises(RetryError):
+        trio.run(effects.carry_out, step)
+    assert (undone, plane.closed, doors.opened) == ([(netns.path, rules.vip_range)], [netns.id], {})
+    assert len(nft.pushed) == 1
 
 
 class DataPlane:

@@ -12,6 +12,7 @@ from appliance.control.followers import PlanFollowers
 from appliance.model.facts import Probe, Settings
 from appliance.model.network import NetnsId
 from appliance.model.registry import Interests
+from appliance.model.rollout import ReplicaKey
 from appliance.plan.compile import Compiler
 from appliance.plan.turns import at_once
 from tests.plan.cases import OWN, container, managed, snapshot, spec
@@ -48,8 +49,8 @@ class Parts:
     def watch(self, services) -> None:
         self.told.append(("watch", services))
 
-    def submit(self, actions) -> None:
-        self.told.append(("submit", actions))
+    def submit(self, actions, *, unplanned) -> None:
+        self.told.append(("submit", actions, unplanned))
 
     def changed(self) -> None:
         self.told.append(("host access",))
@@ -60,9 +61,10 @@ def test_ports_are_dialled_first_and_containers_follow_the_network() -> None:
     parts = Parts()
     parts.followers.begin(PLAN)
     assert parts.told == [("probe", PLAN.probes)]
-    trio.run(parts.followers.finish, PLAN, FACTS)
+    busy = frozenset({ReplicaKey(service="other", replica=0, container="web")})
+    trio.run(parts.followers.finish, PLAN, replace(FACTS, busy=busy))
     assert [told[0] for told in parts.told[1:]] == ["claim", "watch", "submit", "host access"]
-    assert parts.told[1:4] == [("claim", PLAN.claims), ("watch", PLAN.interests), ("submit", PLAN.actions)]
+    assert parts.told[1:4] == [("claim", PLAN.claims), ("watch", PLAN.interests), ("submit", PLAN.actions, busy)]
     assert len(PLAN.actions) == 1
 
 

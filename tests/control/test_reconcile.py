@@ -176,7 +176,7 @@ def test_creates_in_the_order_in_which_things_begin_to_work() -> None:
 
 
 def test_port_that_this_appliance_has_itself_is_left_alone() -> None:
-    """One that the facts say is in use is not tried, and those that turn out to be are left as well."""
+    """One that the facts say is in use is not tried, and those that turn out to be in use are left alone."""
     host = Host(SERVER)
     host.run()
     ((destination, port),) = host.reconciler.have.allocations.ports.items()
@@ -449,6 +449,33 @@ def test_door_that_cannot_be_closed_keeps_its_rules() -> None:
     assert calls == ["close door /netns/3", "drop /netns/3"]
 
 
+def test_door_waits_for_a_route_that_cannot_be_added_yet() -> None:
+    """What leads to the door would pass for that route, and it would be missing once the door is closed."""
+    host = inner(SERVER, CLIENT)
+    host.effects.fail["route /netns/3"] = RetryError("no interface")
+    assert "door /netns/3" not in host.run()
+    host.effects.fail.clear()
+    assert host.run(after=0.2)[-2:] == ["zone", "door /netns/3"]
+    assert host.reconciler.have == host.reconciler.want
+
+
+@pytest.mark.parametrize("kind", ["door", "route"])
+def test_failed_change_of_door_or_route_is_followed_by_the_whole(kind: str) -> None:
+    """What is there is unknown then: where what was wanted before is wanted again, it is made again."""
+    host = inner(SERVER, CLIENT)
+    host.run()
+    before = host.facts
+    elsewhere = replace(CLIENT.attachments[0], address=IPv4Address("172.18.0.9"), gateway=IPv4Address("172.18.0.8"))
+    host.facts = replace(before, workloads=(SERVER, replace(CLIENT, attachments=(elsewhere,))))
+    host.effects.fail[kind] = RetryError("no")
+    assert f"{kind} /netns/3" in host.run()
+    host.effects.fail.clear()
+    host.facts = before
+    assert f"{kind} /netns/3" in host.run(after=0.1)
+    assert host.reconciler.have == host.reconciler.want
+    assert host.run() == []
+
+
 def test_forgotten_rules_take_door_and_route_along() -> None:
     """They are put back with them."""
     host = inner(SERVER, CLIENT)
@@ -672,6 +699,21 @@ def test_edited_rules_do_not_wait_for_the_full_pass(autojump_clock, whose: str) 
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=autojump_clock)
+
+
+@pytest.mark.parametrize("whose", ["host", "container"])
+def test_edited_rules_that_were_refused_are_pushed_at_once(whose: str) -> None:
+    """Whatever was refused before, it is other rules that stand there by now."""
+    host = Host(SERVER, CLIENT)
+    call = "host ruleset" if whose == "host" else "push /netns/3"
+    host.effects.fail[call] = RetryError("nft says no")
+    host.run()
+    assert call not in host.run(after=0.0)
+    if whose == "host":
+        host.reconciler.forget_host_ruleset()
+    else:
+        host.reconciler.forget_ruleset(CLIENT.netns.id)
+    assert call in host.run(after=0.0)
 
 
 @pytest.mark.parametrize("known", [False, True])

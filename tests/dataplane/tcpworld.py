@@ -183,7 +183,7 @@ class World:
         return sock
 
     def turned_away(self, host: str = CALLER) -> bool:
-        """Return whether a client of the first listener is reset, be it while connecting or after."""
+        """Return whether a client of the first listener is reset, while connecting or after."""
         return refused_or_reset(self.client(host), self.listeners[0].port)
 
     def accept(self, backend: socket.socket) -> socket.socket:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name, Protocol
-from appliance.plan import allocate as allocation
+from appliance.plan import allocate as module
 from appliance.plan.allocate import REST, misfit, shortage
 from tests.plan.cases import SETTINGS, declared, dest, spec
 
@@ -20,7 +20,7 @@ NONE = Allocations()
 
 def allocate(kept, names, destinations, *rest):
     """As the function, from any iterables."""
-    return allocation.allocate(kept, frozenset(names), frozenset(destinations), *rest)
+    return module.allocate(kept, frozenset(names), frozenset(destinations), *rest)
 
 
 def lacking(found, names, destinations, *rest):
@@ -148,7 +148,7 @@ def test_unusable_ports_are_left():
 
 
 def test_ports_run_out():
-    """Who has a port keeps it; the words say how many are wanted, how many are taken, and what to configure."""
+    """What has a port keeps it; the words say how many are wanted and how many taken, and what to configure."""
     wanted = [dest(f"c1.s:{n}") for n in range(1, 6)]
     settings, held = small(), frozenset({20001})
     first = allocate(NONE, names(1), wanted[2:5], settings, 0, held)

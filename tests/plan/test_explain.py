@@ -142,6 +142,8 @@ def test_way_through_the_door_or_past_it(wanted, through_door) -> None:
     cause = {Subject("open door", str(client.netns.id)): "Address already in use"}.get
     assert rule(closed, cause) == f"{past}, on the host; its door is not open: Address already in use"
     assert rule(closed) == f"{past}, on the host; its door is not open: it is not open yet"
+    waiting = {Subject("add route", str(client.netns.id)): "no interface leads there"}.get
+    assert rule(closed, waiting) == f"{past}, on the host; its door is not open: no interface leads there"
     bare = replace(closed, rulesets={netns: replace(r, door=False) for netns, r in have.rulesets.items()})
     assert rule(bare) == past
 

@@ -1,4 +1,4 @@
-"""Who may reach what."""
+"""What each container may reach."""
 
 from __future__ import annotations
 

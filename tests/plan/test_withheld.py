@@ -52,10 +52,12 @@ def test_doors_and_routes_stand_in_rules() -> None:
     rules, door, route = inner.rulesets[netns], inner.doors[netns], inner.routes[netns]
     closed = replace(rules, door=False)
     bare = replace(inner, doors={}, routes={})
-    for step in (st.OpenDoor(before=None, after=door), st.AddRoute(before=None, after=route)):
-        assert must_wait(step, st.HostState())
-        assert not must_wait(step, bare)
-    assert must_wait(st.OpenDoor(before=None, after=door), replace(bare, rulesets={netns: closed}))
+    add, opening = st.AddRoute(before=None, after=route), st.OpenDoor(before=None, after=door)
+    assert must_wait(add, st.HostState())
+    assert not must_wait(add, bare)
+    assert must_wait(opening, st.HostState())
+    assert not must_wait(opening, replace(bare, routes=inner.routes))
+    assert must_wait(opening, replace(bare, routes=inner.routes, rulesets={netns: closed}))
     drop, close = st.DropRuleset(ruleset=rules), st.PushRuleset(before=rules, after=closed)
     for there in (replace(bare, doors=inner.doors), replace(bare, routes=inner.routes)):
         assert must_wait(drop, there)
@@ -63,3 +65,12 @@ def test_doors_and_routes_stand_in_rules() -> None:
         assert not must_wait(st.PushRuleset(before=rules, after=rules), there)
     assert not must_wait(drop, bare)
     assert not must_wait(close, bare)
+
+
+def test_door_comes_after_the_route_that_its_namespace_needs() -> None:
+    """What leads to the door would pass for that route, which is needed as soon as the door is closed."""
+    inner = compile_host(snapshot(CLIENT, networks=(replace(BRIDGE, internal=True),)))
+    (door,) = inner.doors.values()
+    assert must_wait(st.OpenDoor(before=None, after=door), replace(inner, doors={}, routes={}))
+    (elsewhere,) = compile_host(snapshot(CLIENT)).doors.values()
+    assert not must_wait(st.OpenDoor(before=None, after=elsewhere), replace(compile_host(snapshot(CLIENT)), doors={}))

@@ -175,7 +175,7 @@ def test_a_service_called_like_the_suffix() -> None:
 
 
 def test_another_range() -> None:
-    """Reverse names are ours where the configured range has them, be it no whole octet."""
+    """Reverse names are ours where the configured range has them, even if it is not whole octets."""
     zone = Zone(suffix="", views={ASKER: frozenset()}, vip_range=IPv4Network("10.64.0.0/12"))
     assert outcome("1.0.79.10.in-addr.arpa", "PTR", zone=zone) == "NXDOMAIN"
     assert outcome("1.0.80.10.in-addr.arpa", "PTR", zone=zone) == "upstream"

@@ -18,7 +18,7 @@ from nsworld import HOST, NEIGHBOUR, SECONDS, WORKLOAD, World, inside
 
 from appliance.app import worker
 from appliance.control.doors import Doors
-from appliance.dataplane import api as face
+from appliance.dataplane import api
 from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.workers.pool import WorkerPool
 from appliance.errors import NotYetError
@@ -80,7 +80,7 @@ class Proxy:
     def close_door(self, *args: Any) -> None:
         self.call(self.plane.close_door, *args)
 
-    def ask(self, question: face.Question[Any]) -> Any:
+    def ask(self, question: api.Question[Any]) -> Any:
         """Return the answer to a question."""
         answered: concurrent.futures.Future[Any] = concurrent.futures.Future()
         self.call(self.plane.ask, question, answered.set_result)

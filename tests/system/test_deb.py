@@ -144,7 +144,7 @@ def needed(unpacked: Path) -> list[str]:
 
 
 def test_build_installs_what_it_lacks(tmp_path: Path) -> None:
-    """What compiles, and makes Python's environments, `make deb` has apt-get bring first, and names to who may not."""
+    """`make deb` first has apt-get install compilers and Python's venv, or names them to a user that may not."""
     for program in ("bash", "dirname", "sed", "sort", "ln", "id", "sh", "mkdir"):
         (tmp_path / program).symlink_to(shutil.which(program) or program)
     fakes = {

@@ -15,7 +15,7 @@ import pytest
 from doorworld import DIALLER, UNDECLARED, VIP, WEB, Mesh, eventually, packets, proxied
 from nsworld import REFUSED, SECONDS, WORKLOAD, World, inside
 
-from appliance.dataplane import api as face
+from appliance.dataplane import api
 from appliance.errors import NotYetError
 from appliance.render.ruleset import DOOR_PORT, render_workload
 
@@ -49,7 +49,7 @@ def test_both_ends_stay_in_their_namespaces(mesh: Mesh) -> None:
             while part := served.recv(65536):
                 got += part
             assert len(got) == 100_000
-            (connection,) = mesh.proxy.ask(face.CONNECTIONS)
+            (connection,) = mesh.proxy.ask(api.CONNECTIONS)
             assert connection.client == f"{WORKLOAD}:{client.getsockname()[1]}"
     # IPv6 neighbour discovery may come by on its own
     after = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
@@ -92,18 +92,18 @@ def test_what_is_not_declared_is_refused_at_once(mesh: Mesh) -> None:
 
 
 def test_what_the_data_plane_does_not_allow_is_reset(mesh: Mesh) -> None:
-    """The rules are not alone in deciding: a listener knows its callers, and who has none knows nobody."""
+    """The rules are not alone in deciding: a listener knows its callers; one without callers lets nobody in."""
     mesh.open()
     mesh.proxy.call(mesh.proxy.plane.swap_listener, replace(mesh.listener, callers=frozenset()))
-    mesh.proxy.ask(face.LEFT)
+    mesh.proxy.ask(api.LEFT)
     assert is_turned_away(mesh, VIP, 8080)
     mesh.proxy.call(mesh.proxy.plane.close_listener, WEB)
-    mesh.proxy.ask(face.LEFT)
+    mesh.proxy.ask(api.LEFT)
     assert is_turned_away(mesh, VIP, 8080)
 
 
 def is_turned_away(mesh: Mesh, address: str, port: int) -> bool:
-    """Return whether the workload's connection is reset, be it while connecting or after."""
+    """Return whether the workload's connection is reset, while connecting or after."""
     with mesh.world.socket("workload", "tcp") as client:
         try:
             client.connect((address, port))
@@ -118,7 +118,7 @@ def test_without_the_appliance_all_is_refused(mesh: Mesh) -> None:
     mesh.open()
     mesh.world.serve("the workload itself", "workload", "tcp", 8080)
     mesh.proxy.call(mesh.proxy.plane.stop)
-    mesh.proxy.ask(face.LEFT)
+    mesh.proxy.ask(api.LEFT)
     assert mesh.world.probe("workload", "tcp", VIP, 8080) == REFUSED
 
 
@@ -128,7 +128,7 @@ def test_a_namespace_that_leaves_the_mesh_keeps_nothing(mesh: Mesh) -> None:
     host = mesh.world.serve("the proxy's port", "host", "tcp", 29001)
     mesh.proxy.drop(mesh.rules, mesh.served)
     assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the proxy's port"
-    mesh.proxy.ask(face.LEFT)
+    mesh.proxy.ask(api.LEFT)
     assert not listening(mesh.world, "workload", DOOR_PORT)
     host.close()
 
@@ -194,7 +194,7 @@ def test_a_port_that_is_taken_leaves_the_longer_way(mesh: Mesh) -> None:
     """It is told, nothing leads to a door that is not there, and the door is opened when the port is free."""
     mesh.open()
     mesh.proxy.drop(mesh.rules, mesh.served)
-    mesh.proxy.ask(face.LEFT)
+    mesh.proxy.ask(api.LEFT)
     taken = mesh.world.serve("somebody", "workload", "tcp", DOOR_PORT)
     former = (
         "route",
@@ -242,7 +242,7 @@ def test_without_its_route_a_server_is_dialled_from_the_host(mesh: Mesh) -> None
         port = server.getsockname()[1]
         moved = replace(moved, backends=(replace(moved.backends[0], port=port),))
         mesh.proxy.call(mesh.proxy.plane.swap_listener, moved)
-        mesh.proxy.ask(face.LEFT)
+        mesh.proxy.ask(api.LEFT)
         with mesh.dial(), server.accept()[0]:
             pass
 
@@ -263,16 +263,16 @@ def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch)
         pass
     mesh.world.delete("workload")
     mesh.proxy.look(until=lambda: mesh.workload.id not in mesh.proxy.doors.opened)
-    mesh.proxy.ask(face.LEFT)
+    mesh.proxy.ask(api.LEFT)
     eventually(lambda: not mesh.world.has_link("host", "workload"))
 
 
 @pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
 def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one accepts from its socket inside of the namespace, too, as long as it is not replaced."""
+    """Another one also accepts from its socket inside the namespace, as long as it is not replaced."""
     monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", (3600.0,))
     mesh.open()
-    mesh.proxy.ask(face.LEFT)
+    mesh.proxy.ask(api.LEFT)
     os.kill(mesh.proxy.plane.pids[0], signal.SIGKILL)
     for _ in range(50):
         assert mesh.passes()
@@ -282,7 +282,7 @@ def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh, monkeypatch: pyt
 def test_a_worker_that_is_replaced_has_the_doors(mesh: Mesh) -> None:
     """The next one is told of them; with both replaced nobody else is left to accept."""
     mesh.open()
-    mesh.proxy.ask(face.LEFT)
+    mesh.proxy.ask(api.LEFT)
     former = mesh.proxy.plane.pids
     for pid in former:
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Which way connections between containers take, by what the server sees: from inside of its namespace, or not."""
+"""Which way connections between containers take, by what the server sees: from inside its namespace, or not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def populate(machine: Machine) -> str:
 
 
 def test_servers_are_dialled_inside_unless_they_may_have_rules_of_their_own(mesh: Machine) -> None:
-    """Who may have rules for what comes in is dialled from the host, through which such rules see it come."""
+    """A container that may have rules for what comes in is dialled from the host, so that such rules see it."""
     gateway = populate(mesh)
     wait_until(lambda: caller(mesh, "plain.far") == INSIDE, "the doors are open")
     assert caller(mesh, "own.far") == gateway

@@ -15,7 +15,7 @@ import pytest
 from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets, proxied
 from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
 
-from appliance.dataplane import api as face
+from appliance.dataplane import api
 from appliance.dataplane.namespace import NamespaceSockets
 from appliance.model.names import Destination
 from appliance.model.network import Backend, Listener
@@ -31,7 +31,7 @@ SIZES = (1, 1472, 1473, 9000, 60000)
 
 
 class UdpMesh(Mesh):
-    """The neighbour serves the destination by UDP, too."""
+    """The neighbour also serves the destination by UDP."""
 
     def __init__(self, world: World, proxy: Proxy) -> None:
         super().__init__(world, proxy)
@@ -65,7 +65,7 @@ class UdpMesh(Mesh):
         """Change the listener, everywhere."""
         self.named = replace(self.named, **fields)  # type: ignore[arg-type]
         self.proxy.call(self.proxy.plane.swap_listener, self.named)
-        self.proxy.ask(face.LEFT)
+        self.proxy.ask(api.LEFT)
 
 
 @pytest.fixture(params=[0, 2], ids=["", "workers"])
@@ -97,7 +97,7 @@ def test_both_ends_stay_in_their_namespaces(mesh: UdpMesh) -> None:
             assert carry(client, mesh.udp, os.urandom(size)) == f"::ffff:{DIALLER}"
         for path in (mesh.world.path(name) for name in ("workload", "host", "neighbour")):
             assert inside(path, tracked) == 0
-        (connection,) = mesh.proxy.ask(face.CONNECTIONS)
+        (connection,) = mesh.proxy.ask(api.CONNECTIONS)
         assert connection.client == f"{WORKLOAD}:{client.getsockname()[1]}"
         assert connection.bytes_in == connection.bytes_out == sum(SIZES)
     # IPv6 neighbour discovery may come by on its own
@@ -129,7 +129,7 @@ def test_many_at_once_are_told_apart(mesh: UdpMesh) -> None:
             mesh.udp.sendto(data, sender)
         for number, client in enumerate(clients):
             assert client.recv(100) == f"{turn} {number}".encode()
-    assert len(mesh.proxy.ask(face.CONNECTIONS)) == len(clients)
+    assert len(mesh.proxy.ask(api.CONNECTIONS)) == len(clients)
     for client in clients:
         client.close()
 
@@ -145,7 +145,7 @@ def test_a_flow_changes_over_as_the_door_comes_and_goes(mesh: UdpMesh) -> None:
         assert carry(client, mesh.udp) == f"::ffff:{DIALLER}"
         assert carry(client, mesh.udp) == f"::ffff:{DIALLER}"
         mesh.proxy.drop(mesh.rules)
-        mesh.proxy.ask(face.LEFT)
+        mesh.proxy.ask(api.LEFT)
         assert carry(client, host) == f"::ffff:{WORKLOAD}"
         mesh.open()
         assert carry(client, mesh.udp) == f"::ffff:{DIALLER}"
@@ -160,7 +160,7 @@ def test_without_the_appliance_it_is_refused_at_once(mesh: UdpMesh) -> None:
         carry(client, mesh.udp)
         mesh.proxy.close_door(mesh.workload.id)
         del mesh.proxy.doors.opened[mesh.workload.id]
-        eventually(lambda: not mesh.proxy.ask(face.CONNECTIONS))
+        eventually(lambda: not mesh.proxy.ask(api.CONNECTIONS))
         client.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
             client.recv(1)
@@ -180,11 +180,11 @@ def test_what_is_declared_no_longer_is_refused_at_once(mesh: UdpMesh) -> None:
         assert refused(client)
         mesh.world.nft("workload", render_workload(mesh.rules))
         mesh.swap(callers=frozenset())
-        assert mesh.proxy.ask(face.CONNECTIONS) == ()
+        assert mesh.proxy.ask(api.CONNECTIONS) == ()
         other.send(b"let me in")
 
         def turned_away() -> int:
-            (stats,) = (stats for stats in mesh.proxy.ask(face.STATS) if stats.destination == NAME)
+            (stats,) = (stats for stats in mesh.proxy.ask(api.STATS) if stats.destination == NAME)
             return int(stats.refused)
 
         eventually(lambda: turned_away() == 1)
@@ -226,7 +226,7 @@ def test_another_backend_takes_over_from_one_that_refuses(mesh: UdpMesh) -> None
         carry(client, mesh.udp)
         mesh.swap(backends=(mesh.backend(83),))
         client.send(b"lost")
-        eventually(lambda: not [c for c in mesh.proxy.ask(face.CONNECTIONS) if not c.draining])
+        eventually(lambda: not [c for c in mesh.proxy.ask(api.CONNECTIONS) if not c.draining])
         mesh.swap(backends=(mesh.backend(81), mesh.backend(83)))
         for _ in range(20):
             carry(client, mesh.udp)

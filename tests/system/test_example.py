@@ -1,4 +1,4 @@
-"""The example of the first design (examples/design.py), deployed on a real Docker Engine."""
+"""The example that meshbox was first designed for (examples/design.py), deployed on a real Docker Engine."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ def test_demo(machine: WholeMachine) -> None:
     """`make demo` shows the example on the Docker that is there, and leaves nothing."""
     before = world(machine), files(machine)
     said = machine.shell("make demo", timeout=280)
-    assert "All of that was really so." in said
+    assert "Everything above was checked, and holds." in said
     assert (world(machine), files(machine)) == before
 
 

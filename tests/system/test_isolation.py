@@ -43,7 +43,7 @@ DIALS = {"tcp": 5, "udp": 1}
 """Per target. The kernel sends six ICMP errors at a time to one address, then one a second."""
 BRIDGE = "172.21.0.1"
 UNDECLARED = (7000, 7002, 7003)
-"""Ports at which `server` answers whoever gets there."""
+"""Ports at which `server` answers everybody that gets there."""
 
 
 @pytest.fixture(scope="module")

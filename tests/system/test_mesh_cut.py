@@ -122,7 +122,7 @@ def test_consul_is_away_for_longer_than_heartbeats_may_fail(trio: Cluster) -> No
         threading.Event().wait(TTL + 5)
         trio.start_consul()
         wait_until_agreed(trio)
-        threading.Event().wait(TTL + 2)  # by then it is believed who is dead
+        threading.Event().wait(TTL + 2)  # by then the dead machines are believed to be dead
         wait_until_agreed(trio)
     assert census.doubted() == set()
     assert set(census.replicas) == {"0", "1", "2"}

@@ -92,7 +92,7 @@ def test_a_neighbour_is_told_as_soon_as_an_interface_leads_there(world):
             await trio.testing.wait_all_tasks_blocked()
             await trio.to_thread.run_sync(world.link, "workload", "up")
         assert found == [True]
-        assert await routes.ensure_route(path, IPv4Network("240.0.0.0/4"), IPv4Address(HOST))
+        assert await routes.add_route(path, IPv4Network("240.0.0.0/4"), IPv4Address(HOST))
 
     trio.run(main)
 
@@ -104,14 +104,14 @@ def test_a_route_to_virtual_addresses_is_dropped_again(world):
     show = ["nsenter", f"--net={path}", "ip", "route", "show", str(vips)]
 
     async def main() -> None:
-        assert await routes.ensure_route(path, vips, host)
+        assert await routes.add_route(path, vips, host)
         await routes.drop_route(path, vips, IPv4Address(NEIGHBOUR))
         assert f"via {HOST}" in (await trio.run_process(show, capture_stdout=True)).stdout.decode()
-        assert not await routes.ensure_route(path, vips, host)
+        assert not await routes.add_route(path, vips, host)
         for _ in range(2):
             await routes.drop_route(path, vips, host)
             assert (await trio.run_process(show, capture_stdout=True)).stdout == b""
-        assert await routes.ensure_route(path, vips, host)
+        assert await routes.add_route(path, vips, host)
 
     trio.run(main)
 

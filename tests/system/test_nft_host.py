@@ -181,7 +181,7 @@ def test_a_helper_that_hangs_is_killed(world):
 
 
 def test_a_cancelled_command_does_not_answer_the_next_one(world):
-    """Whoever asks gets the answer to its own question."""
+    """Each caller gets the answer to its own question."""
 
     async def scenario(host: NftHelper) -> None:
         await host.command(render_host(GUARD))

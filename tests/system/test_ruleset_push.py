@@ -220,7 +220,7 @@ def test_a_namespace_without_a_default_route_gets_one_for_virtual_ips(world):
     path = world.path("workload")
 
     async def ensure() -> bool:
-        return await routes.ensure_route(path, vips, IPv4Address(HOST))
+        return await routes.add_route(path, vips, IPv4Address(HOST))
 
     assert not trio.run(ensure)
     world.unroute("workload")
@@ -237,7 +237,7 @@ def test_a_route_that_cannot_be_added_says_why(world):
     world.unroute("workload")
 
     async def ensure() -> None:
-        await routes.ensure_route(world.path("workload"), IPv4Network("240.0.0.0/4"), IPv4Address("10.77.0.1"))
+        await routes.add_route(world.path("workload"), IPv4Network("240.0.0.0/4"), IPv4Address("10.77.0.1"))
 
     with pytest.raises(RetryError, match=r"cannot add a route to 240\.0\.0\.0/4 .*gateway"):
         trio.run(ensure)

@@ -335,4 +335,4 @@ class DnsServer:
 
     def _hold_expired(self, asked: HeldQuery) -> None:
         self._stats["hold_expired"] += 1
-        self._refuse(asked, f"{asked.asker} is no container of the mesh; does it bear the label meshbox.service?")
+        self._refuse(asked, f"{asked.asker} is no container of the mesh; does it have the label meshbox.service?")

@@ -26,7 +26,7 @@ Server = tuple[str, int]
 """Address (IPv4 or IPv6, as text) and port of an upstream resolver."""
 
 TRY_SECONDS = 1.0
-"""How long one try has before the next one starts; it goes on meanwhile."""
+"""How long one try has before the next one starts; it keeps listening."""
 
 MAX_TRIES = 4
 

@@ -1,4 +1,4 @@
-"""libuv's two functions for waiting outside of its loop, which uvloop does not offer itself.
+"""libuv's two functions for waiting outside its loop, which uvloop does not offer itself.
 
 libuv: "Get backend file descriptor" and "Get the poll timeout" (docs.libuv.org, uv_loop_t). They are called in the
 library that uvloop is, or is linked with, on the loop that uvloop hands out for that purpose.

@@ -79,7 +79,7 @@ class Acceptor:
         self._watch()
 
     def accept_for(self, slot: int, sock: SocketType) -> None:
-        """Accept from the socket of the worker in that slot, too, until `stop_accepting_for`."""
+        """Also accept from the socket of the worker in that slot, until `stop_accepting_for`."""
         self.stop_accepting_for(slot)
         self._sockets[slot] = ListenSocket(self, sock)
         if self._pause is None:

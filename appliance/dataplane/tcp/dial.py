@@ -36,7 +36,7 @@ SWEEP = 0.5
 
 
 class DialOwner(PairOwner):
-    """What dials need of a listener, and what they report to it. One class can have one base, so it owns pairs, too."""
+    """What dials need of a listener, and report to it. A class has one native base only, so this also owns pairs."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class DialOwner(PairOwner):
         raise NotImplementedError
 
     def unreachable(self, dial: Dial) -> None:
-        """Note that a client was reset because no backend could be had."""
+        """Note that a client was reset because no backend could be reached."""
         raise NotImplementedError
 
     def cancelled(self, dial: Dial) -> None:

@@ -126,7 +126,7 @@ class TcpListener(DialOwner):
             pair.backend.ready(events)
 
     def unreachable(self, dial: Dial) -> None:
-        """Note that a client was reset because no backend could be had."""
+        """Note that a client was reset because no backend could be reached."""
         self.failed += 1
         self.cancelled(dial)
 

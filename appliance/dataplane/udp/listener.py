@@ -229,7 +229,7 @@ class UdpListener(SessionOwner):
         self.pass_on(session, size)
 
     def _open_client_socket(self, session: Session, netns: str) -> None:
-        """Give the client a socket of its own; without one it is served, too."""
+        """Give the client a socket of its own, if one can be made; it is served without one as well."""
         namespace = self._namespaces.get(netns)
         own = None if namespace is None else open_client_socket(session, namespace)
         if own is not None:
@@ -262,7 +262,7 @@ class UdpListener(SessionOwner):
             return False
         try:
             opened = AddressSocket(self, bind_address(sock, (address, self.port)))
-        except OSError:  # the address has just gone, or there are no descriptors left: it works without one, too
+        except OSError:  # the address has just gone, or there are no descriptors are left: it works without one
             self._address_sockets[address] = None
             return False
         self._epoll.add(opened.sock.fileno(), opened, IN)

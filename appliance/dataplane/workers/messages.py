@@ -44,7 +44,7 @@ class Serve:
 
 @dataclass(frozen=True, slots=True)
 class AcceptFor:
-    """Accept for this listener or door from the socket of the worker in `slot`, too; it comes along."""
+    """Also accept for this listener or door from the socket of the worker in `slot`, which comes along."""
 
     what: Destination | NetnsId
     slot: int
@@ -78,7 +78,7 @@ class ServeDoor:
 
     door: Door
     udp: bool
-    """Whether the socket for UDP comes along, too; otherwise another worker has it."""
+    """Whether the socket for UDP also comes along; otherwise another worker has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from appliance.dataplane import api
-from appliance.dataplane.dns import server as dnsserver
+from appliance.dataplane.dns import server
 from appliance.dataplane.sockets import listen as listen_tcp
 from appliance.dataplane.udp.sockets import listen as listen_udp
 from appliance.dataplane.workers import merge, messages
@@ -140,7 +140,7 @@ class WorkerPool:
         return len(self._workers)
 
     def open_door(self, door: Door, tcp: tuple[SocketType, ...], udp: SocketType, netns: FileIO) -> None:
-        """Serve these sockets, which are of a namespace, and dial from there; `netns` is its file."""
+        """Serve these sockets, which belong to a namespace, and dial from there; `netns` is its file."""
         self.close_door(door.netns)
         self._doors[door.netns] = door, tcp, udp, netns
         for worker in self._workers:
@@ -165,13 +165,13 @@ class WorkerPool:
         failed: list[tuple[IPv4Address, OSError]] = []
         for address in sorted(addresses - self._dns.keys()):
             try:
-                self._dns[address] = dnsserver.listen(address, self._dns_port)
+                self._dns[address] = server.listen(address, self._dns_port)
             except OSError as error:
                 failed.append((address, error))
             else:
                 self._hand_over_dns(first, address, self._dns)
         if failed:
-            raise dnsserver.cannot_listen(failed, self._dns_port)
+            raise server.cannot_listen(failed, self._dns_port)
 
     def set_zone(self, zone: Zone) -> None:
         """Answer from this zone."""

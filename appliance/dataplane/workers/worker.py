@@ -95,7 +95,7 @@ class Worker:
             case messages.Stop():
                 self.plane.stop()
             case messages.Init():
-                if message.alone:  # several workers may fill all cores, and the programs that they serve need one, too
+                if message.alone:  # several workers may fill all cores, and the programs that they serve also need one
                     priority.raise_own()
                 self.plane = InProcess(
                     self._loop,

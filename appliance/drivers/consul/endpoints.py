@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 NOT_OURS = frozenset({MESHBOX, "consul"})
-"""Services of the catalogue that no container is of."""
+"""Services of the catalogue to which no container belongs."""
 
 
 class Endpoints:

@@ -122,8 +122,11 @@ class Inventory:
             self._nursery = None
 
     def probe(self, wanted: frozenset[Probe]) -> None:
-        """Dial exactly these from now on, each until it accepts, which `Workload.accepting` then says."""
-        self._prober.want(wanted)
+        """Dial exactly these from now on, each until it accepts, which `Workload.accepting` then says.
+
+        Those that have accepted, or ended, since the plan that wants them was begun are left out.
+        """
+        self._prober.want(frozenset(p for p in wanted if self._store.awaits(p.workload_id, p.netns, p.port)))
 
     def _publish(self, *, urgent: bool) -> None:
         self.workloads = tuple(sorted(self._store.by_id.values(), key=lambda w: (w.docker_name, w.id)))
@@ -288,7 +291,7 @@ class Inventory:
     # -- inspecting one container
 
     def _inspect(self, container_id: str, nursery: trio.Nursery | None = None) -> None:
-        """Inspect it soon; when that is under way already, once more afterwards."""
+        """Inspect it soon. If that is under way already, inspect it once more afterwards."""
         nursery = nursery or self._nursery
         if container_id in self._inspecting or nursery is None:
             self._inspect_again.add(container_id)

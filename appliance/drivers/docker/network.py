@@ -71,6 +71,6 @@ def own_network(networks: Iterable[DockerNetwork], name: str) -> list[Finding]:
         warning(
             "network",
             f'the Docker network "{name}" for deployed containers {", and ".join(faults)}',
-            f"docker network rm {name}, and the next deploy makes it anew; or name another one with docker_network",
+            f"docker network rm {name}, and the next deploy makes it again; or name another one with docker_network",
         )
     ]

@@ -149,6 +149,11 @@ class WorkloadStore:
                 return container_id
         return None
 
+    def awaits(self, container_id: str, netns: NetnsId, port: int) -> bool:
+        """Return whether a container is in this namespace still, and has not accepted on the TCP port yet."""
+        found = self.by_id.get(container_id)
+        return found is not None and found.netns is not None and found.netns.id == netns and port not in found.accepting
+
     def accepted(self, container_id: str, netns: NetnsId, port: int) -> None:
         """Note that a TCP port of a container has accepted a connection in this namespace."""
         before = self.by_id.get(container_id)

@@ -46,8 +46,6 @@ class LocalStore:
         self._lock = trio.Lock()
         self._state = State()
         self.facts = RegistryFacts()
-        self.damaged: str | None = None
-        """What was wrong with the file at start, and where it is now."""
 
     @property
     def specs(self) -> Mapping[str, Service]:
@@ -85,7 +83,6 @@ class LocalStore:
             aside = await trio.to_thread.run_sync(statefile.set_aside, self._path, self._clock())
         except OSError as cause:
             raise HostError(f"{error}; and it cannot be moved aside: {cause.strerror}") from cause
-        self.damaged = f"{error}; it was moved to {aside}"
         log.error(
             "the state file is damaged",
             cause=str(error),

@@ -1,1 +1,1 @@
-"""Network namespaces: which one a file leads to, what is in it, and sockets inside of it."""
+"""Network namespaces: which one a file leads to, what is in it, and sockets inside it."""

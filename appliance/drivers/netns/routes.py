@@ -77,8 +77,8 @@ def _no_routes(path: str, error: OSError) -> RetryError:
     return RetryError(f"cannot look up routes in network namespace {path}: {error.strerror}")
 
 
-async def ensure_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) -> bool:
-    """Make sure that packets to virtual IPs leave the namespace, so that its rules can redirect them.
+async def add_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) -> bool:
+    """Route virtual IPs out of the namespace, unless a route does so already: its rules can then redirect them.
 
     A namespace on `internal` networks only has no default route: connecting to a virtual IP would fail before any rule
     sees it. Returns whether a route through `gateway` had to be added. About 0.3 ms when not. Raises RetryError.
@@ -98,7 +98,7 @@ async def ensure_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) 
 
 
 async def drop_route(path: str, vip_range: IPv4Network, gateway: IPv4Address) -> None:
-    """Undo `ensure_route`: remove the route to `vip_range` through `gateway`.
+    """Undo `add_route`: remove the route to `vip_range` through `gateway`.
 
     A route that is not there is no error, and one through another gateway stays. About 0.2 ms. Raises RetryError.
     """

@@ -31,7 +31,7 @@ LENGTH = Struct(">I")
 _POLL = 0.0002
 """Seconds between checks of our port: a close frees it at once, but the thread that closes may not have run yet."""
 
-_closing: list[Thread] = []
+_closing: list[tuple[str | None, Thread]] = []
 """Threads that close the sockets of former commands."""
 
 
@@ -65,7 +65,7 @@ def _fault() -> str | None:
 
 def _answer(text: str, *, dry: bool, netns: str | None) -> dict[str, object]:
     """Carry out a command in a namespace, or in the one that this process is in."""
-    carry_out = partial(_carry_out, text, dry=dry)
+    carry_out = partial(_carry_out, text, dry=dry, netns=netns)
     try:
         answer, kept = carry_out() if netns is None else netlink.entered(netns, carry_out)
     except OSError as error:
@@ -73,11 +73,11 @@ def _answer(text: str, *, dry: bool, netns: str | None) -> dict[str, object]:
     if kept:
         thread = Thread(target=_close, args=(kept,))
         thread.start()
-        _closing[:] = [*filter(Thread.is_alive, _closing), thread]
+        _closing[:] = [*((where, each) for where, each in _closing if each.is_alive()), (netns, thread)]
     return answer
 
 
-def _carry_out(text: str, *, dry: bool) -> tuple[dict[str, object], list[int]]:
+def _carry_out(text: str, *, dry: bool, netns: str | None) -> tuple[dict[str, object], list[int]]:
     """Return the answer, and descriptors to close later, off the way of the next command.
 
     After a deletion, closing the socket takes 15 ms, because the kernel first frees what was deleted. A duplicate of
@@ -85,8 +85,8 @@ def _carry_out(text: str, *, dry: bool) -> tuple[dict[str, object], list[int]]:
     """
     import nftables  # noqa: PLC0415 — the greeting has checked that it is installed
 
-    for thread in _closing:
-        while thread.is_alive() and _is_port_taken():
+    for where, thread in _closing:
+        while where == netns and thread.is_alive() and _is_port_taken():  # each namespace has ports of its own
             thread.join(_POLL)
     others = _sockets()
     # A context for each command: definitions outlive a command in its context, and cannot be made twice.

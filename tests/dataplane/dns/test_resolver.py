@@ -11,7 +11,7 @@ import dns.rrset
 import pytest
 
 from appliance.dataplane.dns import resolver as module
-from appliance.dataplane.dns import upstream as upstream_module
+from appliance.dataplane.dns import upstream
 from appliance.dataplane.dns.resolver import Resolved, Resolver
 from appliance.render.dnsmessage import Query, parse_query
 from tests.dataplane.dnsworld import DEADLINE, Upstream, free_port, records, run, until
@@ -19,8 +19,8 @@ from tests.dataplane.dnsworld import DEADLINE, Upstream, free_port, records, run
 
 @pytest.fixture(autouse=True)
 def _short_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream_module, "TRY_SECONDS", 0.1)
-    monkeypatch.setattr(upstream_module, "TOTAL_SECONDS", 0.5)
+    monkeypatch.setattr(upstream, "TRY_SECONDS", 0.1)
+    monkeypatch.setattr(upstream, "TOTAL_SECONDS", 0.5)
 
 
 class Clock:

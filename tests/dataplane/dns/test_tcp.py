@@ -156,7 +156,7 @@ def test_too_long_a_question_ends_it() -> None:
 
 
 def test_trickling_bytes_are_not_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that brings no whole question ends, be it silent or be it slow."""
+    """A connection that brings no whole question ends, whether it is silent or slow."""
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.2)
 
     async def main() -> None:

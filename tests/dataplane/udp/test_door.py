@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from appliance.dataplane.udp import sockets as udpsocket
+from appliance.dataplane.udp import sockets
 from appliance.dataplane.udp.door import UdpDoor
 from appliance.dataplane.udp.listener import UdpListener
 from appliance.model.network import DATAGRAM_DOORS, Door, NetnsId
@@ -56,7 +56,7 @@ class Doors(World):
         self.sockets = FakeSockets()
         door = Door(netns=NETNS, caller=IPv4Address(CALLER), dialler=IPv4Address("240.0.0.0"))
         self.port = free_port()
-        self.door = UdpDoor(self.epoll, door, udpsocket.listen_at_door(self.port), self.led)
+        self.door = UdpDoor(self.epoll, door, sockets.listen_at_door(self.port), self.led)
 
     def lead(self, *servers: Socket) -> Client:
         """Let the door lead to a new listener for these servers; return where to send."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from appliance.dataplane.loop.epoll import IN
-from appliance.dataplane.udp import listener as datagram
+from appliance.dataplane.udp import listener as module
 from appliance.dataplane.udp.batch import BATCH
 from appliance.dataplane.udp.listener import MAX_ADDRESS_SOCKETS, UdpListener
 from appliance.dataplane.udp.session import Session
@@ -231,7 +231,7 @@ def test_a_removed_allowance_ends_its_sessions(world: World) -> None:
 
 def test_a_session_whose_backend_goes_is_for_answers_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's next datagram goes to a backend that is there; the former one may answer what it was asked."""
-    monkeypatch.setattr(datagram, "DRAIN_SECONDS", 0.2)
+    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.2)
     former, later, client = world.socket(), world.socket(), world.socket()
     udp, port = world.open(backend(former))
     client.send(b"1", port)
@@ -368,14 +368,14 @@ def test_without_a_backend_datagrams_are_counted_and_dropped(world: World) -> No
 def test_a_backend_without_a_route_is_passed_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connect that fails goes to the next backend."""
     bad, good, client = world.socket(), world.socket(), world.socket()
-    connect = datagram.connect
+    connect = module.connect
 
     def unreachable(address: tuple[str, int], source: tuple[str, int] | None) -> object:
         if address == bad.address:
             raise OSError(errno.ENETUNREACH, "Network is unreachable")
         return connect(address, source)
 
-    monkeypatch.setattr(datagram, "connect", unreachable)
+    monkeypatch.setattr(module, "connect", unreachable)
     udp, port = world.open(backend(bad), backend(good))
     udp.balancer.failed(udp.balancer.states[good.address])
     client.send(b"x", port)
@@ -388,7 +388,7 @@ def test_no_file_descriptors_left_is_a_counted_failure(world: World, monkeypatch
     server, client = world.socket(), world.socket()
     udp, port = world.open(backend(server))
     with monkeypatch.context() as patch:
-        patch.setattr(datagram, "connect", _no_descriptors)
+        patch.setattr(module, "connect", _no_descriptors)
         client.send(b"1", port)
         world.until(lambda: udp.stats().failed == 1)
     client.send(b"2", port)

@@ -30,7 +30,7 @@ from tcpworld import (
 )
 
 from appliance.app import worker
-from appliance.dataplane import api as face
+from appliance.dataplane import api
 from appliance.dataplane.workers.pool import WorkerPool
 from appliance.dataplane.workers.priority import NICE
 from appliance.model.names import Destination, Name
@@ -84,7 +84,7 @@ class WorkersWorld(World):
         """Call a method of the workers on their loop."""
         return self.call(getattr(self.workers, what), *args)
 
-    def ask(self, question: face.Question[Any]) -> Any:
+    def ask(self, question: api.Question[Any]) -> Any:
         """Ask all workers and wait for the answer."""
         told = threading.Event()
         said: list[Any] = []
@@ -99,7 +99,7 @@ class WorkersWorld(World):
 
     def of(self, destination: Destination = DESTINATION) -> ListenerStats:
         """Return the counters of one listener."""
-        return next(stats for stats in self.ask(face.STATS) if stats.destination == destination)
+        return next(stats for stats in self.ask(api.STATS) if stats.destination == destination)
 
     def serve(self) -> tuple[int, Server]:
         """Open a listener before an echo server; return its port."""
@@ -150,7 +150,7 @@ def test_traffic_goes_before_planning(number: int) -> None:
     wanted = NICE if os.geteuid() == 0 and number == 1 else own
     made = WorkersWorld(number)
     try:
-        made.ask(face.LEFT)
+        made.ask(api.LEFT)
         assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in made.workers.pids if pid} == {wanted}
     finally:
         made.close()
@@ -159,7 +159,7 @@ def test_traffic_goes_before_planning(number: int) -> None:
 def test_connections_are_spread_over_the_workers(world: WorkersWorld) -> None:
     """Each worker gets a fair part of the connections, and what they counted is added up."""
     port, _ = world.serve()
-    world.ask(face.STATS)  # both are up
+    world.ask(api.STATS)  # both are up
     clients = [world.joined(port) for _ in range(60)]
     shares = [world.held(slot, port) for slot in (0, 1)]
     assert sum(shares) == 60
@@ -167,7 +167,7 @@ def test_connections_are_spread_over_the_workers(world: WorkersWorld) -> None:
     stats = world.of()
     assert (stats.accepted, stats.active, stats.backends[0].opened) == (60, 60, 60)
     assert stats.backends[0].bytes_in == stats.backends[0].bytes_out == 240
-    assert len(world.ask(face.CONNECTIONS)) == world.ask(face.pairs_to(IPv4Address(CALLER))) == 60
+    assert len(world.ask(api.CONNECTIONS)) == world.ask(api.pairs_to(IPv4Address(CALLER))) == 60
     assert len(clients) == 60
 
 
@@ -211,7 +211,7 @@ def test_a_worker_that_stays_away_is_stood_in_for(world: WorkersWorld, monkeypat
     """No client waits for one that cannot be replaced, at an old or new port, as long as there is another."""
     monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", (3600.0,))
     port, _ = world.serve()
-    world.ask(face.STATS)  # both are up
+    world.ask(api.STATS)  # both are up
     pid = world.workers.pids[0]
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -264,7 +264,7 @@ def test_counters_never_go_back(world: WorkersWorld) -> None:
 def test_withdrawn_allowance_ends_pairs_in_every_worker(world: WorkersWorld) -> None:
     """Once a caller may no longer, its connections are reset wherever they are, and new ones are refused."""
     port, server = world.serve()
-    world.ask(face.STATS)
+    world.ask(api.STATS)
     clients = [world.joined(port) for _ in range(40)]
     assert min(world.held(slot, port) for slot in (0, 1)) > 0
     world.do("swap_listener", listener_of(port, backend_of(server.sock), callers=("127.0.0.9",)))
@@ -279,7 +279,7 @@ def test_withdrawn_allowance_ends_pairs_in_every_worker(world: WorkersWorld) -> 
 def test_swap_leads_elsewhere_in_every_worker(world: WorkersWorld) -> None:
     """New backends count for all workers at once, and a replaced worker knows them too."""
     port, _ = world.serve()
-    world.ask(face.STATS)
+    world.ask(api.STATS)
     other = Server(world)
     world.do("swap_listener", listener_of(port, backend_of(other.sock)))
     world.kill(0)
@@ -294,7 +294,7 @@ def test_taken_port_is_told(world: WorkersWorld) -> None:
     with pytest.raises(OSError, match="in use") as caught:
         world.do("open_listener", listener_of(taken))
     assert caught.value.errno == errno.EADDRINUSE
-    assert world.ask(face.STATS) == ()
+    assert world.ask(api.STATS) == ()
 
 
 def test_closed_listener_refuses_and_its_pairs_go_on(world: WorkersWorld) -> None:
@@ -305,9 +305,9 @@ def test_closed_listener_refuses_and_its_pairs_go_on(world: WorkersWorld) -> Non
     eventually(lambda: _refuses(port))
     client.sendall(b"more")
     assert read_all(client, 4) == b"more"
-    assert world.ask(face.STATS) == ()
-    eventually(lambda: world.ask(face.LEFT) == 1)  # those that asked too early have ended
-    assert [connection.draining for connection in world.ask(face.CONNECTIONS)] == [True]
+    assert world.ask(api.STATS) == ()
+    eventually(lambda: world.ask(api.LEFT) == 1)  # those that asked too early have ended
+    assert [connection.draining for connection in world.ask(api.CONNECTIONS)] == [True]
     world.do("end_pairs", DESTINATION)
     assert is_reset(client)
 
@@ -315,11 +315,11 @@ def test_closed_listener_refuses_and_its_pairs_go_on(world: WorkersWorld) -> Non
 def test_port_goes_to_another_destination_at_once(world: WorkersWorld) -> None:
     """A destination may take the port of one that was closed a moment ago, before the workers have heard of that."""
     port, server = world.serve()
-    world.ask(face.STATS)
+    world.ask(api.STATS)
     for destination in (OTHER, DESTINATION, OTHER):
         world.do("close_listener", DESTINATION if destination == OTHER else OTHER)
         world.do("open_listener", replace(listener_of(port, backend_of(server.sock)), destination=destination))
-    world.ask(face.LEFT)  # all have heard; who connects before is still served as the former destination
+    world.ask(api.LEFT)  # all have heard; a client that connects before is still served as the former destination
     world.joined(port)
     assert world.of(OTHER).accepted == 1
     assert world.workers.restarted == 0
@@ -377,13 +377,13 @@ def test_names_are_answered_across_a_death(world: WorkersWorld) -> None:
     for _ in range(3):
         client.send(QUESTION)
         assert client.recv(512).endswith(bytes((240, 1, 2, 3)))
-    assert world.ask(face.DNS_STATS)["questions"] == 3
+    assert world.ask(api.DNS_STATS)["questions"] == 3
     os.kill(world.workers.pids[0], signal.SIGKILL)
     client.send(QUESTION)
     assert client.recv(512).endswith(bytes((240, 1, 2, 3)))
-    assert world.ask(face.DNS_STATS)["questions"] in (3, 4)  # the question may have been in the dying worker's hands
+    assert world.ask(api.DNS_STATS)["questions"] in (3, 4)  # the question may have been in the dying worker's hands
     world.do("set_dns_addresses", frozenset())
-    world.ask(face.LEFT)
+    world.ask(api.LEFT)
     client.send(QUESTION)
     with pytest.raises(ConnectionRefusedError):
         client.recv(512)
@@ -402,21 +402,21 @@ def test_dns_port_that_is_taken_is_told(world: WorkersWorld) -> None:
 def test_stop_refuses_and_drains(world: WorkersWorld) -> None:
     """After stop nothing is accepted by any worker, and how many connections are left can be asked."""
     port, _ = world.serve()
-    world.ask(face.STATS)
+    world.ask(api.STATS)
     clients = [world.joined(port) for _ in range(10)]
     world.do("stop")
-    assert world.ask(face.LEFT) == 10
+    assert world.ask(api.LEFT) == 10
     assert _refuses(port)
     for client in clients:
         client.close()
-    eventually(lambda: world.ask(face.LEFT) == 0)
+    eventually(lambda: world.ask(api.LEFT) == 0)
 
 
 def test_signals_to_the_group_leave_workers_alone(world: WorkersWorld) -> None:
     """Ctrl-C and systemd's SIGTERM reach every process of a service: draining is the parent's decision."""
     port, _ = world.serve()
     client = world.joined(port)
-    world.ask(face.STATS)  # both are up
+    world.ask(api.STATS)  # both are up
     for pid in world.workers.pids:
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
@@ -430,14 +430,14 @@ import sys, uvloop
 sys.path.insert(0, "tests/dataplane")
 from tcpworld import listener_of
 import appliance.app.worker as worker
-import appliance.dataplane.api as face
+from appliance.dataplane import api
 from appliance.dataplane.workers.pool import WorkerPool
 loop = uvloop.new_event_loop()
 command = worker.command(level="error", form="text")
 workers = WorkerPool(loop, number=2, command=command, dns_upstreams=list, dns_port=1)
 workers.start()
 workers.open_listener(listener_of(int(sys.argv[1])))
-workers.ask(face.LEFT, lambda _: print(*workers.pids, flush=True))
+workers.ask(api.LEFT, lambda _: print(*workers.pids, flush=True))
 loop.run_forever()
 """
 

@@ -20,7 +20,7 @@ M1, M2, M3 = ({f"m{number}": machine(number)} for number in (1, 2, 3))
 
 
 def found(deregistered):
-    """Who may still call, and that nothing else is done with them."""
+    """Machines that may still call, and that nothing else is done with them."""
     assert not any(m.healthy for m in deregistered.machines)
     return {m.node: str(m.address) for m in deregistered.machines}
 

@@ -1,4 +1,4 @@
-"""Who is not healthy but alive, over real sockets, on loopback addresses that stand for machines."""
+"""Machines that are not healthy but alive, over real sockets, on loopback addresses that stand for machines."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 import structlog
 import trio
 
-from appliance.drivers.consul import liveness as consulliveness
-from appliance.drivers.consul import presence
+from appliance.drivers.consul import liveness, presence
 from appliance.drivers.consul.liveness import Liveness
 from appliance.drivers.consul.presence import Presence
 from appliance.model.facts import Machine
@@ -83,7 +82,7 @@ async def until(condition):
 @pytest.fixture
 def fast(monkeypatch):
     """Ask more often, so that tests need not wait for it."""
-    monkeypatch.setattr(consulliveness, "PERIOD", 0.02)
+    monkeypatch.setattr(liveness, "PERIOD", 0.02)
 
 
 def run(script):
@@ -107,7 +106,7 @@ def test_dead_machine_loses_its_right_at_once(port):
         assert world.answers == {"m2": True}
         world.judge(other(port))
         assert world.answers == {"m2": True}
-        with structlog.testing.capture_logs() as logs, trio.fail_after(consulliveness.PERIOD):
+        with structlog.testing.capture_logs() as logs, trio.fail_after(liveness.PERIOD):
             await until(lambda: world.answers == {"m2": False})
         assert world.changes == 1
         (line,) = logs
@@ -177,7 +176,7 @@ def test_what_fails_here_leaves_it_as_it_was(port, fast):
             with structlog.testing.capture_logs() as logs:
                 world.judge(other(port), other(port, node="m3", answers=False))
                 await until(lambda: len(logs) == 2)
-                await trio.sleep(consulliveness.PERIOD * 10)
+                await trio.sleep(liveness.PERIOD * 10)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert world.answers == {"m2": True, "m3": False}
@@ -191,7 +190,7 @@ def test_what_fails_here_leaves_it_as_it_was(port, fast):
 
 
 def test_nobody_loses_anything_while_facts_are_held(port, fast):
-    """It may be this machine that is cut off. Who answers gets its right back all the same."""
+    """It may be this machine that is cut off. A machine that answers gets its right back anyway."""
 
     async def script(world):
         world.held = True

@@ -317,7 +317,7 @@ def test_losses_are_settled(doubt):
 
 
 def test_facts_are_held_until_consul_shows_this_machine():
-    """It is no wonder that it does not at once; after that the reason is told, until it does."""
+    """That takes a moment, which is no fault; after that the reason is told until it does."""
 
     async def script(world):
         world.keys.machines = []

@@ -41,7 +41,7 @@ def listener(**options):
 
 
 def test_known_machines_are_told():
-    """Another machine is told who is alive here; at once again after a restart."""
+    """Another machine is told which node is alive here, and at once again after a restart."""
 
     async def main():
         async with running() as port:
@@ -54,7 +54,7 @@ def test_known_machines_are_told():
 
 
 def test_others_are_told_nothing():
-    """Who is no machine of the mesh gets an end and no line."""
+    """A client that is no machine of the mesh gets an end and no line."""
 
     async def main():
         async with running() as port:
@@ -80,7 +80,7 @@ def test_source_that_this_host_does_not_have():
 
 
 def test_connections_that_stay_hold_up_nobody():
-    """Strangers and machines that read nothing, send much or never end are got rid of at once."""
+    """Strangers and machines that read nothing, send much or never end are closed at once."""
 
     async def main():
         async with running() as port:
@@ -138,7 +138,7 @@ def opened(span, taken=(), former=None):
 
 
 def test_which_port():
-    """The last that is free and has no destination; the one of the former run before all others, if it can be had."""
+    """The last that is free and has no destination; the one of the former run before all others, if that is free."""
     first = free_ports(4)
     span = (first, first + 3)
     assert opened(span) == first + 3
@@ -166,7 +166,7 @@ def test_no_port_is_left():
 
 
 async def no_answer(port, match):
-    """Ask in vain."""
+    """Ask, and get no answer."""
     with pytest.raises(NoAnswerError, match=match):
         await ask("m1", ONE, port)
 

@@ -15,7 +15,7 @@ import trio
 from dnslib import DNSRecord
 
 from appliance.config.options import Consul as ConsulSettings
-from appliance.drivers.consul import liveness as consulliveness
+from appliance.drivers.consul import liveness
 from appliance.drivers.consul.announce import SETTLE, Announcer
 from appliance.drivers.consul.api import ConsulApi
 from appliance.drivers.consul.registry import ConsulRegistry
@@ -252,7 +252,7 @@ def test_a_machine_that_is_not_heard_of_is_asked_itself(machines, consul_agent, 
 
     While Consul is away nobody loses anything.
     """
-    monkeypatch.setattr(consulliveness, "PERIOD", 0.05)
+    monkeypatch.setattr(liveness, "PERIOD", 0.05)
 
     def standing(registry):
         """What is known of the second machine."""
@@ -360,7 +360,7 @@ def test_trouble_changes_nothing(machines, trouble):
 
 
 def test_slow_consul(machines):
-    """A Consul that takes a second for everything is used all the same."""
+    """A Consul that takes a second for everything is used anyway."""
 
     async def main():
         faulty = FaultyConsul(machines.settings.address, delay=1.0)

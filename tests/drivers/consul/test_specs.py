@@ -71,7 +71,7 @@ def world() -> World:
 )
 @pytest.mark.parametrize("removed", [False, True])
 def test_the_later_change_wins(world, here, there, winner, removed):
-    """Of two versions the later one ends up in both places, be it a spec or a tombstone."""
+    """Of two versions the later one ends up in both places, whether it is a spec or a tombstone."""
     theirs, mine = (None if removed else replace(SPEC, count=2)), SPEC
     if there is not None:
         world.stores(theirs, there)

@@ -468,6 +468,26 @@ def test_port_is_probed_until_it_accepts(tmp_path):
     trio.run(main)
 
 
+@pytest.mark.parametrize("end", ["accepted", "died"])
+def test_ports_of_an_older_plan_are_not_dialled(world, monkeypatch, end):
+    """The plan was made before the port accepted, or before the container died."""
+    asked = []
+
+    async def scene():
+        wanted = Probe(cid(2), world.only.netns.id, IPv4Address("172.17.0.2"), 80)
+        if end == "accepted":
+            world.inventory._store.accepted(wanted.workload_id, wanted.netns, wanted.port)
+        else:
+            world.docker.change(cid(2), state=RunState.EXITED)
+            world.docker.tell("container", "die", cid(2), exitCode="0", **LABELS)
+            await until(lambda: world.only.netns is None)
+        world.inventory.probe(frozenset({wanted, wanted._replace(port=81)}))
+
+    monkeypatch.setattr("appliance.drivers.docker.probe.Prober.want", lambda _, wanted: asked.append(wanted))
+    play(world, scene)
+    assert [probe.port for probe in asked[-1]] == ([81] if end == "accepted" else [])
+
+
 def test_sharer_follows_its_owner(world):
     """A container that shares another's network has that one's namespace and address, and loses them with it."""
     world.docker.add(3, LABELS, network_mode=f"container:{cid(2)}", joined=(), sandbox_key="", started_at=901.0)

@@ -11,7 +11,7 @@ from foreign import HUGE, LARGE, check_shown, encode, put, spoilt
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from appliance.drivers.docker import types as parse
+from appliance.drivers.docker import types
 from appliance.errors import RetryError
 from appliance.model.facts import RunState
 from appliance.model.names import Protocol
@@ -19,7 +19,7 @@ from appliance.model.names import Protocol
 
 def test_inspect_is_read_whole():
     """Every field that meshbox needs is found where Docker 20.10 puts it."""
-    seen = parse.parse_inspect(orjson.dumps(dockersays.inspect()))
+    seen = types.parse_inspect(orjson.dumps(dockersays.inspect()))
     assert (seen.listed.id, seen.listed.docker_name, seen.listed.state) == (dockersays.ID, "t5", RunState.RUNNING)
     assert (seen.listed.image, seen.listed.network_mode) == ("meshbox-test:busybox", "meshbox")
     assert seen.listed.labels["meshbox.ports"] == "8080:80"
@@ -28,7 +28,7 @@ def test_inspect_is_read_whole():
     assert seen.started_at == pytest.approx(1795480355.407754)
     assert (seen.healthy, seen.exit_code, seen.stop_timeout) == (None, None, 10)
     (joined,) = seen.joined
-    assert joined == parse.Joined(
+    assert joined == types.Joined(
         network="meshbox",
         address=IPv4Address("172.17.0.2"),
         gateway=IPv4Address("172.17.0.1"),
@@ -43,7 +43,7 @@ def test_inspect_is_read_whole():
 def test_health(status, healthy):
     """Only `healthy` is healthy; without a health check there is none."""
     said = dockersays.inspect(State__Health={"Status": status, "FailingStreak": 0, "Log": []})
-    assert parse.parse_inspect(orjson.dumps(said)).healthy is healthy
+    assert types.parse_inspect(orjson.dumps(said)).healthy is healthy
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_health(status, healthy):
     ],
 )
 def test_who_may_have_rules_of_its_own(changes, own):
-    """Docker names the right with and without its first part; who has all rights has this one."""
-    assert parse.parse_inspect(orjson.dumps(dockersays.inspect(**changes))).own_rules is own
+    """Docker names the right with and without its first part; a container that has all rights has this one."""
+    assert types.parse_inspect(orjson.dumps(dockersays.inspect(**changes))).own_rules is own
 
 
 def test_stopped_container():
@@ -73,16 +73,16 @@ def test_stopped_container():
         Config__Labels=None,
         Config__StopTimeout=3,
     )
-    seen = parse.parse_inspect(orjson.dumps(said))
+    seen = types.parse_inspect(orjson.dumps(said))
     assert (seen.exit_code, seen.started_at, seen.stop_timeout) == (137, 0.0, 3)
-    assert seen.joined == (parse.Joined(network="meshbox"),)
+    assert seen.joined == (types.Joined(network="meshbox"),)
     assert seen.published == frozenset()
     assert seen.listed.labels == {}
 
 
 def test_list():
     """The list tells name, labels, state and networks."""
-    ((entry,), unreadable) = parse.parse_list(orjson.dumps(dockersays.LIST))
+    ((entry,), unreadable) = types.parse_list(orjson.dumps(dockersays.LIST))
     assert unreadable == ()
     assert entry.docker_name == "t5"
     assert entry.networks == ("meshbox",)
@@ -91,31 +91,31 @@ def test_list():
 
 def test_networks():
     """Subnets and gateways of both families, also where Docker writes a gateway with its prefix; some have none."""
-    (meshbox, host), _ = parse.parse_networks(orjson.dumps([dockersays.NETWORK, dockersays.HOST_NETWORK]))
+    (meshbox, host), _ = types.parse_networks(orjson.dumps([dockersays.NETWORK, dockersays.HOST_NETWORK]))
     assert meshbox.subnets[0] == IPv4Network("172.17.0.0/16")
     assert meshbox.gateways == (IPv4Address("172.17.0.1"), IPv6Address("fd00::1"))
     assert (host.driver, host.subnets) == ("host", ())
 
 
 def test_members():
-    """A network tells the addresses of those on it; who has none yet is left out."""
-    members = parse.parse_members(orjson.dumps(dockersays.NETWORK))
+    """A network tells the addresses of those on it; a container that has none yet is left out."""
+    members = types.parse_members(orjson.dumps(dockersays.NETWORK))
     assert members.addresses == {dockersays.ID: IPv4Address("172.17.0.2")}
     assert members.network.name == "meshbox"
 
 
 def test_whose_network_it_is():
     """One with our label is ours; Docker keeps containers apart only where its option says so."""
-    found = parse.parse_network(orjson.dumps(dockersays.NETWORK))
+    found = types.parse_network(orjson.dumps(dockersays.NETWORK))
     assert (found.ours, found.apart) == (True, True)
-    for options in (None, {}, {parse.ICC: "true"}):
-        other = parse.parse_network(orjson.dumps(dockersays.NETWORK | {"Labels": None, "Options": options}))
+    for options in (None, {}, {types.ICC: "true"}):
+        other = types.parse_network(orjson.dumps(dockersays.NETWORK | {"Labels": None, "Options": options}))
         assert (other.ours, other.apart) == (False, False)
 
 
 def test_event():
     """An event has its time to the nanosecond, its container, and that one's labels."""
-    event = parse.parse_event(orjson.dumps(dockersays.DIE))
+    event = types.parse_event(orjson.dumps(dockersays.DIE))
     assert (event.kind, event.action, event.id) == ("container", "die", dockersays.ID)
     assert event.time == pytest.approx(1795480352.499882)
     assert event.listed().docker_name == "t1"
@@ -125,16 +125,16 @@ def test_event():
 @pytest.mark.parametrize("text", [b"", b"null", b"[]", b'{"Id": 3}', b"{", b"\xff", b'{"Type":"container"}'])
 def test_nonsense_is_a_passing_fault(text):
     """Whatever Docker sends, the outcome is a value or a RetryError that says what was wrong with it."""
-    for parser in (parse.parse_inspect, parse.parse_event, parse.parse_network):
+    for parser in (types.parse_inspect, types.parse_event, types.parse_network):
         with pytest.raises(RetryError, match="not what its API promises"):
             parser(text)
 
 
 PARSERS = (
-    (parse.parse_inspect, dockersays.inspect(Config__StopTimeout=3, State__Health={"Status": "healthy"})),
-    (parse.parse_event, dockersays.DIE),
-    (parse.parse_network, dockersays.NETWORK),
-    (parse.parse_members, dockersays.NETWORK),
+    (types.parse_inspect, dockersays.inspect(Config__StopTimeout=3, State__Health={"Status": "healthy"})),
+    (types.parse_event, dockersays.DIE),
+    (types.parse_network, dockersays.NETWORK),
+    (types.parse_members, dockersays.NETWORK),
 )
 EXAMPLES = (
     dockersays.inspect(NetworkSettings__Ports={f"{HUGE}/tcp": [{}]}),
@@ -176,7 +176,7 @@ def test_a_bad_entry_of_the_list_hides_no_other(document):
     good = put(dockersays.LIST[0], ("Id",), "e" * 64)
     if not isinstance(document, list):
         document = [document]
-    found, unreadable = parse.parse_list(encode([*document, good]))
+    found, unreadable = types.parse_list(encode([*document, good]))
     assert found[-1].id == "e" * 64
     assert len(found) + len(unreadable) == len(document) + 1
     for one in unreadable:
@@ -190,7 +190,7 @@ def test_a_bad_network_hides_no_other(document):
     """Containers on the other networks keep their rules; the bad one is named where it has a name."""
     if not isinstance(document, list):
         document = [document]
-    found, unreadable = parse.parse_networks(encode([*document, dockersays.HOST_NETWORK]))
+    found, unreadable = types.parse_networks(encode([*document, dockersays.HOST_NETWORK]))
     assert found[-1].name == "host"
     assert len(found) + len(unreadable) == len(document) + 1
     assert all(one.id in {"meshbox", ""} or not one.id.startswith("mesh") for one in unreadable)

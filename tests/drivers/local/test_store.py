@@ -7,8 +7,9 @@ from ipaddress import IPv4Address
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
-from appliance.drivers.consul import cache as consulfile
+from appliance.drivers.consul import cache
 from appliance.drivers.local.store import TOMBSTONE_LIFE, LocalStore
 from appliance.errors import HostError, RetryError
 from appliance.model.facts import Allocations
@@ -45,19 +46,20 @@ def test_survives_a_restart(tmp_path):
         await store.put_spec(replace(WEB, name="gone"))
         assert await store.remove_spec("gone")
         await store.keep_allocations(ALLOCATIONS)
-        again = await opened(tmp_path / "not" / "yet" / "there")
+        with capture_logs() as logs:
+            again = await opened(tmp_path / "not" / "yet" / "there")
         assert again.facts == store.facts
         assert again.specs == {"web": WEB}
         assert again.tombstones == {"gone": 1000.0}
         assert again.allocations == ALLOCATIONS
-        assert again.damaged is None
+        assert logs == [], "nothing is damaged"
 
     trio.run(main)
 
 
 def test_what_was_known_from_consul_is_forgotten(tmp_path):
     """From now on the file changes without Consul, so what a Consul said when is no evidence later."""
-    (tmp_path / consulfile.NAME).write_bytes(b"{}")
+    (tmp_path / cache.NAME).write_bytes(b"{}")
 
     async def main():
         async with trio.open_nursery() as nursery:
@@ -65,7 +67,7 @@ def test_what_was_known_from_consul_is_forgotten(tmp_path):
             nursery.cancel_scope.cancel()
 
     trio.run(main)
-    assert not (tmp_path / consulfile.NAME).exists()
+    assert not (tmp_path / cache.NAME).exists()
 
 
 def test_removal_and_deploying_again(tmp_path):
@@ -113,9 +115,11 @@ def test_damaged_file(tmp_path, content):
 
     async def main():
         (tmp_path / "state.json").write_bytes(content)
-        store = await opened(tmp_path)
-        assert (tmp_path / "state.json.damaged-1000").read_bytes() == content
-        assert "state.json.damaged-1000" in store.damaged
+        with capture_logs() as logs:
+            store = await opened(tmp_path)
+        moved = tmp_path / "state.json.damaged-1000"
+        assert moved.read_bytes() == content
+        assert [(entry["event"], entry["moved_to"]) for entry in logs] == [("the state file is damaged", str(moved))]
         assert store.specs == {}
         assert store.tombstones == ({"old": 5} if b"old" in content else {})
         await store.put_spec(WEB)

@@ -106,7 +106,7 @@ def test_the_directory_may_come_later(tmp_path):
 
 
 def test_the_directory_may_go_and_come_again(tmp_path):
-    """A restarted Docker makes it anew: what it had has gone, and what it has is told."""
+    """A restarted Docker makes it again: what it had is reported as gone, and what it has as come."""
     directory = tmp_path / "docker" / "netns"
     directory.mkdir(parents=True)
     (directory / "a").touch()

@@ -84,8 +84,8 @@ def test_a_route_that_is_gone_is_no_error_and_a_refusal_is(kernel, drop):
 
 
 def test_a_route_that_exists_is_not_added(kernel):
-    """A namespace with a default route is left as it is; the look-up asks for an address inside of the range."""
-    assert trio.run(routes.ensure_route, "/run/ns", VIPS, GATEWAY) is False
+    """A namespace with a default route is left as it is; the look-up asks for an address inside the range."""
+    assert trio.run(routes.add_route, "/run/ns", VIPS, GATEWAY) is False
     kind, _, attributes = parts(*kernel.asked)
     assert kind == 26
     assert attributes == {1: IPv4Address("240.0.0.1").packed}
@@ -95,7 +95,7 @@ def test_a_look_up_that_fails_names_the_namespace(kernel):
     """Neither a route nor an unreachable one: the caller tries again."""
     kernel.errno = errno.EPERM
     with pytest.raises(RetryError, match=r"cannot look up routes in network namespace /run/ns: Operation not"):
-        trio.run(routes.ensure_route, "/run/ns", VIPS, GATEWAY)
+        trio.run(routes.add_route, "/run/ns", VIPS, GATEWAY)
     with pytest.raises(RetryError, match=r"cannot look up routes in network namespace /run/ns: Operation not"):
         trio.run(routes.wait_neighbour, "/run/ns", GATEWAY)
 
