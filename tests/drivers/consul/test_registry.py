@@ -13,6 +13,7 @@ import orjson
 import pytest
 import trio
 from dnslib import DNSRecord
+from foreign import EVIL, HUGE, LARGE, check_shown
 
 from appliance.config.options import Consul as ConsulSettings
 from appliance.drivers.consul import liveness
@@ -730,6 +731,57 @@ def test_specs_that_are_not_ours(machines, consul_agent):
 
     trio.run(main)
     assert consul_agent.request("GET", "/v1/kv/meshbox/specs/web?raw").json() == newer
+
+
+BAD_ENDPOINTS = {
+    "replicas": LARGE,
+    "revisions": f"a:{LARGE}",
+    "port": HUGE,
+    "protocol": EVIL,
+    "container": EVIL,
+}
+
+
+def test_whatever_is_registered(machines, consul_agent):
+    """Bad entries of machines, endpoints and specs are named; good ones count, also after a restart from disk."""
+
+    def register(service_id, name, port, meta):
+        body = {"ID": service_id, "Name": name, "Address": "10.0.0.7", "Port": port, "Meta": meta}
+        assert consul_agent.request("PUT", "/v1/agent/service/register", body).status_code == 200
+
+    good = {"node": "m7", "container": "web", "port": "80", "protocol": "tcp", "replicas": "1", "revisions": "a:1"}
+    register("meshbox:m7", "meshbox", 29999, {"node": "m7", "constraints": "{}"})
+    register("meshbox:m8", "meshbox", 99999, {"node": "m8", "constraints": "[" * 500})
+    register(f"meshbox:{EVIL}", "meshbox", 1, {"node": EVIL})
+    register("meshbox:m7:web.web:80/tcp", "web", 20000, good)
+    register("meshbox:m7:web.web:81/tcp", "web", 99999, good | {"port": "81"})
+    register("meshbox:m7:web.web:82/tcp", "web", -1, good | {"port": "82"})
+    for number, (key, value) in enumerate(BAD_ENDPOINTS.items(), start=90):
+        register(f"meshbox:m7:web.web:{number}/tcp", "web", 20000, good | {"port": str(number), key: value[:500]})
+    spec = {"schema": 1, "changed": 5.0}
+    container = {"name": "web", "image": "x"}
+    for name, fields in (
+        ("digits", {"ports": [HUGE]}),
+        ("hours", {"health": {"command": "x", "interval": f"{LARGE}h"}}),
+        ("web", {}),
+    ):
+        service = {"name": name, "containers": [container | fields]}
+        consul_agent.request("PUT", f"/v1/kv/meshbox/specs/{name}", spec | {"service": service})
+    consul_agent.request("PUT", "/v1/kv/meshbox/specs/late", spec | {"changed": LARGE, "removed": True})
+
+    async def main():
+        for _ in ("first", "again"):
+            async with machines.machine("m1") as one:
+                await until(lambda: nodes(one) == ["m1", "m7"])
+                await until(lambda: {e.destination.port for e in one.facts.endpoints} >= {80, 91})
+                assert all(1 <= e.port <= 65535 and e.weight == 1 for e in one.facts.endpoints)
+                assert one.facts.specs.keys() == {"web"}
+                await until(lambda: len(one.facts.problems) >= 10)
+                for words in one.facts.problems:
+                    check_shown(words)
+                assert one.facts.held_since is None
+
+    trio.run(main)
 
 
 def test_two_machines_of_one_name(machines, consul_agent, tmp_path):
