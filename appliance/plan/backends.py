@@ -84,7 +84,7 @@ def remote_backends(s: Snapshot) -> dict[Destination, list[Backend]]:
     node, source, refused = s.settings.node, own_address(s), refused_addresses(s)
     found: dict[Destination, list[Backend]] = {}
     for e in s.endpoints:
-        if e.node != node and e.weight > 0 and e.address not in refused:
+        if e.node != node and e.weight > 0 and not (refused and e.address in refused):
             backend = Backend(address=e.address, port=e.port, local=False, weight=e.weight, label=e.node, source=source)
             found.setdefault(e.destination, []).append(backend)
     return found
