@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from foreign import EVIL, HUGE, LARGE
 from machine import IMAGE, Program, wait_until
 
 from appliance.cli import main
@@ -303,3 +304,41 @@ def test_labels_that_are_wrong(town: Machine) -> None:
         assert result.get("answer"), result
     finally:
         town.docker("rm", "--force", "odd")
+
+
+HOSTILE = {
+    "digits": {"ports": HUGE},
+    "allowance": {"connect_to": f"a.b:{HUGE}"},
+    "replica": {"replica": HUGE},
+    "revision": {"revision": f"x:{LARGE} y"},
+    "ports": {"ports": ",".join(map(str, range(1, 10_001)))},
+    "escapes": {"ports": EVIL.replace("\n", "")},
+}
+
+
+def test_labels_that_mean_harm(town: Machine) -> None:
+    """The appliance goes on, also over a restart of such a container; each is named in what prints, others are served.
+
+    A label takes the place of Docker's own exit code in its events.
+    """
+    for name, labels in HOSTILE.items():
+        options = ["--label=exitCode=²"]
+        town.run_container(f"evil-{name}", IMAGE, service="evil", container=name, options=options, **labels)
+    try:
+        shown = wait_until(
+            lambda: (
+                lines
+                if len(lines := [one for one in town.meshbox("workloads").stdout.splitlines() if "label" in one]) >= 6
+                else None
+            ),
+            "they are shown",
+        )
+        assert all(line.isprintable() for line in shown)
+        for name in HOSTILE:
+            town.docker("restart", "--time=0", f"evil-{name}")
+        (result,) = town.client("client", "tcp", "db.base", "7000", "1")
+        assert result.get("answer"), result
+        assert town.appliance is not None
+        assert town.appliance.running
+    finally:
+        town.docker("rm", "--force", *(f"evil-{name}" for name in HOSTILE))
