@@ -370,3 +370,20 @@ def example_answers(machine: Machine) -> None:
     assert machine.docker("exec", "client", "redis-cli", "-h", "redis.flask", "-p", "8080", "ping") == "PONG"
     (result,) = machine.client("client", "udp", "apple.orange", "8080", "1")
     assert result["answer"], result
+
+
+COMPILED = (
+    "import pathlib, appliance.dataplane.tcp.relay as relay, appliance.dataplane.udp.listener as datagram\n"
+    "for module in (relay, datagram): print(pathlib.Path(module.__file__).suffix)"
+)
+"""Prints of what kind the files are that the data plane's hot modules are loaded from."""
+
+
+def by_way_of(outlet: Outlet) -> dict[str, str]:
+    """Return what tells apt and pip of a way out, as somebody has it in the environment."""
+    return {
+        "http_proxy": outlet.address,
+        "no_proxy": outlet.host,
+        "PIP_INDEX_URL": f"{outlet.address}/simple/",
+        "PIP_TRUSTED_HOST": outlet.host,
+    }

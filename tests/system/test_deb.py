@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 from computer import SYSTEMD_WORK, Computer, booted, drop_in, without_limits
 from debian import (
+    COMPILED,
     EXAMPLE,
     Debian,
     Outlet,
     PrivilegedMachine,
+    by_way_of,
     clean_clone,
     client,
     example_answers,
@@ -29,7 +31,6 @@ from documents import documented, quoted
 from machine import IMAGE, IMAGES, ROOT, Program, Switch, run, wait_until
 from stand_ins import STAND_INS, load
 from test_bad_host import occupied
-from test_image import COMPILED, by_way_of
 from typer.main import get_command
 
 from appliance import __version__

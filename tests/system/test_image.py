@@ -12,7 +12,18 @@ import orjson
 import pytest
 from cluster import Cluster, Kept, Server
 from computer import SYSTEMD_WORK, Computer, without_limits
-from debian import Debian, Outlet, WholeMachine, clean_clone, client, example_answers, slim_root, world
+from debian import (
+    COMPILED,
+    Debian,
+    Outlet,
+    WholeMachine,
+    by_way_of,
+    clean_clone,
+    client,
+    example_answers,
+    slim_root,
+    world,
+)
 from documents import documented, quoted
 from machine import IMAGE, IMAGES, ROOT, Program, Switch, run, wait_until
 from stand_ins import BASE, STAND_INS, load
@@ -39,27 +50,11 @@ CALL = (
 )
 """Connects, and prints who answers."""
 
-COMPILED = (
-    "import pathlib, appliance.dataplane.tcp.relay as relay, appliance.dataplane.udp.listener as datagram\n"
-    "for module in (relay, datagram): print(pathlib.Path(module.__file__).suffix)"
-)
-"""Prints of what kind the files are that the data plane's hot modules are loaded from."""
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean clone."""
     return clean_clone(tmp_path_factory.mktemp("image") / "meshbox")
-
-
-def by_way_of(outlet: Outlet) -> dict[str, str]:
-    """Return what tells apt and pip of a way out, as somebody has it in the environment."""
-    return {
-        "http_proxy": outlet.address,
-        "no_proxy": outlet.host,
-        "PIP_INDEX_URL": f"{outlet.address}/simple/",
-        "PIP_TRUSTED_HOST": outlet.host,
-    }
 
 
 @pytest.fixture(scope="module")
