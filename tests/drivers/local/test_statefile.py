@@ -157,3 +157,80 @@ def test_set_aside_overwrites_nothing(tmp_path):
         "state.json.damaged-100": b"1",
         "state.json.damaged-101": b"2",
     }
+
+
+VERSION_0_1_0 = b"""\
+{
+  "allocations": {
+    "freed_names": {
+      "old.one": "240.9.9.9"
+    },
+    "freed_vips": {
+      "240.9.9.9": 1790000000.5
+    },
+    "ports": {
+      "flask.flask:8080/udp": 20001,
+      "redis.flask:8080/tcp": 20002
+    },
+    "vips": {
+      "flask.flask": "240.1.2.3"
+    }
+  },
+  "schema": 1,
+  "specs": [
+    {
+      "constraint": "zone==a",
+      "containers": [
+        {
+          "command": "sleep 9",
+          "connect_to": [
+            "apple.orange:8080"
+          ],
+          "cpu": 500,
+          "env": {
+            "A": "b"
+          },
+          "health": {
+            "command": "true",
+            "interval": 5.0,
+            "retries": 3,
+            "start_period": 0.0,
+            "timeout": 5.0
+          },
+          "image": "hello",
+          "memory": 256,
+          "name": "flask",
+          "ports": [
+            "8080/udp",
+            "8080/tcp"
+          ],
+          "volumes": [
+            "/srv:/data:ro"
+          ]
+        },
+        {
+          "image": "redis:7",
+          "name": "redis",
+          "ports": [
+            "8080:6379/tcp"
+          ]
+        }
+      ],
+      "count": 2,
+      "name": "flask"
+    }
+  ],
+  "tombstones": {
+    "gone": 1790000001.0
+  }
+}"""
+"""What version 0.1.0 wrote."""
+
+
+def test_the_file_of_the_first_version_is_read_and_written_as_before():
+    """An upgrade keeps what was deployed, and a way back finds what it knows."""
+    state = load(VERSION_0_1_0, "state.json")
+    assert (state.specs["flask"].count, str(state.specs["flask"].constraint)) == (2, "zone==a")
+    assert state.tombstones == {"gone": 1790000001.0}
+    assert state.allocations.ports[Destination.parse("redis.flask:8080")] == 20002
+    assert dump(state) == VERSION_0_1_0
