@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import orjson
 from machine import IMAGE, wait_until
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ trio = service("trio", count=3, containers=[container("server", image="{IMAGE}",
 WHERE = ("server.trio", "7000")
 MANY = tuple(f"server.zone{number:02}" for number in range(70))
 """Names that nothing serves: with them a machine has more services of interest than it may have queries."""
+SLACK = 3.0
+"""Seconds beyond the TTL in which what Consul has found is carried out: its own spreading and a pass of the loop."""
 STAYS = "--restart=unless-stopped"
 REACH = "server.trio,server.late,server.uneven,server.pinned"
 
@@ -80,3 +83,19 @@ def wait_until_agreed(cluster: Cluster, seconds: float = 40.0) -> None:
         wait_until(lambda: agreed(cluster), "they agree", seconds=seconds)
     except AssertionError as error:
         raise AssertionError("\n".join([str(error), *(f"{one.node}: {one.peers}" for one in cluster)])) from None
+
+
+def peers(machine: Member) -> set[str]:
+    """Return the other machines that the host's own table lets to the proxy."""
+    found = orjson.loads(machine.exec("nft", "--json", "list", "set", "inet", "meshbox", "peers").stdout)
+    return {address for one in found["nftables"] if "set" in one for address in one["set"].get("elem", ())}
+
+
+def allowed(machine: Member) -> set[str]:
+    """Return the other machines that the proxy itself lets in, wherever it serves something."""
+    return {address for row in machine.ask("routes") for address in row["peers"]}
+
+
+def routes(machine: Member) -> str:
+    """Return all that is said of where connections go."""
+    return str(machine.ask("routes"))
