@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 from contextlib import asynccontextmanager
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,38 +80,20 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has 
         patience = CALL_TIMEOUT + (float(wait.removesuffix("s")) * 17 / 16 if wait else 0.0)
         return await self._send("GET", callback, path, params, None, headers, patience)
 
-    async def put(
+    async def _write(
         self,
+        method: str,
         callback: _Callback,
         path: str,
         params: _Params = None,
         data: str | bytes = "",
         headers: Any = None,
     ) -> Any:
-        """Write something."""
-        return await self._send("PUT", callback, path, params, data, headers, CALL_TIMEOUT)
+        return await self._send(method, callback, path, params, data, headers, CALL_TIMEOUT)
 
-    async def post(
-        self,
-        callback: _Callback,
-        path: str,
-        params: _Params = None,
-        data: str | bytes = "",
-        headers: Any = None,
-    ) -> Any:
-        """Send something."""
-        return await self._send("POST", callback, path, params, data, headers, CALL_TIMEOUT)
-
-    async def delete(
-        self,
-        callback: _Callback,
-        path: str,
-        params: _Params = None,
-        data: str | bytes = "",
-        headers: Any = None,
-    ) -> Any:
-        """Delete something."""
-        return await self._send("DELETE", callback, path, params, data, headers, CALL_TIMEOUT)
+    put = partialmethod(_write, "PUT")
+    post = partialmethod(_write, "POST")
+    delete = partialmethod(_write, "DELETE")
 
     async def close(self) -> None:
         """Close all connections."""
