@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from appliance.model.network import NetnsId
 
 LAST_EXIT_CODE = 2**32 - 1
+"""containerd has 32 bits for an exit code."""
 STARTING_LIFE = 60.0
 """Seconds after which a container that Docker still does not show as running no longer counts as starting."""
 
