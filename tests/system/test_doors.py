@@ -18,6 +18,7 @@ from nsworld import REFUSED, SECONDS, WORKLOAD, World, inside
 from appliance.dataplane import api
 from appliance.errors import NotYetError
 from appliance.render.ruleset import DOOR_PORT, render_workload
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -270,7 +271,7 @@ def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
 def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one also accepts from its socket inside the namespace, as long as it is not replaced."""
-    monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", (3600.0,))
+    monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", Schedule((3600.0,)))
     mesh.open()
     mesh.proxy.ask(api.LEFT)
     os.kill(mesh.proxy.plane.pids[0], signal.SIGKILL)
