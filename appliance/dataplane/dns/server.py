@@ -1,4 +1,4 @@
-"""The DNS server of this host's containers: UDP and TCP on the gateway addresses, a view for each asker.
+"""The DNS server of this host's containers: UDP and TCP on the bridge addresses, a view for each asker.
 
 A question takes the first of these that fits:
 

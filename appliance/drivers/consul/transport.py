@@ -162,15 +162,15 @@ async def explained(settings: ConsulSettings, doing: str, *, needs: str) -> Asyn
             f"{where} refuses {doing} ({_line(error)})", f"the token's policy needs {needs}", refused=True
         ) from error
     except NoLeaderError as error:
-        raise ConsulError(f"{where} failed at {doing}: {error}", "check the other Consul servers") from error
+        raise ConsulError(f"{where}: {doing} failed: {error}", "check the other Consul servers") from error
     except consul.exceptions.ConsulException as error:
-        raise ConsulError(f"{where} failed at {doing}: {_line(error)}") from error
+        raise ConsulError(f"{where}: {doing} failed: {_line(error)}") from error
     except httpx2.HTTPError as error:
         raise _broken(where, doing, error) from error
     except MeshboxError:
         raise
     except Exception as error:  # no JSON, no Consul, or what neither py-consul nor we have foreseen
-        raise ConsulError(f"{where} answered {doing} with what cannot be read ({cause(error)})", READ_ADVICE) from error
+        raise ConsulError(f"{where}: the answer to {doing} cannot be read ({cause(error)})", READ_ADVICE) from error
 
 
 def _broken(where: str, doing: str, error: httpx2.HTTPError) -> ConsulError:

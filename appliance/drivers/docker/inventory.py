@@ -181,7 +181,7 @@ class Inventory:
         try:
             await listing()
         except RetryError as error:
-            self._faults.report("docker list", "listing failed; will try again", error)
+            self._faults.report("docker list", "cannot list containers and networks; will try again", error)
         else:
             self._faults.over("docker list")
 
@@ -316,7 +316,7 @@ class Inventory:
         except NotFoundError:
             self._remove(container_id)
         except RetryError as error:
-            self._faults.report(("inspect", container_id), "inspecting a container failed; will try again", error)
+            self._faults.report(("inspect", container_id), "cannot inspect a container; will try again", error)
         except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one container
             self.counts["unreadable"] += 1
             words = "what Docker says of a container cannot be used; it is passed over"
