@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import trio
 import trio.testing
+from together import run_together
 
 from appliance.drivers.consul.announce import COMPARE, HEARTBEAT, PATIENCE, SETTLE, Announcer
 from appliance.drivers.consul.codec import TTL, destination_id, destination_service, machine_service
@@ -116,7 +117,7 @@ def run(script):
     async def main():
         world = World()
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.announcer.run)
+            await nursery.start(run_together, world.announcer.parts)
             await script(world)
             nursery.cancel_scope.cancel()
 
@@ -167,8 +168,9 @@ def test_presence_port_is_announced_with_the_machine():
 
     async def main():
         world = World()
+        world.announcer.presence_port = 29999
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.announcer.run, 29999)
+            await nursery.start(run_together, world.announcer.parts)
             assert world.agent.services[OWN]["port"] == 29999
             world.agent.services[OWN]["port"] = 29998
             await trio.sleep(COMPARE + SETTLE)
@@ -185,7 +187,7 @@ def test_claims_before_the_first_registration():
         world = World()
         world.announcer.claim(frozenset({"web/0/web"}))
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.announcer.run)
+            await nursery.start(run_together, world.announcer.parts)
             assert world.agent.services[OWN]["meta"]["claims-1"] == "web/0/web"
             nursery.cancel_scope.cancel()
 
@@ -360,10 +362,10 @@ def test_agent_without_an_ipv4_address():
         world.agent.advertises = "fd00::1"
         complaint = pytest.RaisesExc(HostError, match=r"agent advertises fd00::1.*advertise_addr")
         with pytest.RaisesGroup(complaint, flatten_subgroups=True):
-            await world.made(address=None).run()
+            await run_together(world.made(address=None).parts)
         world.agent.down = True
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.made(address=None).run)
+            await nursery.start(run_together, world.made(address=None).parts)
             world.agent.down = False
             await trio.sleep(60)
             assert "advertise_addr" in world.staleness.why

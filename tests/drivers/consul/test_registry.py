@@ -29,6 +29,7 @@ from appliance.model.registry import Interests
 from appliance.model.spec import Container, Service
 from tests.faultyconsul import FaultyConsul
 from tests.realconsul import ACL_RULES, ConsulAgent, consul_binary, free_ports, wait_until
+from tests.together import run_registry
 
 WEB = Destination.parse("web.web:80")
 SPEC = Service(name="web", containers=(Container(name="web", image="x"),))
@@ -72,7 +73,7 @@ class Machines:
             **fields,
         )
         async with trio.open_nursery() as nursery:
-            await nursery.start(registry.run)
+            await nursery.start(run_registry, registry)
             registry.watch(Interests(services=watch))
             yield registry
             nursery.cancel_scope.cancel()
@@ -545,7 +546,7 @@ def test_joining_a_mesh(machines, consul_agent):
     async def alone():
         store = LocalStore(machines.folder / "m2", clock=lambda: 9e9)
         async with trio.open_nursery() as nursery:
-            await nursery.start(store.run)
+            await nursery.start(run_registry, store)
             for name in ("web", "mine", "gone"):
                 await store.put_spec(replace(SPEC, name=name, count=9))
             await store.remove_spec("gone")
@@ -598,7 +599,8 @@ def test_moving_to_another_consul(machines, consul_agent):
 def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeypatch):
     """They are forgotten at once, also while the other Consul does not show this machine yet."""
 
-    async def idle(_announcer, _presence_port):
+    async def idle(_announcer, _heart, *, task_status):
+        task_status.started()
         await trio.sleep_forever()
 
     async def main():
@@ -608,7 +610,7 @@ def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeyp
         await trio.to_thread.run_sync(lambda: consul_agent.stop(wipe=True))
         await trio.to_thread.run_sync(consul_agent.start)
         consul_agent.request("PUT", "/v1/kv/meshbox/epoch", "another")
-        monkeypatch.setattr(Announcer, "run", idle)
+        monkeypatch.setattr(Announcer, "_beat_on", idle)
         async with machines.machine("m1") as one:
             await until(lambda: one.facts.machines == one.facts.endpoints == ())
 

@@ -9,6 +9,7 @@ import trio
 import trio.testing
 from fakedocker import FakeDocker, cid, until
 from foreign import EVIL, HUGE
+from together import run_together
 
 from appliance.drivers.docker import workload
 from appliance.drivers.docker.inventory import Inventory
@@ -63,7 +64,7 @@ def play(world: World, scene) -> None:
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.inventory.run)
+            await nursery.start(run_together, world.inventory.parts)
             await scene()
             nursery.cancel_scope.cancel()
 
@@ -245,7 +246,7 @@ def test_start_waits_for_docker(world, monkeypatch):
                 world.docker.down = False
 
             nursery.start_soon(mend)
-            await nursery.start(world.inventory.run)
+            await nursery.start(run_together, world.inventory.parts)
             await scene()
             nursery.cancel_scope.cancel()
 
@@ -455,7 +456,7 @@ def test_port_is_probed_until_it_accepts(tmp_path):
         world.docker.nets["loop"] = loop
         world.docker.add(2, LABELS, joined=(Joined(network="loop", address=IPv4Address("127.0.0.1")),))
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.inventory.run)
+            await nursery.start(run_together, world.inventory.parts)
             await trio.testing.wait_all_tasks_blocked()
             assert world.only.accepting == frozenset()
             rings = len(world.rings)
