@@ -138,12 +138,16 @@ class Heartbeat:
                 return found
             self()
 
+    def silence(self, now: float) -> float:
+        """Return for how many seconds it has shown nothing."""
+        return now - self._last
+
     def judge(self, now: float, late: float) -> None:
         """Cancel the block if its time is over. `late` are seconds for which nothing could beat."""
         self._last += late
         if self._cancelled is not None:
             self.stubborn = now - self._cancelled >= STUBBORN
-        elif self.armed and now - self._last > self.limit:
+        elif self.armed and self.silence(now) > self.limit:
             self._cancelled = now
             self._where = self.where()
             self._scope.cancel()
@@ -165,6 +169,7 @@ class Heartbeats:
 
     def __init__(self) -> None:
         self._all: dict[Heartbeat, None] = {}
+        self._looked: float | None = None
 
     def add(self, one: Heartbeat) -> None:
         """Watch it from now on."""
@@ -179,17 +184,17 @@ class Heartbeats:
         """Those that were cancelled and have not ended."""
         return tuple(one for one in self._all if one.stubborn)
 
-    async def watch(self, looked: Callable[[float], object], beat: Heartbeat) -> None:
-        """Cancel what is stuck, until cancelled. `looked` is called after each check with Trio's time."""
-        while True:
-            before = trio.current_time()
-            await trio.sleep(LOOK)
-            beat()
-            now = trio.current_time()
-            late = now - before - LOOK
-            for one in list(self._all):
-                one.judge(now, late if late > LATE else 0.0)
-            looked(now)
+    def look(self) -> float:
+        """Cancel what is stuck; call it every LOOK seconds, from a timer rather than a task, which might be stuck too.
+
+        Return the time on Trio's clock.
+        """
+        now = trio.current_time()
+        late = 0.0 if self._looked is None else now - self._looked - LOOK
+        self._looked = now
+        for one in list(self._all):
+            one.judge(now, late if late > LATE else 0.0)
+        return now
 
 
 UNWATCHED: Final = Heartbeat()

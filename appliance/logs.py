@@ -7,6 +7,7 @@ import os
 import select
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,8 +97,9 @@ class LogStream:
         line, self._line = self._line, ""
         try:
             descriptor = self._file.fileno()
-        except (AttributeError, OSError, ValueError):  # no file at all, as in tests
-            self._file.write(line)
+        except (AttributeError, OSError, ValueError):  # closed, or no file at all, as in tests
+            with suppress(OSError, ValueError):
+                self._file.write(line)
             return
         said = f"\nmeshbox: {self._lost} lines of the log are lost: nobody read it\n" if self._lost else ""
         try:

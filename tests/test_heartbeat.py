@@ -20,13 +20,20 @@ LAST = LIMIT + 2 * LOOK
 """Seconds within which a silence is found out."""
 
 
+async def look(hearts: Heartbeats) -> None:
+    """Look now and then, as a timer does in an appliance."""
+    while True:
+        await trio.sleep(LOOK)
+        hearts.look()
+
+
 def watched(script: Callable[[Heartbeats], Awaitable[Any]]) -> Any:
     """Run a script beside a watch, on virtual time; return what it returns."""
 
     async def main() -> Any:
         hearts = Heartbeats()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(hearts.watch, lambda _: None, UNWATCHED)
+            nursery.start_soon(look, hearts)
             found = await script(hearts)
             nursery.cancel_scope.cancel()
         return found
@@ -125,7 +132,7 @@ def test_a_pause_of_the_whole_process_is_nobodys_fault() -> None:
         hearts = Heartbeats()
         with Heartbeat(LIMIT, among=hearts) as beat:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(hearts.watch, lambda _: None, UNWATCHED)
+                nursery.start_soon(look, hearts)
                 nursery.start_soon(beat.sleep)
                 for _ in range(3):
                     await trio.testing.wait_all_tasks_blocked()

@@ -71,6 +71,22 @@ def run(main: Callable[[asyncio.AbstractEventLoop, trio.Event], Awaitable[int]])
     return result[0].unwrap()
 
 
+def every(seconds: float, loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> Callable[[], None]:
+    """Call `work` in Trio again and again, by a timer of the loop; return what ends that. `work` must not raise."""
+    token = trio.lowlevel.current_trio_token()
+    timer: list[asyncio.TimerHandle] = []
+
+    def tick() -> None:
+        timer[:] = [loop.call_later(seconds, tick)]
+        token.run_sync_soon(work)
+
+    def stop() -> None:
+        timer[0].cancel()
+
+    timer.append(loop.call_later(seconds, tick))
+    return stop
+
+
 async def answer(plane: DataPlane, question: Question[T]) -> T:
     """Ask the data plane and wait for what it says."""
     token = trio.lowlevel.current_trio_token()

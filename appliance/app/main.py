@@ -27,7 +27,7 @@ from appliance.check import host
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.nft import features
 from appliance.errors import HostError, MeshboxError
-from appliance.heartbeat import Part
+from appliance.heartbeat import LOOK, Part
 from appliance.lock import only_one
 from appliance.model.finding import Level
 
@@ -96,7 +96,6 @@ def stages(parts: Parts, notifier: Notifier) -> tuple[Stage, ...]:
     return (
         Stage(
             (
-                Part(name="supervisor", run=parts.supervisor.watch),
                 *parts.registry.parts,
                 Part(name="nft helper", run=parts.nft_helper.run),
             ),
@@ -128,6 +127,7 @@ def stages(parts: Parts, notifier: Notifier) -> tuple[Stage, ...]:
 async def serve(parts: Parts, stopping: trio.Event) -> int:
     """Start everything in order, serve until `stopping`, then drain and stop in reverse."""
     config, supervisor = parts.config, parts.supervisor
+    stop_looking = bridge.every(LOOK, parts.loop, supervisor.look)
     try:
         async with trio.open_nursery() as nursery:
             parts.plane.start()
@@ -147,6 +147,7 @@ async def serve(parts: Parts, stopping: trio.Event) -> int:
             await finish("leaving", partial(leave, parts))
             nursery.cancel_scope.cancel()
     finally:
+        stop_looking()
         await finish("undoing host_access", parts.host_access.stop)
         await finish("closing the registry", parts.registry.close)
         parts.drift.close()

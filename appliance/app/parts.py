@@ -68,6 +68,7 @@ class Parts:
         gateway = config.is_gateway
         settings = config.settings(gateway=gateway)
         self.config = config
+        self.loop = loop
         self.started_at = time.time()
         self.faults = Faults()
         self.supervisor = Supervisor(self.faults)

@@ -91,10 +91,10 @@ class Supervisor:
         self.ready = False
         """Whether the appliance has started: from then on no failure is raised."""
 
-    async def watch(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
-        """Cancel what hangs, until cancelled. Itself a part, as the others are."""
-        task_status.started()
-        await self._hearts.watch(self._look, beat)
+    def look(self) -> None:
+        """Cancel what hangs. Called every LOOK seconds by a timer that no part can hold up; it never raises."""
+        with suppress(Exception):
+            self._note(self._hearts.look())
 
     async def start(self, part: Part, nursery: trio.Nursery) -> None:
         """Keep a part at work in a nursery; return once it has started. Raises what keeps it from starting."""
@@ -157,7 +157,7 @@ class Supervisor:
         with suppress(Exception):  # an error that cannot even be logged ends nothing either
             self._faults.report(("part", name), words, why, **trace)
 
-    def _look(self, now: float) -> None:
+    def _note(self, now: float) -> None:
         """Note which parts are well again, and what hangs and cannot be cancelled."""
         stuck = {one.name: one for one in self._hearts.stubborn}
         for name in stuck.keys() - self._stuck:

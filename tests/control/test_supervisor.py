@@ -53,13 +53,20 @@ class World:
         return self.supervisor.states["part"].life
 
 
+async def look(supervisor: Supervisor) -> None:
+    """Look now and then, as a timer does in an appliance."""
+    while True:
+        await trio.sleep(LOOK)
+        supervisor.look()
+
+
 def play(script: Callable[[World], Awaitable[None]]) -> None:
     """Run a script beside a supervisor, on virtual time."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             world = World(nursery)
-            await world.supervisor.start(Part(name="supervisor", run=world.supervisor.watch), nursery)
+            nursery.start_soon(look, world.supervisor)
             await script(world)
             nursery.cancel_scope.cancel()
 

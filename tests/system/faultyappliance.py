@@ -1,11 +1,13 @@
 """`meshbox run` whose parts fail or hang when they are told to: `python faultyappliance.py SOCKET SECONDS`.
 
-A datagram at SOCKET is a word, `raise` or `hang`, and the name of a part. No part may show nothing for over SECONDS;
-queries and streams wait for a third of that. Everything else is the appliance as it is.
+A datagram at SOCKET is `raise` or `hang` and the name of a part, or `harm` and a number by which an await is chosen. No
+part may show nothing for over SECONDS; queries and streams wait for a third of that. All else is the appliance as
+it is.
 """
 
 from __future__ import annotations
 
+import random
 import socket
 import sys
 import threading
@@ -68,7 +70,38 @@ def _listen(token: trio.lowlevel.TrioToken) -> None:
         heard.bind(PLACE)
         while True:
             word, _, name = heard.recv(1000).decode().partition(" ")
-            trio.from_thread.run_sync(TOLD[name].send_nowait, word, trio_token=token)
+            work = partial(_harm, int(name)) if word == "harm" else partial(TOLD[name].send_nowait, word)
+            trio.from_thread.run_sync(work, trio_token=token)
+
+
+def _harm(seed: int) -> None:
+    """Let the await of some task of the control plane raise, or never return: that of any task but the main one."""
+    chance = random.Random(seed)
+    main = next(one for one in _below(trio.lowlevel.current_root_task()) if "guest" in one.name)
+    tasks = [one for one in _below(main) if one is not main and one._abort_func is not None and not _rests(one)]
+    if not tasks:  # all are about to run
+        return
+    task = chance.choice(tasks)
+    at = [frame.f_code.co_name for frame, _ in task.iter_await_frames()]
+    word = "throw" if "_nested_child_finished" in at else chance.choice(["throw", "freeze"])
+    sys.stderr.write(f"{word}: {' '.join(at)}\n")
+    if word == "throw":
+        task._attempt_abort(_raise)
+    elif task._abort_func(lambda: None) is trio.lowlevel.Abort.SUCCEEDED:
+        task._abort_func = lambda _: trio.lowlevel.Abort.SUCCEEDED
+
+
+def _raise() -> None:
+    raise RuntimeError("this await was told to fail")
+
+
+def _rests(task: trio.lowlevel.Task) -> bool:
+    return any(frame.f_code.co_name in {"_rest", "hear"} for frame, _ in task.iter_await_frames())
+
+
+def _below(task: trio.lowlevel.Task) -> list[trio.lowlevel.Task]:
+    below = [one for nursery in task.child_nurseries for child in nursery.child_tasks for one in _below(child)]
+    return [task, *below]
 
 
 if __name__ == "__main__":

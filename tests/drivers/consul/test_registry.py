@@ -19,9 +19,11 @@ from appliance.config.options import Consul as ConsulSettings
 from appliance.drivers.consul import liveness
 from appliance.drivers.consul.announce import SETTLE, Announcer
 from appliance.drivers.consul.api import ConsulApi
+from appliance.drivers.consul.presence import NoAnswerError, ask
 from appliance.drivers.consul.registry import ConsulRegistry
 from appliance.drivers.local.store import LocalStore
 from appliance.errors import HostError, RetryError
+from appliance.heartbeat import UNWATCHED
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
 from appliance.model.network import Registration
@@ -59,11 +61,10 @@ class Machines:
         self.settings = ConsulSettings(address=address, **settings)
         self.rings = Counter()
 
-    @asynccontextmanager
-    async def machine(self, node, *, address=None, at="", watch=ALL, **fields):
-        """One running registry. `at` is its address, or "agent" to take that of the Consul agent."""
+    def made(self, node, *, address=None, at="", **fields):
+        """One registry. `at` is its address, or "agent" to take that of the Consul agent."""
         number = int(node[1:])
-        registry = ConsulRegistry(
+        return ConsulRegistry(
             replace(self.settings, address=address or self.settings.address),
             node=node,
             address=None if at == "agent" else IPv4Address(at or f"10.0.0.{number}"),
@@ -72,6 +73,11 @@ class Machines:
             bell=lambda: self.rings.update([node]),
             **fields,
         )
+
+    @asynccontextmanager
+    async def machine(self, node, *, watch=ALL, **fields):
+        """One running registry, made with these fields."""
+        registry = self.made(node, **fields)
         async with trio.open_nursery() as nursery:
             await nursery.start(run_registry, registry)
             registry.watch(Interests(services=watch))
@@ -952,3 +958,57 @@ def test_spec_in_consul_is_readable(machines, consul_agent):
         "changed": 1000.0,
         "service": {"name": "web", "count": 1, "containers": [{"name": "web", "image": "x"}]},
     }
+
+
+async def run_again(part, scopes, *, task_status=trio.TASK_STATUS_IGNORED):
+    """Run a part, and again whenever its scope in `scopes` is cancelled, as its supervisor does after a failure."""
+    while True:
+        with trio.CancelScope() as scopes[part.name]:
+            await part.run(UNWATCHED, task_status=task_status)
+        if not scopes[part.name].cancelled_caught:
+            return
+        task_status = trio.TASK_STATUS_IGNORED
+
+
+def test_no_part_takes_anything_with_it_that_was_known(machines, consul_agent):
+    """Each in turn fails and is run again: all facts stay, the other machine sees nothing of it, and both go on."""
+
+    async def main():
+        async with machines.machine("m2") as two, trio.open_nursery() as nursery:
+            nursery.start_soon(see, two)
+            one, scopes = machines.made("m1"), {}
+            for part in one.parts:
+                await nursery.start(run_again, part, scopes)
+            one.watch(Interests(services=ALL))
+            await two.register(serving(1))
+            await one.register(serving(5))
+            await one.put_spec(SPEC)
+            await until(lambda: weights(one) == [("m2", 1)] and weights(two) == [("m1", 5)] and two.facts.specs)
+            known = one.facts
+            for name, scope in scopes.items():
+                for _ in range(2):
+                    scope.cancel()
+                    await trio.sleep(0.1)
+                assert (one.facts.specs, one.facts.endpoints) == (known.specs, known.endpoints), name
+                assert nodes(one) == ["m1", "m2"], name
+                assert weights(two) == [("m1", 5)], name
+                assert nodes(two) == ["m1", "m2"], name
+            await two.register(serving(2))
+            await one.register(serving(6))
+            await one.put_spec(SPEC_GONE)
+            await until(lambda: weights(one) == [("m2", 2)] and weights(two) == [("m1", 6)])
+            await until(lambda: "gone" in two.facts.specs)
+            with pytest.raises(NoAnswerError, match="does not say that"):  # it answers machines of the mesh
+                await ask("m1", IPv4Address("127.0.0.1"), next(iter(one.facts.own_ports)))
+            nursery.cancel_scope.cancel()
+        await one.close()
+
+    async def see(two):
+        while True:
+            seen.append((nodes(two), bool(weights(two))))
+            await trio.sleep(0.005)
+
+    seen = []
+    trio.run(main)
+    complete = seen.index((["m1", "m2"], True))
+    assert all(now == (["m1", "m2"], True) for now in seen[complete:])
