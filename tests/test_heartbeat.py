@@ -10,21 +10,20 @@ import trio
 import trio.testing
 
 from appliance.app.shutdown import wait_drained
-from appliance.heartbeat import LOOK, STUBBORN, UNWATCHED, Heartbeat, Heartbeats, StuckError
+from appliance.heartbeat import LONG_LOOK, STUBBORN, UNWATCHED, Heartbeat, Heartbeats, StuckError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 LIMIT = 8.0
-LAST = LIMIT + 2 * LOOK
+LAST = LIMIT + LONG_LOOK
 """Seconds within which a silence is found out."""
 
 
 async def look(hearts: Heartbeats) -> None:
     """Look now and then, as a timer does in an appliance."""
     while True:
-        await trio.sleep(LOOK)
-        hearts.look()
+        await trio.sleep(hearts.look())
 
 
 def watched(script: Callable[[Heartbeats], Awaitable[Any]]) -> Any:

@@ -29,3 +29,18 @@ async def run_registry(registry: Registry, *, task_status: trio.TaskStatus[None]
         await run_together(registry.parts, task_status=task_status)
     finally:
         await registry.close()
+
+
+async def run_again(
+    part: Part,
+    scopes: dict[str, trio.CancelScope],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a part, and again whenever its scope in `scopes` is cancelled, as its supervisor does after a failure."""
+    while True:
+        with trio.CancelScope() as scopes[part.name]:
+            await part.run(UNWATCHED, task_status=task_status)
+        if not scopes[part.name].cancelled_caught:
+            return
+        task_status = trio.TASK_STATUS_IGNORED

@@ -71,19 +71,25 @@ def run(main: Callable[[asyncio.AbstractEventLoop, trio.Event], Awaitable[int]])
     return result[0].unwrap()
 
 
-def every(seconds: float, loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> Callable[[], None]:
-    """Call `work` in Trio again and again, by a timer of the loop; return what ends that. `work` must not raise."""
+def repeat(loop: asyncio.AbstractEventLoop, work: Callable[[], float]) -> Callable[[], None]:
+    """Call `work` in Trio by a timer of the loop, again after as many seconds as it returns; return what ends that.
+
+    It works whatever Trio's tasks do. `work` must not raise.
+    """
     token = trio.lowlevel.current_trio_token()
     timer: list[asyncio.TimerHandle] = []
 
     def tick() -> None:
-        timer[:] = [loop.call_later(seconds, tick)]
-        token.run_sync_soon(work)
+        token.run_sync_soon(once)
+
+    def once() -> None:
+        if timer:
+            timer[:] = [loop.call_later(work(), tick)]
 
     def stop() -> None:
-        timer[0].cancel()
+        timer.pop().cancel()
 
-    timer.append(loop.call_later(seconds, tick))
+    timer.append(loop.call_later(0, tick))
     return stop
 
 

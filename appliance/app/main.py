@@ -27,7 +27,7 @@ from appliance.check import host
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.nft import features
 from appliance.errors import HostError, MeshboxError
-from appliance.heartbeat import LOOK, Part
+from appliance.heartbeat import Part
 from appliance.lock import only_one
 from appliance.model.finding import Level
 
@@ -127,7 +127,7 @@ def stages(parts: Parts, notifier: Notifier) -> tuple[Stage, ...]:
 async def serve(parts: Parts, stopping: trio.Event) -> int:
     """Start everything in order, serve until `stopping`, then drain and stop in reverse."""
     config, supervisor = parts.config, parts.supervisor
-    stop_looking = bridge.every(LOOK, parts.loop, supervisor.look)
+    stop_looking = bridge.repeat(parts.loop, supervisor.look)
     try:
         async with trio.open_nursery() as nursery:
             parts.plane.start()

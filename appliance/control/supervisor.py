@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from appliance.errors import MeshboxError, cause
-from appliance.heartbeat import Heartbeat, Heartbeats
+from appliance.heartbeat import LONG_LOOK, Heartbeat, Heartbeats
 from appliance.retry import Schedule
 
 if TYPE_CHECKING:
@@ -91,10 +91,13 @@ class Supervisor:
         self.ready = False
         """Whether the appliance has started: from then on no failure is raised."""
 
-    def look(self) -> None:
-        """Cancel what hangs. Called every LOOK seconds by a timer that no part can hold up; it never raises."""
+    def look(self) -> float:
+        """Cancel what hangs; return after how many seconds to look again. Never raises: a timer calls it."""
+        pause = LONG_LOOK
         with suppress(Exception):
-            self._note(self._hearts.look())
+            pause = self._hearts.look()
+            self._note(trio.current_time())
+        return pause
 
     async def start(self, part: Part, nursery: trio.Nursery) -> None:
         """Keep a part at work in a nursery; return once it has started. Raises what keeps it from starting."""

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from appliance.control.reconcile import DEBOUNCE, FULL_PASS, TURN, Reconciler
 from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
-from appliance.heartbeat import LOOK, Heartbeat, Heartbeats
+from appliance.heartbeat import Heartbeat, Heartbeats
 from appliance.model import state as st
 from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
@@ -822,8 +822,7 @@ def test_a_step_that_hangs_is_left_and_the_others_are_done(call: str) -> None:
 
     async def look(hearts: Heartbeats) -> None:
         while True:
-            await trio.sleep(LOOK)
-            hearts.look()
+            await trio.sleep(hearts.look())
 
     async def script() -> None:
         hearts = Heartbeats()

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from appliance.control.supervisor import RESTART, WELL, Life, Supervisor
 from appliance.errors import HostError
 from appliance.faults import Faults
-from appliance.heartbeat import LOOK, STUBBORN, Heartbeat, Part
+from appliance.heartbeat import LONG_LOOK, STUBBORN, Heartbeat, Part
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Status = trio.TaskStatus[None]
 
 SILENCE = 4.0
-BACK = SILENCE + 2 * LOOK + RESTART[0] + 0.1
+BACK = SILENCE + LONG_LOOK + RESTART[0] + 0.1
 """Seconds in which a part that hangs is back."""
 
 
@@ -56,8 +56,7 @@ class World:
 async def look(supervisor: Supervisor) -> None:
     """Look now and then, as a timer does in an appliance."""
     while True:
-        await trio.sleep(LOOK)
-        supervisor.look()
+        await trio.sleep(supervisor.look())
 
 
 def play(script: Callable[[World], Awaitable[None]]) -> None:
@@ -136,7 +135,7 @@ def test_the_complaint_is_over_once_it_is_well_again() -> None:
         await trio.sleep(WELL - 1)
         assert world.life is Life.RUNNING
         assert world.faults.current
-        await trio.sleep(2)
+        await trio.sleep(2 + LONG_LOOK)
         assert not world.faults.current
         assert world.supervisor.states["part"].restarts == 1
         assert world.supervisor.states["part"].failures == 0
@@ -288,7 +287,7 @@ def test_what_cannot_be_cancelled_is_told_and_awaited() -> None:
 
         with capture_logs() as lines:
             await world.start(shielded)
-            await trio.sleep(BACK + STUBBORN + 1)
+            await trio.sleep(BACK + STUBBORN + LONG_LOOK)
         assert world.life is Life.STUCK
         assert len(world.runs) == 1
         assert ["hangs and cannot be cancelled" in line["event"] for line in lines] == [True]

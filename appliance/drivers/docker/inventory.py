@@ -10,6 +10,7 @@ Everything is listed afresh after each reconnect and every 30 s. While Docker is
 from __future__ import annotations
 
 import time
+from math import inf, nextafter
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -181,8 +182,9 @@ class Inventory:
                         except Exception as error:  # noqa: BLE001 — it is the problem of this one event
                             self._complain("event", Unreadable(id=event.id, cause=cause(error)))
             except SilentError as error:
-                if opened and known:
-                    continue  # a quiet host: Docker tells again what has come from `since` on
+                if opened and known:  # a quiet host: Docker tells what comes after the last event
+                    since = nextafter(since, inf)
+                    continue
                 why = error
             except RetryError as error:
                 why = error

@@ -18,7 +18,7 @@ import trio
 from appliance.drivers.netns import identity, netlink
 from appliance.drivers.nft.commits import OWN
 from appliance.errors import RetryError, cause
-from appliance.heartbeat import SLICES, UNWATCHED
+from appliance.heartbeat import UNWATCHED
 from appliance.render.ruleset import TABLE
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class RulesetWatch:
         stale = trio.current_time() + STALE
         while True:
             due = min([stale, *(w.due for w in self._watched.values() if w.due is not None)])
-            with trio.move_on_at(min(due, trio.current_time() + beat.limit / SLICES)):
+            with trio.move_on_at(min(due, beat.slice_end(trio.current_time()))):
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 for descriptor, _ in self._epoll.poll(0):
                     if (watched := self._by_descriptor.get(descriptor)) is not None:

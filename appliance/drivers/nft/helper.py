@@ -13,7 +13,7 @@ import trio
 from appliance.drivers.nft.commits import OWN, refused
 from appliance.drivers.nft.helper_main import LENGTH, frame
 from appliance.errors import HostError, RetryError
-from appliance.heartbeat import SLICES, UNWATCHED
+from appliance.heartbeat import UNWATCHED
 from appliance.retry import Schedule
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class NftHelper:
             task_status.started()
             while not self._is_idle():
                 end = max(self._used, trio.current_time() - self._idle / 2) + self._idle
-                with trio.move_on_at(min(end, trio.current_time() + beat.limit / SLICES)):
+                with trio.move_on_at(min(end, beat.slice_end(trio.current_time()))):
                     await process.wait()
                     return False
                 beat()

@@ -273,3 +273,22 @@ def test_this_machines_own_port(port):
         there.close()
 
     run(script)
+
+
+def test_an_error_that_nobody_has_foreseen_changes_no_right(port, fast, monkeypatch):
+    """It is told once, and the machine is asked again."""
+
+    async def broken(*_):
+        await trio.lowlevel.checkpoint()
+        raise KeyError("what")
+
+    async def script(world):
+        with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+            patch.setattr(liveness, "ask", broken)
+            world.judge(other(port))
+            await trio.sleep(0.1)
+        assert world.answers == {"m2": True}
+        assert [line["cause"] for line in logs] == ["KeyError: 'what'"]
+        await until(lambda: world.answers == {"m2": False})
+
+    run(script)

@@ -23,7 +23,6 @@ from appliance.drivers.consul.presence import NoAnswerError, ask
 from appliance.drivers.consul.registry import ConsulRegistry
 from appliance.drivers.local.store import LocalStore
 from appliance.errors import HostError, RetryError
-from appliance.heartbeat import UNWATCHED
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
 from appliance.model.network import Registration
@@ -31,7 +30,7 @@ from appliance.model.registry import Interests
 from appliance.model.spec import Container, Service
 from tests.faultyconsul import FaultyConsul
 from tests.realconsul import ACL_RULES, ConsulAgent, consul_binary, free_ports, wait_until
-from tests.together import run_registry
+from tests.together import run_again, run_registry
 
 WEB = Destination.parse("web.web:80")
 SPEC = Service(name="web", containers=(Container(name="web", image="x"),))
@@ -958,16 +957,6 @@ def test_spec_in_consul_is_readable(machines, consul_agent):
         "changed": 1000.0,
         "service": {"name": "web", "count": 1, "containers": [{"name": "web", "image": "x"}]},
     }
-
-
-async def run_again(part, scopes, *, task_status=trio.TASK_STATUS_IGNORED):
-    """Run a part, and again whenever its scope in `scopes` is cancelled, as its supervisor does after a failure."""
-    while True:
-        with trio.CancelScope() as scopes[part.name]:
-            await part.run(UNWATCHED, task_status=task_status)
-        if not scopes[part.name].cancelled_caught:
-            return
-        task_status = trio.TASK_STATUS_IGNORED
 
 
 def test_no_part_takes_anything_with_it_that_was_known(machines, consul_agent):
