@@ -15,12 +15,16 @@ from faultyworld import BACK, FOUND_OUT, Traffic
 from machine import IMAGE, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from faultyworld import Faulty
 
 pytestmark = pytest.mark.system
 
 
-def test_a_part_that_raises_is_back_and_nobody_notices(faulty: Faulty) -> None:
+def test_a_part_that_raises_is_back_and_nobody_notices(
+    faulty: Faulty, record_property: Callable[[str, object], None]
+) -> None:
     """Each in turn, with an exception that nobody has foreseen; it is counted, and told with its traceback."""
     names = faulty.lasting()
     assert len(names) > 20
@@ -33,6 +37,7 @@ def test_a_part_that_raises_is_back_and_nobody_notices(faulty: Faulty) -> None:
             wait_until(lambda name=name, before=before: faulty.back(before, name), f"{name} is back", pause=0.02)
             late[name] = time.monotonic() - began
             assert faulty.registered, name
+    record_property("seconds until a part is back", sorted(late.values()))
     assert {name: seconds for name, seconds in late.items() if seconds > BACK} == {}
     log = faulty.machine.log()
     assert [name for name in names if f"RuntimeError: {name} was told to fail" not in log] == []
@@ -42,7 +47,9 @@ def test_a_part_that_raises_is_back_and_nobody_notices(faulty: Faulty) -> None:
     assert 'meshbox_part_restarts_total{part="reconciler"} ' in faulty.metrics()
 
 
-def test_parts_that_hang_are_back_and_nobody_notices(faulty: Faulty) -> None:
+def test_parts_that_hang_are_back_and_nobody_notices(
+    faulty: Faulty, record_property: Callable[[str, object], None]
+) -> None:
     """All at once: none needs another to be found out. A container that starts meanwhile gets what it should have."""
     machine, names, before = faulty.machine, faulty.lasting(), faulty.parts()
     with Traffic(faulty):
@@ -51,7 +58,9 @@ def test_parts_that_hang_are_back_and_nobody_notices(faulty: Faulty) -> None:
             faulty.tell("hang", name)
         machine.run_container("late", IMAGE, service="near", container="late", connect_to="server.pair")
         wait_until(lambda: faulty.back(before, *names), "all are back", seconds=40, pause=0.1)
-        assert time.monotonic() - began <= FOUND_OUT + BACK
+        took = time.monotonic() - began
+        record_property("seconds until all that hang are back", took)
+        assert took <= FOUND_OUT + BACK
         assert faulty.registered
         wait_until(lambda: faulty.serves("late"), "the new one is served", seconds=10)
     machine.docker("rm", "--force", "late")
