@@ -127,9 +127,9 @@ class ConsulRegistry:
             *self._announcer.parts,
             *self._machines.parts(self._queries),
             Part(name="consul keys", run=self._follow_keys, silence=LONGEST),
-            Part(name="consul specs", run=self._specs.resend),
+            Part(name="consul specs", run=self._specs.resend, silence=LONGEST),
             Part(name="consul rejoin", run=partial(rejoin, self._api, self._staleness)),
-            Part(name="consul losses", run=partial(self._loss.settle_losses, self._settle)),
+            Part(name="consul losses", run=partial(self._loss.settle_losses, self._settle), silence=LONGEST),
             Part(name="consul own machine", run=self._confirm, may_end=True),
             Part(name="consul answers", run=self._await_answers, may_end=True),
         )

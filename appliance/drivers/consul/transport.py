@@ -115,9 +115,8 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has 
         sent.pop("X-Consul-Token", None)  # py-consul prefers a variable of the environment to what it was given
         if self.token:
             sent["X-Consul-Token"] = self.token
-        with trio.fail_after(
-            CALL_TIMEOUT + patience
-        ):  # the other limits are of each read, and so of none that trickles
+        # The limits below are of each read, which an answer that trickles never meets.
+        with trio.fail_after(CALL_TIMEOUT + patience):
             response = await self._client.request(
                 method,
                 self.uri(path, params),
@@ -173,7 +172,7 @@ async def explained(settings: ConsulSettings, doing: str, *, needs: str) -> Asyn
     except httpx2.HTTPError as error:
         raise _broken(where, doing, error) from error
     except trio.TooSlowError as error:
-        words = f"{where} did not answer {doing} in time, but piece by piece"
+        words = f"{where} did not answer {doing} in time: the answer came piece by piece"
         raise ConsulError(words, "check its load and the network") from error
     except MeshboxError:
         raise

@@ -83,9 +83,8 @@ class DockerHttp:
     ) -> bytes:
         """Make one call and return the answer's body. `timeout` in seconds of silence."""
         try:
-            with trio.fail_after(
-                CALL_TIMEOUT + timeout
-            ):  # the other limits are of each read, and so of none that trickles
+            # The limits below are of each read, which an answer that trickles never meets.
+            with trio.fail_after(CALL_TIMEOUT + timeout):
                 response = await self._calls.request(
                     method,
                     path,
