@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from math import inf, nextafter
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from appliance.drivers.docker.http import NotFoundError
+from appliance.drivers.docker.client import EVENTS_SILENCE
+from appliance.drivers.docker.http import CALL_TIMEOUT, NotFoundError, SilentError
 from appliance.drivers.docker.prestart import PrestartWatch
 from appliance.drivers.docker.probe import Prober
 from appliance.drivers.docker.types import Unreadable
@@ -24,6 +26,7 @@ from appliance.drivers.docker.workload import shared_with
 from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.errors import RetryError, cause
 from appliance.faults import Faults
+from appliance.heartbeat import UNWATCHED, Part
 from appliance.retry import Schedule
 from appliance.text import plain
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.types import Event, Inspected, Listed
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import DockerNetwork, Probe, Workload
     from appliance.model.network import NetnsId
 
@@ -40,6 +44,10 @@ FULL_LIST = 30.0
 """Seconds between full lists."""
 FIRST_LIST = 10.0
 """Seconds that the first list waits for inspects, which block while Docker starts a container."""
+LONGEST_LIST = 3 * CALL_TIMEOUT
+"""Seconds without progress after which a list is stuck; a loaded Docker may need much of that."""
+LONGEST_INSPECT = 6 * CALL_TIMEOUT
+"""The same for an inspect: Docker holds it back while it starts a container."""
 INSPECTS = 16
 """Inspects under way at once."""
 STARTING = "starting"
@@ -95,6 +103,8 @@ class Inventory:
         self._inspecting: set[str] = set()
         self._inspect_again: set[str] = set()
         self._nursery: trio.Nursery | None = None
+        self._beat = UNWATCHED
+        self._listed = False
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
         self.connected = False
@@ -108,17 +118,27 @@ class Inventory:
         """How many containers were seen before their program ran."""
         return self._store.seen_before_start
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow Docker until cancelled. Started once everything was listed once."""
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What follows Docker. All have started once everything was listed once."""
+        return (
+            Part(name="docker inspects", run=self._inspect_on_demand),
+            Part(name="prober", run=self._prober.run),
+            Part(name="docker events", run=self._follow, silence=EVENTS_SILENCE + LONGEST_LIST),
+            Part(name="starting containers", run=self._prestart.run),
+            Part(name="docker lists", run=self._list_now_and_then, silence=LONGEST_LIST),
+        )
+
+    async def _inspect_on_demand(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        """Be there for inspects, until cancelled; those that were cut short or asked for meanwhile are made now."""
         self._docker.complain = self._complain
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await nursery.start(self._prober.run)
-                await nursery.start(self._follow)
-                await nursery.start(self._prestart.run)
-                nursery.start_soon(self._list_now_and_then)
+                self._nursery, self._beat = nursery, beat
+                for container_id in list(self._inspect_again):
+                    self._inspect(container_id)
                 task_status.started()
+                await beat.sleep()
         finally:
             self._nursery = None
 
@@ -135,34 +155,46 @@ class Inventory:
 
     # -- following Docker
 
-    async def _follow(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _follow(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
         since = time.time()
         failures = 0
-        listed = False
+        known = False
+        """Whether no event can have been missed."""
         while True:
             why: object = "the stream of events ended"
+            opened = False
             try:
                 async with self._docker.events(since=since) as events:
-                    await self._list(wait=not listed)
+                    opened = True
+                    if not known:
+                        await self._list(wait=not self._listed)
+                        known = self._listed = True
+                        task_status.started()
+                        task_status = trio.TASK_STATUS_IGNORED
                     self._set_connected(True)
                     failures = 0
-                    if not listed:
-                        listed = True
-                        task_status.started()
+                    beat()
                     async for event in events:
+                        beat()
                         since = max(since, event.time)
                         self.counts["events"] += 1
                         try:
                             self._take(event)
                         except Exception as error:  # noqa: BLE001 — it is the problem of this one event
                             self._complain("event", Unreadable(id=event.id, cause=cause(error)))
+            except SilentError as error:
+                if opened and known:  # a quiet host: Docker tells what comes after the last event
+                    since = nextafter(since, inf)
+                    continue
+                why = error
             except RetryError as error:
                 why = error
+            known = False
             self.counts["reconnects"] += 1
             self._faults.report("docker", "Docker is away; what was last known stays", why)
             self._set_connected(False)
             failures += 1
-            await trio.sleep(RECONNECT.after(failures))
+            await beat.sleep(RECONNECT.after(failures))
 
     def _set_connected(self, connected: bool) -> None:  # noqa: FBT001 — it is the value of a field
         if connected:
@@ -171,9 +203,10 @@ class Inventory:
             self.connected = connected
             self._bell()
 
-    async def _list_now_and_then(self) -> None:
+    async def _list_now_and_then(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
         while True:
-            await trio.sleep(FULL_LIST)
+            await beat.sleep(FULL_LIST)
             if self.connected:
                 await self._or_report(self._list)
 
@@ -300,12 +333,14 @@ class Inventory:
             nursery.start_soon(self._inspect_until_fresh, container_id)
 
     async def _inspect_until_fresh(self, container_id: str) -> None:
+        cut_short = False
         try:
             while True:
                 self._inspect_again.discard(container_id)
                 async with self._limit:
-                    inspected = await self._docker.inspect(container_id)
-                    owner = await self._owner(inspected)
+                    with self._beat.another(f"inspecting container {container_id[:12]}", LONGEST_INSPECT):
+                        inspected = await self._docker.inspect(container_id)
+                        owner = await self._owner(inspected)
                 self.counts["inspects"] += 1
                 if any(j.network not in self._store.networks for j in inspected.joined):
                     await self._list_networks()
@@ -313,6 +348,9 @@ class Inventory:
                     break
             self._faults.over(("inspect", container_id))
             self._store.update(inspected, owner)
+        except trio.Cancelled:
+            cut_short = True
+            raise
         except NotFoundError:
             self._remove(container_id)
         except RetryError as error:
@@ -324,6 +362,8 @@ class Inventory:
         finally:
             self._inspecting.discard(container_id)
             self._inspect_again.discard(container_id)
+            if cut_short:
+                self._inspect_again.add(container_id)
 
     async def _owner(self, inspected: Inspected) -> Inspected | None:
         other = shared_with(inspected.listed.network_mode)
