@@ -157,7 +157,10 @@ class FakeDocker:
         self._call("members", network)
         if network not in self.nets:
             raise NotFoundError(f"network {network} not found", status=404)
-        return NetworkMembers(network=self.nets[network], addresses=self.reserved.get(network, {}))
+        return NetworkMembers(
+            network=self.nets[network],
+            joined={c: Joined(network=network, address=a) for c, a in self.reserved.get(network, {}).items()},
+        )
 
     async def ensure_network(self, name, *, subnet=None):
         """Make a bridge network."""

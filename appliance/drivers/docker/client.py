@@ -197,7 +197,10 @@ class Docker:
 
     async def members(self, network: str) -> types.NetworkMembers:
         """Return a network, by id or name, and its containers, starting ones included. Raises NotFoundError."""
-        return types.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
+        found = types.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
+        for one in found.unreadable:
+            self.complain("container", one)
+        return found
 
     async def ensure_network(self, name: str, *, subnet: IPv4Network | None = None) -> DockerNetwork:
         """Return the bridge network of this name; make it, on `subnet` if that is given, when it does not exist.

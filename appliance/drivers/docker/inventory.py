@@ -10,12 +10,15 @@ Everything is listed afresh after each reconnect and every 30 s. While Docker is
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from appliance.drivers.docker.http import NotFoundError
+from appliance.drivers.docker.members import MemberStore
+from appliance.drivers.docker.network import is_bridge
 from appliance.drivers.docker.prestart import PrestartWatch
 from appliance.drivers.docker.probe import Prober
 from appliance.drivers.docker.types import Unreadable
@@ -23,6 +26,7 @@ from appliance.drivers.docker.workload import shared_with
 from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.errors import RetryError, cause
 from appliance.faults import Faults
+from appliance.model.facts import RunState
 from appliance.retry import Schedule
 from appliance.text import plain
 
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.types import Event, Inspected, Listed
-    from appliance.model.facts import DockerNetwork, Probe, Workload
+    from appliance.model.facts import BridgeMember, DockerNetwork, Probe, Workload
     from appliance.model.network import NetnsId
 
 NETNS_DIR = "/var/run/docker/netns"
@@ -77,10 +81,12 @@ class Inventory:
         self._store = WorkloadStore(
             netns_dir=Path(netns_dir), changed=self._publish, fresh_netns=fresh_netns, faults=self._faults
         )
+        self._members = MemberStore(changed=lambda: bell(urgent=True))
         self._prestart = PrestartWatch(
             netns_dir,
             docker,
             self._store,
+            self._members,
             list_networks=self._list_networks,
             inspect=self._inspect,
             failed=lambda path, error: self._faults.report(
@@ -114,12 +120,18 @@ class Inventory:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._prober.run)
+                await nursery.start(self._members.run)
                 await nursery.start(self._follow)
                 await nursery.start(self._prestart.run)
                 nursery.start_soon(self._list_now_and_then)
                 task_status.started()
         finally:
             self._nursery = None
+
+    @property
+    def members(self) -> tuple[BridgeMember, ...]:
+        """The containers on bridge networks, labelled or not."""
+        return self._members.members
 
     def probe(self, wanted: frozenset[Probe]) -> None:
         """Dial exactly these from now on, each until it accepts, which `Workload.accepting` then says.
@@ -198,15 +210,26 @@ class Inventory:
         self._end_list("container", former)
         self._end_list("event", self._begin_list("event"))
         self._faults.drop(lambda key: isinstance(key, tuple) and key[0] == STARTING and not Path(key[1]).exists())
-        if not (wait and await self._inspect_all(labelled)):
-            for container_id in labelled:
+        wanted = {*labelled, *await self._differing_members()}
+        if not (wait and await self._inspect_all(wanted)):
+            for container_id in wanted:
                 self._inspect(container_id)
 
-    async def _inspect_all(self, labelled: Iterable[str]) -> bool:
+    async def _differing_members(self) -> frozenset[str]:
+        """Return the containers on bridge networks that are not known as these networks show them."""
+        known = self._members.known()
+        shown = []
+        for network in self.networks:
+            if is_bridge(network):
+                with suppress(NotFoundError):
+                    shown.append((network.name, (await self._docker.members(network.name)).joined))
+        return self._members.differing(shown, known)
+
+    async def _inspect_all(self, wanted: Iterable[str]) -> bool:
         """Wait until all were inspected; return False when that took too long."""
         with trio.move_on_after(FIRST_LIST) as patience:
             async with trio.open_nursery() as nursery:
-                for container_id in labelled:
+                for container_id in wanted:
                     self._inspect(container_id, nursery)
         return not patience.cancelled_caught
 
@@ -260,6 +283,7 @@ class Inventory:
             self._inspect(sharer)
         if action in {"start", "die", "destroy"}:
             self._store.end_connecting(event.id)
+        self._members.take(action, event)
         if action == "destroy":
             self._remove(event.id)
             if event.id in self._inspecting:
@@ -269,12 +293,15 @@ class Inventory:
                 self._store.died(event)
             if action != "create":  # inspect would wait for the start; its event brings the rest
                 self._inspect(event.id)
+        elif action == "start":  # without labels, but perhaps on a bridge
+            self._inspect(event.id)
 
     def _take_network(self, action: str, network_id: str, container_id: str) -> None:
         if not container_id:
             if self._nursery is not None:
                 self._nursery.start_soon(self._or_report, self._list_networks)
-        elif self._store.is_settled(container_id):
+        elif self._store.is_settled(container_id) or self._members.is_settled(container_id):
+            self._members.rejoin(container_id)
             self._inspect(container_id)
         elif action == "connect":
             self._store.begin_connecting(container_id, network_id)
@@ -287,6 +314,7 @@ class Inventory:
         self._sharing.pop(container_id, None)
         self._faults.drop(lambda key: key == ("inspect", container_id))
         self._store.remove(container_id)
+        self._members.remove(container_id)
 
     # -- inspecting one container
 
@@ -313,6 +341,7 @@ class Inventory:
                     break
             self._faults.over(("inspect", container_id))
             self._store.update(inspected, owner)
+            self._update_member(inspected)
         except NotFoundError:
             self._remove(container_id)
         except RetryError as error:
@@ -324,6 +353,19 @@ class Inventory:
         finally:
             self._inspecting.discard(container_id)
             self._inspect_again.discard(container_id)
+
+    def _update_member(self, inspected: Inspected) -> None:
+        """Take what a running one has on bridge networks; that another one runs not may be older than its start."""
+        netns = self._store.identify(inspected.sandbox_key) if inspected.sandbox_key else None
+        if netns is not None and inspected.listed.state in {RunState.RUNNING, RunState.PAUSED}:
+            self._members.put(
+                inspected.listed.id,
+                netns,
+                inspected.joined,
+                self._store.networks,
+                since=inspected.started_at,
+                settled=True,
+            )
 
     async def _owner(self, inspected: Inspected) -> Inspected | None:
         other = shared_with(inspected.listed.network_mode)

@@ -12,9 +12,9 @@ import structlog
 from appliance.drivers.process import run
 from appliance.errors import HostError, InputError, RetryError
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import BridgeRuleset, HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
 from appliance.model.numbers import parse_number
-from appliance.render.ruleset import render_host, render_workload
+from appliance.render.ruleset import render_bridge, render_host, render_workload
 from appliance.text import quoted
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ OLDEST = (0, 9, 6)
 DOOR_RULES = "rules of workloads with a door"
 """The name of the rules that a host can do without."""
 
+BRIDGE_RULES = "rules of bridges"
+"""The same, of port claims."""
+
 _TIMEOUT = 10.0
 """Seconds that `nft --version` may take."""
 
@@ -39,7 +42,7 @@ class NftFeatures:
 
     version: tuple[int, ...]
     features: frozenset[str]
-    """Which of our rulesets, by their names in `samples` and DOOR_RULES, nft and the kernel accept."""
+    """Which of our rulesets, by their names in `samples`, DOOR_RULES and BRIDGE_RULES, nft and the kernel accept."""
 
 
 async def probe(dry_run: Callable[[str], Awaitable[None]]) -> NftFeatures:
@@ -60,11 +63,12 @@ async def probe(dry_run: Callable[[str], Awaitable[None]]) -> NftFeatures:
         except RetryError as error:
             raise HostError(f"this host cannot do the {name}: {error}; a kernel with nf_tables is needed") from error
     features = {name for name, _ in samples()}
-    try:
-        await dry_run(door_sample())
-        features.add(DOOR_RULES)
-    except RetryError as error:
-        log.debug("this kernel refuses the rules of doors; going on without doors", cause=str(error))
+    for name, text in ((DOOR_RULES, door_sample()), (BRIDGE_RULES, bridge_sample())):
+        try:
+            await dry_run(text)
+            features.add(name)
+        except RetryError as error:
+            log.debug("this kernel refuses rules that are not needed; going on without", of=name, cause=str(error))
     return NftFeatures(version=version, features=frozenset(features))
 
 
@@ -92,6 +96,18 @@ def door_sample() -> str:
     return render_workload(replace(_bare(), door=True))
 
 
+def bridge_sample() -> str:
+    """Return port claims of every kind."""
+    return render_bridge(
+        BridgeRuleset(
+            vip_range=_bare().vip_range,
+            macs=frozenset({("veth0", 0x0242C0000202)}),
+            addresses=frozenset({("veth0", IPv4Address("192.0.2.2"))}),
+            addresses6=frozenset({("veth0", IPv6Address("2001:db8::2"))}),
+        )
+    )
+
+
 def samples() -> tuple[tuple[str, str], ...]:
     """Return rulesets that use everything but doors, and ones that use as little as can be, by name."""
     a, n = IPv4Address, IPv4Network
@@ -110,6 +126,8 @@ def samples() -> tuple[tuple[str, str], ...]:
         proxy_ports=ports,
         dns_port=53,
         workloads=some,
+        from_bridges=frozenset({("br-0", a("192.0.2.2"))}),
+        from_anywhere=some,
         published=frozenset({(a("192.0.2.2"), Protocol.TCP, 80)}),
         peers=some,
         machines=some,

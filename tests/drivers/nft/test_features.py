@@ -45,14 +45,21 @@ def test_a_host_that_takes_everything(nft):
     kernel = Kernel()
     found = trio.run(features.probe, kernel.dry_run)
     assert found.version == (1, 0, 6)
-    assert found.features == {features.DOOR_RULES, *(name for name, _ in features.samples())}
-    assert sorted(kernel.tried) == sorted([features.door_sample(), *(text for _, text in features.samples())])
+    names = {name for name, _ in features.samples()}
+    assert found.features == {features.DOOR_RULES, features.BRIDGE_RULES, *names}
+    texts = [features.door_sample(), features.bridge_sample(), *(text for _, text in features.samples())]
+    assert sorted(kernel.tried) == sorted(texts)
 
 
-def test_a_host_that_refuses_doors_does_without(nft):
-    """Only their name is missing."""
-    found = trio.run(features.probe, Kernel(features.door_sample()).dry_run)
-    assert found.features == {name for name, _ in features.samples()}
+@pytest.mark.parametrize(
+    ("refused", "left"),
+    [(features.door_sample(), features.BRIDGE_RULES), (features.bridge_sample(), features.DOOR_RULES)],
+    ids=["doors", "bridges"],
+)
+def test_a_host_that_refuses_what_is_not_needed_does_without(nft, refused, left):
+    """Only its name is missing."""
+    found = trio.run(features.probe, Kernel(refused).dry_run)
+    assert found.features == {left, *(name for name, _ in features.samples())}
 
 
 @pytest.mark.parametrize(("name", "text"), features.samples(), ids=lambda part: part[:40])
@@ -90,7 +97,7 @@ def test_samples_use_every_kind_of_rule():
     """What check and probe let the kernel try has each chain of nft/, those of visitors too."""
     chains = {chain for file in Path("nft").glob("*.nft") for chain in re.findall(r"chain (\w+) \{", file.read_text())}
     assert len(chains) > 5
-    tried = "".join(text for _, text in features.samples()) + features.door_sample()
+    tried = "".join(text for _, text in features.samples()) + features.door_sample() + features.bridge_sample()
     assert [chain for chain in sorted(chains) if f"chain {chain} {{" not in tried] == []
 
 
