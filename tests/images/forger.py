@@ -8,7 +8,8 @@ udp AS TO PORT SAY     a datagram to TO: {answer}
 take NAME FROM PORT    answers FROM in NAME's place for 1.5 s: {asked: connections that came}
 claim AS TO            makes itself known at TO as AS, by ARP or neighbour discovery: {mac: where TO is, or null}
 
-Before the word: --iface=eth0, --mac=02:be:ef:00:00:01 (its own where it is `own`), --ttl=64, --tags=0,0 (VLAN tags).
+Before the word: --iface=eth0, --mac=02:be:ef:00:00:01 (its own where it is `own`), --ttl=64, --tags=0,0 (VLAN tags),
+--to=MAC (of TO, who is then not asked, and learns nothing).
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def tcp(source, to, port: int, say: bytes = b"") -> dict:
 
 def udp(source, to, port: int, say: bytes) -> dict:
     """Send a datagram and wait for what comes back."""
-    mac = claim(source, to)
+    mac = bytes.fromhex(options["to"].replace(":", "")) if "to" in options else claim(source, to)
     if mac is None:
         return {"answer": None}
     sport = random.randrange(30000, 60000)
