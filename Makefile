@@ -3,7 +3,7 @@
 .PHONY: help demo demo-cluster test test-more unit check unit-compiled compiled bench docs lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
-SEPARATE := test_rounds.py test_mesh_long.py test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py test_bench.py
+SEPARATE := test_rounds.py test_mesh_long.py test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py test_bench.py test_port_claims.py
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' appliance/__init__.py)
 LOCK := $(PYTHON_BIN)/pip-compile --quiet --no-header --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
@@ -22,7 +22,7 @@ demo-cluster: setup  ## The same on three machines that share a mesh through Con
 
 test test-more: SETUP := --tests
 test: setup check  ## Checks and tests, one host and three in a mesh, on Docker Engines of their own (about 15 minutes, needs root).
-	@echo "make test: the tests that need no Docker run beside the others, and tell at the end"
+	@echo "make test: the tests that need no Docker run beside the others, and report at the end"
 	@mkdir -p build
 	@{ nice $(PYTHON_BIN)/pytest -m 'not system' $(ARGS); one=$$?; nice $(MAKE) --no-print-directory unit-compiled; test $$one$$? = 00; } \
 	>build/unit-tests.log 2>&1 & unit=$$!; \

@@ -1,4 +1,4 @@
-"""A Docker Engine in memory that refuses what the real one refuses, for tests of what talks to drivers/docker.py."""
+"""A Docker Engine in memory that refuses what the real one refuses, for tests of what talks to drivers/docker/."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class FakeDocker:
         return tuple(self.nets.values())
 
     async def members(self, network):
-        """Describe a network."""
+        """Return the addresses on a network."""
         self._call("members", network)
         if network not in self.nets:
             raise NotFoundError(f"network {network} not found", status=404)

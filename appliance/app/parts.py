@@ -28,7 +28,6 @@ from appliance.drivers.host.resolvers import HostResolvers
 from appliance.drivers.netns import identity
 from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
-from appliance.drivers.nft.features import BRIDGE_RULES, DOOR_RULES
 from appliance.drivers.nft.helper import NftHelper
 from appliance.drivers.nft.lease import Lease
 from appliance.drivers.registry import open_registry
@@ -147,9 +146,9 @@ class Parts:
 
     def limit_to(self, nft: NftFeatures) -> None:
         """Do without doors or port claims where the kernel knows no such rules; the check before the start said so."""
-        if DOOR_RULES not in nft.features:
+        if not nft.doors:
             self.facts.settings = replace(self.facts.settings, doors=False)
-        if BRIDGE_RULES not in nft.features:
+        if not nft.bridges:
             self.facts.settings = replace(self.facts.settings, port_claims=False)
 
     async def _pairs_to(self, address: IPv4Address) -> int:

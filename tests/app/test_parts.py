@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from structlog.testing import capture_logs
 
 from appliance.drivers.netns import identity
-from appliance.drivers.nft.features import BRIDGE_RULES, DOOR_RULES, NftFeatures
+from appliance.drivers.nft.features import NftFeatures
 from appliance.model.facts import Probe
 from appliance.model.network import HostRuleset, NetnsId
 from appliance.model.registry import Interests
@@ -47,14 +47,14 @@ def test_first_pass_finds_what_was_asked_for_before_it(parts: Parts, monkeypatch
 
 def test_what_the_kernel_does_not_know_is_not_wanted(parts: Parts) -> None:
     """An old kernel does without; one that takes them changes nothing."""
-    every = NftFeatures(version=(1, 0, 6), features=frozenset({DOOR_RULES, BRIDGE_RULES}))
+    every = NftFeatures(version=(1, 0, 6), doors=True, bridges=True)
     parts.limit_to(every)
     assert parts.facts.snapshot().settings.doors
     assert parts.facts.snapshot().settings.port_claims
-    parts.limit_to(replace(every, features=frozenset({BRIDGE_RULES})))
+    parts.limit_to(replace(every, doors=False))
     assert not parts.facts.snapshot().settings.doors
     assert parts.facts.snapshot().settings.port_claims
-    parts.limit_to(replace(every, features=frozenset()))
+    parts.limit_to(replace(every, bridges=False))
     assert not parts.facts.snapshot().settings.port_claims
 
 

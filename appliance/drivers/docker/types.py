@@ -66,11 +66,6 @@ class NetworkMembers:
     """By container id, and by other names where the endpoint is no container's."""
     unreadable: tuple[Unreadable, ...] = ()
 
-    @property
-    def addresses(self) -> Mapping[str, IPv4Address]:
-        """Return the IPv4 addresses of those that have one."""
-        return {container_id: j.address for container_id, j in self.joined.items() if j.address is not None}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
@@ -342,7 +337,7 @@ def parse_network(text: bytes) -> DockerNetwork:
 
 
 def parse_members(text: bytes) -> NetworkMembers:
-    """Parse `GET /networks/{id}`. Raises RetryError."""
+    """Parse `GET /networks/{id}`, its containers one by one. Raises RetryError."""
     what = "description of a network"
     network = decode(text, _Network, what)
     with _promised(what):
