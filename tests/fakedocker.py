@@ -50,6 +50,7 @@ class FakeDocker:
         """The answer of these, as it is when they are asked, is on its way until then."""
         self.clock = 1000.0
         self.since: list[float] = []
+        self.told: list[Event] = []
         self._streams: list[trio.MemorySendChannel[Event]] = []
         self._numbers = 100
 
@@ -74,6 +75,7 @@ class FakeDocker:
         event = Event(
             kind=kind, action=action, id=subject, attributes=attributes, time=self.clock if at is None else at
         )
+        self.told.append(event)
         for stream in self._streams:
             stream.send_nowait(event)
 
@@ -116,11 +118,18 @@ class FakeDocker:
     # -- drivers.docker.Docker
 
     @asynccontextmanager
-    async def events(self, *, since: float):
-        """Open the stream."""
-        self._call("events")
+    async def events(self, *, since: float, until: float | None = None):
+        """Open the stream; one that ends brings what was told from `since` on."""
+        self._call("events" if until is None else "events until")
         self.since.append(since)
         send, receive = trio.open_memory_channel[Event](inf)
+        if until is not None:
+            for event in self.told:
+                if since <= event.time <= until:
+                    send.send_nowait(event)
+            send.close()
+            yield receive
+            return
         self._streams.append(send)
         async with receive:
             yield receive

@@ -86,6 +86,8 @@ async def serve(parts: Parts, stopping: trio.Event) -> int:
             nursery.start_soon(parts.tidier.run)
             await nursery.start(parts.reconciler.run)
             await nursery.start(parts.lease.run)
+            if not parts.facts.settings.port_claims:
+                nursery.start_soon(parts.confirmer.run)
             await nursery.start(parts.host_access.run)
             await nursery.start(server.serve, RunningAppliance(parts), Path(config.run_dir) / "admin.sock")
             gc.collect()

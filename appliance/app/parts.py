@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.app import bridge, worker
+from appliance.control.confirm import Confirmer
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
@@ -128,6 +129,12 @@ class Parts:
                 host_access=self.host_access,
                 unneeded=self.tidier.unneeded,
             ),
+        )
+        self.confirmer = Confirmer(
+            confirm=self.plane.confirm,
+            catch_up=self.inventory.catch_up,
+            settle=self.reconciler.settle,
+            faults=self.faults,
         )
         self.lease = Lease(fresh=self.reconciler.holds_claims, faults=self.faults)
 

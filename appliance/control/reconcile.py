@@ -86,6 +86,9 @@ class Reconciler:
         """What was forgotten since the pass compared: its own steps do not make that known again."""
         self._compared = -inf
         """When the last pass had ended, on Trio's clock."""
+        self._ended = 0
+        """The number of that pass."""
+        self._pass_ended = trio.Event()
         self._next = inf
         """When the next pass has to come, on Trio's clock."""
         self.have = st.HostState()
@@ -130,6 +133,13 @@ class Reconciler:
         self._forget(self._edited)
         if self._host_edited:
             self.have = replace(self.have, host_ruleset=None, bridge_ruleset=None)
+
+    async def settle(self) -> None:
+        """Return once a pass has ended that began after this call."""
+        begun = self.passes
+        self.ring(urgent=True)
+        while self._ended <= begun:
+            await self._pass_ended.wait()
 
     def holds_claims(self) -> bool:
         """Whether this host's port claims are in place, and are what the facts said not long ago."""
@@ -194,7 +204,9 @@ class Reconciler:
         await self._followers.finish(plan, facts)
         if (plan.claims or plan.due < inf) and self.have.registrations.keys() != facts.announced:
             self.ring()  # what is announced need not be claimed
-        self._compared = trio.current_time()
+        self._compared, self._ended = trio.current_time(), self.passes
+        self._pass_ended.set()
+        self._pass_ended = trio.Event()
         self._next = min(trio.current_time() + min(FULL_PASS, plan.due), self._attempts.next_due(now))
 
     async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot, now: float) -> None:

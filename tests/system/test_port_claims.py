@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 import pytest
-from machine import IMAGE, ROOT, run, wait_until
+from machine import IMAGE, NEVER, ROOT, run, wait_until
 
 from appliance.drivers.netns import netlink
 
@@ -437,3 +437,41 @@ def test_without_claims_all_of_it_succeeds(bare: Machine) -> None:
     s = scene_of(bare)
     forge(bare, "remote", "udp", s.friend, f"{QUARTER}.1", s.udp, "stolen")
     assert counted(bare, "inet", "a workload's address from another bridge")
+
+
+def test_a_standstill_gives_nobody_anothers_rights(bare: Machine) -> None:
+    """What a container has begun, with the address of one that ended meanwhile, is judged by what Docker has done."""
+    mesh = bare
+    options = ("--network=quarter", f"--ip={QUARTER}.60")
+    program = (
+        "import socket, sys, time; said, end = [], time.monotonic() + 3\n"
+        "while time.monotonic() < end:\n"
+        "    try:\n"
+        "        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 2) as c:\n"
+        "            said.append(c.recv(100).decode())\n"
+        "    except OSError: said.append('')\n"
+        "    time.sleep(0.05)\n"
+        "print(len(said), len([one for one in said if one]))"
+    )
+    labels = {"service": "near", "container": "former", "connect_to": "server.far"}
+    port = str(scene_of(mesh).tcp)
+    mesh.run_container("former", IMAGE, options=options, **labels)
+    try:
+        wait_until(lambda: "answer" in mesh.client("former", "tcp", "server.far", "7000", "1")[0], "it is let in")
+        assert mesh.appliance is not None
+        os.kill(mesh.appliance.pid, signal.SIGSTOP)
+        try:
+            mesh.docker("kill", "former")
+            wait_until(lambda: not mesh.inspect("former")["State"]["Running"], "it has ended")
+            command = ("python3", "-c", program, f"{QUARTER}.1", port)
+            mesh.run_container("heir", IMAGE, *command, options=options)
+            NEVER.wait(1.0)  # the standstill itself
+        finally:
+            os.kill(mesh.appliance.pid, signal.SIGCONT)
+        said = wait_until(lambda: mesh.docker("logs", "heir"), "it has tried")
+        tried, heard = map(int, said.split())
+        assert tried > 0
+        assert heard == 0
+        assert all("answer" in one for one in mesh.client("friend", "tcp", "server.far", "7000", "3"))
+    finally:
+        mesh.docker("rm", "--force", "former", "heir")

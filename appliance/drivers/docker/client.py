@@ -239,9 +239,14 @@ class Docker:
         return True
 
     @asynccontextmanager
-    async def events(self, *, since: float) -> AsyncIterator[AsyncIterator[types.Event]]:
-        """Open the stream of container and network events from `since` (seconds since the epoch) on."""
+    async def events(self, *, since: float, until: float | None = None) -> AsyncIterator[AsyncIterator[types.Event]]:
+        """Open the stream of container and network events from `since` (seconds since the epoch) on.
+
+        With `until`, which must have passed, it ends with the last event before that.
+        """
         params = {"since": f"{since:.9f}", "filters": orjson.dumps(_EVENTS).decode()}
+        if until is not None:
+            params["until"] = f"{until:.9f}"
         async with self._http.stream("GET", "/events", params=params) as lines:
             yield self._events(lines)
 

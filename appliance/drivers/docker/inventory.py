@@ -100,6 +100,8 @@ class Inventory:
         self._inspecting: set[str] = set()
         self._inspect_again: set[str] = set()
         self._nursery: trio.Nursery | None = None
+        self._since = 0.0
+        """When the last event was that was taken, in seconds since the epoch."""
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
         self.connected = False
@@ -147,13 +149,13 @@ class Inventory:
     # -- following Docker
 
     async def _follow(self, *, task_status: trio.TaskStatus[None]) -> None:
-        since = time.time()
+        self._since = time.time()
         failures = 0
         listed = False
         while True:
             why: object = "the stream of events ended"
             try:
-                async with self._docker.events(since=since) as events:
+                async with self._docker.events(since=self._since) as events:
                     await self._list(wait=not listed)
                     self._set_connected(True)
                     failures = 0
@@ -161,12 +163,7 @@ class Inventory:
                         listed = True
                         task_status.started()
                     async for event in events:
-                        since = max(since, event.time)
-                        self.counts["events"] += 1
-                        try:
-                            self._take(event)
-                        except Exception as error:  # noqa: BLE001 — it is the problem of this one event
-                            self._complain("event", Unreadable(id=event.id, cause=cause(error)))
+                        self._take_or_complain(event)
             except RetryError as error:
                 why = error
             self.counts["reconnects"] += 1
@@ -174,6 +171,20 @@ class Inventory:
             self._set_connected(False)
             failures += 1
             await trio.sleep(RECONNECT.after(failures))
+
+    async def catch_up(self) -> None:
+        """Take all of Docker's events up to now, which the stream may bring once more. Raises RetryError."""
+        async with self._docker.events(since=self._since, until=time.time()) as events:
+            async for event in events:
+                self._take_or_complain(event)
+
+    def _take_or_complain(self, event: Event) -> None:
+        self._since = max(self._since, event.time)
+        self.counts["events"] += 1
+        try:
+            self._take(event)
+        except Exception as error:  # noqa: BLE001 — it is the problem of this one event
+            self._complain("event", Unreadable(id=event.id, cause=cause(error)))
 
     def _set_connected(self, connected: bool) -> None:  # noqa: FBT001 — it is the value of a field
         if connected:
@@ -217,10 +228,15 @@ class Inventory:
         """Return the containers on bridge networks that are not known as these networks show them."""
         known = self._members.known()
         shown = []
-        for network in self.networks:
-            if is_bridge(network):
+        try:
+            for network in filter(is_bridge, self.networks):
                 with suppress(NotFoundError):
                     shown.append((network.name, (await self._docker.members(network.name)).joined))
+        except RetryError as error:
+            words = "cannot list who is on the bridge networks; what was last known stays; will try again"
+            self._faults.report("docker members", words, error)
+            return frozenset()
+        self._faults.over("docker members")
         return self._members.differing(shown, known)
 
     async def _inspect_all(self, wanted: Iterable[str]) -> bool:

@@ -5,6 +5,7 @@ import socket
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -120,6 +121,19 @@ def test_a_stranger_gets_nothing(world: World) -> None:
     world.until(lambda: udp.stats().refused == 1)
     assert server.queued() == []
     assert udp.active == 0
+
+
+def test_datagrams_are_not_judged_while_it_is_not_known_whose_addresses_are_whose(world: World) -> None:
+    """They may be lost: a client asks again."""
+    server, client = world.socket(), world.socket()
+    udp, port = world.open(backend(server))
+    udp._standstill = SimpleNamespace(holds=True)
+    client.send(b"early", port)
+    world.turn(100)
+    assert (server.queued(), udp.active) == ([], 0)
+    udp._standstill = SimpleNamespace(holds=False)
+    client.send(b"late", port)
+    assert server.receive()[0] == b"late"
 
 
 def test_a_peer_machine_gets_local_backends_only(world: World) -> None:
