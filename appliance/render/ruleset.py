@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from appliance.model.mac import format_mac
 from appliance.model.names import Protocol
@@ -19,6 +19,7 @@ from appliance.model.network import DATAGRAM_DOORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Set as AbstractSet
 
     from appliance.model.network import BridgeRuleset, HostRuleset, Route, VisitorRules, WorkloadRuleset
 
@@ -87,7 +88,7 @@ def render_host(r: HostRuleset) -> str:
 def render_bridge(r: BridgeRuleset) -> str:
     """Return the text that replaces the table of the host's bridges, whatever was there, with a new lease."""
     values = {"vip_range": str(r.vip_range), "lease": _braces(frozenset(f"{k} timeout {LEASE}s" for k in LEASED))}
-    return _render(values, _bridge_sets(r), _BRIDGE)
+    return _render(values, _written(_claims(r)), _BRIDGE)
 
 
 def change_bridge(before: BridgeRuleset | None, after: BridgeRuleset) -> str:
@@ -97,8 +98,9 @@ def change_bridge(before: BridgeRuleset | None, after: BridgeRuleset) -> str:
     """
     if before is None or before.vip_range != after.vip_range:
         return render_bridge(after)
-    old, new = _bridge_sets(before), _bridge_sets(after)
-    return _change(_minus(old, new), _minus(new, old), BRIDGE_TABLE)
+    old, new = _claims(before), _claims(after)
+    gone = _written({name: old[name] - new[name] for name in old})
+    return _change(gone, _written({name: new[name] - old[name] for name in new}), BRIDGE_TABLE)
 
 
 def change_workload(before: WorkloadRuleset | None, after: WorkloadRuleset) -> str:
@@ -195,23 +197,44 @@ def _host_sets(r: HostRuleset) -> _Sets:
     } | ({} if r.visitors is None else _visitor_sets(r.visitors))
 
 
-def _bridge_sets(r: BridgeRuleset) -> _Sets:
-    targets = r.host_addresses6 | {address for _, address in r.addresses6}
+def _claims(r: BridgeRuleset) -> dict[str, AbstractSet[Any]]:
+    """Return the elements of each set of port claims, before they are written: there may be thousands."""
+    addresses6 = r.host_addresses6 | {address for _, address in r.addresses6}
     return {
-        "macs": frozenset(map(format_mac, r.host_macs | {mac for _, mac in r.macs})),
-        "addresses": _addresses(r.host_addresses | {address for _, address in r.addresses}),
-        "addresses6": _addresses(targets),
-        "port_macs": _at_ports(r.macs, format_mac),
-        "port_addresses": _at_ports(r.addresses, str),
-        "port_addresses6": _at_ports(r.addresses6, str),
-        "targets": frozenset(map(_target, targets)),
-        "port_targets": _at_ports(r.addresses6, _target),
+        "macs": r.host_macs | {mac for _, mac in r.macs},
+        "addresses": r.host_addresses | {address for _, address in r.addresses},
+        "addresses6": addresses6,
+        "targets": addresses6,
+        "port_macs": r.macs,
+        "port_addresses": r.addresses,
+        "port_addresses6": r.addresses6,
+        "port_targets": r.addresses6,
     }
 
 
 def _target(address: IPv6Address) -> str:
     """Return an address as a number: so nft writes what it reads from a packet by place and length."""
     return f"0x{int(address):032x}"
+
+
+_FORMS: Mapping[str, Callable[[Any], str]] = {
+    "macs": format_mac,
+    "addresses": str,
+    "addresses6": str,
+    "targets": _target,
+    "port_macs": format_mac,
+    "port_addresses": str,
+    "port_addresses6": str,
+    "port_targets": _target,
+}
+"""How the elements of port claims are written, behind their port if they have one."""
+
+
+def _written(claims: Mapping[str, AbstractSet[Any]]) -> _Sets:
+    return {
+        name: _at_ports(values, _FORMS[name]) if name.startswith("port_") else frozenset(map(_FORMS[name], values))
+        for name, values in claims.items()
+    }
 
 
 def _at_ports(claims: Iterable[tuple[str, _T]], form: Callable[[_T], str]) -> frozenset[str]:
