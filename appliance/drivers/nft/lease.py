@@ -2,7 +2,7 @@
 
 The claims of an appliance that is away grow old: Docker gives an address to another container, whose frames they would
 refuse. So they hold for LEASE seconds only, and nothing but this renews them. It talks to the kernel itself: a renewal
-costs 0.1 ms, and needs neither nft nor its helper, which may hang.
+costs less than 1 ms, and needs neither nft nor its helper, which may hang.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 from tcpworld import CALLER, World, eventually
 
 from appliance.dataplane.sockets import listen
+from appliance.dataplane.standstill import Standstill
 from appliance.dataplane.tcp.accept import ACCEPTS, Acceptor
 
 if TYPE_CHECKING:
@@ -137,7 +137,9 @@ def test_clients_wait_while_it_is_not_known_whose_addresses_are_whose(
 ) -> None:
     """They are taken once it is; an acceptor that knows its clients by their namespace does not ask."""
     monkeypatch.setattr("appliance.dataplane.tcp.accept.ACCEPT_PAUSE", 0.02)
-    word = SimpleNamespace(holds=True)
+    monkeypatch.setattr("appliance.dataplane.standstill.LIMIT", -1.0)
+    word = Standstill()
+    word.confirm()
     (sock,) = listen(0)
     port = sock.getsockname()[1]
     taken: list[str] = []
@@ -153,6 +155,6 @@ def test_clients_wait_while_it_is_not_known_whose_addresses_are_whose(
     world.connect()
     eventually(lambda: world.taken == [CALLER])
     assert taken == []
-    word.holds = False
+    monkeypatch.setattr("appliance.dataplane.standstill.LIMIT", 60.0)
     eventually(lambda: taken == [CALLER])
     world.call(acceptor.stop)

@@ -5,7 +5,6 @@ import socket
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -123,15 +122,18 @@ def test_a_stranger_gets_nothing(world: World) -> None:
     assert udp.active == 0
 
 
-def test_datagrams_are_not_judged_while_it_is_not_known_whose_addresses_are_whose(world: World) -> None:
+def test_datagrams_are_not_judged_while_it_is_not_known_whose_addresses_are_whose(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They may be lost: a client asks again."""
     server, client = world.socket(), world.socket()
     udp, port = world.open(backend(server))
-    udp._standstill = SimpleNamespace(holds=True)
+    world.context.standstill.confirm()
+    monkeypatch.setattr("appliance.dataplane.standstill.LIMIT", -1.0)
     client.send(b"early", port)
     world.turn(100)
     assert (server.queued(), udp.active) == ([], 0)
-    udp._standstill = SimpleNamespace(holds=False)
+    monkeypatch.setattr("appliance.dataplane.standstill.LIMIT", 60.0)
     client.send(b"late", port)
     assert server.receive()[0] == b"late"
 
