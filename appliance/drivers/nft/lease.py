@@ -58,27 +58,26 @@ class Lease:
         self._faults = faults
         self._every = every
         self._seconds = seconds
-        self._renewing = trio.CancelScope()
+        self._stopped = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew it every so many seconds until cancelled."""
         task_status.started()
-        with self._renewing:
-            while True:
-                await trio.sleep(self._every)
-                if not self._fresh():
-                    continue
-                try:
-                    renew(self._seconds)
-                except OSError as error:
-                    words = "the lease of port claims cannot be renewed; without it they end; will try again"
-                    self._faults.report("lease", words, error.strerror)
-                else:
-                    self._faults.over("lease")
+        while True:
+            await trio.sleep(self._every)
+            if self._stopped or not self._fresh():
+                continue
+            try:
+                renew(self._seconds)
+            except OSError as error:
+                words = "the lease of port claims cannot be renewed; without it they end; will try again"
+                self._faults.report("lease", words, error.strerror)
+            else:
+                self._faults.over("lease")
 
     def stop(self) -> None:
         """Renew it no more: it is about to be ended."""
-        self._renewing.cancel()
+        self._stopped = True
 
 
 def renew(seconds: float) -> None:

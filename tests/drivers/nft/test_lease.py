@@ -36,6 +36,7 @@ def test_it_is_renewed_while_claims_are_fresh_and_a_fault_is_tried_again(monkeyp
             now[:] = [round(time - begin) for time in now]
             kept.stop()
             await trio.sleep(100)
+            nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert now == [20, 40, 100, 120]
