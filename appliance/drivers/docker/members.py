@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from appliance.drivers.docker.network import is_bridge
+from appliance.drivers.docker.types import Joined
 from appliance.drivers.netns import identity, links
 from appliance.errors import RetryError
 from appliance.model.facts import BridgeMember
@@ -22,7 +23,7 @@ from appliance.model.facts import BridgeMember
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from appliance.drivers.docker.types import Event, Joined
+    from appliance.drivers.docker.types import Event
     from appliance.model.facts import DockerNetwork
     from appliance.model.network import Netns
 
@@ -37,7 +38,8 @@ _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 @dataclass(slots=True)
 class _Known:
     netns: Netns
-    joined: tuple[Joined, ...]
+    joined: frozenset[Joined]
+    """On bridge networks only, and without gateways, which Docker names in one place and not in another."""
     since: float
     """Seconds since the epoch, of this run of the container as far as it is known."""
     settled: bool = False
@@ -70,9 +72,6 @@ class MemberStore:
         finally:
             self._nursery = None
 
-    def __contains__(self, container_id: str) -> bool:
-        return container_id in self._known
-
     def put(
         self,
         container_id: str,
@@ -88,7 +87,11 @@ class MemberStore:
         `since` is when this run of it began, as far as it is known, in seconds since the epoch. `settled`: Docker shows
         it as running.
         """
-        held = tuple(j for j in joined if is_bridge(networks.get(j.network)) and any(_given(j)))
+        held = frozenset(
+            Joined(network=j.network, address=j.address, address6=j.address6, mac=j.mac)
+            for j in joined
+            if is_bridge(networks.get(j.network)) and any(_given(j))
+        )
         if not held:
             self.remove(container_id)
             return

@@ -650,8 +650,6 @@ def test_catching_up_takes_what_the_stream_has_not_brought(world):
     """Events up to now, by a question of its own, from the last one that was taken on; once more is no harm."""
 
     async def scene():
-        world.docker.tell("container", "die", cid(2), exitCode="1", **LABELS)
-        await until(lambda: world.only.state is RunState.EXITED)
         late = Event(kind="container", action="destroy", id=cid(2), time=time.time())
         world.docker.told.append(late)  # the stream has not brought it
         await world.inventory.catch_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_container_counts_with_its_port_and_all_that_docker_gave_it(world):
                 id=cid(2), ports=frozenset({"veth2"}), macs=frozenset({MAC}), addresses=frozenset({FOUR, SIX})
             ),
         )
-        world.put(JOINED)
+        world.put(replace(JOINED, gateway=IPv4Address("172.17.0.1")))
         await quiet()
         assert (world.changes, world.searches) == (1, 1)
         assert world.store.is_settled(cid(2))
