@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from appliance.faults import Faults
 
 EVERY = LEASE / 3
-"""Seconds between renewals: two may fail."""
+"""Seconds between renewals."""
+AGAIN = 1.0
+"""Seconds until the next look where it was not renewed: as while a pass brings the claims up to date."""
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
@@ -63,17 +65,23 @@ class Lease:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Renew it every so many seconds until cancelled."""
         task_status.started()
+        pause = self._every
         while True:
-            await trio.sleep(self._every)
-            if self._stopped or not self._fresh():
-                continue
-            try:
-                renew(self._seconds)
-            except OSError as error:
-                words = "the lease of port claims cannot be renewed; without it they end; will try again"
-                self._faults.report("lease", words, error.strerror)
-            else:
-                self._faults.over("lease")
+            await trio.sleep(pause)
+            pause = self._every if self._renew() else AGAIN
+
+    def _renew(self) -> bool:
+        """Renew it if the claims are fresh; return whether that is done."""
+        if self._stopped or not self._fresh():
+            return False
+        try:
+            renew(self._seconds)
+        except OSError as error:
+            words = "the lease of port claims cannot be renewed; without it they end; will try again"
+            self._faults.report("lease", words, error.strerror)
+            return False
+        self._faults.over("lease")
+        return True
 
     def stop(self) -> None:
         """Renew it no more: it is about to be ended."""
