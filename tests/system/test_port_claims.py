@@ -24,7 +24,6 @@ from appliance.drivers.netns import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from machine import Machine
 
@@ -407,18 +406,19 @@ def test_claims_end_while_the_appliance_is_away(village: Machine) -> None:
             mesh.start()
 
 
-@pytest.fixture
-def bare(village: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """The same village, with an appliance whose nft knows no bridge family."""
+@pytest.fixture(scope="module")
+def bare(village: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The same village, from now on with an appliance whose nft knows no bridge family."""
     nft = shutil.which("nft", path=f"{os.environ['PATH']}:/usr/sbin")
-    wrapper, binding = tmp_path / "bin" / "nft", tmp_path / "lib" / "nftables.py"
+    folder = tmp_path_factory.mktemp("bare")
+    wrapper, binding = folder / "bin" / "nft", folder / "lib" / "nftables.py"
     for path, text in ((wrapper, REFUSING.format(nft=nft)), (binding, BINDING)):
         path.parent.mkdir()
         path.write_text(text)
     wrapper.chmod(0o755)
     village.stop()
     village.exec("nft", "delete", "table", "bridge", "meshbox")
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
         patch.setenv("PYTHONPATH", f"{binding.parent}:{os.environ.get('PYTHONPATH', ROOT)}")
         village.start()
