@@ -3,7 +3,7 @@
 .PHONY: help demo demo-cluster test test-more unit check unit-compiled compiled bench docs lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
-SEPARATE := test_rounds.py test_mesh_long.py test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py test_bench.py test_port_claims.py
+SEPARATE := test_supervised_long.py test_rounds.py test_mesh_long.py test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py test_bench.py test_port_claims.py
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' appliance/__init__.py)
 LOCK := $(PYTHON_BIN)/pip-compile --quiet --no-header --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links
@@ -30,7 +30,7 @@ test: setup check  ## Checks and tests, one host and three in a mesh, on Docker 
 	wait $$unit; unit=$$?; cat build/unit-tests.log; \
 	echo "make test: exit codes of pytest are $$system with Docker, $$unit without"; test $$system$$unit = 00
 
-test-more: setup  ## The tests that take long: fifty rounds of deploy and remove, image, package, gateway, make demo-cluster, all benchmarks in brief, a machine cut off, a Consul that hangs or denies.
+test-more: setup  ## The tests that take long: fifty rounds of deploy and remove, image, package, gateway, make demo-cluster, all benchmarks in brief, a control plane whose awaits fail, a machine cut off, a Consul that hangs or denies.
 	@$(PYTHON_BIN)/pytest $(SEPARATE:%=tests/system/%) $(ARGS)
 
 unit: setup  ## Only the tests that need neither root nor Docker.

@@ -53,7 +53,11 @@ class NotYetError(RetryError):
 
 def cause(error: BaseException) -> str:
     """Return what went wrong in plain words of one line. An error that nobody has worded is named by its kind."""
-    return plain(str(error) if isinstance(error, MeshboxError) else f"{type(error).__name__}: {error}", MOST_MESSAGE)
+    try:
+        words = str(error) if isinstance(error, MeshboxError) else f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 — an error of others may fail at wording itself
+        words = type(error).__name__
+    return plain(words, MOST_MESSAGE)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,7 @@ from appliance.text import MOST_MESSAGE, plain, plain_lines, plain_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TextIO
 
 log = structlog.get_logger()
 
@@ -22,6 +26,8 @@ REPEATS = 3
 """How often the same line is written within WINDOW; what flaps would fill the disk otherwise."""
 WINDOW = 60.0
 """Seconds."""
+PATIENCE = 50
+"""Milliseconds that a line may wait for whoever reads the log, once; then lines are left out until there is room."""
 MOST_LINES = 1000
 """Different lines that are remembered; beyond that, those whose window is over are forgotten."""
 
@@ -51,7 +57,7 @@ def configure(*, level: str = "info", form: str = "auto") -> None:
             ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(LogStream(sys.stderr)),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_Libraries()], level=max(number, logging.WARNING), force=True)
@@ -68,6 +74,50 @@ def make_plain(_logger: object, _method: str, event: structlog.typing.EventDict)
         elif isinstance(value, BaseException):
             event[key] = plain(str(value), MOST_MESSAGE)
     return event
+
+
+class LogStream:
+    """Standard error for one line at a time, which neither blocks for long nor fails.
+
+    Whoever reads it may stop reading, or end: a full pipe would hold up all traffic of this process otherwise. Lines
+    for which there is no room are left out, and the next one that is written comes after a line that counts them.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._line = ""
+        self._lost = 0
+
+    def write(self, text: str) -> None:
+        """Add to the line."""
+        self._line += text
+
+    def flush(self) -> None:
+        """Write the line."""
+        line, self._line = self._line, ""
+        try:
+            descriptor = self._file.fileno()
+        except (AttributeError, OSError, ValueError):  # closed, or no file at all, as in tests
+            with suppress(OSError, ValueError):
+                self._file.write(line)
+            return
+        said = f"\nmeshbox: {self._lost} lines of the log are lost: nobody read it\n" if self._lost else ""
+        try:
+            self._lost = self._lost + 1 if not _written(descriptor, said + line, not self._lost) else 0
+        except OSError:  # nobody can read it any more
+            self._lost += 1
+
+
+def _written(descriptor: int, text: str, patient: bool) -> bool:  # noqa: FBT001 — a positional flag of one caller
+    """Write a text as far as there is room; return whether there was room for all of it. Raises OSError."""
+    data = text.encode(errors="replace")
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    while data:
+        if not room.poll(PATIENCE if patient else 0):
+            return False
+        data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]
+    return True
 
 
 class _Libraries(logging.Handler):

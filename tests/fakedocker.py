@@ -10,7 +10,7 @@ from math import inf
 import trio
 
 from appliance.drivers.docker.client import ImageError
-from appliance.drivers.docker.http import ConflictError, DockerAbsentError, DockerError, NotFoundError
+from appliance.drivers.docker.http import ConflictError, DockerAbsentError, DockerError, NotFoundError, SilentError
 from appliance.drivers.docker.types import Event, Inspected, Joined, Listed, NetworkMembers
 from appliance.model.facts import DockerNetwork, RunState
 
@@ -76,8 +76,11 @@ class FakeDocker:
             kind=kind, action=action, id=subject, attributes=attributes, time=self.clock if at is None else at
         )
         self.told.append(event)
-        for stream in self._streams:
-            stream.send_nowait(event)
+        for stream in list(self._streams):
+            try:
+                stream.send_nowait(event)
+            except trio.BrokenResourceError:  # whoever listened has gone
+                self._streams.remove(stream)
 
     def add(self, number: int, labels: dict[str, str], **fields) -> str:
         """Put a running container there without an event."""
@@ -109,6 +112,12 @@ class FakeDocker:
         listed = one.listed if state is None else replace(one.listed, state=state)
         self.there[container_id] = replace(one, listed=listed, **fields)
 
+    def fall_silent(self) -> None:
+        """Let every event stream say nothing for too long."""
+        for stream in self._streams:
+            stream.send_nowait(SilentError("nothing came"))
+        self._streams.clear()
+
     def break_streams(self) -> None:
         """End every event stream, as when dockerd stops."""
         for stream in self._streams:
@@ -132,7 +141,14 @@ class FakeDocker:
             return
         self._streams.append(send)
         async with receive:
-            yield receive
+            yield self._deliver(receive)
+
+    @staticmethod
+    async def _deliver(receive):
+        async for event in receive:
+            if isinstance(event, SilentError):
+                raise event
+            yield event
 
     async def containers(self):
         """List labelled containers."""

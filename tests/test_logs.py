@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import time
 
 import orjson
 import pytest
@@ -125,3 +127,33 @@ def test_nothing_in_a_log_steers_a_terminal(monkeypatch, form) -> None:
     assert all(line.isprintable() for line in text.split("\n"))
     assert "\\u001b" not in text
     structlog.reset_defaults()
+
+
+def test_a_log_that_nobody_reads_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines for which there is no room are left out, and counted once there is room; a reader that has gone is none."""
+    out, into = os.pipe()
+    with open(out, "rb", buffering=0) as reader, open(into, "w", encoding="utf-8") as writer:  # noqa: PTH123 — descriptors
+        monkeypatch.setattr("sys.stderr", writer)
+        logs.configure(form="json")
+        log = structlog.get_logger()
+        began = time.monotonic()
+        for number in range(2000):
+            log.warning("x" * 200, number=number)
+        assert time.monotonic() - began < 2.0
+        os.set_blocking(out, False)
+        read = reader.read(1 << 20)
+        log.warning("there is room again")
+        told = reader.read(1 << 20).decode().splitlines()
+        lost = int(re.search(r"meshbox: (\d+) lines of the log are lost", "\n".join(told))[1])
+        assert lost + read.count(b'"level"') in {2000, 2001}, "at most one was cut in the middle"
+        assert orjson.loads(told[-1])["event"] == "there is room again"
+        reader.close()
+        log.warning("nobody is there")
+
+
+def test_a_closed_standard_error_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where whoever started the appliance has closed it."""
+    with open(os.devnull, "w", encoding="utf-8") as closed:  # noqa: PTH123
+        monkeypatch.setattr("sys.stderr", closed)
+        logs.configure(form="json")
+    structlog.get_logger().warning("nobody hears this")

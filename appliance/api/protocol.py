@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from appliance.config.options import Config
+    from appliance.control.supervisor import PartState
     from appliance.faults import Faults
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.registry import Interests, RegistryFacts
@@ -31,6 +32,10 @@ class Appliance(Protocol):
     @property
     def faults(self) -> Faults:
         """The faults that last at the moment."""
+
+    @property
+    def parts(self) -> Mapping[str, PartState]:
+        """How each part of the control plane fares, by its name."""
 
     @property
     def have(self) -> HostState:

@@ -58,7 +58,11 @@ class _NotFoundError(MeshboxError):
 
 
 async def _status(appliance: Appliance, _: Request) -> views.Row:
-    """Show the appliance itself: version, machine, process, limit of open files, faults that last, and counters."""
+    """Show the appliance itself: version, machine, process, limit of open files, faults that last, parts, counters.
+
+    `parts` has for each part of the control plane its state (`starting`, `running`, `failed`, `stuck`, `ended`) and how
+    often it was started again.
+    """
     return {
         "version": __version__,
         "node": appliance.config.node,
@@ -66,6 +70,7 @@ async def _status(appliance: Appliance, _: Request) -> views.Row:
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "uptime": round(time.time() - appliance.started_at, 1),
         "faults": {key: asdict(fault) for key, fault in appliance.faults.list().items()},
+        "parts": {name: {"state": str(part.life), "restarts": part.restarts} for name, part in appliance.parts.items()},
         "counters": dict(await appliance.counters()),
     }
 
@@ -287,8 +292,8 @@ def _answering(handler: Handler, appliance: Appliance) -> Callable[[Request], Aw
         except MeshboxError as error:
             status = 400 if isinstance(error, InputError) else 404 if isinstance(error, _NotFoundError) else 503
             body = _encoded(refusal(error))
-        except ClientDisconnect:
-            raise
+        except ClientDisconnect:  # before its request was whole: nobody reads this
+            status, body = 400, b""
         except Exception as error:  # whatever it is, it is the problem of this one request
             status = 500
             log.exception("a request to the admin API has failed", path=request.url.path)

@@ -71,6 +71,28 @@ def run(main: Callable[[asyncio.AbstractEventLoop, trio.Event], Awaitable[int]])
     return result[0].unwrap()
 
 
+def repeat(loop: asyncio.AbstractEventLoop, work: Callable[[], float]) -> Callable[[], None]:
+    """Call `work` in Trio by a timer of the loop, again after as many seconds as it returns; return what ends that.
+
+    It works whatever Trio's tasks do. `work` must not raise.
+    """
+    token = trio.lowlevel.current_trio_token()
+    timer: list[asyncio.TimerHandle] = []
+
+    def tick() -> None:
+        token.run_sync_soon(once)
+
+    def once() -> None:
+        if timer:
+            timer[:] = [loop.call_later(work(), tick)]
+
+    def stop() -> None:
+        timer.pop().cancel()
+
+    timer.append(loop.call_later(0, tick))
+    return stop
+
+
 async def answer(plane: DataPlane, question: Question[T]) -> T:
     """Ask the data plane and wait for what it says."""
     token = trio.lowlevel.current_trio_token()

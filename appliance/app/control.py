@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from appliance.app.parts import Parts
     from appliance.config.options import Config
+    from appliance.control.supervisor import PartState
     from appliance.faults import Faults
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.registry import Interests, RegistryFacts
@@ -43,6 +44,11 @@ class RunningAppliance:
     def faults(self) -> Faults:
         """The faults that last at the moment."""
         return self._parts.faults
+
+    @property
+    def parts(self) -> Mapping[str, PartState]:
+        """How each part of the control plane fares, by its name."""
+        return self._parts.supervisor.states
 
     @property
     def have(self) -> HostState:

@@ -17,6 +17,7 @@ from appliance.control.followers import PlanFollowers
 from appliance.control.hostaccess import HostAccess
 from appliance.control.reconcile import FULL_PASS, Reconciler
 from appliance.control.snapshot import FactSources
+from appliance.control.supervisor import Supervisor
 from appliance.control.tidy import NetworkTidier
 from appliance.dataplane.api import pairs_to
 from appliance.dataplane.inprocess import InProcess
@@ -69,8 +70,10 @@ class Parts:
         gateway = config.is_gateway
         settings = config.settings(gateway=gateway)
         self.config = config
+        self.loop = loop
         self.started_at = time.time()
         self.faults = Faults()
+        self.supervisor = Supervisor(self.faults)
         self.plane = make_plane(config, loop)
         self.registry: Registry = open_registry(config, bell=self.ring, gateway=gateway)
         self.inventory: Inventory | NoContainers = (
@@ -131,6 +134,7 @@ class Parts:
             ),
         )
         self.confirmer = Confirmer(
+            wanted=lambda: not self.facts.settings.port_claims,
             confirm=self.plane.confirm,
             catch_up=self.inventory.catch_up,
             settle=self.reconciler.settle,

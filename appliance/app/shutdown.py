@@ -12,7 +12,7 @@ import trio
 from appliance.app import bridge
 from appliance.dataplane.api import LEFT
 from appliance.drivers.netns import identity
-from appliance.errors import MeshboxError
+from appliance.errors import MeshboxError, cause
 from appliance.render.ruleset import END_LEASE, REMOVE, REMOVE_BRIDGE, change_host
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 POLL = 0.05
 """Seconds between checks of how many connections are left: the data plane has no events of Trio."""
+MORE = 30.0
+"""Seconds beyond its own time after which a piece of the end is left undone."""
 TELL = 2.0
 """Seconds between lines of the log."""
 
@@ -48,6 +50,17 @@ async def wait_drained(left: Callable[[], Awaitable[int]], seconds: float) -> No
         log.warning("connections are cut off", connections=count, remedy="a longer drain lets them end by themselves")
     else:
         log.info("drained")
+
+
+async def finish(doing: str, work: Callable[[], Awaitable[None]], seconds: float = 0.0) -> None:
+    """Do one thing of the end. What fails, or takes longer than `seconds` and some more, keeps nothing else from it."""
+    try:
+        with trio.move_on_after(seconds + MORE) as patience:
+            await work()
+    except Exception as error:
+        log.exception("something went wrong while this appliance was ending", doing=doing, cause=cause(error))
+    if patience.cancelled_caught:
+        log.warning("this took too long while this appliance was ending, and was left", doing=doing)
 
 
 async def drain(parts: Parts) -> None:

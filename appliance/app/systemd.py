@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from appliance.errors import InputError
+from appliance.heartbeat import UNWATCHED
+from appliance.model.numbers import parse_number
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from appliance.heartbeat import Heartbeat
+
 log = structlog.get_logger()
 
+LONGEST = 2**53
+"""Microseconds of WATCHDOG_USEC that are believed."""
 STOP_MARGIN = 15.0
 """Seconds that stopping may take besides the drain."""
 
@@ -39,11 +47,18 @@ class Notifier:
         """Say that the appliance ends, and that this may take `drain` seconds whatever the unit's TimeoutStopSec is."""
         self._tell(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round((drain + STOP_MARGIN) * 1e6)}")
 
-    async def watchdog(self) -> None:
-        """Give signs of life until cancelled. A loop that hangs gives none, and the manager starts another process."""
+    async def watchdog(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Give signs of life until cancelled. A loop that hangs gives none, and the manager starts another process.
+
+        They say that the loop turns, and so that traffic goes on. A part of the control plane that fails or hangs is no
+        reason to end that: the supervisor deals with it.
+        """
+        task_status.started()
         while self.interval is not None:
             self._tell("WATCHDOG=1")
-            await trio.sleep(self.interval)
+            await beat.sleep(self.interval)
 
     def _tell(self, state: str) -> None:
         if not self._address:
@@ -58,9 +73,10 @@ class Notifier:
 
 def _interval(environment: Mapping[str, str]) -> float | None:
     """Return half of WATCHDOG_USEC (microseconds) in seconds, if it is meant for this process."""
-    microseconds = environment.get("WATCHDOG_USEC", "")
-    if not microseconds.isdigit() or int(microseconds) == 0:
+    try:
+        microseconds = parse_number(environment.get("WATCHDOG_USEC"), 1, LONGEST)
+    except InputError:
         return None
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
-    return int(microseconds) / 2e6
+    return microseconds / 2e6

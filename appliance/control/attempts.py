@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.errors import MeshboxError, NotYetError
+from appliance.errors import NotYetError
 from appliance.model import state as st
 from appliance.retry import Schedule
 
@@ -50,8 +50,14 @@ class Attempts:
         self._nursery: trio.Nursery | None = None
 
     def wait_in(self, nursery: trio.Nursery | None) -> None:
-        """Wait in this nursery's tasks for what steps lack; without one, steps are only tried again by schedule."""
+        """Wait in this nursery's tasks for what steps lack; without one, steps are only tried again by schedule.
+
+        A pass that was cut short, and waiters that ended with it, have left steps without a time: they are due now.
+        """
         self._nursery = nursery
+        for failed in self._failed.values():
+            if failed.due is None or failed.due == inf:
+                failed.due = NOW
 
     def held(self, step: st.Step, now: float) -> bool:
         """Whether a step that leads to the same has failed, and is not due yet."""
@@ -112,7 +118,7 @@ class Attempts:
         with failed.waiter:
             try:
                 there = bool(await wait())
-            except MeshboxError:  # the next attempt says why
+            except Exception:  # noqa: BLE001 — the next attempt says why
                 there = False
             if there or failed.patient:
                 failed.due = NOW

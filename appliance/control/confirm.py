@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from appliance.errors import RetryError
+from appliance.heartbeat import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from appliance.faults import Faults
+    from appliance.heartbeat import Heartbeat
 
 EVERY = 0.1
 """Seconds between confirmations."""
@@ -31,23 +33,34 @@ class Confirmer:
     def __init__(
         self,
         *,
+        wanted: Callable[[], bool],
         confirm: Callable[[], None],
         catch_up: Callable[[], Awaitable[None]],
         settle: Callable[[], Awaitable[None]],
         faults: Faults,
     ) -> None:
-        """`catch_up` reads Docker's events up to now and raises RetryError; `settle` waits for a pass after it."""
+        """`wanted` says whether there are no port claims.
+
+        `catch_up` reads Docker's events up to now and raises RetryError; `settle` waits for a pass after it.
+        """
+        self._wanted = wanted
         self._confirm = confirm
         self._catch_up = catch_up
         self._settle = settle
         self._faults = faults
 
-    async def run(self) -> None:
-        """Confirm until cancelled."""
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Confirm until cancelled; end at once where it is not wanted."""
+        task_status.started()
+        if not self._wanted():
+            return
         self._confirm()
         last = trio.current_time()
         while True:
             await trio.sleep(EVERY)
+            beat()
             if trio.current_time() - last > STOOD_STILL:
                 await self._catch_up_in_time()
             self._confirm()

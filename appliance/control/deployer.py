@@ -14,11 +14,13 @@ import structlog
 import trio
 
 from appliance.drivers.docker import labels
+from appliance.drivers.docker.client import PULL_SILENCE
 from appliance.drivers.docker.create import create_body, docker_name
 from appliance.drivers.docker.http import ConflictError, DockerError, NotFoundError
 from appliance.drivers.docker.network import bridge_address, own_network
-from appliance.errors import MeshboxError
+from appliance.errors import MeshboxError, cause
 from appliance.faults import Faults
+from appliance.heartbeat import UNWATCHED
 from appliance.model.facts import RunState
 from appliance.model.rollout import Action, Create, Progress, ReplicaKey, Retire, Start
 from appliance.retry import Backoff
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.inventory import Bell
     from appliance.drivers.docker.types import Inspected
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import DockerNetwork
 
 log = structlog.get_logger()
@@ -41,6 +44,8 @@ SETTLE = 0.25
 """Seconds before its connections are first counted: those being opened when it was taken out of the backends."""
 PEERS_SETTLE = 2.0
 """The same where other machines send connections too: until they have heard that it is to go."""
+LONGEST = 2 * PULL_SILENCE
+"""Seconds without progress after which an action is stuck. All that it asks of Docker ends sooner, well or not."""
 DRAIN_LOOK = 0.1
 """Seconds between checks of how many are left."""
 
@@ -74,6 +79,7 @@ class Deployer:
         self._backoff = Backoff()
         self._network_judged = False
         self._nursery: trio.Nursery | None = None
+        self._beat = UNWATCHED
         self._busy: dict[ReplicaKey, Action] = {}
         self._progress: dict[ReplicaKey, Progress] = {}
         self.counts: Counter[str] = Counter()
@@ -94,13 +100,16 @@ class Deployer:
         """What is under way or has failed, in words; what has gone well is not in it."""
         return self._progress
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry out actions until cancelled; those under way are then cut short."""
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Carry out actions until cancelled; those under way are then cut short, and the next pass asks for them."""
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery, self._beat = nursery, beat
                 task_status.started()
-                await trio.sleep_forever()
+                self._bell()
+                await beat.sleep()
         finally:
             self._nursery = None
             self._busy.clear()
@@ -144,17 +153,20 @@ class Deployer:
         subject = _subject(action)
         fault = ("deploy", str(action.key))
         try:
-            match action:
-                case Create():
-                    await self._create(action)
-                case Start():
-                    await self._start(action)
-                case Retire():
-                    await self._retire(action)
-        except MeshboxError as error:
+            with self._beat.another(f"the deployment of {action.key}", LONGEST) as beat:
+                match action:
+                    case Create():
+                        await self._create(action, beat)
+                    case Start():
+                        await self._start(action)
+                    case Retire():
+                        await self._retire(action, beat)
+        except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one container
             self.counts["failed"] += 1
-            self._say(action.key, str(error), failed=True)
-            self._faults.report(fault, "a container cannot be deployed; will try again", error, replica=str(action.key))
+            self._say(action.key, cause(error), failed=True)
+            trace = {} if isinstance(error, MeshboxError) else {"exc_info": error}
+            words = "a container cannot be deployed; will try again"
+            self._faults.report(fault, words, cause(error), replica=str(action.key), **trace)
             self._ring_in(self._backoff.charge(subject, trio.current_time()))
         else:
             self._progress.pop(action.key, None)
@@ -178,10 +190,16 @@ class Deployer:
     def _say(self, key: ReplicaKey, state: str, *, failed: bool = False) -> None:
         self._progress[key] = Progress(key=key, state=state, failed=failed, machine=self._node)
 
-    async def _create(self, action: Create) -> None:
+    async def _create(self, action: Create, beat: Heartbeat) -> None:
         key, container = action.key, action.container
+
+        def told(_: str, state: str) -> None:
+            beat()
+            self._say(key, state)
+
         self._say(key, "creating")
-        await self.pull([container.image], lambda _, state: self._say(key, state))
+        await self.pull([container.image], told)
+        beat()
         self._say(key, "creating")
         network = await self._docker.ensure_network(self._network, subnet=self._subnet)
         self._judge(network)
@@ -232,7 +250,7 @@ class Deployer:
                 await self._docker.remove(container_id)
             raise
 
-    async def _retire(self, action: Retire) -> None:
+    async def _retire(self, action: Retire, beat: Heartbeat) -> None:
         try:
             there = await self._docker.inspect(action.workload_id)
         except NotFoundError:
@@ -241,10 +259,12 @@ class Deployer:
         if labels.REVISION not in there.listed.labels:
             raise DockerError(f'container "{name}" was not made by meshbox and is left alone: remove it yourself')
         if there.listed.state is RunState.RUNNING:
-            await self._wait_drained(action, there)
+            await self._wait_drained(action, there, beat)
         self._say(action.key, "stopping")
+        grace = min(there.stop_timeout, action.grace)
         try:
-            await self._docker.stop(action.workload_id, grace=min(there.stop_timeout, action.grace))
+            beat.limit += grace  # Docker answers when it has ended
+            await self._docker.stop(action.workload_id, grace=grace)
         except NotFoundError:
             return
         self._say(action.key, "removing")
@@ -252,17 +272,17 @@ class Deployer:
         self.counts["retired"] += 1
         log.info("container retired", container=name, reason=action.reason)
 
-    async def _wait_drained(self, action: Retire, there: Inspected) -> None:
+    async def _wait_drained(self, action: Retire, there: Inspected, beat: Heartbeat) -> None:
         """Wait until no connection leads there, but not longer than the drain time."""
         addresses = [j.address for j in there.joined if j.address is not None]
         drain = min(self._drain, action.drain)
         self._say(action.key, "draining")
         settle = min(self._settle, drain)
-        await trio.sleep(settle)
+        await beat.sleep(settle)
         with trio.move_on_after(drain - settle):
             while open_pairs := sum([await self._pairs_to(address) for address in addresses]):
                 self._say(action.key, f"draining {open_pairs} connection{'s' if open_pairs > 1 else ''}")
-                await trio.sleep(DRAIN_LOOK)
+                await beat.sleep(DRAIN_LOOK)
 
 
 def _subject(action: Action) -> Hashable:

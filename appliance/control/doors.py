@@ -6,6 +6,7 @@ the rules alone lead them. Which doors there should be, and when one that failed
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from functools import partial
 from io import FileIO
@@ -17,6 +18,7 @@ from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp import sockets
 from appliance.drivers.netns import addresses, identity, netlink, routes
 from appliance.errors import NotYetError, RetryError
+from appliance.heartbeat import UNWATCHED
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from socket import SocketType
 
     from appliance.dataplane.api import DataPlane
+    from appliance.heartbeat import Heartbeat
     from appliance.model.network import Netns, NetnsId, WorkloadDoor
 
 LOOK = 10.0
@@ -38,7 +41,9 @@ class Doors:
         self.opened: dict[NetnsId, WorkloadDoor] = {}
         """Those that the data plane serves."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Let go of namespaces whose files are gone, until cancelled. Open doors stay with the data plane.
 
         A socket keeps a namespace alive with all that is in it, also where no step says to close the door: while Docker
@@ -46,7 +51,7 @@ class Doors:
         """
         task_status.started()
         while True:
-            await trio.sleep(LOOK)
+            await beat.sleep(LOOK)
             for opened in list(self.opened.values()):
                 if identity.identify(opened.netns.path) != opened.netns.id:
                     self._let_go(opened.netns)
@@ -107,10 +112,15 @@ class Doors:
             self._plane.close_door(netns.id)
 
 
+def _open(path: str, flags: int) -> int:
+    """Open a file, and do not wait where it is a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], SocketType, FileIO]:
     """Return listening sockets of the namespace that this thread is in, and the file of that. Raises OSError."""
     with ExitStack() as undo:
-        file = undo.enter_context(FileIO(netns.path))
+        file = undo.enter_context(FileIO(netns.path, opener=_open))
         if identity.identify(netns.path) != netns.id:
             raise FileNotFoundError(f"network namespace {netns.id} is gone")
         udp = sockets.listen_at_door(DOOR_PORT)

@@ -8,13 +8,15 @@ import structlog
 import trio
 
 from appliance.drivers.host.resolvconf import ResolverSettings, choose_server
-from appliance.errors import MeshboxError
+from appliance.errors import MeshboxError, cause
+from appliance.heartbeat import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from appliance.config.options import Config
     from appliance.faults import Faults
+    from appliance.heartbeat import Heartbeat
     from appliance.model.visitors import ConnectTo, Visitors
 
 log = structlog.get_logger()
@@ -41,16 +43,19 @@ class HostAccess:
         """What was put last."""
         self._moved = trio.Event()
         self._keeping = trio.CancelScope()
+        self._stopped = False
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Keep everything in place until `stop`. Started once it is, or could not be: that is reported and retried."""
         connect_to = self._visitors.host
         if connect_to is None:
             await self.undo()
             task_status.started()
             return
-        with self._keeping:
-            while True:
+        with trio.CancelScope() as self._keeping:
+            while not self._stopped:
                 self._moved = trio.Event()
                 self._domains = self._wanted(connect_to)
                 try:
@@ -63,9 +68,8 @@ class HostAccess:
                     self._faults.over("host names")
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
-                with trio.move_on_after(LOOK):
-                    await self._moved.wait()
-                    await trio.sleep(SETTLE)
+                if await beat.wait(self._moved, LOOK):
+                    await beat.sleep(SETTLE)
 
     def changed(self) -> None:
         """Say that services may have come or gone."""
@@ -79,6 +83,7 @@ class HostAccess:
 
     async def stop(self) -> None:
         """Undo everything, whether or not the appliance is being cancelled; a second call does nothing."""
+        self._stopped = True
         self._keeping.cancel()
         if self._visitors.host is not None:
             with trio.CancelScope(shield=True):
@@ -88,8 +93,8 @@ class HostAccess:
         """Put back what is there of ours."""
         try:
             undone = await self._names.revert()
-        except MeshboxError as error:
-            log.warning("this host's resolver settings could not be put back; run meshbox cleanup", cause=str(error))
+        except Exception as error:  # noqa: BLE001 — nothing else must fail with it
+            log.warning("this host's resolver settings could not be put back; run meshbox cleanup", cause=cause(error))
         else:
             if undone:
                 log.info("this host's resolver settings are as before", undone=undone)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import trio
 
 from appliance.control.attempts import Attempts
-from appliance.errors import MeshboxError
+from appliance.errors import MeshboxError, cause
+from appliance.heartbeat import UNWATCHED, StuckError
 from appliance.model import state as st
 from appliance.plan.compile import Compiler
 from appliance.plan.diff import apply, diff
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from appliance.faults import Faults
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import Snapshot
     from appliance.model.network import NetnsId
     from appliance.plan.compile import Plan
@@ -43,6 +45,8 @@ FULL_PASS = 30.0
 """Seconds between passes that observe everything afresh."""
 FRESH = 50.0
 """Seconds after a pass for which port claims count as what the facts say; the next full one comes before that."""
+PATIENCE = 0.6
+"""The part of this part's time without progress after which steps under way are stuck; then it goes on without them."""
 TURN = 16
 """Steps that take no time of their own, such as opening sockets, that are taken before traffic has its turn."""
 SIDE_BY_SIDE = (st.PushRuleset, st.DropRuleset, st.AddRoute, st.DropRoute)
@@ -70,7 +74,7 @@ class Reconciler:
         faults: Faults,
         followers: Followers,
     ) -> None:
-        """`carry_out` does what a step says, and raises OSError or MeshboxError when that fails."""
+        """`carry_out` does what a step says, and raises whatever keeps it from that."""
         self._snapshot = snapshot
         self._carry_out = carry_out
         self._faults = faults
@@ -78,6 +82,7 @@ class Reconciler:
         self._compiler = Compiler()
         self._bell = trio.Event()
         self._urgent = False
+        self._beat = UNWATCHED
         self._attempts = Attempts(partial(self.ring, urgent=True))
         self._standing: set[NetnsId] = set()
         """Namespaces where a change was refused, so that the rules before it are in force."""
@@ -147,8 +152,11 @@ class Reconciler:
         compared = trio.current_time() - self._compared <= FRESH
         return wanted is not None and self.have.bridge_ruleset == wanted and compared
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Reconcile until cancelled. Started once the first pass is through."""
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Reconcile until cancelled. Started once the first pass is through. Run again, it knows what it had done."""
+        self._beat = beat
         try:
             async with trio.open_nursery() as nursery:
                 self._attempts.wait_in(nursery)
@@ -156,7 +164,7 @@ class Reconciler:
                 task_status.started()
                 while True:
                     with trio.move_on_at(self._next):
-                        await self._bell.wait()
+                        await beat.wait(self._bell)
                         await self._quiet()
                     await self.reconcile()
         finally:
@@ -184,7 +192,7 @@ class Reconciler:
             announced=frozenset(self.have.registrations),
         )
         self._standing &= {w.netns.id for w in facts.workloads if w.netns is not None}
-        plan = await _in_turns(self._compiler.compile(facts))
+        plan = await self._in_turns(self._compiler.compile(facts))
         self.want = plan.want
         self._followers.begin(plan)
         if self.want.shortage:
@@ -193,10 +201,10 @@ class Reconciler:
             )
         else:
             self._faults.over("plan")
-        await _pause()
+        await self._pause()
         self._edited, self._host_edited = set(), False
         steps = diff(self.have, self.want)
-        await _pause()
+        await self._pause()
         await self._apply_all(steps, facts, now)
         subjects = {st.subject_of(step) for step in steps}
         self._attempts.end_pass(trio.current_time(), subjects)
@@ -217,9 +225,17 @@ class Reconciler:
             if kind is st.SetZone:
                 asked = self._zones(asked, facts, unlocked)
             tried = [s for s in asked if not must_wait(s, self.have) and not self._attempts.held(s, now)]
-            done = await self._take(kind, tried)
-            self.have = apply(done, self.have)
-            self._forget_edited()
+            done: list[st.Step] = []
+            begun: dict[int, st.Step] = {}
+            try:
+                with self._beat.another(f"the step {kind.__name__}", self._beat.limit * PATIENCE) as beat:
+                    await self._take(kind, tried, done, begun, beat)
+            except StuckError as error:  # those after it are taken nevertheless
+                for step in begun.values():
+                    self._has_failed(step, error)
+            finally:  # what was done is known also where this pass is cut short
+                self.have = apply(done, self.have)
+                self._forget_edited()
             self._standing -= _lockable(done)
             self.steps += len(done)
             if len(done) < len(asked):
@@ -242,48 +258,92 @@ class Reconciler:
         ]
         return [st.SetZone(zone=zone) for zone in zones if zone != self.have.zone]
 
-    async def _take(self, kind: type[st.Step], steps: list[st.Step]) -> list[st.Step]:
-        """Try steps of one kind; return those that succeeded."""
-        done: list[st.Step] = []
+    async def _take(
+        self,
+        kind: type[st.Step],
+        steps: list[st.Step],
+        done: list[st.Step],
+        begun: dict[int, st.Step],
+        beat: Heartbeat,
+    ) -> None:
+        """Try steps of one kind; add those that succeed to `done`. `begun` has those that have not ended."""
         if kind in SIDE_BY_SIDE:
             async with trio.open_nursery() as nursery:
                 for step in steps:
-                    nursery.start_soon(self._try, step, done)
-            return done
+                    nursery.start_soon(self._try, step, done, begun, beat)
+            return
         for number, step in enumerate(steps, start=1):
-            await self._try(step, done)
+            await self._try(step, done, begun, beat)
             if not number % TURN:
-                await _pause()
+                await self._pause()
                 if kind is st.OpenDoor and self._bell.is_set():
                     break  # nothing waits for a door: the next pass opens the others
-        return done
 
-    async def _try(self, step: st.Step, done: list[st.Step]) -> None:
+    async def _try(self, step: st.Step, done: list[st.Step], begun: dict[int, st.Step], beat: Heartbeat) -> None:
         """Take a step, and note whether it succeeded. After a failure it is unknown what is there.
 
         Refused rulesets are forgotten once all of their kind were tried, with the doors and routes that stand in them.
         """
-        subject = st.subject_of(step)
+        begun[id(step)] = step
         try:
             await self._carry_out(step)
-        except (OSError, MeshboxError) as error:
-            if isinstance(step, st.OpenListener) and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                self.unusable_ports |= {step.listener.port}
-            elif isinstance(step, st.PushHostRuleset):
-                self.have = replace(self.have, host_ruleset=None)
-            elif isinstance(step, st.PushBridgeRuleset):
-                self.have = replace(self.have, bridge_ruleset=None)
-            elif isinstance(step, st.AddRoute):
-                self.have = replace(self.have, routes=_without(self.have.routes, {step.after.netns.id}))
-            elif isinstance(step, st.OpenDoor):
-                self.have = replace(self.have, doors=_without(self.have.doors, {step.after.netns.id}))
-            if self._attempts.failed(step, error):
-                words, fields = _words(step, subject)
-                self._faults.report(subject, words, error, **fields)
+        except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one step
+            self._has_failed(step, error)
+        except BaseException:  # cut short
+            self._is_unknown(step)
+            if isinstance(step, st.PushRuleset):
+                self._forget({step.after.netns.id})
+            raise
         else:
             self._attempts.succeeded(step)
-            self._faults.over(subject)
+            self._faults.over(st.subject_of(step))
             done.append(step)
+        del begun[id(step)]
+        beat()
+        self._beat()
+
+    def _has_failed(self, step: st.Step, error: Exception) -> None:
+        self._is_unknown(step)
+        if isinstance(step, st.OpenListener) and isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            self.unusable_ports |= {step.listener.port}
+        if self._attempts.failed(step, error):
+            subject = st.subject_of(step)
+            words, fields = _words(step, subject)
+            if isinstance(error, OSError | MeshboxError):
+                self._faults.report(subject, words, error, **fields)
+            else:
+                self._faults.report(subject, words, cause(error), **fields, exc_info=error)
+
+    def _is_unknown(self, step: st.Step) -> None:
+        """Assume nothing of what a step has left half done."""
+        if isinstance(step, st.PushHostRuleset):
+            self.have = replace(self.have, host_ruleset=None)
+        elif isinstance(step, st.PushBridgeRuleset):
+            self.have = replace(self.have, bridge_ruleset=None)
+        elif isinstance(step, st.AddRoute):
+            self.have = replace(self.have, routes=_without(self.have.routes, {step.after.netns.id}))
+        elif isinstance(step, st.OpenDoor):
+            self.have = replace(self.have, doors=_without(self.have.doors, {step.after.netns.id}))
+
+    async def _in_turns(self, work: Generator[None, None, T]) -> T:
+        """Do some work turn by turn, with traffic in between: it shares this thread."""
+        while True:
+            try:
+                next(work)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Let traffic have its turn: other processes that want this CPU, then what shares this thread.
+
+        A scheduler that looks at its slices only at clock ticks (4 ms) would let a client or a server wait to the end
+        of a plan.
+        """
+        os.sched_yield()
+        await trio.lowlevel.checkpoint()
+        self._beat()
 
 
 def _without(mapping: Mapping[K, T], keys: AbstractSet[K]) -> dict[K, T]:
@@ -301,24 +361,3 @@ def _words(step: st.Step, subject: st.Subject) -> tuple[str, dict[str, str]]:
         words = "cannot open the door of a container; its connections go through the host; will try again"
         return words, {"container": str(step.after.address), "netns": subject.about}
     return f"{subject.kind} failed; will try again", {"subject": subject.about}
-
-
-async def _in_turns(work: Generator[None, None, T]) -> T:
-    """Do some work turn by turn, with traffic in between: it shares this thread."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        await _pause()
-
-
-async def _pause() -> None:
-    """Let traffic have its turn: other processes that want this CPU, then what shares this thread.
-
-    A scheduler that looks at its slices only at clock ticks (4 ms) would let a client or a server wait to the end of a
-    plan.
-    """
-    os.sched_yield()
-    await trio.lowlevel.checkpoint()

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from appliance.errors import RetryError
+from appliance.heartbeat import UNWATCHED
 
 if TYPE_CHECKING:
     from appliance.faults import Faults
+    from appliance.heartbeat import Heartbeat
 
 
 class OwnsNetwork(Protocol):
@@ -31,10 +33,13 @@ class NetworkTidier:
         """Say that there is the network, and nothing that needs it."""
         self._unneeded.set()
 
-    async def run(self) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Remove it until cancelled. What fails is tried again when the next pass says that it is not needed."""
+        task_status.started()
         while True:
-            await self._unneeded.wait()
+            await beat.wait(self._unneeded)
             self._unneeded = trio.Event()
             try:
                 await self._deployer.tidy()

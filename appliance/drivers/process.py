@@ -34,7 +34,8 @@ async def run(
 ) -> Finished:
     """Run a program with `stdin` and return what it left. `began` gets its process id before it gets its input.
 
-    Raises HostError when it is not installed, RetryError when it has not ended after `timeout` seconds (it is killed).
+    Raises HostError when it is not installed, RetryError when it cannot be started, or has not ended after `timeout`
+    seconds (it is killed).
     """
     env = {**os.environ, "LC_ALL": "C"}
     try:
@@ -45,6 +46,8 @@ async def run(
         raise HostError(
             f"{command[0]} is not installed; apt-get install {_PACKAGES.get(command[0], command[0])}"
         ) from None
+    except OSError as refusal:
+        raise RetryError(f"cannot start {command[0]}: {refusal.strerror}") from refusal
     if began is not None:
         began(process.pid)
     output, error = bytearray(), bytearray()

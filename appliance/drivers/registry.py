@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import trio
-
 from appliance.drivers.local.store import LocalStore
 
 if TYPE_CHECKING:
@@ -14,6 +12,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.config.options import Config
+    from appliance.heartbeat import Part
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
     from appliance.model.registry import Interests, RegistryFacts
@@ -31,8 +30,12 @@ class Registry(Protocol):
     def facts(self) -> RegistryFacts:
         """What is known now."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep `facts` true until cancelled. Started once they were read, or taken from disk where that fails."""
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What keeps `facts` true. All have started once facts were read, or taken from disk where that fails."""
+
+    async def close(self) -> None:
+        """Let go of everything once the parts have ended. Never fails."""
 
     async def put_spec(self, service: Service) -> None:
         """Deploy a service: store its spec in place of a former one or of a tombstone."""
@@ -68,7 +71,7 @@ class Registry(Protocol):
 def open_registry(
     config: Config, *, bell: Callable[[], None], address: IPv4Address | None = None, gateway: bool = False
 ) -> Registry:
-    """Return the registry that the configuration asks for; its `run()` connects it.
+    """Return the registry that the configuration asks for; its parts connect it.
 
     `address` is where other machines reach this one; without it, the address of the Consul agent. A `gateway` runs no
     containers, and none are placed here. Raises HostError when a file that the configuration names cannot be used.

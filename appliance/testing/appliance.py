@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 import trio.lowlevel
 
+from appliance.control.supervisor import Life, PartState
 from appliance.errors import RetryError
 from appliance.faults import Faults
 from appliance.model.facts import Attachment, DockerNetwork, RunState, Snapshot, Workload
@@ -49,6 +50,7 @@ class FakeAppliance:
         self.config = config
         self.started_at = time.time()
         self.faults = Faults()
+        self.parts = {"reconciler": PartState(life=Life.RUNNING)}
         self.have = HostState()
         self.registry_facts = RegistryFacts()
         self.missing_images: AbstractSet[str] = frozenset()

@@ -104,3 +104,24 @@ def test_answers_of_the_data_plane_can_be_awaited(at_once) -> None:
 
     assert bridge.run(main) == 0
     assert found == ["left"]
+
+
+def test_a_timer_of_the_loop_works_in_trio() -> None:
+    """Again and again, whatever Trio's tasks do, until it is ended."""
+    times = []
+
+    async def main(loop, stopping) -> int:
+        def work() -> float:
+            times.append(trio.current_time())
+            return 0.01
+
+        stop = bridge.repeat(loop, work)
+        while len(times) < 3:
+            await trio.sleep(0.001)
+        stop()
+        seen = len(times)
+        await trio.sleep(0.05)
+        assert len(times) == seen
+        return 0
+
+    assert bridge.run(main) == 0

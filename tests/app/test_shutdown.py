@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from appliance.app.shutdown import wait_drained
+from appliance.app.shutdown import MORE, finish, wait_drained
 
 
 def told(seconds: float, ends: list[float]) -> tuple[list[tuple[object, ...]], float]:
@@ -49,3 +50,23 @@ def test_those_that_stay_are_cut_off() -> None:
     assert lines == [("draining", 2, 3), ("still draining", 1, 1), ("connections are cut off", 1, None)]
     assert took == 3.0
     assert told(0, [1.0])[0] == [("draining", 1, 0), ("connections are cut off", 1, None)]
+
+
+def test_what_fails_at_the_end_keeps_nothing_else_from_it() -> None:
+    """It is told with its traceback; so is what takes too long."""
+
+    async def broken() -> None:
+        await trio.lowlevel.checkpoint()
+        raise KeyError("what")
+
+    async def main() -> float:
+        await finish("this", broken)
+        await finish("that", trio.sleep_forever, 5.0)
+        return trio.current_time()
+
+    with capture_logs() as lines:
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        began = clock.current_time()
+        took = trio.run(main, clock=clock) - began
+    assert took == pytest.approx(5.0 + MORE)
+    assert [(line["doing"], line.get("cause")) for line in lines] == [("this", "KeyError: 'what'"), ("that", None)]

@@ -73,6 +73,8 @@ def test_signs_of_life_come_twice_as_often_as_they_must(tmp_path):
         {"WATCHDOG_USEC": "10000000"},
         {"NOTIFY_SOCKET": "/run/x"},
         {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "0"},
+        {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "9" * 5000},
+        {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "\u0663"},
         {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "10000000", "WATCHDOG_PID": "1"},
     ],
 )

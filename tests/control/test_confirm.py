@@ -39,6 +39,7 @@ class World:
 
         async def main() -> None:
             made = Confirmer(
+                wanted=lambda: True,
                 confirm=lambda: self.told.append("confirm"),
                 catch_up=self.catch_up,
                 settle=self.settle,

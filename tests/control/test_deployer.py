@@ -406,3 +406,50 @@ def test_tidy_removes_the_network_only_when_idle_and_unused():
         assert await world.deployer.tidy()
 
     assert "meshbox" not in play(scene).docker.nets
+
+
+def test_an_error_that_nobody_has_foreseen_is_that_containers_problem():
+    """It is told with its traceback and tried again; another container is deployed meanwhile."""
+    other = replace(CREATE, key=replace(KEY, replica=1))
+
+    async def scene(world):
+        create, world.docker.create = world.docker.create, broken
+        world.deployer.submit([CREATE])
+        await world.idle()
+        assert world.deployer.progress[KEY].state == "KeyError: 'what'"
+        world.docker.create = create
+        world.deployer.submit([CREATE, other])
+        await world.idle()
+        await trio.sleep(10)
+        world.deployer.submit([CREATE])
+        await world.idle()
+
+    async def broken(*_):
+        raise KeyError("what")
+
+    with capture_logs() as lines:
+        world = play(scene)
+    assert len(world.docker.there) == 2
+    assert [isinstance(line["exc_info"], KeyError) for line in lines if line["log_level"] == "warning"] == [True]
+
+
+def test_what_was_cut_short_is_asked_for_again():
+    """A deployer that is run again rings, and has nothing under way."""
+    world = World(SETTLE)
+
+    async def main() -> None:
+        with trio.move_on_after(0.5):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(world.deployer.run)
+                world.deployer.submit([replace(CREATE, container=replace(WEB, image="remote/web"))])
+        assert not world.deployer.busy
+        world.rings.clear()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.deployer.run)
+            assert world.rings
+            world.deployer.submit([CREATE])
+            await world.idle()
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert world.deeds[-2:] == ["create", "start"]

@@ -133,3 +133,18 @@ def test_one_server_is_put(done) -> None:
 
     run(replace(SERVED, dns_listen=frozenset({IPv4Address("10.0.0.1"), IPv4Address("127.66.0.53")})), nothing)
     assert done["deeds"] == ["put 127.66.0.53", "undo"]
+
+
+def test_run_again_it_puts_again_and_stopped_it_ends(done) -> None:
+    """As its supervisor does after a failure; what was stopped is not put again."""
+
+    async def main():
+        access = HostAccess(Config(), SERVED, Faults(), services=frozenset)
+        for _ in range(2):
+            with trio.move_on_after(1):
+                await access.run()
+        await access.stop()
+        await access.run()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert done["deeds"] == ["put 127.66.0.53", "put 127.66.0.53", "undo"]

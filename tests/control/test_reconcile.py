@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -15,6 +16,7 @@ from structlog.testing import capture_logs
 from appliance.control.reconcile import DEBOUNCE, FRESH, FULL_PASS, TURN, Reconciler
 from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
+from appliance.heartbeat import Heartbeat, Heartbeats
 from appliance.model import state as st
 from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
@@ -53,6 +55,10 @@ SERVER_DESTINATION = Destination(name=SERVER.name, port=80, protocol=Protocol.TC
 CLIENT = workload(3, "flask.flask", connect_to=(Allowance.parse("apple.orange:80"),))
 
 
+class ContradictionError(BaseException):
+    """A step contradicts those before it."""
+
+
 @dataclass
 class FakeEffects:
     """Records what it is told, refuses what contradicts what it was told before, and fails on demand.
@@ -70,6 +76,8 @@ class FakeEffects:
     routes: dict = field(default_factory=dict)
     zone: object = None
     claims: object = None
+    hang: str = ""
+    """A kind of call, or a whole one, that never returns."""
 
     def _note(self, call: str, detail: object = "") -> None:
         whole = f"{call} {detail}".strip()
@@ -77,7 +85,19 @@ class FakeEffects:
         if found := self.fail.get(whole) or self.fail.get(call):
             raise found
 
-    async def carry_out(self, step: st.Step) -> None:  # noqa: C901, PLR0912 — one case per kind of step
+    async def carry_out(self, step: st.Step) -> None:
+        """Do what the step says. Raises ContradictionError, which no part of the loop takes for a failed step."""
+        before = len(self.calls)
+        try:
+            self._carry_out(step)
+        except AssertionError as error:
+            raise ContradictionError from error
+        made = self.calls[-1] if len(self.calls) > before else "claims"
+        await trio.lowlevel.checkpoint()
+        if self.hang in {made, made.split()[0]}:
+            await trio.sleep_forever()
+
+    def _carry_out(self, step: st.Step) -> None:  # noqa: C901, PLR0912 — one case per kind of step
         match step:
             case st.KeepAllocations():
                 self._note("keep")
@@ -140,7 +160,6 @@ class FakeEffects:
                 self._note("register", step.registration.destination)
             case st.Deregister():
                 self._note("deregister", step.registration.destination)
-        await trio.lowlevel.checkpoint()
 
 
 class Host:
@@ -813,3 +832,88 @@ def test_settling_is_a_pass_that_began_afterwards(autojump_clock) -> None:
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=autojump_clock)
+
+
+def test_a_step_that_nobody_has_foreseen_to_fail_is_its_subjects_problem() -> None:
+    """It is a fault with its traceback, and everything else is done."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = KeyError("what is not there")
+    with capture_logs() as lines:
+        calls = host.run()
+    assert "push /netns/2" in calls
+    assert "zone" in calls
+    (line,) = lines
+    assert line["cause"] == "KeyError: 'what is not there'"
+    assert isinstance(line["exc_info"], KeyError)
+    host.effects.fail.clear()
+    assert "push /netns/3" in host.run()
+    assert host.reconciler.have == host.reconciler.want
+    assert host.faults.current == {}
+
+
+@pytest.mark.parametrize("call", ["push /netns/3", "host ruleset", "keep", "register", "door /netns/3", "route"])
+def test_what_a_pass_has_done_is_known_also_where_it_is_cut_short(call: str) -> None:
+    """As where the loop is started again: nothing is done twice but the step that was cut, which is made as a whole."""
+    host = inner(SERVER, CLIENT)
+    host.effects.hang = call
+
+    async def cut() -> None:
+        with trio.move_on_after(1):
+            await host.reconciler.reconcile()
+
+    trio.run(cut, clock=trio.testing.MockClock(autojump_threshold=0))
+    host.effects.hang = ""
+    done = {call for call in host.effects.calls if call.startswith("open")}
+    calls = host.run()
+    assert any(one.startswith(call) for one in calls)
+    assert not done & set(calls)
+    assert host.reconciler.have == host.reconciler.want
+    assert host.run() == []
+
+
+@pytest.mark.parametrize("call", ["push /netns/3", "push", "door /netns/3", "route", "host ruleset"])
+def test_a_step_that_hangs_is_left_and_the_others_are_done(call: str) -> None:
+    """It is a fault like any other, and is tried again; the loop itself is not started again for it."""
+    host = inner(SERVER, CLIENT)
+    host.effects.hang = call
+
+    async def look(hearts: Heartbeats) -> None:
+        while True:
+            await trio.sleep(hearts.look())
+
+    async def script() -> None:
+        hearts = Heartbeats()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look, hearts)
+            with Heartbeat(30.0, among=hearts) as beat:
+                nursery.start_soon(partial(host.reconciler.run, beat))
+                await beat.sleep(25)
+                causes = [fault.cause for fault in host.faults.list().values()]
+                assert all("showed no progress for 18 s" in cause for cause in causes)
+                assert causes
+                assert any(one.startswith("zone") for one in host.effects.calls)
+                host.effects.hang = ""
+                await beat.sleep(60)
+                assert host.reconciler.have == host.reconciler.want
+                assert host.faults.current == {}
+            nursery.cancel_scope.cancel()
+
+    trio.run(script, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_loop_that_is_run_again_tries_what_waited_for_something() -> None:
+    """Its waiters ended with it, so that nobody would say that it is due."""
+    host = Host(SERVER, CLIENT)
+    host.effects.fail["push /netns/3"] = NotYetError("not there", trio.sleep_forever)
+
+    async def script() -> None:
+        for _ in range(2):
+            with trio.move_on_after(1):
+                await host.reconciler.run()
+        assert host.effects.calls.count("push /netns/3") == 2
+        host.effects.fail.clear()
+        with trio.move_on_after(1):
+            await host.reconciler.run()
+
+    trio.run(script, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert host.reconciler.have == host.reconciler.want

@@ -90,3 +90,13 @@ def test_a_missing_program_says_what_to_install(monkeypatch, program, package):
 
     with pytest.raises(HostError, match=f"{program} is not installed; apt-get install {package}"):
         trio.run(main)
+
+
+def test_a_program_that_cannot_be_started_is_tried_again():
+    """As when no descriptor or process is left."""
+
+    async def main() -> None:
+        with pytest.raises(RetryError, match="cannot start /: Permission denied"):
+            await run(["/"], timeout=10)
+
+    trio.run(main)

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cluster import Cluster
+from faultyworld import Faulty, faulty_world
 from machine import IMAGE, IMAGES
 from meshworld import populate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from machine import Switch
+    from machine import Machine, Switch
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +32,10 @@ def trio(cluster: Cluster) -> Iterator[Cluster]:
     populate(cluster)
     yield cluster
     cluster.heal()
+
+
+@pytest.fixture(scope="module")
+def faulty(machine: Machine) -> Iterator[Faulty]:
+    """The machine with an appliance whose parts fail and hang as they are told."""
+    with faulty_world(machine) as made:
+        yield made

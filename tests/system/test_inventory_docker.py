@@ -11,6 +11,7 @@ import pytest
 import trio
 from fakedocker import until
 from machine import IMAGE, Machine
+from together import run_together
 
 from appliance.control.deployer import Deployer
 from appliance.drivers.docker.client import Docker
@@ -81,7 +82,7 @@ async def follow(machine: Machine):
     """Run an inventory and a deployer on the machine's Docker."""
     async with Docker(str(machine.socket)) as docker, trio.open_nursery() as nursery:
         made = Followed(machine, docker)
-        await nursery.start(made.inventory.run)
+        await nursery.start(run_together, made.inventory.parts)
         await nursery.start(made.deployer.run)
         yield made
         nursery.cancel_scope.cancel()

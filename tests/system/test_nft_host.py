@@ -229,6 +229,7 @@ def test_changes_of_the_hosts_table_by_others_are_told_and_our_own_are_not(world
                 while not drifts:
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
+        watch.close()
         assert drifts == [world.netns("host").id]
 
     helped(scenario)
@@ -361,5 +362,6 @@ def test_changes_that_follow_each_other_are_not_taken_for_others(world):
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert drifts == []
             nursery.cancel_scope.cancel()
+        watch.close()
 
     helped(scenario)

@@ -79,6 +79,7 @@ def watching(world: World, scenario, buffer: int = drift.BUFFER) -> None:
                 watched.watch.add(world.netns("workload"))
                 await scenario(watched)
                 nursery.cancel_scope.cancel()
+            watched.watch.close()
 
     trio.run(main)
 

@@ -29,7 +29,9 @@ from appliance.drivers.consul.codec import (
     namesake,
     same_service,
 )
-from appliance.errors import HostError, MeshboxError, RetryError, cause
+from appliance.drivers.consul.transport import CALL_TIMEOUT
+from appliance.errors import HostError, RetryError, cause
+from appliance.heartbeat import UNWATCHED, Part
 from appliance.model.facts import Machine
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from appliance.drivers.consul.api import ConsulApi
     from appliance.drivers.consul.staleness import Staleness
+    from appliance.heartbeat import Heartbeat
     from appliance.model.names import Destination
     from appliance.model.network import Registration
 
@@ -44,6 +47,8 @@ log = structlog.get_logger()
 
 HEARTBEAT = TTL / 4
 """Seconds between heartbeats."""
+PATIENT_BEAT = TTL / 3
+"""Seconds that one may take. One that never ends must be noticed, and another made, before the others are without."""
 COMPARE = 60.0
 """Seconds between comparisons when all is well."""
 SETTLE = 5.0
@@ -91,7 +96,8 @@ class Announcer:
         self._changed = changed
         self._host = host
         self._gateway = gateway
-        self._presence_port: int | None = None
+        self.presence_port: int | None = None
+        """Where this machine says that it is alive, if anywhere."""
         self.machine: Machine | None = None
         """This machine, once its address is known."""
         self.announced = trio.Event()
@@ -109,36 +115,41 @@ class Announcer:
         self._anew = False
         self._alive = trio.Event()
         """Set while heartbeats succeed."""
+        self._first_try = trio.Event()
+        """Set once the first heartbeat was tried."""
         self._urgent = trio.Event()
         self._unsure = trio.Event()
         self._turns = trio.CapacityLimiter(AT_ONCE)
         self._nursery: trio.Nursery | None = None
+        self._heart = UNWATCHED
         self._patience = PATIENCE
         self._waited = 0.0
 
-    async def run(
-        self, presence_port: int | None = None, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Keep everything registered until cancelled. Started after the first attempt to register the machine.
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What keeps everything registered.
 
-        `presence_port` is where this machine says that it is alive, if there is one.
-
-        Raises HostError when this machine has no address under which others can reach it.
+        The heartbeat has started after its first attempt. It fails with HostError then where this machine has no
+        address under which others can reach it.
         """
-        self._presence_port = presence_port
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            for service_id in self._due:
-                self._spawn(service_id)
-            try:
-                await self._beat()
-            except RetryError as error:
-                self._failed(error)
-            else:
-                self._succeeded()
-            task_status.started()
-            nursery.start_soon(self._compare_now_and_then)
-            await self._beat_on()
+        return (
+            Part(name="consul registrations", run=self._keep_registered),
+            Part(name="consul heartbeat", run=self._beat_on, silence=TTL / 2, awaited=False),
+            Part(name="consul comparison", run=self._compare_now_and_then, silence=3 * CALL_TIMEOUT),
+        )
+
+    async def _keep_registered(self, heart: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        """Tell Consul what it does not know yet, until cancelled."""
+        self._heart = heart
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for service_id in self._due:
+                    self._spawn(service_id)
+                task_status.started()
+                await heart.sleep()
+        finally:
+            self._nursery = None
 
     def again(self) -> None:
         """Register everything anew soon: the catalogue has lost it, which the agent may not know."""
@@ -187,21 +198,32 @@ class Announcer:
 
     # -- the machine
 
-    async def _beat_on(self) -> None:
+    async def _beat_on(self, heart: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
         failures = 0
         while True:
-            with trio.move_on_after(RETRY.after(failures) if failures else HEARTBEAT):
-                await self._urgent.wait()
-                self._urgent = trio.Event()
-                await trio.sleep(GATHER)
             try:
-                await self._beat()
-            except MeshboxError as error:
+                with trio.fail_after(PATIENT_BEAT):
+                    await self._beat()
+            except trio.TooSlowError:
                 failures += 1
-                self._failed(error)
+                self._failed(f"{self._api.where} did not take a heartbeat within {PATIENT_BEAT:g} s")
+            except HostError as error:
+                if not self._first_try.is_set():
+                    raise
+                failures += 1
+                self._failed(cause(error))
+            except Exception as error:  # noqa: BLE001 — without heartbeats, the others would take this machine for dead
+                failures += 1
+                self._failed(cause(error))
             else:
                 failures = 0
                 self._succeeded()
+            self._first_try.set()
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
+            if await heart.wait(self._urgent, RETRY.after(failures) if failures else HEARTBEAT):
+                self._urgent = trio.Event()
+                await trio.sleep(GATHER)
 
     async def _beat(self) -> None:
         if self.machine is None:
@@ -211,7 +233,7 @@ class Announcer:
                 address=address,
                 meta=self._meta,
                 gateway=self._gateway,
-                presence_port=self._presence_port,
+                presence_port=self.presence_port,
                 claims=self._claims,
             )
         if not self._registered:
@@ -219,7 +241,7 @@ class Announcer:
             self._registered = True
             try:
                 await self._api.register(machine_service(self.machine, self._host))
-            except RetryError:
+            except BaseException:
                 self._registered = False
                 raise
         await self._api.heartbeat(machine_id(self._node))
@@ -232,8 +254,8 @@ class Announcer:
             clash = namesake(self._node)
             raise RetryError(clash.words, clash.remedy)
 
-    def _failed(self, error: MeshboxError) -> None:
-        self._staleness.failed(BEAT, error)
+    def _failed(self, why: str) -> None:
+        self._staleness.failed(BEAT, why)
         self._registered = False
         self._unsure.set()
         if self._alive.is_set():
@@ -261,23 +283,33 @@ class Announcer:
 
     async def _keep_telling(self, service_id: str) -> None:
         failures = 0
-        while service_id in self._due:
-            await self._alive.wait()
-            async with self._turns:
-                told = self._due.pop(service_id)
-                try:
-                    await self._send(service_id)
-                except RetryError as error:
-                    self._due.setdefault(service_id, trio.Event())
-                    failures += 1
-                    self._complain(service_id, error, failures)
-                else:
-                    failures = 0
-                    self._is_over(service_id)
-                told.set()
-            if failures:
-                await trio.sleep(RETRY.after(failures))
-        self._busy.remove(service_id)
+        try:
+            while service_id in self._due:
+                await self._alive.wait()
+                async with self._turns:
+                    failures = await self._attempt(service_id, failures)
+                if failures:
+                    await trio.sleep(RETRY.after(failures))
+        finally:
+            self._busy.discard(service_id)
+
+    async def _attempt(self, service_id: str, failures: int) -> int:
+        """Have Consul told once of an id; return how many attempts have failed in a row."""
+        told = self._due.pop(service_id)
+        try:
+            with self._heart.another(f"telling Consul of {service_id}", 2 * CALL_TIMEOUT):
+                await self._send(service_id)
+        except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one registration
+            self._due.setdefault(service_id, trio.Event())
+            self._complain(service_id, error, failures + 1)
+            return failures + 1
+        except BaseException:
+            self._due.setdefault(service_id, trio.Event())  # whoever does this next has it to do
+            raise
+        finally:
+            told.set()
+        self._is_over(service_id)
+        return 0
 
     async def _send(self, service_id: str) -> None:
         registration = self._wanted.get(service_id)
@@ -286,9 +318,9 @@ class Announcer:
         elif self.machine is not None:
             await self._api.register(destination_service(self.machine, registration))
 
-    def _complain(self, service_id: str, error: RetryError, failures: int) -> None:
+    def _complain(self, service_id: str, error: Exception, failures: int) -> None:
         if failures >= COMPLAIN and self._alive.is_set():
-            self.problems[service_id] = f'"{service_id}" in Consul is out of date, and is tried again: {error}'
+            self.problems[service_id] = f'"{service_id}" in Consul is out of date, and is tried again: {cause(error)}'
             self._changed()
 
     def _is_over(self, service_id: str) -> None:
@@ -296,25 +328,27 @@ class Announcer:
             log.info("Consul has taken the registration", id=service_id)
             self._changed()
 
-    async def _compare_now_and_then(self) -> None:
+    async def _compare_now_and_then(self, heart: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await heart.wait(self._first_try)
         failures = 0
         began = trio.current_time()
         while True:
+            heart()
             self._unsure = trio.Event()
             try:
                 await self._compare()
             except Exception as error:  # noqa: BLE001 — the next comparison reads all of it again
                 self._staleness.failed(QUERY, cause(error))
                 failures += 1
-                await trio.sleep(RETRY.after(failures))
+                await heart.sleep(RETRY.after(failures))
                 continue
             self._staleness.over(QUERY)
             failures = 0
             left = began + SETTLE - trio.current_time()
-            with trio.move_on_after(COMPARE if self._settled else max(left, 0.0)):
-                await self._unsure.wait()
+            if await heart.wait(self._unsure, COMPARE if self._settled else left):
                 await trio.sleep(GATHER)
-            self._settled = trio.current_time() - began >= SETTLE
+            self._settled = self._settled or trio.current_time() - began >= SETTLE
 
     async def _compare(self) -> None:
         found = await self._api.own_services(self._node)

@@ -150,12 +150,12 @@ class ConsulApi:
                 return await call
         except ConsulError as error:
             if error.refused:
-                self._reload_token(error)
+                await self._reload_token(error)
             raise
 
-    def _reload_token(self, error: ConsulError) -> None:
+    async def _reload_token(self, error: ConsulError) -> None:
         try:
-            self._client.http.reload_token()
+            await self._client.http.reload_token()
         except HostError as fault:  # the file is being replaced; the former token is used meanwhile
             raise ConsulError(f"{error.words}; and {fault.words}", error.remedy, refused=True) from error
 

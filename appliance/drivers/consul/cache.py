@@ -55,7 +55,7 @@ class Cache:
     async def read(self) -> CachedFacts:
         """Return what the file holds, or empty facts when it cannot be read."""
         try:
-            return load(await trio.to_thread.run_sync(self._path.read_bytes))
+            return load(await trio.to_thread.run_sync(self._path.read_bytes, abandon_on_cancel=True))
         except OSError:
             return CachedFacts()
 

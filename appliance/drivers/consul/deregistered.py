@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from appliance.heartbeat import UNWATCHED
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import Machine
 
 MAY_CALL = 3600.0
@@ -50,12 +53,15 @@ class Deregistered:
         """Forget all of them."""
         self._found.clear()
 
-    async def forget(self) -> None:
+    async def forget(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Drop each when its time is over, until cancelled."""
+        task_status.started()
         while True:
             now = trio.current_time()
             # A machine that vanishes during the sleep has all its time before it.
-            await trio.sleep_until(min((until for _, until in self._found.values()), default=now + MAY_CALL))
+            await beat.sleep(min((until for _, until in self._found.values()), default=now + MAY_CALL) - now)
             now = trio.current_time()
             left = {node: one for node, one in self._found.items() if one[1] > now}
             if left.keys() != self._found.keys():

@@ -12,8 +12,9 @@ import structlog
 import trio
 
 from appliance.drivers.consul.codec import MESHBOX, parse_endpoints
-from appliance.drivers.consul.watch import ServiceWatch
+from appliance.drivers.consul.watch import LONGEST, ServiceWatch
 from appliance.errors import RetryError
+from appliance.heartbeat import Part
 from appliance.model.registry import Interests
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from appliance.drivers.consul.loss import LossDetector
     from appliance.drivers.consul.staleness import Staleness
     from appliance.drivers.consul.watch import Queries
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import Endpoint
     from appliance.model.names import Destination
 
@@ -62,7 +64,7 @@ class Endpoints:
         self._interests = Interests()
         self._every: frozenset[str] | None = None
         """Services of the catalogue, while all are of interest. It only grows: what is gone has no endpoints."""
-        self._nursery: trio.Nursery | None = None
+        self._all_wanted = trio.Event()
 
     def __iter__(self) -> Iterator[Endpoint]:
         """Yield all endpoints that are known."""
@@ -79,22 +81,26 @@ class Endpoints:
         for e in endpoints:
             self._known.setdefault(e.destination.name.service, {})[e.node, e.destination] = e
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow the services of interest until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            await nursery.start(self._watch.run)
-            task_status.started()
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What follows the services of interest."""
+        return (*self._watch.parts, Part(name="consul catalogue", run=self._follow_names, silence=LONGEST))
+
+    async def _follow_names(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        """Follow the names of all services, once all are of interest; until cancelled."""
+        task_status.started()
+        await beat.wait(self._all_wanted)
+        await self._queries.follow("all services", self._api.services, self._take_names, beat=beat)
 
     def watch(self, interests: Interests) -> None:
         """Replace the services of interest; endpoints of others are dropped."""
         self._interests = interests
         services = interests.services
         if interests.everything:
-            if self._every is None and self._nursery is not None:
+            if self._every is None:
                 self._every = frozenset(self._known)
-                self._nursery.start_soon(self._queries.follow, "all services", self._api.services, self._take_names)
-            services |= self._every or frozenset()
+            self._all_wanted.set()
+            services |= self._every
         for service in self._known.keys() - services:
             del self._known[service]
             self._answered.pop(service, None)

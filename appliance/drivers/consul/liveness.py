@@ -17,19 +17,24 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from appliance.drivers.consul.presence import NoAnswerError, Presence, ask
+from appliance.drivers.consul.presence import PATIENCE, NoAnswerError, Presence, ask
+from appliance.errors import cause
+from appliance.heartbeat import UNWATCHED, Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address
 
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import Machine
 
 log = structlog.get_logger()
 
 PERIOD = 5.0
 """Seconds from one question to the next. The first one is asked as soon as a machine is not healthy."""
+LONGEST = 2 * PATIENCE
+"""Seconds after which a question that has not even timed out is given up."""
 
 
 @dataclass(eq=False, slots=True)
@@ -59,6 +64,7 @@ class Liveness:
         self._own_address: IPv4Address | None = None
         self._asked: dict[tuple[str, IPv4Address, int | None], _AskedMachine] = {}
         self._nursery: trio.Nursery | None = None
+        self._beat = UNWATCHED
 
     @property
     def ports(self) -> frozenset[int]:
@@ -70,14 +76,31 @@ class Liveness:
         self._presence.open(span, taken, None if own is None else own.presence_port)
         return self._presence.port
 
-    async def run(self) -> None:
-        """Answer and ask until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._presence.run)
-            for asked in self._asked.values():
-                nursery.start_soon(self._keep_asking, asked)
-            await trio.sleep_forever()
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What answers, and what asks."""
+        return (
+            Part(name="presence port", run=self._presence.run, may_end=True),
+            Part(name="liveness", run=self._run),
+        )
+
+    def close(self) -> None:
+        """Close the presence port."""
+        self._presence.close()
+
+    async def _run(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        """Ask until cancelled."""
+        self._beat = beat
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for asked in self._asked.values():
+                    asked.scope = trio.CancelScope()
+                    nursery.start_soon(self._keep_asking, asked)
+                task_status.started()
+                await beat.sleep()
+        finally:
+            self._nursery = None
 
     def judge(self, machines: Iterable[Machine]) -> tuple[Machine, ...]:
         """Return all machines with whether they answer; those that are not healthy are asked from now on.
@@ -112,16 +135,17 @@ class Liveness:
             while port is not None:
                 began = trio.current_time()
                 try:
-                    await ask(node, address, port, self._own_address)
+                    with self._beat.another(f"asking {node}", LONGEST):
+                        await ask(node, address, port, self._own_address)
                 except NoAnswerError as error:
                     self._silent(asked, error)
-                except OSError as error:
-                    if asked.trouble != str(error):
-                        asked.trouble = str(error)
+                except Exception as error:  # noqa: BLE001 — a fault of this host is no outcome
+                    if asked.trouble != cause(error):
+                        asked.trouble = cause(error)
                         log.warning(
                             "cannot ask a machine whether it is alive; it may call as before",
                             machine=node,
-                            cause=str(error),
+                            cause=asked.trouble,
                         )
                 else:
                     self._alive(asked)

@@ -27,6 +27,7 @@ import trio
 
 from appliance.drivers.consul.codec import MESHBOX, TTL, machine_id, service_id
 from appliance.errors import RetryError
+from appliance.heartbeat import UNWATCHED
 from appliance.retry import Schedule
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from appliance.drivers.consul.api import ConsulApi
     from appliance.drivers.consul.staleness import Staleness
+    from appliance.heartbeat import Heartbeat
 
 log = structlog.get_logger()
 
@@ -169,10 +171,10 @@ class LossDetector:
         self._until = max(self._until, trio.current_time() + TTL)
         self._unsettled.set()
 
-    async def get_over(self) -> None:
+    async def get_over(self, beat: Heartbeat = UNWATCHED) -> None:
         """Return once every machine had the time to put back what was lost."""
         while self.suspended:
-            await trio.sleep(min(self.suspended, LOOK))
+            await beat.sleep(min(self.suspended, LOOK))
             try:
                 await self.look()
             except RetryError:
@@ -181,22 +183,29 @@ class LossDetector:
         self._former = ""
         self._staleness.over(QUERY)
 
-    async def settle_losses(self, settle: Callable[[], Awaitable[bool]]) -> None:
+    async def settle_losses(
+        self,
+        settle: Callable[[], Awaitable[bool]],
+        beat: Heartbeat = UNWATCHED,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """After each loss, drop what was not put back in time; until cancelled.
 
         `settle` drops it, and returns False when it has to be called again.
         """
+        task_status.started()
         while True:
-            await self._unsettled.wait()
-            await self.get_over()
-            await trio.sleep(LOOK)
+            await beat.wait(self._unsettled)
+            await self.get_over(beat)
+            await beat.sleep(LOOK)
             if not self._staleness.held and await settle():
                 self._unsettled = trio.Event()
 
-    async def confirm_own(self) -> None:
+    async def confirm_own(self, beat: Heartbeat = UNWATCHED) -> None:
         """Hold what is known until Consul shows this machine: to a token that may not read, the mesh looks empty."""
         for attempt in count(1):
-            await trio.sleep(APPEARS.after(attempt))
+            await beat.sleep(APPEARS.after(attempt))
             try:
                 self.check_own((await self._api.health(MESHBOX))[1])
             except RetryError as error:

@@ -14,6 +14,8 @@ from appliance.drivers.consul.codec import MESHBOX, excuse_silent, one_per_node,
 from appliance.drivers.consul.deregistered import Deregistered
 from appliance.drivers.consul.liveness import Liveness
 from appliance.drivers.consul.loss import AWAY
+from appliance.drivers.consul.watch import LONGEST
+from appliance.heartbeat import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from appliance.drivers.consul.loss import LossDetector
     from appliance.drivers.consul.staleness import Staleness
     from appliance.drivers.consul.watch import Queries
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import Machine
 
 QUERY = "machines"
@@ -73,12 +76,22 @@ class Machines:
         """Open this machine's presence port, one of `span` that is not `taken`; return it, or None where all are."""
         return self._liveness.open(span, taken, self._known.get(self._node))
 
-    async def run(self, queries: Queries) -> None:
-        """Follow the machines until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(queries.follow, QUERY, self._fetch, self._take)
-            nursery.start_soon(self._deregistered.forget)
-            nursery.start_soon(self._liveness.run)
+    def parts(self, queries: Queries) -> tuple[Part, ...]:
+        """Return what follows the machines."""
+
+        async def follow(beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            await queries.follow(QUERY, self._fetch, self._take, beat=beat)
+
+        return (
+            Part(name="consul machines", run=follow, silence=LONGEST),
+            Part(name="consul former machines", run=self._deregistered.forget),
+            *self._liveness.parts,
+        )
+
+    def close(self) -> None:
+        """Close the presence port."""
+        self._liveness.close()
 
     async def reread(self) -> None:
         """Take in the machines as Consul has them now. Raises RetryError."""

@@ -17,10 +17,13 @@ import structlog
 import trio
 
 from appliance.errors import RetryError
+from appliance.heartbeat import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Set as AbstractSet
+
+    from appliance.heartbeat import Heartbeat
 
 log = structlog.get_logger()
 
@@ -80,24 +83,32 @@ class Presence:
             hint="widen proxy_ports",
         )
 
-    async def run(self) -> None:
-        """Answer until cancelled; return at once if no port is open."""
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Answer until cancelled; return at once if no port is open. The port stays open until `close`."""
+        task_status.started()
         if self._sock is None:
             return
-        with trio.socket.from_stdlib_socket(self._sock) as listening:
-            while True:
-                try:
-                    connection, (host, *_) = await listening.accept()
-                except OSError as error:
-                    if not self._troubled:
-                        log.warning("cannot accept on the presence port; will try again", cause=str(error))
-                    self._troubled = True
-                    await trio.sleep(PAUSE)
-                    continue
-                self._troubled = False
-                with connection:
-                    if self._knows(IPv4Address(host)):
-                        await self._say(connection)
+        listening = trio.socket.from_stdlib_socket(self._sock)
+        while True:
+            try:
+                connection, (host, *_) = await beat.until(listening.accept)
+            except OSError as error:
+                if not self._troubled:
+                    log.warning("cannot accept on the presence port; will try again", cause=str(error))
+                self._troubled = True
+                await beat.sleep(PAUSE)
+                continue
+            self._troubled = False
+            with connection:
+                if self._knows(IPv4Address(host)):
+                    await self._say(connection)
+
+    def close(self) -> None:
+        """Close the port."""
+        if self._sock is not None:
+            self._sock.close()
 
     async def _say(self, connection: trio.socket.SocketType) -> None:
         with trio.move_on_after(SAYING):

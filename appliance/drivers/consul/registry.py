@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -28,10 +29,11 @@ from appliance.drivers.consul.machines import Machines
 from appliance.drivers.consul.rejoin import rejoin
 from appliance.drivers.consul.specs import FOLDER, Specs
 from appliance.drivers.consul.staleness import START, Staleness
-from appliance.drivers.consul.watch import Queries
+from appliance.drivers.consul.watch import LONGEST, Queries
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity
 from appliance.errors import RetryError, cause
+from appliance.heartbeat import Part
 from appliance.model.registry import RegistryFacts
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from appliance.config.options import Consul as ConsulSettings
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
     from appliance.model.registry import Interests
@@ -105,6 +108,7 @@ class ConsulRegistry:
         self._proxy_ports = proxy_ports
         self._keys_answered = trio.Event()
         self._unsaved = trio.Event()
+        self._restored = False
         self._facts = RegistryFacts()
 
     @property
@@ -114,32 +118,30 @@ class ConsulRegistry:
 
     # -- Registry
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow Consul until cancelled. Started once it has answered, or with what is on disk after a while."""
-        await self._store.load()
-        presence_port = await self._restore()
-        try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self._endpoints.run)
-                nursery.start_soon(self._announcer.run, presence_port)
-                nursery.start_soon(self._machines.run, self._queries)
-                nursery.start_soon(self._queries.follow, "specs", self._fetch_keys, self._take_keys)
-                nursery.start_soon(self._specs.resend)
-                nursery.start_soon(rejoin, self._api, self._staleness)
-                nursery.start_soon(self._loss.settle_losses, self._settle)
-                nursery.start_soon(self._save_now_and_then)
-                nursery.start_soon(self._note_first_answers)
-                nursery.start_soon(self._confirm)
-                with trio.move_on_after(FIRST_ANSWER) as patience:
-                    await self._answers()
-                if patience.cancelled_caught:
-                    log.warning("starting without Consul, with what is on disk", cause=self._staleness.why)
-                task_status.started()
-        finally:
-            with trio.move_on_after(2) as last:
-                last.shield = True
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What follows Consul. All have started once it has answered, or after a while, with what is on disk."""
+        return (
+            Part(name="consul cache", run=self._keep_saved),
+            *self._endpoints.parts,
+            *self._announcer.parts,
+            *self._machines.parts(self._queries),
+            Part(name="consul keys", run=self._follow_keys, silence=LONGEST),
+            Part(name="consul specs", run=self._specs.resend, silence=LONGEST),
+            Part(name="consul rejoin", run=partial(rejoin, self._api, self._staleness)),
+            Part(name="consul losses", run=partial(self._loss.settle_losses, self._settle), silence=LONGEST),
+            Part(name="consul own machine", run=self._confirm, may_end=True),
+            Part(name="consul answers", run=self._await_answers, may_end=True),
+        )
+
+    async def close(self) -> None:
+        """Write what is known to disk, and close all connections."""
+        with trio.move_on_after(2) as last:
+            last.shield = True
+            if self._restored:  # else the disk knows more
                 await self._save()
-                await self._api.aclose()
+            await self._api.aclose()
+        self._machines.close()
 
     async def put_spec(self, service: Service) -> None:
         """Deploy. When Consul is away, it takes effect here and is sent later."""
@@ -189,13 +191,27 @@ class ConsulRegistry:
         await self._machines.answered.wait()
         await self._keys_answered.wait()
 
-    async def _note_first_answers(self) -> None:
-        await self._answers()
+    async def _await_answers(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        """Note when Consul has answered for the first time. Started after a while in any case."""
+        with trio.move_on_after(FIRST_ANSWER) as patience:
+            await self._answers()
+        if patience.cancelled_caught:
+            log.warning("starting without Consul, with what is on disk", cause=self._staleness.why)
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
+        await beat.wait(self._machines.answered)
+        await beat.wait(self._keys_answered)
         self._staleness.over(START)
+        task_status.started()
 
-    async def _confirm(self) -> None:
-        await self._announcer.announced.wait()
-        await self._loss.confirm_own()
+    async def _confirm(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await beat.wait(self._announcer.announced)
+        await self._loss.confirm_own(beat)
+
+    async def _follow_keys(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await self._queries.follow("specs", self._fetch_keys, self._take_keys, beat=beat)
 
     async def _fetch_keys(self, index: int) -> tuple[int, dict[str, tuple[bytes, int]]]:
         return await self._api.values("", index)
@@ -258,22 +274,27 @@ class ConsulRegistry:
             self._unsaved.set()
             self._bell()
 
-    async def _restore(self) -> int | None:
-        """Take over what is on disk, and open the presence port. Return its number."""
+    async def _restore(self) -> None:
+        """Take over what is on disk, and open the presence port."""
+        await self._store.load()
         known = await self._cache.read()
         self._loss.remember(known.epoch)
         self._machines.restore(known.machines)
         self._endpoints.restore(known.endpoints)
         self._specs.restore(self._store.specs, self._store.tombstones, known.changed)
         taken = frozenset(self._store.allocations.ports.values())
-        presence_port = self._machines.open_presence(self._proxy_ports, taken)
+        self._announcer.presence_port = self._machines.open_presence(self._proxy_ports, taken)
         self._staleness.failed(START, "nothing heard from Consul yet")
         self._publish()
-        return presence_port
 
-    async def _save_now_and_then(self) -> None:
+    async def _keep_saved(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        """Take over what is on disk, once, and write what changes."""
+        if not self._restored:  # from then on the memory is what counts
+            await self._restore()
+            self._restored = True
+        task_status.started()
         while True:
-            await self._unsaved.wait()
+            await beat.wait(self._unsaved)
             await trio.sleep(SAVE)
             self._unsaved = trio.Event()
             await self._save()

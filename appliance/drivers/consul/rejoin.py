@@ -13,10 +13,12 @@ import structlog
 import trio
 
 from appliance.errors import RetryError
+from appliance.heartbeat import UNWATCHED
 
 if TYPE_CHECKING:
     from appliance.drivers.consul.api import ConsulApi
     from appliance.drivers.consul.staleness import Staleness
+    from appliance.heartbeat import Heartbeat
 
 log = structlog.get_logger()
 
@@ -28,10 +30,17 @@ AT_ONCE = 3
 """Number of agents that are tried at the same time. One that answers tells of all others."""
 
 
-async def rejoin(api: ConsulApi, staleness: Staleness) -> None:
+async def rejoin(
+    api: ConsulApi,
+    staleness: Staleness,
+    beat: Heartbeat = UNWATCHED,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Contact failed agents for as long as facts are held; until cancelled."""
+    task_status.started()
     while True:
-        await trio.sleep(PERIOD)
+        await beat.sleep(PERIOD)
         if not staleness.held:
             continue
         try:

@@ -18,12 +18,14 @@ import trio
 from appliance.drivers.consul.codec import MAX_COMPLAINTS, StoredSpec, dump_spec, parse_spec
 from appliance.drivers.consul.transport import ConsulError
 from appliance.errors import HostError, InputError, RetryError, cause
+from appliance.heartbeat import UNWATCHED
 from appliance.text import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from appliance.drivers.consul.api import ConsulApi
+    from appliance.heartbeat import Heartbeat
     from appliance.model.spec import Service
 
 log = structlog.get_logger()
@@ -138,16 +140,22 @@ class Specs:
         """Compare with Consul soon: it may have lost specs that the watch does not show yet."""
         self._resend.set()
 
-    async def resend(self) -> None:
+    async def resend(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Send the changes that Consul does not have yet; until cancelled."""
+        task_status.started()
         while True:
-            await self._resend.wait()
-            self._resend = trio.Event()
-            await trio.sleep(RESEND)
+            await beat.wait(self._resend)
             try:
+                await beat.sleep(RESEND)
+                self._resend = trio.Event()
                 await self.took((await self._api.values(FOLDER))[1])
             except RetryError:
                 self._resend.set()  # the watch on the folder reports it
+            except BaseException:
+                self._resend.set()  # whoever does this next has it to do
+                raise
 
     async def _forget(self, name: str, theirs: StoredSpec | None) -> None:
         if theirs is None or await self._api.delete(FOLDER + name, cas=theirs.index):

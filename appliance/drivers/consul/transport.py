@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import consul.base
 import consul.exceptions
 import httpx2
+import trio
 
 from appliance.errors import HostError, MeshboxError, RetryError, cause
 
@@ -65,9 +66,10 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has 
         )
         self.token = _token(settings)
 
-    def reload_token(self) -> None:
+    async def reload_token(self) -> None:
         """Read the file of the token again, which may have been renewed. Raises HostError."""
-        self.token = _token(self._settings)
+        with trio.move_on_after(CALL_TIMEOUT):  # wherever that is
+            self.token = await trio.to_thread.run_sync(_token, self._settings, abandon_on_cancel=True)
 
     async def get(self, callback: _Callback, path: str, params: _Params = None, headers: Any = None) -> Any:
         """Read something. A query with an index waits for a change."""
@@ -113,13 +115,15 @@ class Transport(consul.base.HTTPClient):  # type: ignore[misc]  # py-consul has 
         sent.pop("X-Consul-Token", None)  # py-consul prefers a variable of the environment to what it was given
         if self.token:
             sent["X-Consul-Token"] = self.token
-        response = await self._client.request(
-            method,
-            self.uri(path, params),
-            content=data or None,
-            headers=sent,
-            timeout=httpx2.Timeout(CALL_TIMEOUT, read=patience),
-        )
+        # The limits below are of each read, which an answer that trickles never meets.
+        with trio.fail_after(CALL_TIMEOUT + patience):
+            response = await self._client.request(
+                method,
+                self.uri(path, params),
+                content=data or None,
+                headers=sent,
+                timeout=httpx2.Timeout(CALL_TIMEOUT, read=patience),
+            )
         # A refusal carries this header as well, and always says false: it means something with an answer only.
         if response.is_success and response.headers.get("X-Consul-KnownLeader") == "false":
             raise NoLeaderError("it has no leader")
@@ -167,6 +171,9 @@ async def explained(settings: ConsulSettings, doing: str, *, needs: str) -> Asyn
         raise ConsulError(f"{where}: {doing} failed: {_line(error)}") from error
     except httpx2.HTTPError as error:
         raise _broken(where, doing, error) from error
+    except trio.TooSlowError as error:
+        words = f"{where} did not answer {doing} in time: the answer came piece by piece"
+        raise ConsulError(words, "check its load and the network") from error
     except MeshboxError:
         raise
     except Exception as error:  # no JSON, no Consul, or what neither py-consul nor we have foreseen

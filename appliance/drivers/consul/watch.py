@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from appliance.drivers.consul.api import RETRY, WAIT
+from appliance.drivers.consul.transport import CALL_TIMEOUT
 from appliance.errors import cause
+from appliance.heartbeat import UNWATCHED, Part
 from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from appliance.drivers.consul.staleness import Staleness
+    from appliance.heartbeat import Heartbeat
 
     Entries = list[dict[str, object]]
 
@@ -33,6 +36,8 @@ AT_ONCE = 0.2
 """A query that returns within so many seconds did not wait."""
 CATCH_UP = 1.0
 """Seconds after which an index that is lower than before is read again, before it is believed."""
+LONGEST = WAIT * 17 / 16 + 3 * CALL_TIMEOUT
+"""Seconds without progress after which a query is stuck: its wait, to which Consul adds a sixteenth, and some calls."""
 REST = 4
 """The pause after reading the services without a query of their own lasts this many times as long as the reading. While
 they keep changing, reading them takes a fifth of the time; a single change is read at once."""
@@ -60,14 +65,16 @@ class Queries:
         took: Callable[[_T], Awaitable[None]],
         *,
         wanted: Callable[[], bool] = lambda: True,
+        beat: Heartbeat = UNWATCHED,
     ) -> None:
-        """Hand each new value to `took`, as long as `wanted`.
+        """Hand each new value to `took`, as long as `wanted`; beat at each query.
 
         `fetch` returns index and value once they differ from the index given, and at once for 0.
         """
         index = last = failures = quick = 0
         behind = False
         while wanted():
+            beat()
             began = trio.current_time()
             self.open += 1
             try:
@@ -122,6 +129,7 @@ class ServiceWatch:
         self._took = took
         self._direct = direct
         self._nursery: trio.Nursery | None = None
+        self._beat = UNWATCHED
         self._following: set[str] = set()
         """Services with a query under way, wanted or not."""
         self._sweeping = False
@@ -130,13 +138,23 @@ class ServiceWatch:
         self._reading = False
         self.wanted: frozenset[str] = frozenset()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What watches."""
+        return (Part(name="consul services", run=self._run),)
+
+    async def _run(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
         """Watch until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._fill()
-            task_status.started()
-            await trio.sleep_forever()
+        self._beat = beat
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._fill()
+                self._begin_reading()
+                task_status.started()
+                await beat.sleep()
+        finally:
+            self._nursery = None
 
     def watch(self, services: Iterable[str]) -> None:
         """Replace the services of interest."""
@@ -145,11 +163,14 @@ class ServiceWatch:
             sweeping = self._sweeping
             self._fill()
             newcomers = self.wanted - before - self._following
-            if sweeping and newcomers and self._nursery is not None:
+            if sweeping and newcomers:
                 self._fresh |= newcomers
-                if not self._reading:
-                    self._reading = True
-                    self._nursery.start_soon(self._read_fresh)
+                self._begin_reading()
+
+    def _begin_reading(self) -> None:
+        if self._fresh and not self._reading and self._nursery is not None:
+            self._reading = True
+            self._nursery.start_soon(self._read_fresh)
 
     def _fill(self) -> None:
         if self._nursery is None:
@@ -169,12 +190,14 @@ class ServiceWatch:
                 await self._took(service, entries)
 
         try:
-            await self._queries.follow(
-                f"service {service}",
-                lambda index: self._fetch(service, index),
-                took,
-                wanted=lambda: service in self.wanted,
-            )
+            with self._beat.another(f"the query of service {service}", LONGEST) as beat:
+                await self._queries.follow(
+                    f"service {service}",
+                    lambda index: self._fetch(service, index),
+                    took,
+                    wanted=lambda: service in self.wanted,
+                    beat=beat,
+                )
         finally:
             self._following.discard(service)
         self._fill()
@@ -187,11 +210,14 @@ class ServiceWatch:
 
         async def took(_: None) -> None:
             began = trio.current_time()
-            await self._read_all(self.wanted - self._following)
-            await trio.sleep(REST * (trio.current_time() - began))
+            await self._read_all(self.wanted - self._following, beat)
+            await beat.sleep(REST * (trio.current_time() - began))
 
         try:
-            await self._queries.follow("catalogue", fetch, took, wanted=lambda: bool(self.wanted - self._following))
+            with self._beat.another("the query of the catalogue", LONGEST) as beat:
+                await self._queries.follow(
+                    "catalogue", fetch, took, wanted=lambda: bool(self.wanted - self._following), beat=beat
+                )
         finally:
             self._sweeping = False
         self._fill()
@@ -204,16 +230,20 @@ class ServiceWatch:
 
         async def took(_: None) -> None:
             services = frozenset(self._fresh)
-            await self._read_all(services & self.wanted)
+            await self._read_all(services & self.wanted, beat)
             self._fresh -= services
 
         try:
-            await self._queries.follow("new services", fetch, took, wanted=lambda: bool(self._fresh & self.wanted))
+            with self._beat.another("the query of new services", LONGEST) as beat:
+                await self._queries.follow(
+                    "new services", fetch, took, wanted=lambda: bool(self._fresh & self.wanted), beat=beat
+                )
         finally:
             self._reading = False
 
-    async def _read_all(self, services: Iterable[str]) -> None:
+    async def _read_all(self, services: Iterable[str], beat: Heartbeat) -> None:
         for service in sorted(services):
+            beat()
             _, entries = await self._fetch(service, 0)
             if service in self.wanted:
                 await self._took(service, entries)

@@ -43,6 +43,11 @@ OLDEST_API = (1, 41)
 START_TIMEOUT = 120.0
 """Seconds; Docker prepares namespace, volumes and cgroups before it answers."""
 
+PULL_SILENCE = 600.0
+"""Seconds for which a pull may say nothing, as while a large layer is checked."""
+EVENTS_SILENCE = 30.0
+"""Seconds without an event after which the stream is opened again: a connection that is stuck looks the same."""
+
 _EVENTS = {
     "type": ["container", "network"],
     # each health check makes three exec_… events: Docker filters them, so that none is parsed only to be dropped
@@ -177,7 +182,9 @@ class Docker:
         name, tag = image_reference(image)
         progress = PullProgress()
         try:
-            async with self._http.stream("POST", "/images/create", params={"fromImage": name, "tag": tag}) as lines:
+            async with self._http.stream(
+                "POST", "/images/create", silence=PULL_SILENCE, params={"fromImage": name, "tag": tag}
+            ) as lines:
                 async for line in lines:
                     progress.feed(line)
                     on_progress(progress)
@@ -242,12 +249,13 @@ class Docker:
     async def events(self, *, since: float, until: float | None = None) -> AsyncIterator[AsyncIterator[types.Event]]:
         """Open the stream of container and network events from `since` (seconds since the epoch) on.
 
-        With `until`, which must have passed, it ends with the last event before that.
+        With `until`, which must have passed, it ends with the last event before that. Raises SilentError where there
+        was none for EVENTS_SILENCE seconds: it is to be opened again.
         """
         params = {"since": f"{since:.9f}", "filters": orjson.dumps(_EVENTS).decode()}
         if until is not None:
             params["until"] = f"{until:.9f}"
-        async with self._http.stream("GET", "/events", params=params) as lines:
+        async with self._http.stream("GET", "/events", silence=EVENTS_SILENCE, params=params) as lines:
             yield self._events(lines)
 
     async def _events(self, lines: AsyncIterator[bytes]) -> AsyncIterator[types.Event]:

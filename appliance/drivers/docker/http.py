@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import orjson
+import trio
 
 from appliance.errors import RetryError
 
@@ -36,6 +37,10 @@ class DockerAbsentError(DockerError):
     """Nothing answers on Docker's socket, or the connection broke."""
 
 
+class SilentError(DockerError):
+    """Docker did not answer in time, or a stream has said nothing for a while."""
+
+
 class NotFoundError(DockerError):
     """No such container, network or image (404)."""
 
@@ -50,15 +55,15 @@ class DockerHttp:
     def __init__(self, socket: str) -> None:
         """`socket` is the path of Docker's unix socket; nothing is opened yet."""
         self.socket = socket
-        self._calls = self._client(CONNECTIONS, read_timeout=CALL_TIMEOUT)
-        self._streams = self._client(STREAMS, read_timeout=None)
+        self._calls = self._client(CONNECTIONS)
+        self._streams = self._client(STREAMS)
 
-    def _client(self, connections: int, *, read_timeout: float | None) -> httpx2.AsyncClient:
+    def _client(self, connections: int) -> httpx2.AsyncClient:
         limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=4, keepalive_expiry=30.0)
         return httpx2.AsyncClient(
             transport=httpx2.AsyncHTTPTransport(uds=self.socket, limits=limits, verify=False),
             base_url="http://docker",
-            timeout=httpx2.Timeout(CALL_TIMEOUT, read=read_timeout),
+            timeout=httpx2.Timeout(CALL_TIMEOUT),
             trust_env=False,
         )
 
@@ -78,15 +83,17 @@ class DockerHttp:
     ) -> bytes:
         """Make one call and return the answer's body. `timeout` in seconds of silence."""
         try:
-            response = await self._calls.request(
-                method,
-                path,
-                params=params,
-                content=None if body is None else orjson.dumps(body),
-                headers={"content-type": "application/json"},
-                timeout=httpx2.Timeout(CALL_TIMEOUT, read=timeout),
-            )
-        except httpx2.HTTPError as error:
+            # The limits below are of each read, which an answer that trickles never meets.
+            with trio.fail_after(CALL_TIMEOUT + timeout):
+                response = await self._calls.request(
+                    method,
+                    path,
+                    params=params,
+                    content=None if body is None else orjson.dumps(body),
+                    headers={"content-type": "application/json"},
+                    timeout=httpx2.Timeout(CALL_TIMEOUT, read=timeout),
+                )
+        except (httpx2.HTTPError, trio.TooSlowError) as error:
             raise self._fault(error, f"{method} {path}") from error
         if response.status_code >= 400:
             raise _refusal(response.status_code, response.content)
@@ -94,11 +101,15 @@ class DockerHttp:
 
     @asynccontextmanager
     async def stream(
-        self, method: str, path: str, *, params: Mapping[str, str] | None = None
+        self, method: str, path: str, *, silence: float, params: Mapping[str, str] | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open a stream of lines (one JSON value each) that lasts until Docker ends it."""
+        """Open a stream of lines (one JSON value each) that lasts until Docker ends it.
+
+        Raises SilentError where nothing has come for `silence` seconds.
+        """
+        timeout = httpx2.Timeout(CALL_TIMEOUT, read=silence)
         try:
-            async with self._streams.stream(method, path, params=params) as response:
+            async with self._streams.stream(method, path, params=params, timeout=timeout) as response:
                 if response.status_code >= 400:
                     raise _refusal(response.status_code, await response.aread())
                 yield self._lines(response, f"{method} {path}")
@@ -118,15 +129,15 @@ class DockerHttp:
         if rest.strip():
             yield rest
 
-    def _fault(self, error: httpx2.HTTPError, what: str) -> DockerError:
+    def _fault(self, error: Exception, what: str) -> DockerError:
         cause = str(error) or type(error).__name__
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return DockerAbsentError(
                 f"no Docker Engine answers on {self.socket} ({cause})",
                 'start it ("systemctl start docker") or name its socket in the configuration',
             )
-        if isinstance(error, httpx2.TimeoutException):
-            return DockerError(f"Docker on {self.socket} did not answer {what} in time ({type(error).__name__})")
+        if isinstance(error, httpx2.TimeoutException | trio.TooSlowError):
+            return SilentError(f"Docker on {self.socket} did not answer {what} in time ({type(error).__name__})")
         return DockerAbsentError(f"the connection to Docker on {self.socket} broke during {what}: {cause}")
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager, suppress
+from math import inf, nextafter
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from appliance.drivers.docker.http import NotFoundError
+from appliance.drivers.docker.client import EVENTS_SILENCE
+from appliance.drivers.docker.http import CALL_TIMEOUT, NotFoundError, SilentError
 from appliance.drivers.docker.members import MemberStore
 from appliance.drivers.docker.network import is_bridge
 from appliance.drivers.docker.prestart import PrestartWatch
@@ -26,6 +28,7 @@ from appliance.drivers.docker.workload import shared_with
 from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.errors import RetryError, cause
 from appliance.faults import Faults
+from appliance.heartbeat import UNWATCHED, Part
 from appliance.model.facts import RunState
 from appliance.retry import Schedule
 from appliance.text import plain
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.types import Event, Inspected, Listed
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import BridgeMember, DockerNetwork, Probe, Workload
     from appliance.model.network import NetnsId
 
@@ -43,6 +47,10 @@ FULL_LIST = 30.0
 """Seconds between full lists."""
 FIRST_LIST = 10.0
 """Seconds that the first list waits for inspects, which block while Docker starts a container."""
+LONGEST_LIST = 3 * CALL_TIMEOUT
+"""Seconds without progress after which a list is stuck; a loaded Docker may need much of that."""
+LONGEST_INSPECT = 6 * CALL_TIMEOUT
+"""The same for an inspect: Docker holds it back while it starts a container."""
 INSPECTS = 16
 """Inspects under way at once."""
 STARTING = "starting"
@@ -102,6 +110,8 @@ class Inventory:
         self._nursery: trio.Nursery | None = None
         self._since = 0.0
         """When the last event was that was taken, in seconds since the epoch."""
+        self._beat = UNWATCHED
+        self._listed = False
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
         self.connected = False
@@ -115,18 +125,28 @@ class Inventory:
         """How many containers were seen before their program ran."""
         return self._store.seen_before_start
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Follow Docker until cancelled. Started once everything was listed once."""
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What follows Docker. All have started once everything was listed once."""
+        return (
+            Part(name="docker inspects", run=self._inspect_on_demand),
+            Part(name="prober", run=self._prober.run),
+            Part(name="bridge members", run=self._members.run),
+            Part(name="docker events", run=self._follow, silence=EVENTS_SILENCE + LONGEST_LIST),
+            Part(name="starting containers", run=self._prestart.run),
+            Part(name="docker lists", run=self._list_now_and_then, silence=LONGEST_LIST),
+        )
+
+    async def _inspect_on_demand(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        """Be there for inspects, until cancelled; those that were cut short or asked for meanwhile are made now."""
         self._docker.complain = self._complain
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await nursery.start(self._prober.run)
-                await nursery.start(self._members.run)
-                await nursery.start(self._follow)
-                await nursery.start(self._prestart.run)
-                nursery.start_soon(self._list_now_and_then)
+                self._nursery, self._beat = nursery, beat
+                for container_id in list(self._inspect_again):
+                    self._inspect(container_id)
                 task_status.started()
+                await beat.sleep()
         finally:
             self._nursery = None
 
@@ -148,29 +168,41 @@ class Inventory:
 
     # -- following Docker
 
-    async def _follow(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _follow(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
         self._since = time.time()
         failures = 0
-        listed = False
+        known = False
+        """Whether no event can have been missed."""
         while True:
             why: object = "the stream of events ended"
+            opened = False
             try:
                 async with self._docker.events(since=self._since) as events:
-                    await self._list(wait=not listed)
+                    opened = True
+                    if not known:
+                        await self._list(wait=not self._listed)
+                        known = self._listed = True
+                        task_status.started()
+                        task_status = trio.TASK_STATUS_IGNORED
                     self._set_connected(True)
                     failures = 0
-                    if not listed:
-                        listed = True
-                        task_status.started()
+                    beat()
                     async for event in events:
+                        beat()
                         self._take_or_complain(event)
+            except SilentError as error:
+                if opened and known:  # a quiet host: Docker tells what comes after the last event
+                    self._since = nextafter(self._since, inf)
+                    continue
+                why = error
             except RetryError as error:
                 why = error
+            known = False
             self.counts["reconnects"] += 1
             self._faults.report("docker", "Docker is away; what was last known stays", why)
             self._set_connected(False)
             failures += 1
-            await trio.sleep(RECONNECT.after(failures))
+            await beat.sleep(RECONNECT.after(failures))
 
     async def catch_up(self) -> None:
         """Take all of Docker's events up to now, which the stream may bring once more. Raises RetryError."""
@@ -193,9 +225,10 @@ class Inventory:
             self.connected = connected
             self._bell()
 
-    async def _list_now_and_then(self) -> None:
+    async def _list_now_and_then(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
         while True:
-            await trio.sleep(FULL_LIST)
+            await beat.sleep(FULL_LIST)
             if self.connected:
                 await self._or_report(self._list)
 
@@ -343,12 +376,14 @@ class Inventory:
             nursery.start_soon(self._inspect_until_fresh, container_id)
 
     async def _inspect_until_fresh(self, container_id: str) -> None:
+        cut_short = False
         try:
             while True:
                 self._inspect_again.discard(container_id)
                 async with self._limit:
-                    inspected = await self._docker.inspect(container_id)
-                    owner = await self._owner(inspected)
+                    with self._beat.another(f"inspecting container {container_id[:12]}", LONGEST_INSPECT):
+                        inspected = await self._docker.inspect(container_id)
+                        owner = await self._owner(inspected)
                 self.counts["inspects"] += 1
                 if any(j.network not in self._store.networks for j in inspected.joined):
                     await self._list_networks()
@@ -357,6 +392,9 @@ class Inventory:
             self._faults.over(("inspect", container_id))
             self._store.update(inspected, owner)
             self._update_member(inspected)
+        except trio.Cancelled:
+            cut_short = True
+            raise
         except NotFoundError:
             self._remove(container_id)
         except RetryError as error:
@@ -368,6 +406,8 @@ class Inventory:
         finally:
             self._inspecting.discard(container_id)
             self._inspect_again.discard(container_id)
+            if cut_short:
+                self._inspect_again.add(container_id)
 
     def _update_member(self, inspected: Inspected) -> None:
         """Take what a running one has on bridge networks; that another one runs not may be older than its start."""

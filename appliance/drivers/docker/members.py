@@ -18,12 +18,14 @@ from appliance.drivers.docker.network import is_bridge
 from appliance.drivers.docker.types import Joined
 from appliance.drivers.netns import identity, links
 from appliance.errors import RetryError
+from appliance.heartbeat import UNWATCHED
 from appliance.model.facts import BridgeMember
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from appliance.drivers.docker.types import Event
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import DockerNetwork
     from appliance.model.network import Netns
 
@@ -62,13 +64,15 @@ class MemberStore:
         self.members: tuple[BridgeMember, ...] = ()
         """Those of which everything is known, sorted by id."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Look for ports until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await trio.sleep_forever()
+                await beat.sleep()
         finally:
             self._nursery = None
 

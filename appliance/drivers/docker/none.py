@@ -9,6 +9,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from appliance.heartbeat import Part
     from appliance.model.facts import BridgeMember, DockerNetwork, Probe, Workload
 
 
@@ -23,11 +24,7 @@ class NoContainers:
         self.connected = False
         self.seen_before_start = 0
         self.counts: Mapping[str, int] = {}
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Do nothing until cancelled."""
-        task_status.started()
-        await trio.sleep_forever()
+        self.parts: tuple[Part, ...] = ()
 
     def probe(self, wanted: frozenset[Probe]) -> None:
         """There is nothing to probe."""

@@ -17,6 +17,7 @@ Those descriptions also say which MAC and addresses any container on a bridge ma
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from appliance.drivers.docker.http import NotFoundError
 from appliance.drivers.docker.network import attach_by_address
 from appliance.drivers.netns import addresses, directory, identity, owner
 from appliance.errors import MeshboxError
+from appliance.heartbeat import UNWATCHED
 from appliance.model.network import Netns
 
 if TYPE_CHECKING:
@@ -37,12 +39,15 @@ if TYPE_CHECKING:
     from appliance.drivers.docker.members import MemberStore
     from appliance.drivers.docker.types import Joined
     from appliance.drivers.docker.workloads import WorkloadStore
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import DockerNetwork
 
 log = structlog.get_logger()
 
 PATIENCE = 10.0
 """Seconds in which a namespace may get addresses; a slower start is seen by its `start` event."""
+LONGEST = 120.0
+"""Seconds after which a start is no longer followed that is not over: a slow Docker answers each call in 30 s."""
 LOOK_AGAIN = 0.02
 """Seconds between checks for the addresses of further networks, until the container has started."""
 WATCH_AGAIN = 10.0
@@ -79,36 +84,45 @@ class PrestartWatch:
         self._sees_processes = False
         """Whether the host's processes can be seen (--pid=host); then a namespace without a container is a build's."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Watch until cancelled, beginning with the files that are there. Started once the watch stands."""
-        waiting = True
         async with trio.open_nursery() as nursery:
             while True:
                 try:
                     old = _files(self._netns_dir)
                     with directory.watch_directory(self._netns_dir) as changes:
-                        if waiting:
-                            waiting = False
-                            task_status.started()
-                        async for change in changes:
+                        task_status.started()
+                        task_status = trio.TASK_STATUS_IGNORED
+                        while True:
+                            change = await beat.until(changes.__anext__)
                             if change.present:
-                                nursery.start_soon(self._follow, change.path, change.path not in old)
+                                follow = partial(self._follow, change.path, new=change.path not in old, beat=beat)
+                                nursery.start_soon(follow)
                             else:
                                 old.discard(change.path)
                                 self._abandon(change.path)
                 except MeshboxError as error:
                     log.warning("rules come late to starting containers", cause=str(error))
-                if waiting:
-                    waiting = False
-                    task_status.started()
-                await trio.sleep(WATCH_AGAIN)
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                await beat.sleep(WATCH_AGAIN)
 
     def _abandon(self, path: str) -> None:
         container_id = self._store.abandon_start(path)
         if container_id is not None:
             self._inspect(container_id)
 
-    async def _follow(self, path: str, new: bool) -> None:  # noqa: FBT001 — start_soon passes no keywords
+    async def _follow(self, path: str, *, new: bool, beat: Heartbeat) -> None:
+        """Follow one start. Whatever goes wrong with it is its own problem."""
+        try:
+            with beat.another(f"following the start at {path}", LONGEST):
+                await self._follow_start(path, new=new)
+        except Exception as error:  # noqa: BLE001 — also a look into /proc with no descriptor left
+            self._failed(path, error)
+
+    async def _follow_start(self, path: str, *, new: bool) -> None:
         netns_id = await identity.wait_namespace(path)
         if netns_id is None:
             return
@@ -135,8 +149,6 @@ class PrestartWatch:
         except MeshboxError as error:
             if identity.identify(path) == netns_id:
                 log.warning("rules of a starting container come late", netns=path, cause=str(error))
-        except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one start
-            self._failed(path, error)
 
     async def _find_container(self, path: str, *, new: bool) -> str | None:
         found = await owner.find_container(path)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from appliance.heartbeat import UNWATCHED
 from appliance.retry import Schedule
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address
 
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import Probe
 
 REDIAL = Schedule((0.05, 0.1, 0.2, 0.4, 0.8, 1.0))
@@ -35,14 +37,16 @@ class Prober:
         self._wanted: frozenset[Probe] = frozenset()
         self._under_way: dict[Probe, trio.CancelScope] = {}
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Probe until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 self.want(self._wanted)
                 task_status.started()
-                await trio.sleep_forever()
+                await beat.sleep()
         finally:
             self._nursery = None
             self._under_way.clear()
@@ -71,10 +75,11 @@ class Prober:
 
 async def accepts(address: IPv4Address, port: int) -> bool:
     """Return whether something accepts a connection there within DIAL_TIMEOUT."""
-    with trio.move_on_after(DIAL_TIMEOUT), trio.socket.socket() as sock:
+    with trio.move_on_after(DIAL_TIMEOUT):
         try:
-            await sock.connect((str(address), port))
-        except OSError:
+            with trio.socket.socket() as sock:
+                await sock.connect((str(address), port))
+        except OSError:  # it accepts nothing, or this process has no descriptor left
             return False
         return True
     return False

@@ -8,12 +8,14 @@ import trio
 
 from appliance.drivers.netns import addresses, identity
 from appliance.errors import RetryError
+from appliance.heartbeat import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv4Address
 
     from appliance.faults import Faults
+    from appliance.heartbeat import Heartbeat
 
 
 class HostAddresses:
@@ -27,7 +29,9 @@ class HostAddresses:
         self.now: frozenset[IPv4Address] = frozenset()
         """As they were read last."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Read them until cancelled. Started once they were read, or could not be: then the former ones stay."""
         while True:
             try:
@@ -41,4 +45,4 @@ class HostAddresses:
                     self._bell()
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED
-            await trio.sleep(self._every)
+            await beat.sleep(self._every)

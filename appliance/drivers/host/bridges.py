@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from appliance.drivers.netns import links, netlink
 from appliance.errors import cause
+from appliance.heartbeat import UNWATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from socket import socket
 
     from appliance.faults import Faults
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import HostBridge
 
 # linux/rtnetlink.h
@@ -35,7 +38,9 @@ class HostBridges:
         self.now: tuple[HostBridge, ...] = ()
         """As they were read last."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Read them until cancelled. Started once they were read, or could not be: then the former ones stay."""
         with netlink.socket_here(netlink.NETLINK_ROUTE) as told:
             netlink.join(told, _RTNLGRP_IPV4_IFADDR)
@@ -45,9 +50,10 @@ class HostBridges:
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 with trio.move_on_after(self._every):
-                    await trio.lowlevel.wait_readable(told)
+                    await beat.until(partial(trio.lowlevel.wait_readable, told))
                     await trio.sleep(SETTLE)
                     _drain(told)
+                beat()
 
     def _read(self) -> None:
         try:

@@ -17,12 +17,14 @@ from appliance.drivers.consul import cache
 from appliance.drivers.local import statefile
 from appliance.drivers.local.statefile import DamagedError, State
 from appliance.errors import HostError, RetryError
+from appliance.heartbeat import Part
 from appliance.model.registry import RegistryFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from appliance.heartbeat import Heartbeat
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
     from appliance.model.registry import Interests
@@ -45,6 +47,7 @@ class LocalStore:
         self._clock = clock
         self._lock = trio.Lock()
         self._state = State()
+        self._loaded = False
         self.facts = RegistryFacts()
 
     @property
@@ -68,7 +71,7 @@ class LocalStore:
         Raises HostError when a newer meshbox wrote it or it cannot be read.
         """
         try:
-            content = await trio.to_thread.run_sync(self._path.read_bytes)
+            content = await trio.to_thread.run_sync(self._path.read_bytes, abandon_on_cancel=True)
             self._state = statefile.load(content, str(self._path))
         except FileNotFoundError:
             self._state = State()
@@ -76,6 +79,7 @@ class LocalStore:
             await self._save_readable_part(error)
         except OSError as error:
             raise HostError(f"cannot read {self._path}: {error.strerror}", "check its owner and the disk") from error
+        self._loaded = True
         self._publish()
 
     async def _save_readable_part(self, error: DamagedError) -> None:
@@ -99,18 +103,23 @@ class LocalStore:
 
     # -- Registry
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Load, report the start, and wait to be cancelled: nothing else changes the file.
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Reading the file, once: nothing else changes it."""
+        return (Part(name="state file", run=self._start, may_end=True),)
 
-        The cache of Consul's state is removed, because from now on this file changes without Consul.
-        """
-        await self.load()
+    async def _start(self, _: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
+        """Read the file. The cache of Consul's state is removed: from now on this file changes without Consul."""
+        if not self._loaded:  # from then on the memory is what counts
+            await self.load()
         try:
             await trio.to_thread.run_sync(partial((self._path.parent / cache.NAME).unlink, missing_ok=True))
         except OSError as error:
             log.warning("cannot remove the cached state of Consul", cause=str(error))
         task_status.started()
-        await trio.sleep_forever()
+
+    async def close(self) -> None:
+        """Do nothing: nothing is open."""
 
     async def put_spec(self, service: Service) -> None:
         """Store a service's spec. Raises RetryError when the disk refuses."""

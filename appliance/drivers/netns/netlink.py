@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import threading
@@ -68,11 +69,12 @@ def entered(path: str, make: Callable[[], T]) -> T:
     A new thread enters the namespace and ends at once, so that no thread is left in the wrong one.
     """
     made: list[T] = []
-    failed: list[OSError] = []
+    failed: list[BaseException] = []
 
     def enter() -> None:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Not to wait for ever where it is a FIFO: this thread is waited for.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
                     number = ctypes.get_errno()
@@ -80,11 +82,14 @@ def entered(path: str, make: Callable[[], T]) -> T:
             finally:
                 os.close(descriptor)
             made.append(make())
-        except OSError as error:
+        except BaseException as error:  # noqa: BLE001 — raised below
             failed.append(error)
 
     thread = threading.Thread(target=enter, name="netns")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, str(error), path) from error
     thread.join()
     if failed:
         raise failed[0]

@@ -26,7 +26,7 @@ async def find_container(path: str) -> str | None:
     """
     netns = identity.identify(path)
     try:
-        return None if netns is None else await trio.to_thread.run_sync(_owner, netns.inode)
+        return None if netns is None else await trio.to_thread.run_sync(_owner, netns.inode, abandon_on_cancel=True)
     except OSError as error:  # no descriptor is left, or /proc is closed to us
         raise RetryError(f"cannot look for the container of {path} in /proc: {error.strerror}") from error
 

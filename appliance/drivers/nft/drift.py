@@ -18,11 +18,13 @@ import trio
 from appliance.drivers.netns import identity, netlink
 from appliance.drivers.nft.commits import OWN
 from appliance.errors import RetryError, cause
+from appliance.heartbeat import UNWATCHED
 from appliance.render.ruleset import TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from appliance.heartbeat import Heartbeat
     from appliance.model.network import Netns, NetnsId
 
 log = structlog.get_logger()
@@ -90,8 +92,12 @@ class RulesetWatch:
         if identity.identify(netns.path) != netns.id:
             sock.close()
             raise RetryError(f"{netns.path} leads to another network namespace than {netns.id} by now")
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, self._buffer)
-        netlink.join(sock, _NFNLGRP_NFTABLES)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, self._buffer)
+            netlink.join(sock, _NFNLGRP_NFTABLES)
+        except OSError:
+            sock.close()
+            raise
         watched = _Watched(netns, sock)
         self._watched[netns.id] = self._by_descriptor[sock.fileno()] = watched
         self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -103,26 +109,31 @@ class RulesetWatch:
             del self._by_descriptor[watched.sock.fileno()]
             watched.sock.close()  # which also removes it from the epoll set
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Watch until cancelled, then close everything."""
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Watch until cancelled. What comes while this does not run waits in the sockets."""
         task_status.started()
         stale = trio.current_time() + STALE
-        try:
-            while True:
-                with trio.move_on_at(min([stale, *(w.due for w in self._watched.values() if w.due is not None)])):
-                    await trio.lowlevel.wait_readable(self._epoll.fileno())
-                    for descriptor, _ in self._epoll.poll(0):
-                        if (watched := self._by_descriptor.get(descriptor)) is not None:
-                            self._read(watched)
-                now = trio.current_time()
-                if now >= stale:
-                    stale = now + STALE
-                    self._forget_stale()
-                self._report(now)
-        finally:
-            for netns in list(self._watched):
-                self.remove(netns)
-            self._epoll.close()
+        while True:
+            due = min([stale, *(w.due for w in self._watched.values() if w.due is not None)])
+            with trio.move_on_at(min(due, beat.slice_end(trio.current_time()))):
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                for descriptor, _ in self._epoll.poll(0):
+                    if (watched := self._by_descriptor.get(descriptor)) is not None:
+                        self._read(watched)
+            beat()
+            now = trio.current_time()
+            if now >= stale:
+                stale = now + STALE
+                self._forget_stale()
+            self._report(now)
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        for netns in list(self._watched):
+            self.remove(netns)
+        self._epoll.close()
 
     def _read(self, watched: _Watched) -> None:
         """Read what waits, up to a bound, so that a flood here does not delay everything else."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import structlog
@@ -13,7 +13,11 @@ import trio
 from appliance.drivers.nft.commits import OWN, refused
 from appliance.drivers.nft.helper_main import LENGTH, frame
 from appliance.errors import HostError, RetryError
+from appliance.heartbeat import UNWATCHED
 from appliance.retry import Schedule
+
+if TYPE_CHECKING:
+    from appliance.heartbeat import Heartbeat
 
 log = structlog.get_logger()
 
@@ -49,27 +53,32 @@ class NftHelper:
         self.restarts = 0
         """How often the helper has died and was started again."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Keep the helper running while it is used. Started once it works, or has said why it cannot."""
         while True:
             self._awake.set()
             try:
-                idle = await self._serve(task_status)
+                idle = await self._serve(beat, task_status)
             finally:
                 self._process = None
             task_status = trio.TASK_STATUS_IGNORED
             if idle:
-                await self._awake.wait()
+                await beat.wait(self._awake)
                 continue
             self._deaths += 1
             pause = RESTART.after(self._deaths)
             self.restarts += 1
             log.warning("the helper around libnftables has died; starting it again", seconds=pause)
-            await trio.sleep(pause)
+            await beat.sleep(pause)
 
-    async def _serve(self, task_status: trio.TaskStatus[None]) -> bool:
-        """Start a helper and wait until it has ended (False) or was idle for long enough (True)."""
-        process = await trio.lowlevel.open_process(HELPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    async def _serve(self, beat: Heartbeat, task_status: trio.TaskStatus[None]) -> bool:
+        """Start a helper and wait until it has ended (False) or was idle for long enough (True). Raises HostError."""
+        try:
+            process = await trio.lowlevel.open_process(HELPER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError as error:
+            raise HostError(f"cannot start the helper around libnftables: {error.strerror}") from error
         OWN.add(process.pid)
         try:
             greeting = await _receive(process)
@@ -79,9 +88,11 @@ class NftHelper:
             self._started.set()
             task_status.started()
             while not self._is_idle():
-                with trio.move_on_at(max(self._used, trio.current_time() - self._idle / 2) + self._idle):
+                end = max(self._used, trio.current_time() - self._idle / 2) + self._idle
+                with trio.move_on_at(min(end, beat.slice_end(trio.current_time()))):
                     await process.wait()
                     return False
+                beat()
             self._awake = trio.Event()
             return True
         finally:

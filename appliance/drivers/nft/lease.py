@@ -16,12 +16,14 @@ import trio
 
 from appliance.drivers.netns import netlink
 from appliance.drivers.nft.commits import OWN
+from appliance.heartbeat import UNWATCHED
 from appliance.render.ruleset import BRIDGE_TABLE, LEASE, LEASED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from appliance.faults import Faults
+    from appliance.heartbeat import Heartbeat
 
 EVERY = LEASE / 3
 """Seconds between renewals."""
@@ -62,12 +64,14 @@ class Lease:
         self._seconds = seconds
         self._stopped = False
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Renew it every so many seconds until cancelled."""
         task_status.started()
         pause = self._every
         while True:
-            await trio.sleep(pause)
+            await beat.sleep(pause)
             pause = self._every if self._renew() else AGAIN
 
     def _renew(self) -> bool:

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import trio
 import trio.testing
+from together import run_again, run_together
 
 from appliance.drivers.consul.announce import COMPARE, HEARTBEAT, PATIENCE, SETTLE, Announcer
 from appliance.drivers.consul.codec import TTL, destination_id, destination_service, machine_service
@@ -36,7 +37,11 @@ def id_of(number: int) -> str:
 class FakeAgent:
     """A Consul agent with its registrations; fails or hangs for the ids it is told to."""
 
+    where = "Consul at nowhere"
+
     def __init__(self):
+        self.broken: Exception | None = None
+        self.stuck: set[str] = set()
         self.services: dict[str, dict] = {}
         self.refuses: set[str] = set()
         self.hangs = False
@@ -49,6 +54,10 @@ class FakeAgent:
 
     async def _answer(self, call, service_id=""):
         self.calls[call] += 1
+        if self.broken is not None:
+            raise self.broken
+        if {call, service_id} & self.stuck:
+            await trio.sleep_forever()
         await trio.sleep(self.delay)
         if self.hangs:
             await trio.sleep(10)
@@ -116,7 +125,7 @@ def run(script):
     async def main():
         world = World()
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.announcer.run)
+            await nursery.start(run_together, world.announcer.parts)
             await script(world)
             nursery.cancel_scope.cancel()
 
@@ -167,8 +176,9 @@ def test_presence_port_is_announced_with_the_machine():
 
     async def main():
         world = World()
+        world.announcer.presence_port = 29999
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.announcer.run, 29999)
+            await nursery.start(run_together, world.announcer.parts)
             assert world.agent.services[OWN]["port"] == 29999
             world.agent.services[OWN]["port"] = 29998
             await trio.sleep(COMPARE + SETTLE)
@@ -185,7 +195,7 @@ def test_claims_before_the_first_registration():
         world = World()
         world.announcer.claim(frozenset({"web/0/web"}))
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.announcer.run)
+            await nursery.start(run_together, world.announcer.parts)
             assert world.agent.services[OWN]["meta"]["claims-1"] == "web/0/web"
             nursery.cancel_scope.cancel()
 
@@ -360,16 +370,75 @@ def test_agent_without_an_ipv4_address():
         world.agent.advertises = "fd00::1"
         complaint = pytest.RaisesExc(HostError, match=r"agent advertises fd00::1.*advertise_addr")
         with pytest.RaisesGroup(complaint, flatten_subgroups=True):
-            await world.made(address=None).run()
+            await run_together(world.made(address=None).parts)
         world.agent.down = True
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.made(address=None).run)
+            await nursery.start(run_together, world.made(address=None).parts)
             world.agent.down = False
             await trio.sleep(60)
             assert "advertise_addr" in world.staleness.why
             world.agent.advertises = "10.0.0.1"
             await trio.sleep(10)
             assert world.staleness.since is None
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_an_error_that_nobody_has_foreseen_is_tried_again():
+    """Without heartbeats all other machines would take this one for dead."""
+
+    async def script(world):
+        await world.announcer.register(serving(1))
+        await trio.sleep(SETTLE)
+        world.agent.broken = KeyError("what")
+        await trio.sleep(TTL)
+        assert world.staleness.why == "KeyError: 'what'"
+        world.agent.broken = None
+        await world.announcer.register(serving(2))
+        await trio.sleep(2 * SETTLE)
+        assert world.staleness.since is None
+        assert world.agent.services.keys() == {OWN, id_of(1), id_of(2)}
+
+    run(script)
+
+
+def test_a_heartbeat_that_never_returns_is_given_up_before_the_ttl_is_over():
+    """The next one is made; so other machines do not notice."""
+
+    async def script(world):
+        await trio.sleep(SETTLE)
+        world.agent.stuck.add("beat")
+        await trio.sleep(HEARTBEAT + 0.1)
+        world.agent.stuck.clear()
+        await trio.sleep(TTL)
+        beats = world.agent.beats
+        assert max(b - a for a, b in pairwise(beats)) < TTL - 1
+
+    run(script)
+
+
+def test_a_registration_cut_short_is_sent_again():
+    """As when the part that sends them is started again; what is announced stays announced."""
+
+    async def main():
+        world, scopes = World(), {}
+        async with trio.open_nursery() as nursery:
+            for part in world.announcer.parts:
+                await nursery.start(run_again, part, scopes)
+            world.agent.stuck.add(id_of(1))
+            await world.announcer.register(serving(1))
+            await world.announcer.register(serving(2))
+            await trio.sleep(1)
+            for scope in list(scopes.values()):
+                scope.cancel()
+            await trio.sleep(1)
+            assert world.agent.services.keys() == {OWN, id_of(2)}
+            world.agent.stuck.clear()
+            scopes["consul registrations"].cancel()
+            await trio.sleep(1)
+            assert world.agent.services.keys() == {OWN, id_of(1), id_of(2)}
+            assert world.agent.calls["deregister"] == 0
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
+from together import run_together
 
 from appliance.drivers.consul.codec import destination_service
 from appliance.drivers.consul.endpoints import Endpoints
@@ -97,7 +98,7 @@ def run(script):
     async def main():
         world = World()
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.endpoints.run)
+            await nursery.start(run_together, world.endpoints.parts)
             await script(world)
             nursery.cancel_scope.cancel()
 

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 import pytest
 import structlog
 import trio
+from together import run_together
 
 from appliance.drivers.consul import liveness, presence
 from appliance.drivers.consul.liveness import Liveness
@@ -70,6 +71,7 @@ class World:
             nursery.start_soon(there.run)
             yield
             nursery.cancel_scope.cancel()
+            there.close()
 
 
 async def until(condition):
@@ -91,7 +93,7 @@ def run(script):
     async def main():
         world = World()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(world.liveness.run)
+            nursery.start_soon(run_together, world.liveness.parts)
             await script(world)
             nursery.cancel_scope.cancel()
 
@@ -227,7 +229,7 @@ def test_what_was_known_before_a_restart(port):
         world.judge(other(port, answers=False))
         assert world.answers == {"m2": False}
         async with world.alive(port), trio.open_nursery() as nursery:
-            nursery.start_soon(world.liveness.run)
+            nursery.start_soon(run_together, world.liveness.parts)
             await until(lambda: world.answers == {"m2": True})
             nursery.cancel_scope.cancel()
         (own,) = world.liveness.judge([replace(ONE, healthy=False, presence_port=port, answers=False)])
@@ -262,11 +264,31 @@ def test_this_machines_own_port(port):
         assert there.ports == {port}
         there.judge([replace(ONE, healthy=False)])
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(there.run)
+            nursery.start_soon(run_together, there.parts)
             await presence.ask("m2", IPv4Address("127.0.0.2"), port, ONE.address)
             there.judge([])
             with pytest.raises(presence.NoAnswerError):
                 await presence.ask("m2", IPv4Address("127.0.0.2"), port, ONE.address)
             nursery.cancel_scope.cancel()
+        there.close()
+
+    run(script)
+
+
+def test_an_error_that_nobody_has_foreseen_changes_no_right(port, fast, monkeypatch):
+    """It is told once, and the machine is asked again."""
+
+    async def broken(*_):
+        await trio.lowlevel.checkpoint()
+        raise KeyError("what")
+
+    async def script(world):
+        with monkeypatch.context() as patch, structlog.testing.capture_logs() as logs:
+            patch.setattr(liveness, "ask", broken)
+            world.judge(other(port))
+            await trio.sleep(0.1)
+        assert world.answers == {"m2": True}
+        assert [line["cause"] for line in logs] == ["KeyError: 'what'"]
+        await until(lambda: world.answers == {"m2": False})
 
     run(script)

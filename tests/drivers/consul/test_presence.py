@@ -31,6 +31,7 @@ async def running(node="m1", knows=frozenset({ONE, TWO}), former=None):
         nursery.start_soon(here.run)
         yield port
         nursery.cancel_scope.cancel()
+        here.close()
 
 
 @contextmanager

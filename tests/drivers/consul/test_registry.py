@@ -19,6 +19,7 @@ from appliance.config.options import Consul as ConsulSettings
 from appliance.drivers.consul import liveness
 from appliance.drivers.consul.announce import SETTLE, Announcer
 from appliance.drivers.consul.api import ConsulApi
+from appliance.drivers.consul.presence import NoAnswerError, ask
 from appliance.drivers.consul.registry import ConsulRegistry
 from appliance.drivers.local.store import LocalStore
 from appliance.errors import HostError, RetryError
@@ -29,6 +30,7 @@ from appliance.model.registry import Interests
 from appliance.model.spec import Container, Service
 from tests.faultyconsul import FaultyConsul
 from tests.realconsul import ACL_RULES, ConsulAgent, consul_binary, free_ports, wait_until
+from tests.together import run_again, run_registry
 
 WEB = Destination.parse("web.web:80")
 SPEC = Service(name="web", containers=(Container(name="web", image="x"),))
@@ -58,11 +60,10 @@ class Machines:
         self.settings = ConsulSettings(address=address, **settings)
         self.rings = Counter()
 
-    @asynccontextmanager
-    async def machine(self, node, *, address=None, at="", watch=ALL, **fields):
-        """One running registry. `at` is its address, or "agent" to take that of the Consul agent."""
+    def made(self, node, *, address=None, at="", **fields):
+        """One registry. `at` is its address, or "agent" to take that of the Consul agent."""
         number = int(node[1:])
-        registry = ConsulRegistry(
+        return ConsulRegistry(
             replace(self.settings, address=address or self.settings.address),
             node=node,
             address=None if at == "agent" else IPv4Address(at or f"10.0.0.{number}"),
@@ -71,8 +72,13 @@ class Machines:
             bell=lambda: self.rings.update([node]),
             **fields,
         )
+
+    @asynccontextmanager
+    async def machine(self, node, *, watch=ALL, **fields):
+        """One running registry, made with these fields."""
+        registry = self.made(node, **fields)
         async with trio.open_nursery() as nursery:
-            await nursery.start(registry.run)
+            await nursery.start(run_registry, registry)
             registry.watch(Interests(services=watch))
             yield registry
             nursery.cancel_scope.cancel()
@@ -545,7 +551,7 @@ def test_joining_a_mesh(machines, consul_agent):
     async def alone():
         store = LocalStore(machines.folder / "m2", clock=lambda: 9e9)
         async with trio.open_nursery() as nursery:
-            await nursery.start(store.run)
+            await nursery.start(run_registry, store)
             for name in ("web", "mine", "gone"):
                 await store.put_spec(replace(SPEC, name=name, count=9))
             await store.remove_spec("gone")
@@ -598,7 +604,8 @@ def test_moving_to_another_consul(machines, consul_agent):
 def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeypatch):
     """They are forgotten at once, also while the other Consul does not show this machine yet."""
 
-    async def idle(_announcer, _presence_port):
+    async def idle(_announcer, _heart, *, task_status):
+        task_status.started()
         await trio.sleep_forever()
 
     async def main():
@@ -608,7 +615,7 @@ def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeyp
         await trio.to_thread.run_sync(lambda: consul_agent.stop(wipe=True))
         await trio.to_thread.run_sync(consul_agent.start)
         consul_agent.request("PUT", "/v1/kv/meshbox/epoch", "another")
-        monkeypatch.setattr(Announcer, "run", idle)
+        monkeypatch.setattr(Announcer, "_beat_on", idle)
         async with machines.machine("m1") as one:
             await until(lambda: one.facts.machines == one.facts.endpoints == ())
 
@@ -950,3 +957,47 @@ def test_spec_in_consul_is_readable(machines, consul_agent):
         "changed": 1000.0,
         "service": {"name": "web", "count": 1, "containers": [{"name": "web", "image": "x"}]},
     }
+
+
+def test_no_part_takes_anything_with_it_that_was_known(machines, consul_agent):
+    """Each in turn fails and is run again: all facts stay, the other machine sees nothing of it, and both go on."""
+
+    async def main():
+        async with machines.machine("m2") as two, trio.open_nursery() as nursery:
+            nursery.start_soon(see, two)
+            one, scopes = machines.made("m1"), {}
+            for part in one.parts:
+                await nursery.start(run_again, part, scopes)
+            one.watch(Interests(services=ALL))
+            await two.register(serving(1))
+            await one.register(serving(5))
+            await one.put_spec(SPEC)
+            await until(lambda: weights(one) == [("m2", 1)] and weights(two) == [("m1", 5)] and two.facts.specs)
+            known = one.facts
+            for name, scope in scopes.items():
+                for _ in range(2):
+                    scope.cancel()
+                    await trio.sleep(0.1)
+                assert (one.facts.specs, one.facts.endpoints) == (known.specs, known.endpoints), name
+                assert nodes(one) == ["m1", "m2"], name
+                assert weights(two) == [("m1", 5)], name
+                assert nodes(two) == ["m1", "m2"], name
+            await two.register(serving(2))
+            await one.register(serving(6))
+            await one.put_spec(SPEC_GONE)
+            await until(lambda: weights(one) == [("m2", 2)] and weights(two) == [("m1", 6)])
+            await until(lambda: "gone" in two.facts.specs)
+            with pytest.raises(NoAnswerError, match="does not say that"):  # it answers machines of the mesh
+                await ask("m1", IPv4Address("127.0.0.1"), next(iter(one.facts.own_ports)))
+            nursery.cancel_scope.cancel()
+        await one.close()
+
+    async def see(two):
+        while True:
+            seen.append((nodes(two), bool(weights(two))))
+            await trio.sleep(0.005)
+
+    seen = []
+    trio.run(main)
+    complete = seen.index((["m1", "m2"], True))
+    assert all(now == (["m1", "m2"], True) for now in seen[complete:])

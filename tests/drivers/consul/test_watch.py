@@ -6,6 +6,7 @@ import itertools
 
 import trio
 import trio.testing
+from together import run_together
 
 from appliance.drivers.consul.api import RETRY, WAIT
 from appliance.drivers.consul.staleness import Staleness
@@ -218,7 +219,7 @@ def interested(script, direct=4):
         queries = Queries(Staleness(trio.current_time, lambda: None))
         interests = ServiceWatch(queries, fetch=fake.health, fetch_catalogue=fake.index, took=took, direct=direct)
         async with trio.open_nursery() as nursery:
-            await nursery.start(interests.run)
+            await nursery.start(run_together, interests.parts)
             await script(interests, fake, taken)
             fake.most_open = fake.most
             nursery.cancel_scope.cancel()

@@ -79,7 +79,7 @@ def test_each_status_is_an_error_of_its_kind(tmp_path, status, kind):
         assert type(refused.value) is kind
         assert refused.value.status == status
         with pytest.raises(DockerError) as refused:
-            async with http.stream("GET", "/x"):
+            async with http.stream("GET", "/x", silence=1.0):
                 pass
         assert type(refused.value) is kind
 

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from fakedocker import FakeDocker, cid, until
 from foreign import EVIL, HUGE
+from together import run_again, run_together
 
 from appliance.drivers.docker import members, workload
 from appliance.drivers.docker.inventory import Inventory
@@ -65,7 +66,7 @@ def play(world: World, scene) -> None:
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.inventory.run)
+            await nursery.start(run_together, world.inventory.parts)
             await scene()
             nursery.cancel_scope.cancel()
 
@@ -247,7 +248,7 @@ def test_start_waits_for_docker(world, monkeypatch):
                 world.docker.down = False
 
             nursery.start_soon(mend)
-            await nursery.start(world.inventory.run)
+            await nursery.start(run_together, world.inventory.parts)
             await scene()
             nursery.cancel_scope.cancel()
 
@@ -457,7 +458,7 @@ def test_port_is_probed_until_it_accepts(tmp_path):
         world.docker.nets["loop"] = loop
         world.docker.add(2, LABELS, joined=(Joined(network="loop", address=IPv4Address("127.0.0.1")),))
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.inventory.run)
+            await nursery.start(run_together, world.inventory.parts)
             await trio.testing.wait_all_tasks_blocked()
             assert world.only.accepting == frozenset()
             rings = len(world.rings)
@@ -660,6 +661,25 @@ def test_catching_up_takes_what_the_stream_has_not_brought(world):
     play(world, scene)
 
 
+def test_a_silent_stream_is_opened_again_from_where_it_was(world):
+    """A quiet host sends no events, nor does a connection that is stuck; nothing is listed for it, and none missed."""
+
+    async def scene():
+        world.docker.clock = 2e9
+        world.docker.tell("container", "start", cid(2))
+        await until(lambda: world.inventory.counts["events"] == 1)
+        lists, reconnects = world.inventory.counts["lists"], world.inventory.counts["reconnects"]
+        world.docker.fall_silent()
+        await until(lambda: len(world.docker.since) == 2)
+        assert world.docker.clock < world.docker.since[-1] < world.docker.clock + 1e-3
+        world.docker.tell("container", "destroy", cid(2))
+        await until(lambda: not world.inventory.workloads)
+        assert world.inventory.connected
+        assert (world.inventory.counts["lists"], world.inventory.counts["reconnects"]) == (lists, reconnects)
+
+    play(world, scene)
+
+
 def test_containers_without_labels_are_members(world, monkeypatch):
     """From the first list on, by a start, and until they end; members that cannot be listed keep what was known."""
     ports = {"one": frozenset({"veth9"})}
@@ -690,3 +710,48 @@ def test_containers_without_labels_are_members(world, monkeypatch):
         await until(lambda: cid(8) not in ids())
 
     play(world, scene)
+
+
+def test_no_part_takes_anything_with_it_that_was_known(world):
+    """Each in turn fails and is run again: what was known stays, and what comes later is seen."""
+
+    async def main():
+        scopes = {}
+        async with trio.open_nursery() as nursery:
+            for part in world.inventory.parts:
+                await nursery.start(run_again, part, scopes)
+            known = world.only
+            assert known.netns
+            for name in list(scopes):
+                for _ in range(2):
+                    scopes[name].cancel()
+                    await trio.sleep(0.02)
+                    assert world.only == known, name
+            world.docker.add(3, LABELS)
+            world.docker.tell("container", "start", cid(3), **LABELS)
+            await until(lambda: [bool(w.netns) for w in world.inventory.workloads] == [True, True])
+            world.docker.tell("container", "destroy", cid(3))
+            await until(lambda: len(world.inventory.workloads) == 1)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_inspects_that_were_cut_short_are_made_again(world):
+    """As when the task that makes them is started again."""
+    world.docker.inspect_gate[cid(3)] = trio.Event()
+
+    async def main():
+        scopes = {}
+        async with trio.open_nursery() as nursery:
+            for part in world.inventory.parts:
+                await nursery.start(run_again, part, scopes)
+            world.docker.add(3, LABELS)
+            world.docker.tell("container", "start", cid(3), **LABELS)
+            await until(lambda: f"inspect {cid(3)}" in world.docker.calls)
+            scopes["docker inspects"].cancel()
+            world.docker.inspect_gate.clear()
+            await until(lambda: [bool(w.netns) for w in world.inventory.workloads] == [True, True])
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 
@@ -98,3 +99,13 @@ def test_wishes_before_the_start_count():
             nursery.cancel_scope.cancel()
 
     trio.run(main)
+
+
+def test_without_a_descriptor_nothing_accepts(monkeypatch):
+    """It is tried again later, like a port that refuses."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(trio.socket, "socket", refuse)
+    assert trio.run(accepts, LOOPBACK, 1) is False

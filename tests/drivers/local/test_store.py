@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 import trio
 from structlog.testing import capture_logs
+from together import run_registry
 
 from appliance.drivers.consul import cache
 from appliance.drivers.local.store import TOMBSTONE_LIFE, LocalStore
@@ -63,7 +64,7 @@ def test_what_was_known_from_consul_is_forgotten(tmp_path):
 
     async def main():
         async with trio.open_nursery() as nursery:
-            await nursery.start(LocalStore(tmp_path).run)
+            await nursery.start(run_registry, LocalStore(tmp_path))
             nursery.cancel_scope.cancel()
 
     trio.run(main)
@@ -199,7 +200,7 @@ def test_runs_alone(tmp_path):
     async def main():
         store = LocalStore(tmp_path)
         async with trio.open_nursery() as nursery:
-            await nursery.start(store.run)
+            await nursery.start(run_registry, store)
             store.watch(Interests(services=frozenset({"web"})))
             assert store.facts.machines == store.facts.endpoints == ()
             nursery.cancel_scope.cancel()

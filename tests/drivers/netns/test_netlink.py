@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -61,3 +62,21 @@ def test_a_file_that_is_no_namespace_cannot_be_entered(tmp_path):
     for name in ("file", "none"):
         with pytest.raises(OSError, match=r"Invalid argument|No such file|not permitted"):
             netlink.socket_in(str(tmp_path / name), netlink.NETLINK_ROUTE)
+
+
+def test_without_a_thread_no_namespace_is_entered(monkeypatch):
+    """It is an error of the system like any other."""
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(netlink.threading.Thread, "start", refuse)
+    with pytest.raises(OSError, match="can't start new thread"):
+        netlink.entered("/proc/self/ns/net", lambda: None)
+
+
+def test_a_fifo_in_place_of_a_namespace_holds_up_nothing(tmp_path):
+    """It has no writer, and all traffic would wait for one."""
+    os.mkfifo(tmp_path / "ns")
+    with pytest.raises(OSError, match=r"\[Errno"):
+        netlink.entered(str(tmp_path / "ns"), lambda: None)

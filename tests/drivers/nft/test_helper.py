@@ -133,3 +133,10 @@ def test_a_missing_binding_is_every_commands_error(binding):
                 await ask("one")
 
     helped(scenario)
+
+
+def test_a_helper_that_cannot_be_started_says_so(monkeypatch):
+    """In one line; its supervisor tries again."""
+    monkeypatch.setattr(helper, "HELPER", ("/",))
+    with pytest.raises(HostError, match="cannot start the helper around libnftables: Permission denied"):
+        trio.run(NftHelper().run)
