@@ -108,7 +108,7 @@ def _ports(path: str, inside: socket.socket) -> frozenset[str]:
 
 def _number_of(path: str, here: socket.socket) -> int:
     """Return the number by which this namespace knows another one; `_UNKNOWN` where it has given it none yet."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         question = bytes(4) + netlink.attribute(_NETNSA_FD, _number.pack(descriptor))
         answers = netlink.ask(here, netlink.request(_RTM_GETNSID, 0, question))
