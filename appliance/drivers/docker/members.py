@@ -71,6 +71,9 @@ class MemberStore:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                for container_id, known in self._known.items():
+                    if not known.ports:  # noted while nobody looked, or the search was cut short
+                        self._look(container_id, known, nursery)
                 task_status.started()
                 await beat.sleep()
         finally:
@@ -107,9 +110,12 @@ class MemberStore:
         known.since = max(known.since, since)
         known.settled = known.settled or settled
         if self._nursery is not None and (known.stale or not _are_there(known.ports)):
-            known.looking.cancel()
-            known.looking, known.stale = trio.CancelScope(), False
-            self._nursery.start_soon(self._find_ports, container_id, known)
+            self._look(container_id, known, self._nursery)
+
+    def _look(self, container_id: str, known: _Known, nursery: trio.Nursery) -> None:
+        known.looking.cancel()
+        known.looking, known.stale = trio.CancelScope(), False
+        nursery.start_soon(self._find_ports, container_id, known)
 
     def rejoin(self, container_id: str) -> None:
         """Note that a container has joined or left a network: its ports are looked for when Docker shows the rest."""

@@ -187,3 +187,15 @@ def test_what_the_networks_show_is_compared(world):
         assert world.store.members == ()
 
     play(world, scene)
+
+
+def test_what_was_noted_while_nobody_looked_is_looked_for(world):
+    """As where the task that looks is started again."""
+    world.put(JOINED)
+    assert world.searches == 0
+
+    async def scene():
+        await until(lambda: world.store.members)
+        assert world.searches == 1
+
+    play(world, scene)
