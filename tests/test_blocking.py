@@ -102,6 +102,11 @@ BOUNDED = {
     "drivers/nft/drift.py RulesetWatch._read watched.sock.recv": NONBLOCKING,
     "drivers/netns/*.py *.join": "netlink.join: a socket joins a group",
     "drivers/nft/drift.py *.join": "netlink.join: a socket joins a group",
+    "drivers/host/bridges.py *.join": "netlink.join: a socket joins a group",
+    "drivers/host/bridges.py _drain told.recv": NONBLOCKING,
+    "drivers/netns/links.py wait_ports told.recv": NONBLOCKING,
+    "drivers/netns/links.py _number_of os.open": "nsfs, with O_NONBLOCK in case that it is a FIFO by now",
+    "drivers/nft/lease.py * sock.*": "the kernel answers within the call, and the socket does not block",
     # threads and processes
     "drivers/netns/netlink.py entered.enter os.open": "nsfs, with O_NONBLOCK in case that it is a FIFO by now",
     "drivers/netns/netlink.py entered thread.join": "it enters a namespace and makes sockets, which takes 0.2 ms",

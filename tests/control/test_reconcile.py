@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from appliance.control.reconcile import DEBOUNCE, FULL_PASS, TURN, Reconciler
+from appliance.control.reconcile import DEBOUNCE, FRESH, FULL_PASS, TURN, Reconciler
 from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
 from appliance.heartbeat import Heartbeat, Heartbeats
@@ -24,7 +24,7 @@ from appliance.model.network import Netns, NetnsId
 from appliance.model.registry import Interests
 from appliance.plan.compile import Plan
 from appliance.plan.replicas.rollout import CLAIM
-from tests.plan.cases import declared, machine, managed, spec
+from tests.plan.cases import MEMBERS, declared, machine, managed, spec
 
 NETWORK = DockerNetwork(
     name="bridge",
@@ -75,6 +75,7 @@ class FakeEffects:
     doors: dict = field(default_factory=dict)
     routes: dict = field(default_factory=dict)
     zone: object = None
+    claims: object = None
     hang: str = ""
     """A kind of call, or a whole one, that never returns."""
 
@@ -86,11 +87,12 @@ class FakeEffects:
 
     async def carry_out(self, step: st.Step) -> None:
         """Do what the step says. Raises ContradictionError, which no part of the loop takes for a failed step."""
+        before = len(self.calls)
         try:
             self._carry_out(step)
         except AssertionError as error:
             raise ContradictionError from error
-        made = self.calls[-1]
+        made = self.calls[-1] if len(self.calls) > before else "claims"
         await trio.lowlevel.checkpoint()
         if self.hang in {made, made.split()[0]}:
             await trio.sleep_forever()
@@ -117,6 +119,14 @@ class FakeEffects:
             case st.PushHostRuleset():
                 self._note("host ruleset")
                 self.meanwhile.pop("host ruleset", lambda: None)()
+            case st.PushBridgeRuleset():
+                if error := self.fail.get("claims"):
+                    raise error
+                assert step.before in (None, self.claims)
+                self.claims = step.after
+            case st.DropBridgeRuleset():
+                assert self.claims is not None
+                self.claims = None
             case st.PushRuleset():
                 netns = step.after.netns
                 self._note("push", netns.path)
@@ -775,6 +785,53 @@ def autojump_clock() -> trio.abc.Clock:
     import trio.testing
 
     return trio.testing.MockClock(autojump_threshold=0)
+
+
+def test_claims_are_held_while_they_are_in_place_and_fresh() -> None:
+    """Neither a loop that stands still nor claims that nft refuses keep the lease alive."""
+    host = Host(SERVER)
+
+    async def holds() -> bool:
+        await trio.lowlevel.checkpoint()
+        return host.reconciler.holds_claims()
+
+    assert not trio.run(holds, clock=host.clock)
+    host.run()
+    assert trio.run(holds, clock=host.clock)
+    host.clock.jump(FRESH + 1)
+    assert not trio.run(holds, clock=host.clock)
+    host.facts = replace(host.facts, members=MEMBERS[:1])
+    host.effects.fail["claims"] = RetryError("Operation not permitted")
+    host.run()
+    assert not trio.run(holds, clock=host.clock)
+    assert any(str(key) == "push bridge ruleset host" for key in host.faults.current)
+    del host.effects.fail["claims"]
+    host.run()
+    assert trio.run(holds, clock=host.clock)
+    host.reconciler.forget_host_ruleset()
+    assert not trio.run(holds, clock=host.clock)
+    host.run()
+    assert host.effects.claims == host.reconciler.want.bridge_ruleset
+    host.facts = replace(host.facts, workloads=())
+    host.run()
+    assert host.effects.claims is None
+    assert not trio.run(holds, clock=host.clock)
+
+
+def test_settling_is_a_pass_that_began_afterwards(autojump_clock) -> None:
+    """What was known before is carried out by then."""
+    host = Host(SERVER)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            host.facts = replace(host.facts, workloads=(SERVER, CLIENT))
+            with trio.fail_after(2):
+                await host.reconciler.settle()
+            assert CLIENT.netns.id in host.effects.rulesets
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
 
 
 def test_a_step_that_nobody_has_foreseen_to_fail_is_its_subjects_problem() -> None:

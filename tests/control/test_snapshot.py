@@ -11,7 +11,7 @@ from appliance.model.facts import Allocations, Settings, Snapshot
 from appliance.model.names import Name
 from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import ReplicaKey
-from tests.plan.cases import BRIDGE, container, endpoint, machine, spec
+from tests.plan.cases import BRIDGE, BRIDGES, MEMBERS, container, endpoint, machine, spec
 
 ADDED = {"announced"}
 """What the loop itself knows."""
@@ -21,11 +21,16 @@ def test_every_source_is_in_it() -> None:
     """Whatever a part knows, as it is when the snapshot is taken."""
     allocations = Allocations(vips={Name.parse("web.shop"): IPv4Address("240.0.0.9")})
     registry = SimpleNamespace(facts=RegistryFacts())
-    containers = SimpleNamespace(workloads=(), networks=())
+    containers = SimpleNamespace(workloads=(), networks=(), members=())
     deployer = SimpleNamespace(going=frozenset(), busy=frozenset())
-    host = SimpleNamespace(now=frozenset())
+    host, bridges = SimpleNamespace(now=frozenset()), SimpleNamespace(now=())
     sources = FactSources(
-        Settings(node="n1"), registry=registry, containers=containers, deployer=deployer, host_addresses=host
+        Settings(node="n1"),
+        registry=registry,
+        containers=containers,
+        deployer=deployer,
+        host_addresses=host,
+        bridges=bridges,
     )
     empty = sources.snapshot()
     registry.facts = RegistryFacts(
@@ -37,6 +42,7 @@ def test_every_source_is_in_it() -> None:
         endpoints=(endpoint("web.shop:80", "n2"),),
     )
     containers.workloads, containers.networks = (container(2, "web.shop"),), (BRIDGE,)
+    containers.members, bridges.now = (MEMBERS[0],), (BRIDGES[0],)
     deployer.going = frozenset({"a" * 64})
     deployer.busy = frozenset({ReplicaKey(service="shop", replica=0, container="web")})
     host.now = frozenset({IPv4Address("10.0.0.1")})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import trio
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from appliance.heartbeat import Part
-    from appliance.model.facts import DockerNetwork, Probe, Workload
+    from appliance.model.facts import BridgeMember, DockerNetwork, Probe, Workload
 
 
 class NoContainers:
@@ -18,6 +20,7 @@ class NoContainers:
         """There is nothing to follow."""
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
+        self.members: tuple[BridgeMember, ...] = ()
         self.connected = False
         self.seen_before_start = 0
         self.counts: Mapping[str, int] = {}
@@ -25,3 +28,7 @@ class NoContainers:
 
     def probe(self, wanted: frozenset[Probe]) -> None:
         """There is nothing to probe."""
+
+    async def catch_up(self) -> None:
+        """There are no events."""
+        await trio.lowlevel.checkpoint()

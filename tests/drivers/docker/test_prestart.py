@@ -24,6 +24,20 @@ NEW = DockerNetwork(
 )
 
 
+class FakeMembers:
+    """Notes what is put, but for the time."""
+
+    def __init__(self) -> None:
+        self.put_there = []
+
+    def put(self, container_id, netns, joined, networks, *, since, settled=False) -> None:
+        """Take what Docker gave a starting container."""
+        assert since > 0
+        assert not settled
+        assert {one.network for one in joined} == networks.keys()
+        self.put_there.append((container_id, netns.path, tuple(one.address for one in joined)))
+
+
 class World:
     """A store and a fake Docker in which the container c2 is on its way: created, connected, its address reserved."""
 
@@ -35,6 +49,7 @@ class World:
         self.store = WorkloadStore(
             netns_dir=self.directory, changed=lambda *, urgent: None, fresh_netns=lambda _: None, faults=Faults()
         )
+        self.members = FakeMembers()
         self.store.networks = {"bridge": BRIDGE}
         self.create(2)
         self.docker.reserved["bridge"] = {cid(2): ADDRESS}
@@ -56,6 +71,7 @@ class World:
             str(self.directory),
             self.docker,
             self.store,
+            self.members,
             list_networks=self.list_networks,
             inspect=self.inspected.append,
         )
@@ -95,6 +111,7 @@ def test_namespace_is_published_with_its_addresses(world):
             assert (workload.netns.id, workload.netns.path) == (identity.identify(path), path)
             assert world.listings == 0
             assert world.inspected == []
+            assert world.members.put_there == [(cid(2), path, (ADDRESS,))]
             (world.directory / "one").unlink()
             await until(lambda: world.inspected == [cid(2)])
             assert world.published == []
@@ -119,6 +136,7 @@ def test_nothing_is_guessed(world, monkeypatch):
         async with world.watched():
             world.namespace("known")
             await until(lambda: world.published)
+            assert len(world.members.put_there) == 1
             world.namespace("build")
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert [workload.id for workload in world.published] == [cid(3)]
@@ -129,15 +147,16 @@ def test_nothing_is_guessed(world, monkeypatch):
 
 @pytest.mark.parametrize("labels", [{}, LABELS | {"meshbox.ports": "many"}])
 def test_others_are_left_alone(world, labels):
-    """Neither a container that is no workload nor one that has a problem is published."""
+    """Neither a container that is no workload nor one that has a problem is published; their addresses are claimed."""
     world.create(2, labels)
 
     async def main():
         async with world.watched():
-            world.namespace("one")
-            await until(lambda: world.docker.calls)
+            path = world.namespace("one")
+            await until(lambda: world.members.put_there)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert world.docker.calls == [f"listed {cid(2)}"]
+            assert world.docker.calls == [f"listed {cid(2)}", "members bridge"]
+            assert world.members.put_there == [(cid(2), path, (ADDRESS,))]
             assert world.published == []
 
     trio.run(main)

@@ -1,0 +1,81 @@
+"""Tells the data plane that Docker's events were read (only where the kernel has no port claims).
+
+It does so every EVERY seconds. After a standstill of this process it first asks Docker for the events up to now, and
+waits until a pass has carried out what these mean.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from appliance.errors import RetryError
+from appliance.heartbeat import UNWATCHED
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from appliance.faults import Faults
+    from appliance.heartbeat import Heartbeat
+
+EVERY = 0.1
+"""Seconds between confirmations."""
+STOOD_STILL = 0.4
+"""Seconds between two confirmations after which this process stood still: less than what the data plane bears."""
+PATIENCE = 2.0
+"""Seconds that Docker and the pass may take. Traffic does not wait longer: nothing that hangs may end it."""
+
+
+class Confirmer:
+    """Confirms that what is known of containers is what Docker has done."""
+
+    def __init__(
+        self,
+        *,
+        wanted: Callable[[], bool],
+        confirm: Callable[[], None],
+        catch_up: Callable[[], Awaitable[None]],
+        settle: Callable[[], Awaitable[None]],
+        faults: Faults,
+    ) -> None:
+        """`wanted` says whether there are no port claims.
+
+        `catch_up` reads Docker's events up to now and raises RetryError; `settle` waits for a pass after it.
+        """
+        self._wanted = wanted
+        self._confirm = confirm
+        self._catch_up = catch_up
+        self._settle = settle
+        self._faults = faults
+
+    async def run(
+        self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Confirm until cancelled; end at once where it is not wanted."""
+        task_status.started()
+        if not self._wanted():
+            return
+        self._confirm()
+        last = trio.current_time()
+        while True:
+            await trio.sleep(EVERY)
+            beat()
+            if trio.current_time() - last > STOOD_STILL:
+                await self._catch_up_in_time()
+            self._confirm()
+            last = trio.current_time()
+
+    async def _catch_up_in_time(self) -> None:
+        words = "Docker's events could not be read after a standstill; what waits is judged by what is known"
+        with trio.move_on_after(PATIENCE) as patience:
+            try:
+                await self._catch_up()
+                await self._settle()
+            except RetryError as error:
+                self._faults.report("standstill", words, error)
+                return
+        if patience.cancelled_caught:
+            self._faults.report("standstill", words, f"no answer in {PATIENCE:g} s")
+        else:
+            self._faults.over("standstill")
