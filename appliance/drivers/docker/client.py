@@ -172,6 +172,10 @@ class Docker:
             return False
         return True
 
+    async def image_labels(self, image: str) -> Mapping[str, str]:
+        """Return the labels of an image, by id or name. Raises NotFoundError."""
+        return types.parse_image(await self._http.call("GET", f"/images/{quote(image, safe=':/@')}/json"))
+
     async def pull(self, image: str, on_progress: Callable[[PullProgress], None]) -> None:
         """Pull an image; `on_progress` is called at each change. Raises ImageError with Docker's message."""
         name, tag = image_reference(image)

@@ -87,6 +87,16 @@ def test_list():
     assert entry.docker_name == "t5"
     assert entry.networks == ("meshbox",)
     assert entry.network_mode == "meshbox"
+    assert entry.image_id == dockersays.LIST[0]["ImageID"]
+
+
+def test_labels_of_an_image():
+    """An image tells its labels; some have none, and some Docker has no configuration of."""
+    assert types.parse_image(orjson.dumps({"Config": {"Labels": {"a": "b"}, "Env": []}})) == {"a": "b"}
+    for said in ({"Config": {"Labels": None}}, {"Config": {}}, {"Config": None}, {}):
+        assert types.parse_image(orjson.dumps(said)) == {}
+    with pytest.raises(RetryError, match="description of an image is not what its API promises"):
+        types.parse_image(b'{"Config": {"Labels": {"a": 7}}}')
 
 
 def test_networks():
