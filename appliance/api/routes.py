@@ -26,6 +26,7 @@ from appliance.api.lines import LinesResponse, refusal
 from appliance.errors import HostError, InputError, MeshboxError, cause, did_you_mean
 from appliance.model.names import Allowance
 from appliance.model.registry import Interests
+from appliance.plan.admission import left_behind
 from appliance.plan.allocate import misfit
 from appliance.plan.explain import find_client, why
 from appliance.plan.replicas.changes import Kind, changes, removal
@@ -319,6 +320,7 @@ def _judged(appliance: Appliance, wanted: Sequence[Service]) -> views.Row:
             check_constraint(service, s.settings, s.machines)
     if words := misfit(s.allocations, wanted, s.settings, s.now, s.unusable_ports):
         raise HostError(f"this does not fit, and nothing was changed: {words}")
+    warnings += left_behind(s.workloads, wanted)
     return {"changes": [asdict(change) for change in changes(s.specs, wanted)], "warnings": list(warnings)}
 
 

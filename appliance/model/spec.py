@@ -64,12 +64,16 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A group of containers that is replicated `count` times, like a pod."""
+    """A group of containers that is replicated `count` times, like a pod.
+
+    With `open`, containers that others label with its name are replicas and siblings of it.
+    """
 
     name: str
     count: int = 1
     containers: tuple[Container, ...] = field(default=())
     constraint: Constraint | None = None
+    open: bool = False
 
     def container(self, name: str) -> Container | None:
         """Return the container of that name."""

@@ -35,13 +35,15 @@ def service(
     count: int = 1,
     containers: Sequence[Container] = (),
     constraint: str | None = None,
+    open: bool = False,  # noqa: A002 — the word of spec files
     **unknown: Any,
 ) -> Service:
     """Declare a group of containers that is replicated `count` times, spread over the machines.
 
-    Others reach its containers as `<container>.<service>:<port>`. Raises InputError.
+    Others reach its containers as `<container>.<service>:<port>`. With `open`, containers that others label with its
+    name belong to it. Raises InputError.
     """
-    raw = {"name": name, "count": count, "containers": containers, "constraint": constraint, **unknown}
+    raw = {"name": name, "count": count, "containers": containers, "constraint": constraint, "open": open, **unknown}
     made = parse_service(raw)
     known = _made.get()
     if known is not None:

@@ -16,6 +16,7 @@ from appliance.spec.capabilities import parse_capabilities
 from appliance.spec.constraint import parse_constraint
 from appliance.spec.fields import (
     parse_allowances,
+    parse_boolean,
     parse_command,
     parse_environment,
     parse_health_command,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-SERVICE_FIELDS = ("name", "count", "containers", "constraint")
+SERVICE_FIELDS = ("name", "count", "containers", "constraint", "open")
 CONTAINER_FIELDS = (
     "name",
     "image",
@@ -89,6 +90,7 @@ def parse_service(raw: Mapping[str, Any], where: str = "") -> Service:
         count=place.take(raw, "count", lambda value: parse_integer(value, 1, MAX_COUNT)) or 1,
         containers=containers,
         constraint=place.take(raw, "constraint", parse_constraint),
+        open=place.take(raw, "open", parse_boolean) or False,
     )
 
 
@@ -126,6 +128,8 @@ def service_to_raw(service: Service) -> dict[str, Any]:
     raw: dict[str, Any] = {"name": service.name, "count": service.count}
     if service.constraint is not None:
         raw["constraint"] = str(service.constraint)
+    if service.open:
+        raw["open"] = True
     raw["containers"] = [container_to_raw(container) for container in service.containers]
     return raw
 

@@ -45,6 +45,7 @@ def test_every_field():
             "name": "flask",
             "count": 2,
             "constraint": "node == h1",
+            "open": True,
             "containers": [
                 {
                     "name": "web",
@@ -67,6 +68,7 @@ def test_every_field():
         name="flask",
         count=2,
         constraint=parse_constraint("node == h1"),
+        open=True,
         containers=(
             Container(
                 name="web",
@@ -162,6 +164,8 @@ def test_bad_container(fields, words):
         ({"name": "flask", "containers": "web"}, 'not "web"'),
         ({"name": "flask", "containers": ["web"]}, 'a container is a mapping of fields, not "web"'),
         ({**raw_service(), "cuont": 1}, 'unknown field "cuont" (did you mean "count"?)'),
+        ({**raw_service(), "open": "yes"}, 'open: "yes" is neither True nor False'),
+        ({**raw_service(), "open": 1}, "open: 1 is neither True nor False"),
         ({**raw_service(), "count": 0}, "count: 0 is out of range; write at least 1"),
         ({**raw_service(), "count": -1}, "count: -1 is out of range; write at least 1"),
         ({**raw_service(), "count": 10**6}, "write at most 1000"),
@@ -290,6 +294,7 @@ services = st.builds(
     count=st.integers(1, 1000),
     containers=st.lists(containers, min_size=1, max_size=3, unique_by=lambda c: c.name).map(tuple),
     constraint=st.none() | words.map(parse_constraint),
+    open=st.booleans(),
 )
 
 
