@@ -67,7 +67,7 @@ KNOWN = frozenset(
         "WAKE_ALARM",
     }
 )
-"""Those of capabilities(7) as of Linux 5.9, without `CAP_`. A host with an older kernel refuses some at the create."""
+"""Those of capabilities(7) as of Linux 5.9, without `CAP_`. An older Docker refuses the newest three at the create."""
 
 
 def parse_capabilities(value: Any, added: tuple[str, ...] = ()) -> tuple[str, ...]:
