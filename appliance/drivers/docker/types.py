@@ -200,14 +200,6 @@ class _Network(msgspec.Struct, rename="pascal"):
     ipam: _Ipam | None = msgspec.field(default=None, name="IPAM")
 
 
-class _ImageConfig(msgspec.Struct, rename="pascal"):
-    labels: dict[str, str] | None = None
-
-
-class _Image(msgspec.Struct, rename="pascal"):
-    config: _ImageConfig | None = None
-
-
 class _Actor(msgspec.Struct, rename="pascal"):
     id: str = msgspec.field(default="", name="ID")
     attributes: dict[str, str] | None = None
@@ -320,12 +312,6 @@ def _inspected(container: _Container) -> Inspected:
         started_at=_seconds(state.started_at),
         stop_timeout=10.0 if timeout is None else float(min(timeout, LONGEST_STOP)),
     )
-
-
-def parse_image(text: bytes) -> Mapping[str, str]:
-    """Parse the labels in `GET /images/{id}/json`. Raises RetryError."""
-    image = decode(text, _Image, "description of an image")
-    return (image.config.labels if image.config is not None else None) or {}
 
 
 def parse_networks(text: bytes) -> tuple[tuple[DockerNetwork, ...], tuple[Unreadable, ...]]:

@@ -9,9 +9,9 @@ import pytest
 from foreign import EVIL, check_shown, encode, spoilt
 from hypothesis import example, given
 
-from appliance.drivers.docker.create import PullProgress, create_body, docker_name, image_reference, words
+from appliance.drivers.docker.create import PullProgress, create_body, docker_name, image_labels, image_reference, words
 from appliance.drivers.docker.labels import parse_labels
-from appliance.errors import InputError
+from appliance.errors import InputError, RetryError
 from appliance.model.names import Allowance, Name, Port
 from appliance.model.rollout import ReplicaKey
 from appliance.model.spec import Container, Health
@@ -160,3 +160,12 @@ def test_whatever_a_pull_says(value):
     assert progress.percent is None or 0 <= progress.percent <= 100
     check_shown(progress.error, 5000)
     check_shown(progress)
+
+
+def test_labels_of_an_image():
+    """An image tells its labels; some have none, and some Docker has no configuration of."""
+    assert image_labels(orjson.dumps({"Config": {"Labels": {"a": "b"}, "Env": []}})) == {"a": "b"}
+    for said in ({"Config": {"Labels": None}}, {"Config": {}}, {"Config": None}, {}):
+        assert image_labels(orjson.dumps(said)) == {}
+    with pytest.raises(RetryError, match="description of an image is not what its API promises"):
+        image_labels(b'{"Config": {"Labels": {"a": 7}}}')

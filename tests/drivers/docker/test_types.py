@@ -90,15 +90,6 @@ def test_list():
     assert entry.image_id == dockersays.LIST[0]["ImageID"]
 
 
-def test_labels_of_an_image():
-    """An image tells its labels; some have none, and some Docker has no configuration of."""
-    assert types.parse_image(orjson.dumps({"Config": {"Labels": {"a": "b"}, "Env": []}})) == {"a": "b"}
-    for said in ({"Config": {"Labels": None}}, {"Config": {}}, {"Config": None}, {}):
-        assert types.parse_image(orjson.dumps(said)) == {}
-    with pytest.raises(RetryError, match="description of an image is not what its API promises"):
-        types.parse_image(b'{"Config": {"Labels": {"a": 7}}}')
-
-
 def test_networks():
     """Subnets and gateways of both families, also where Docker writes a gateway with its prefix; some have none."""
     (meshbox, host), _ = types.parse_networks(orjson.dumps([dockersays.NETWORK, dockersays.HOST_NETWORK]))
