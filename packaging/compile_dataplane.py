@@ -30,6 +30,7 @@ MODULES = (
     "appliance.dataplane.loop.epoll",
     "appliance.dataplane.namespace",
     "appliance.dataplane.sockets",
+    "appliance.dataplane.standstill",
     "appliance.dataplane.tcp.accept",
     "appliance.dataplane.tcp.dial",
     "appliance.dataplane.tcp.door",

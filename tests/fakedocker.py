@@ -11,7 +11,7 @@ import trio
 
 from appliance.drivers.docker.client import ImageError
 from appliance.drivers.docker.http import ConflictError, DockerAbsentError, DockerError, NotFoundError
-from appliance.drivers.docker.types import Event, Inspected, Joined, Listed
+from appliance.drivers.docker.types import Event, Inspected, Joined, Listed, NetworkMembers
 from appliance.model.facts import DockerNetwork, RunState
 
 BRIDGE = DockerNetwork(
@@ -52,6 +52,7 @@ class FakeDocker:
         """The answer of these, as it is when they are asked, is on its way until then."""
         self.clock = 1000.0
         self.since: list[float] = []
+        self.told: list[Event] = []
         self._streams: list[trio.MemorySendChannel[Event]] = []
         self._numbers = 100
 
@@ -76,6 +77,7 @@ class FakeDocker:
         event = Event(
             kind=kind, action=action, id=subject, attributes=attributes, time=self.clock if at is None else at
         )
+        self.told.append(event)
         for stream in self._streams:
             stream.send_nowait(event)
 
@@ -119,11 +121,18 @@ class FakeDocker:
     # -- drivers.docker.Docker
 
     @asynccontextmanager
-    async def events(self, *, since: float):
-        """Open the stream."""
-        self._call("events")
+    async def events(self, *, since: float, until: float | None = None):
+        """Open the stream; one that ends brings what was told from `since` on."""
+        self._call("events" if until is None else "events until")
         self.since.append(since)
         send, receive = trio.open_memory_channel[Event](inf)
+        if until is not None:
+            for event in self.told:
+                if since <= event.time <= until:
+                    send.send_nowait(event)
+            send.close()
+            yield receive
+            return
         self._streams.append(send)
         async with receive:
             yield receive
@@ -160,7 +169,10 @@ class FakeDocker:
         self._call("members", network)
         if network not in self.nets:
             raise NotFoundError(f"network {network} not found", status=404)
-        return self.reserved.get(network, {})
+        return NetworkMembers(
+            network=self.nets[network],
+            joined={c: Joined(network=network, address=a) for c, a in self.reserved.get(network, {}).items()},
+        )
 
     async def ensure_network(self, name, *, subnet=None):
         """Make a bridge network."""

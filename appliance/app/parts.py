@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.app import bridge, worker
+from appliance.control.confirm import Confirmer
 from appliance.control.deployer import PEERS_SETTLE, SETTLE, Deployer
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
@@ -23,11 +24,13 @@ from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.none import NoContainers
 from appliance.drivers.host.addresses import HostAddresses
+from appliance.drivers.host.bridges import HostBridges
 from appliance.drivers.host.resolvers import HostResolvers
 from appliance.drivers.netns import identity
 from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.drivers.nft.helper import NftHelper
+from appliance.drivers.nft.lease import Lease
 from appliance.drivers.registry import open_registry
 from appliance.faults import Faults
 from appliance.plan.containers import MeshContainers
@@ -83,6 +86,7 @@ class Parts:
             )
         )
         self.host_addresses = HostAddresses(bell=self.ring, faults=self.faults, every=FULL_PASS)
+        self.bridges = HostBridges(bell=self.ring, faults=self.faults, every=FULL_PASS)
         self.nft_helper = NftHelper()
         self.nft = Nft(self.nft_helper)
         self.drift = RulesetWatch(on_drift=self._drifted)
@@ -106,6 +110,7 @@ class Parts:
             containers=self.inventory,
             deployer=self.deployer,
             host_addresses=self.host_addresses,
+            bridges=self.bridges,
         )
         self.reconciler = Reconciler(
             snapshot=self.facts.snapshot,
@@ -126,6 +131,13 @@ class Parts:
                 unneeded=self.tidier.unneeded,
             ),
         )
+        self.confirmer = Confirmer(
+            confirm=self.plane.confirm,
+            catch_up=self.inventory.catch_up,
+            settle=self.reconciler.settle,
+            faults=self.faults,
+        )
+        self.lease = Lease(fresh=self.reconciler.holds_claims, faults=self.faults)
 
     def ring(self, *, urgent: bool = False) -> None:
         """Say that facts have changed."""
@@ -141,9 +153,11 @@ class Parts:
         self.inventory.probe(probes(MeshContainers().read(found)))
 
     def limit_to(self, nft: NftFeatures) -> None:
-        """Do without doors where the kernel does not know their rules; the check before the start has said so."""
+        """Do without doors or port claims where the kernel knows no such rules; the check before the start said so."""
         if not nft.doors:
             self.facts.settings = replace(self.facts.settings, doors=False)
+        if not nft.bridges:
+            self.facts.settings = replace(self.facts.settings, port_claims=False)
 
     async def _pairs_to(self, address: IPv4Address) -> int:
         return await bridge.answer(self.plane, pairs_to(address))
@@ -158,7 +172,7 @@ class Parts:
 
     def _drifted(self, netns: NetnsId) -> None:
         if netns == identity.identify(identity.HOST):
-            log.warning("somebody changed the host's table inet meshbox; putting it back")
+            log.warning("somebody changed a table meshbox of the host's; putting it back")
             self.reconciler.forget_host_ruleset()
         else:
             log.warning("somebody changed a container's table inet meshbox; putting it back", netns=str(netns))

@@ -13,7 +13,7 @@ from appliance.app import bridge
 from appliance.dataplane.api import LEFT
 from appliance.drivers.netns import identity
 from appliance.errors import MeshboxError
-from appliance.render.ruleset import REMOVE, change_host
+from appliance.render.ruleset import END_LEASE, REMOVE, REMOVE_BRIDGE, change_host
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,8 +57,14 @@ async def drain(parts: Parts) -> None:
 
 
 async def leave(parts: Parts) -> None:
-    """With no container left in the mesh, leave the host as it was; otherwise the rules about them stay."""
+    """With no container left in the mesh, leave the host as it was; otherwise the rules about them stay.
+
+    Port claims end now and not only with their lease: whoever stops the appliance may start containers at once.
+    """
     rules = parts.reconciler.have.host_ruleset
+    parts.lease.stop()
+    if parts.reconciler.have.bridge_ruleset is not None:
+        await _end_claims(parts)
     if parts.inventory.workloads and (rules is None or rules.visitors is None):
         return
     netns_id = identity.identify(identity.HOST)
@@ -71,3 +77,11 @@ async def leave(parts: Parts) -> None:
         await parts.nft_helper.command(left)
     except MeshboxError as error:
         log.warning("the host's table inet meshbox stays; run meshbox cleanup", cause=str(error))
+
+
+async def _end_claims(parts: Parts) -> None:
+    try:
+        await parts.nft_helper.command(END_LEASE if parts.inventory.workloads else REMOVE_BRIDGE)
+    except MeshboxError as error:
+        words = "the port claims of this host's containers end with their lease, in 60 s; or run meshbox cleanup"
+        log.warning(words, cause=str(error))

@@ -19,7 +19,7 @@ from appliance.drivers.process import run
 from appliance.errors import HostError, RetryError
 from appliance.lock import only_one
 from appliance.model.facts import RunState
-from appliance.render.ruleset import REMOVE
+from appliance.render.ruleset import BRIDGE_TABLE, REMOVE, REMOVE_BRIDGE
 from appliance.text import plain
 
 if TYPE_CHECKING:
@@ -113,6 +113,9 @@ async def _remove_rules(paths: list[str], config: Config, report: Report) -> Non
     containers = 0
     for netns_id, path in found.items():
         try:
+            if netns_id == host and await nft.list_table(path, BRIDGE_TABLE) is not None:
+                await nft.push(path, REMOVE_BRIDGE)
+                report.done.append("port claims of this host's bridges")
             if await nft.list_table(path) is None:
                 continue
             if netns_id != host:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from appliance.drivers.netns import identity
 from appliance.drivers.nft.client import Nft
-from appliance.drivers.nft.features import OLDEST, door_sample, parse_version, samples
+from appliance.drivers.nft.features import OLDEST, bridge_sample, door_sample, parse_version, samples
 from appliance.errors import InputError, MeshboxError
 from appliance.model.finding import Finding, failed, ok, warning
 from appliance.model.numbers import parse_number
@@ -60,6 +60,15 @@ async def rules(*, doors: bool) -> Finding:
             "kernel",
             f"{taken}, but not those of doors into containers, whose connections go the longer way: {error}",
             "use a kernel with nft_tproxy, or set doors = false",
+        )
+    try:
+        await Nft().dry_run(identity.HOST, bridge_sample())
+    except MeshboxError as error:
+        return warning(
+            "kernel",
+            f"{taken}, but not those of bridges: a container with CAP_NET_RAW can call in the name of another one on"
+            f" its bridge: {error}",
+            "use a kernel with nf_tables_bridge, or drop NET_RAW from containers that you do not trust",
         )
     return ok("kernel", taken)
 

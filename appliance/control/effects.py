@@ -65,6 +65,10 @@ class HostEffects:
                 self._plane.set_zone(step.zone)
             case st.PushHostRuleset():
                 await self._push_host_ruleset(step)
+            case st.PushBridgeRuleset():
+                await self._nft_helper.command(ruleset.change_bridge(step.before, step.after))
+            case st.DropBridgeRuleset():
+                await self._nft_helper.command(ruleset.REMOVE_BRIDGE)
             case st.PushRuleset():
                 await self._push_ruleset(step)
             case st.DropRuleset():

@@ -41,6 +41,8 @@ MOST_DEBOUNCE = 1.0
 """Seconds after which a pass begins although the bell still rings."""
 FULL_PASS = 30.0
 """Seconds between passes that observe everything afresh."""
+FRESH = 50.0
+"""Seconds after a pass for which port claims count as what the facts say; the next full one comes before that."""
 TURN = 16
 """Steps that take no time of their own, such as opening sockets, that are taken before traffic has its turn."""
 SIDE_BY_SIDE = (st.PushRuleset, st.DropRuleset, st.AddRoute, st.DropRoute)
@@ -82,6 +84,11 @@ class Reconciler:
         self._edited: set[NetnsId] = set()
         self._host_edited = False
         """What was forgotten since the pass compared: its own steps do not make that known again."""
+        self._compared = -inf
+        """When the last pass had ended, on Trio's clock."""
+        self._ended = 0
+        """The number of that pass."""
+        self._pass_ended = trio.Event()
         self._next = inf
         """When the next pass has to come, on Trio's clock."""
         self.have = st.HostState()
@@ -116,7 +123,7 @@ class Reconciler:
             )
 
     def forget_host_ruleset(self) -> None:
-        """Somebody else changed the host's table: push it anew."""
+        """Somebody else changed a table of the host's: push both anew."""
         self._attempts.renew("host")
         self._host_edited = True
         self._forget_edited()
@@ -125,7 +132,20 @@ class Reconciler:
     def _forget_edited(self) -> None:
         self._forget(self._edited)
         if self._host_edited:
-            self.have = replace(self.have, host_ruleset=None)
+            self.have = replace(self.have, host_ruleset=None, bridge_ruleset=None)
+
+    async def settle(self) -> None:
+        """Return once a pass has ended that began after this call."""
+        begun = self.passes
+        self.ring(urgent=True)
+        while self._ended <= begun:
+            await self._pass_ended.wait()
+
+    def holds_claims(self) -> bool:
+        """Whether this host's port claims are in place, and are what the facts said not long ago."""
+        wanted = self.want.bridge_ruleset
+        compared = trio.current_time() - self._compared <= FRESH
+        return wanted is not None and self.have.bridge_ruleset == wanted and compared
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reconcile until cancelled. Started once the first pass is through."""
@@ -184,6 +204,9 @@ class Reconciler:
         await self._followers.finish(plan, facts)
         if (plan.claims or plan.due < inf) and self.have.registrations.keys() != facts.announced:
             self.ring()  # what is announced need not be claimed
+        self._compared, self._ended = trio.current_time(), self.passes
+        self._pass_ended.set()
+        self._pass_ended = trio.Event()
         self._next = min(trio.current_time() + min(FULL_PASS, plan.due), self._attempts.next_due(now))
 
     async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot, now: float) -> None:
@@ -248,6 +271,8 @@ class Reconciler:
                 self.unusable_ports |= {step.listener.port}
             elif isinstance(step, st.PushHostRuleset):
                 self.have = replace(self.have, host_ruleset=None)
+            elif isinstance(step, st.PushBridgeRuleset):
+                self.have = replace(self.have, bridge_ruleset=None)
             elif isinstance(step, st.AddRoute):
                 self.have = replace(self.have, routes=_without(self.have.routes, {step.after.netns.id}))
             elif isinstance(step, st.OpenDoor):

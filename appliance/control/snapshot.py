@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from appliance.control.deployer import Deployer
     from appliance.drivers.host.addresses import HostAddresses
+    from appliance.drivers.host.bridges import HostBridges
     from appliance.drivers.registry import Registry
-    from appliance.model.facts import DockerNetwork, Settings, Workload
+    from appliance.model.facts import BridgeMember, DockerNetwork, Settings, Workload
     from appliance.model.spec import Service
 
 log = structlog.get_logger()
@@ -34,6 +35,10 @@ class Containers(Protocol):
     def networks(self) -> tuple[DockerNetwork, ...]:
         """Docker's networks."""
 
+    @property
+    def members(self) -> tuple[BridgeMember, ...]:
+        """The containers on bridge networks, labelled or not."""
+
 
 class FactSources:
     """The parts of the appliance that know facts, and the settings."""
@@ -46,9 +51,11 @@ class FactSources:
         containers: Containers,
         deployer: Deployer,
         host_addresses: HostAddresses,
+        bridges: HostBridges,
     ) -> None:
         self.settings = settings
         self._host_addresses = host_addresses
+        self._bridges = bridges
         self._registry = registry
         self._containers = containers
         self._deployer = deployer
@@ -66,6 +73,8 @@ class FactSources:
             workloads=self._admitted(known.specs),
             networks=self._containers.networks,
             host_addresses=self._host_addresses.now,
+            members=self._containers.members,
+            bridges=self._bridges.now,
             allocations=known.allocations,
             unusable_ports=known.own_ports,
             machines=known.machines,

@@ -80,6 +80,9 @@ class DataPlane(Protocol):
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more in that namespace, and let go of it; pairs go on."""
 
+    def confirm(self) -> None:
+        """Say that all that Docker has done is known; from the first time on, what comes to the host waits for it."""
+
     def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
         """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
 

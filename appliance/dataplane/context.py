@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from appliance.dataplane.loop.epoll import EpollSet
+from appliance.dataplane.standstill import Standstill
 from appliance.dataplane.tcp.dial import Dials
 from appliance.dataplane.tcp.pipes import PipePool
 
@@ -23,6 +24,7 @@ class Context:
         self.epoll = EpollSet(loop)
         self.pipes = PipePool()
         self.dials = Dials(loop)
+        self.standstill = Standstill()
         self.namespaces: dict[str, NamespaceSockets] = {}
         """The namespaces that have a door, by the text of their NetnsId: workloads are dialled from there."""
 

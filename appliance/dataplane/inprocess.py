@@ -141,6 +141,10 @@ class InProcess:
         """Return how many open pairs and sessions lead to that address."""
         return sum(listener.pairs_to(address) for listener in self._all())
 
+    def confirm(self) -> None:
+        """Say that all that Docker has done is known; from the first time on, what comes to the host waits for it."""
+        self._context.standstill.confirm()
+
     def set_dns_addresses(
         self, addresses: frozenset[IPv4Address], opened: Mapping[IPv4Address, DnsSockets] = NONE_OPENED
     ) -> None:

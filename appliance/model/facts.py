@@ -108,6 +108,31 @@ class DockerNetwork:
     """meshbox made it."""
     apart: bool = False
     """Docker lets no traffic pass between its containers."""
+    bridge: str = ""
+    """This host's interface that is its bridge; empty for other drivers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeMember:
+    """A running container on bridge networks of this host, labelled or not: all that is its own there.
+
+    The addresses are those that Docker gave it. What it has given itself since is no fact.
+    """
+
+    id: str
+    ports: frozenset[str]
+    """Names of this host's interfaces through which its frames come: ports of bridges."""
+    macs: frozenset[int]
+    addresses: frozenset[IPv4Address | IPv6Address]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostBridge:
+    """A bridge of this host, with what the host itself has there."""
+
+    name: str
+    mac: int
+    addresses: frozenset[IPv4Address | IPv6Address] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +192,8 @@ class Settings:
     prefer_local: bool = False
     doors: bool = True
     """Whether the data plane accepts and dials inside containers' namespaces."""
+    port_claims: bool = True
+    """Whether the kernel can hold addresses to the ports of bridges (nft/bridge.nft)."""
     meta: tuple[tuple[str, str], ...] = ()
     """What a service's constraint may ask of this machine."""
     gateway: bool = False
@@ -186,6 +213,8 @@ class Snapshot:
     workloads: tuple[Workload, ...] = ()
     networks: tuple[DockerNetwork, ...] = ()
     host_addresses: frozenset[IPv4Address] = frozenset()
+    members: tuple[BridgeMember, ...] = ()
+    bridges: tuple[HostBridge, ...] = ()
     allocations: Allocations = field(default_factory=Allocations)
     unusable_ports: frozenset[int] = frozenset()
     """Proxy ports that something on this host holds which is not a listener of the proxy."""

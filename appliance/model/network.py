@@ -185,6 +185,10 @@ class HostRuleset:
     proxy_ports: tuple[int, int]
     dns_port: int
     workloads: frozenset[IPv4Address] = frozenset()
+    from_bridges: frozenset[tuple[str, IPv4Address]] = frozenset()
+    """Bridges, by the name of the host's interface, and the workloads' addresses that may come from there."""
+    from_anywhere: frozenset[IPv4Address] = frozenset()
+    """Guests, and workloads on a network whose bridge is not known."""
     published: frozenset[tuple[IPv4Address, Protocol, int]] = frozenset()
     """Workloads' own ports that Docker publishes: whether other containers reach them there is up to Docker."""
     peers: frozenset[IPv4Address] = frozenset()
@@ -197,6 +201,24 @@ class HostRuleset:
     listening: frozenset[tuple[Protocol, int]] = frozenset()
     """The proxy's listeners. Other ports within `proxy_ports` belong to others: not ours to guard."""
     visitors: VisitorRules | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeRuleset:
+    """All that varies in the table of this host's bridges (nft/bridge.nft): port claims.
+
+    What somebody claims is accepted from its own ports only; what nobody claims passes. Ports are names of interfaces.
+    """
+
+    vip_range: IPv4Network
+    """Nobody on a bridge has these addresses."""
+    macs: frozenset[tuple[str, int]] = frozenset()
+    addresses: frozenset[tuple[str, IPv4Address]] = frozenset()
+    addresses6: frozenset[tuple[str, IPv6Address]] = frozenset()
+    host_macs: frozenset[int] = frozenset()
+    """Those of this host on bridges. Its own frames do not come from a port."""
+    host_addresses: frozenset[IPv4Address] = frozenset()
+    host_addresses6: frozenset[IPv6Address] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from appliance.model.names import Destination
     from appliance.model.network import (
+        BridgeRuleset,
         HostRuleset,
         Listener,
         NetnsId,
@@ -35,6 +36,8 @@ class HostState:
     routes: Mapping[NetnsId, VipRoute] = field(default_factory=dict)
     """One for each namespace that has no default route."""
     host_ruleset: HostRuleset | None = None
+    bridge_ruleset: BridgeRuleset | None = None
+    """None where no container of the mesh runs, or the kernel cannot have it."""
     dns_addresses: frozenset[IPv4Address] = frozenset()
     """Host addresses on which the DNS server listens."""
     zone: Zone | None = None
@@ -73,6 +76,19 @@ class PushHostRuleset:
 
     before: HostRuleset | None
     after: HostRuleset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushBridgeRuleset:
+    """Bring the table of the host's bridges from `before` (None: unknown or absent) to `after`."""
+
+    before: BridgeRuleset | None
+    after: BridgeRuleset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropBridgeRuleset:
+    """Remove that table: no container of the mesh is left (it may be gone already)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +177,8 @@ Step = (
     | OpenListener
     | SwapListener
     | PushHostRuleset
+    | PushBridgeRuleset
+    | DropBridgeRuleset
     | PushRuleset
     | SetDnsAddresses
     | SetZone

@@ -17,6 +17,7 @@ from appliance.plan.backends import choose, local_backends, registrations, remot
 from appliance.plan.containers import MeshContainers
 from appliance.plan.doors import doors, routes
 from appliance.plan.interests import interests
+from appliance.plan.portclaims import PortClaims
 from appliance.plan.probes import probes
 from appliance.plan.replicas.rollout import claims, retiring, rollout, startable
 from appliance.plan.skeleton import Skeleton, Skeletons
@@ -60,6 +61,7 @@ class Compiler:
     def __init__(self) -> None:
         self._containers = MeshContainers()
         self._skeletons = Skeletons()
+        self._claims = PortClaims()
         self._skeleton: Skeleton | None = None
         self._backends: dict[Destination, tuple[Backend, ...]] = {}
         self._listeners: Mapping[Destination, Listener] = {}
@@ -91,6 +93,7 @@ class Compiler:
             doors=self._doors,
             routes=self._routes,
             host_ruleset=skeleton.host_ruleset,
+            bridge_ruleset=self._claims.of(s, containers),
             dns_addresses=skeleton.dns_addresses,
             zone=skeleton.zone,
             registrations=registrations(local, skeleton.allocations.ports, containers),

@@ -8,7 +8,7 @@ The order, and why:
     reset from this moment on. That comes before its ruleset changes, although its next connection may then be
     accepted and reset for some milliseconds instead of being refused: a stopped container's address can belong to a
     new one whose namespace has no rules yet, and then the list of callers is all that keeps that one out.
- 4. The host's ruleset, then new listeners open, which strangers are kept from by then.
+ 4. The host's ruleset and that of its bridges, then new listeners open, which strangers are kept from by then.
  5. Doors that go are closed while their rules still stand: without these a program of the workload would get what is
     led to the door. Then the workloads' rulesets (new namespaces first: their programs are about to start), and where
     a namespace needs it its route to virtual IPs, which the rules have to meet first. Routes go before rules do.
@@ -52,6 +52,10 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
     steps += swapped
     if want.host_ruleset is not None and have.host_ruleset != want.host_ruleset:
         steps.append(st.PushHostRuleset(before=have.host_ruleset, after=want.host_ruleset))
+    if want.bridge_ruleset is not None and have.bridge_ruleset != want.bridge_ruleset:
+        steps.append(st.PushBridgeRuleset(before=have.bridge_ruleset, after=want.bridge_ruleset))
+    elif want.bridge_ruleset is None and have.bridge_ruleset is not None:
+        steps.append(st.DropBridgeRuleset())
     steps += opened
     steps += _namespaces(have, want)
     if have.dns_addresses != want.dns_addresses:
@@ -84,6 +88,10 @@ def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noq
                 listeners.pop(step.listener.destination, None)
             case st.PushHostRuleset():
                 state = replace(state, host_ruleset=step.after)
+            case st.PushBridgeRuleset():
+                state = replace(state, bridge_ruleset=step.after)
+            case st.DropBridgeRuleset():
+                state = replace(state, bridge_ruleset=None)
             case st.PushRuleset():
                 rulesets[step.after.netns.id] = step.after
             case st.DropRuleset():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from appliance.model.network import HostRuleset, Netns, Route, VisitorRules, WorkloadRuleset
 from appliance.plan.containers import container_subnets
 from appliance.plan.policy import Reach
+from appliance.plan.portclaims import network_bridges
 from appliance.plan.turns import in_turns, reused
 from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION
 
@@ -129,10 +130,14 @@ def host_ruleset(
     visitors: VisitorRules | None,
 ) -> HostRuleset:
     """Return the rules of the host; `listening` are the ports on which the proxy will listen."""
+    guests = s.settings.visitors.guests
+    from_bridges, from_anywhere = _ways(s, groups)
     return HostRuleset(
         proxy_ports=s.settings.proxy_ports,
         dns_port=s.settings.dns_port,
-        workloads=frozenset(a for g in groups for a in g.addresses) | s.settings.visitors.guests,
+        workloads=frozenset(a for g in groups for a in g.addresses) | guests,
+        from_bridges=from_bridges,
+        from_anywhere=from_anywhere | guests,
         published=frozenset((a, *port) for g in groups for a in g.addresses for port in g.published),
         peers=peers(s),
         machines=frozenset(m.address for m in _others(s)),
@@ -140,6 +145,19 @@ def host_ruleset(
         subnets=frozenset(n for n in container_subnets(s.networks) if isinstance(n, IPv4Network)),
         listening=listening,
         visitors=visitors,
+    )
+
+
+def _ways(s: Snapshot, groups: tuple[Group, ...]) -> tuple[frozenset[tuple[str, IPv4Address]], frozenset[IPv4Address]]:
+    """Return the bridge and address of each workload, and the addresses that may come from anywhere.
+
+    A container on several networks may send each of its addresses through each of them.
+    """
+    bridges = network_bridges(s.networks, s.bridges)
+    known = [g for g in groups if g.networks <= bridges.keys()]
+    return (
+        frozenset((bridges[n].name, a) for g in known for n in g.networks for a in g.addresses),
+        frozenset(a for g in groups if not g.networks <= bridges.keys() for a in g.addresses),
     )
 
 

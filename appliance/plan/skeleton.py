@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from appliance.model.network import Listener
 from appliance.plan.allocate import allocate, shortage
 from appliance.plan.containers import grouped
+from appliance.plan.portclaims import network_bridges
 from appliance.plan.reaches import Reaches, demand
 from appliance.plan.rulesets import RouteMaps, host_ruleset, may_call, peers, visitor_rules, workload_rulesets
 from appliance.plan.turns import in_turns, reused
@@ -62,7 +63,8 @@ class Skeletons:
     def of(self, s: Snapshot, containers: tuple[MeshContainer, ...], remote: frozenset[Destination]) -> Turns[Skeleton]:
         """Return the skeleton for these containers; `remote` is what other machines serve."""
         machines = [(m.node, m.address, may_call(m)) for m in s.machines]
-        facts = (s.settings, dict(s.specs), s.networks, s.host_addresses, machines, s.unusable_ports, remote)
+        bridges = network_bridges(s.networks, s.bridges).keys()
+        facts = (s.settings, dict(s.specs), s.networks, bridges, s.host_addresses, machines, s.unusable_ports, remote)
         inputs = (*facts, [c.identity for c in containers])
         last = self._last
         if last is None or inputs != self._inputs or s.allocations not in (self._kept, last.allocations):

@@ -3,27 +3,46 @@
 Every function returns one transaction for `nft -f -`: it applies as a whole or not at all. Only `ipaddress` and `int`
 objects are written, because nft looks up anything else in the DNS. Each list ends with a newline before its brace, as
 nft 1.0.6 demands; it accepts an empty definition, but no empty list of elements.
+Names of interfaces come from the kernel; only those are written that mean themselves.
 """
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from appliance.model.mac import format_mac
 from appliance.model.names import Protocol
 from appliance.model.network import DATAGRAM_DOORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Set as AbstractSet
 
-    from appliance.model.network import HostRuleset, Route, VisitorRules, WorkloadRuleset
+    from appliance.model.network import BridgeRuleset, HostRuleset, Route, VisitorRules, WorkloadRuleset
 
 TABLE = "inet meshbox"
 """Family and name of our table, in workloads' namespaces as in the host's."""
 
 REMOVE = f"add table {TABLE}\ndelete table {TABLE}\n"
 """Removes our table whether or not it exists. nft 1.0.6 has no `destroy`."""
+
+BRIDGE_TABLE = "bridge meshbox"
+"""The same of the table of the host's bridges."""
+
+REMOVE_BRIDGE = f"add table {BRIDGE_TABLE}\ndelete table {BRIDGE_TABLE}\n"
+"""Removes that table whether or not it exists."""
+
+LEASE = 60
+"""Seconds for which port claims hold unless they are renewed: what is in force while the appliance is away."""
+
+LEASED = ("host", "broadcast", "multicast", "other")
+"""The kinds of frames that are held to port claims: all there are (`pkttype` of nft(8))."""
+
+END_LEASE = f"flush set {BRIDGE_TABLE} lease\n"
+"""Ends the port claims at once; nft refuses it where there is no table."""
 
 DOOR_ADDRESS = IPv4Address("127.66.0.1")
 DOOR_PORT = 4
@@ -33,6 +52,7 @@ address, so the port is one that nothing uses (unassigned in IANA's registry).""
 RANGES = ("subnets", "subnets6")
 """Sets of ranges. Overlapping ranges cannot be exchanged element by element: a change replaces the whole table."""
 
+_T = TypeVar("_T")
 _Sets = dict[str, frozenset[str]]
 """The elements of each set or map, as nft writes them."""
 
@@ -48,6 +68,9 @@ _WORKLOAD = _template("workload.nft")
 _HOST = _template("host.nft")
 _VISITORS = _template("visitors.nft")
 _DOOR = _template("door.nft")
+_BRIDGE = _template("bridge.nft")
+_PORT = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+"""A name of an interface that means itself in nft, which reads `*` at its end as any other characters."""
 
 
 def render_workload(r: WorkloadRuleset) -> str:
@@ -60,6 +83,24 @@ def render_host(r: HostRuleset) -> str:
     """Return the text that replaces the table in the host's namespace, whatever was there."""
     rules = _HOST if r.visitors is None else f"{_HOST}\n{_VISITORS}"
     return _render(_host_values(r), _host_sets(r), rules)
+
+
+def render_bridge(r: BridgeRuleset) -> str:
+    """Return the text that replaces the table of the host's bridges, whatever was there, with a new lease."""
+    values = {"vip_range": str(r.vip_range), "lease": _braces(frozenset(f"{k} timeout {LEASE}s" for k in LEASED))}
+    return _render(values, _written(_claims(r)), _BRIDGE)
+
+
+def change_bridge(before: BridgeRuleset | None, after: BridgeRuleset) -> str:
+    """Return the text that brings the table of the host's bridges from `before` to `after`, as `change_workload` does.
+
+    The lease stays as it is, unless the whole table is replaced.
+    """
+    if before is None or before.vip_range != after.vip_range:
+        return render_bridge(after)
+    old, new = _claims(before), _claims(after)
+    gone = _written({name: old[name] - new[name] for name in old})
+    return _change(gone, _written({name: new[name] - old[name] for name in new}), BRIDGE_TABLE)
 
 
 def change_workload(before: WorkloadRuleset | None, after: WorkloadRuleset) -> str:
@@ -145,6 +186,8 @@ def _host_values(r: HostRuleset) -> dict[str, str]:
 def _host_sets(r: HostRuleset) -> _Sets:
     return {
         "workloads": _addresses(r.workloads),
+        "from_bridges": _at_ports(r.from_bridges, str),
+        "from_anywhere": _addresses(r.from_anywhere),
         "published": frozenset(f"{a} . {protocol.value} . {int(port)}" for a, protocol, port in r.published),
         "peers": _addresses(r.peers),
         "machines": _addresses(r.machines),
@@ -152,6 +195,51 @@ def _host_sets(r: HostRuleset) -> _Sets:
         "subnets": _networks(r.subnets),
         "listening": frozenset(f"{protocol.value} . {int(port)}" for protocol, port in r.listening),
     } | ({} if r.visitors is None else _visitor_sets(r.visitors))
+
+
+def _claims(r: BridgeRuleset) -> dict[str, AbstractSet[Any]]:
+    """Return the elements of each set of port claims, before they are written: there may be thousands."""
+    addresses6 = r.host_addresses6 | {address for _, address in r.addresses6}
+    return {
+        "macs": r.host_macs | {mac for _, mac in r.macs},
+        "addresses": r.host_addresses | {address for _, address in r.addresses},
+        "addresses6": addresses6,
+        "targets": addresses6,
+        "port_macs": r.macs,
+        "port_addresses": r.addresses,
+        "port_addresses6": r.addresses6,
+        "port_targets": r.addresses6,
+    }
+
+
+def _target(address: IPv6Address) -> str:
+    """Return an address as a number: so nft writes what it reads from a packet by place and length."""
+    return f"0x{int(address):032x}"
+
+
+_FORMS: Mapping[str, Callable[[Any], str]] = {
+    "macs": format_mac,
+    "addresses": str,
+    "addresses6": str,
+    "targets": _target,
+    "port_macs": format_mac,
+    "port_addresses": str,
+    "port_addresses6": str,
+    "port_targets": _target,
+}
+"""How the elements of port claims are written, behind their port if they have one."""
+
+
+def _written(claims: Mapping[str, AbstractSet[Any]]) -> _Sets:
+    return {
+        name: _at_ports(values, _FORMS[name]) if name.startswith("port_") else frozenset(map(_FORMS[name], values))
+        for name, values in claims.items()
+    }
+
+
+def _at_ports(claims: Iterable[tuple[str, _T]], form: Callable[[_T], str]) -> frozenset[str]:
+    """Return what comes from where; a name that nft would read as something else is passed over."""
+    return frozenset(f'"{port}" . {form(value)}' for port, value in claims if _PORT.fullmatch(port))
 
 
 def _visitor_sets(v: VisitorRules) -> _Sets:
@@ -199,10 +287,10 @@ def _minus(a: _Sets, b: _Sets) -> _Sets:
     return {name: elements - b[name] for name, elements in a.items()}
 
 
-def _change(gone: _Sets, come: _Sets) -> str:
+def _change(gone: _Sets, come: _Sets, table: str = TABLE) -> str:
     """Return the commands that exchange elements.
 
     Removals come first: an element of a map that gets another value is removed and added.
     """
     commands = [(verb, name, sets[name]) for verb, sets in (("delete", gone), ("add", come)) for name in sets]
-    return "".join(f"{verb} element {TABLE} {name} {_braces(e)}\n" for verb, name, e in commands if e)
+    return "".join(f"{verb} element {table} {name} {_braces(e)}\n" for verb, name, e in commands if e)

@@ -45,13 +45,17 @@ def test_first_pass_finds_what_was_asked_for_before_it(parts: Parts, monkeypatch
     ]
 
 
-def test_without_the_rules_of_doors_there_are_none(parts: Parts) -> None:
+def test_what_the_kernel_does_not_know_is_not_wanted(parts: Parts) -> None:
     """An old kernel does without; one that takes them changes nothing."""
-    every = NftFeatures(version=(1, 0, 6), doors=True)
+    every = NftFeatures(version=(1, 0, 6), doors=True, bridges=True)
     parts.limit_to(every)
     assert parts.facts.snapshot().settings.doors
+    assert parts.facts.snapshot().settings.port_claims
     parts.limit_to(replace(every, doors=False))
     assert not parts.facts.snapshot().settings.doors
+    assert parts.facts.snapshot().settings.port_claims
+    parts.limit_to(replace(every, bridges=False))
+    assert not parts.facts.snapshot().settings.port_claims
 
 
 def test_drift_of_the_hosts_table_forgets_that_table(parts: Parts) -> None:

@@ -16,22 +16,29 @@ from appliance.drivers.netns import identity
 from appliance.errors import HostError, RetryError
 from appliance.lock import only_one
 from appliance.model.facts import RunState
-from appliance.render.ruleset import REMOVE
+from appliance.render.ruleset import BRIDGE_TABLE, REMOVE, REMOVE_BRIDGE, TABLE
 
 
 class FakeNft:
-    """Tables by path; a push of anything but the removal is an error."""
+    """Tables by path; a push of anything but the removal is an error. Only the host has one in the bridge family."""
 
     tables: dict[str, str]
+    claims = True
     refuses = False
 
-    async def list_table(self, path):
+    async def list_table(self, path, table=TABLE):
+        if table == BRIDGE_TABLE:
+            assert path == identity.HOST
+            return "table bridge meshbox" if FakeNft.claims else None
         return self.tables.get(path)
 
     async def push(self, path, text):
-        assert text == REMOVE
         if self.refuses:
             raise RetryError("nft: Operation not permitted")
+        if text == REMOVE_BRIDGE:
+            FakeNft.claims = False
+            return
+        assert text == REMOVE
         del self.tables[path]
 
 
@@ -46,6 +53,7 @@ def world(monkeypatch, tmp_path):
         (tmp_path / "netns" / name).touch()
         inodes[str(tmp_path / "netns" / name)] = number
     monkeypatch.setattr(identity, "identify", inodes.get)
+    monkeypatch.setattr(FakeNft, "claims", True)
     monkeypatch.setattr(FakeNft, "tables", dict.fromkeys(inodes, "table inet meshbox"), raising=False)
     said = []
 
@@ -81,6 +89,7 @@ def test_everything_of_ours_goes(world, tmp_path) -> None:
     report = clean(world)
     assert FakeNft.tables == {}
     assert report.done == [
+        "port claims of this host's bridges",
         "rules of this host",
         "rules in 2 containers",
         "our line in resolv.conf",

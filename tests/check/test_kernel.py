@@ -59,6 +59,21 @@ def test_kernel_without_doors(monkeypatch) -> None:
     assert trio.run(partial(kernel.rules, doors=False)).level is Level.OK
 
 
+def test_kernel_without_the_bridge_family(monkeypatch) -> None:
+    """All goes on without; it is said what that means, and what to do."""
+
+    async def refuse_bridges(_self, _path, text):
+        if "table bridge" in text:
+            raise RetryError("Operation not supported")
+
+    monkeypatch.setattr(Nft, "dry_run", refuse_bridges)
+    found = trio.run(partial(kernel.rules, doors=True))
+    assert found.level is Level.WARNING
+    assert "call in the name of another one" in found.words
+    assert "nf_tables_bridge" in found.remedy
+    assert "NET_RAW" in found.remedy
+
+
 @pytest.mark.parametrize(
     ("count", "most", "wanted"),
     [

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from appliance.control.reconcile import DEBOUNCE, FULL_PASS, TURN, Reconciler
+from appliance.control.reconcile import DEBOUNCE, FRESH, FULL_PASS, TURN, Reconciler
 from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
 from appliance.model import state as st
@@ -22,7 +22,7 @@ from appliance.model.network import Netns, NetnsId
 from appliance.model.registry import Interests
 from appliance.plan.compile import Plan
 from appliance.plan.replicas.rollout import CLAIM
-from tests.plan.cases import declared, machine, managed, spec
+from tests.plan.cases import MEMBERS, declared, machine, managed, spec
 
 NETWORK = DockerNetwork(
     name="bridge",
@@ -69,6 +69,7 @@ class FakeEffects:
     doors: dict = field(default_factory=dict)
     routes: dict = field(default_factory=dict)
     zone: object = None
+    claims: object = None
 
     def _note(self, call: str, detail: object = "") -> None:
         whole = f"{call} {detail}".strip()
@@ -98,6 +99,14 @@ class FakeEffects:
             case st.PushHostRuleset():
                 self._note("host ruleset")
                 self.meanwhile.pop("host ruleset", lambda: None)()
+            case st.PushBridgeRuleset():
+                if error := self.fail.get("claims"):
+                    raise error
+                assert step.before in (None, self.claims)
+                self.claims = step.after
+            case st.DropBridgeRuleset():
+                assert self.claims is not None
+                self.claims = None
             case st.PushRuleset():
                 netns = step.after.netns
                 self._note("push", netns.path)
@@ -757,3 +766,50 @@ def autojump_clock() -> trio.abc.Clock:
     import trio.testing
 
     return trio.testing.MockClock(autojump_threshold=0)
+
+
+def test_claims_are_held_while_they_are_in_place_and_fresh() -> None:
+    """Neither a loop that stands still nor claims that nft refuses keep the lease alive."""
+    host = Host(SERVER)
+
+    async def holds() -> bool:
+        await trio.lowlevel.checkpoint()
+        return host.reconciler.holds_claims()
+
+    assert not trio.run(holds, clock=host.clock)
+    host.run()
+    assert trio.run(holds, clock=host.clock)
+    host.clock.jump(FRESH + 1)
+    assert not trio.run(holds, clock=host.clock)
+    host.facts = replace(host.facts, members=MEMBERS[:1])
+    host.effects.fail["claims"] = RetryError("Operation not permitted")
+    host.run()
+    assert not trio.run(holds, clock=host.clock)
+    assert any(str(key) == "push bridge ruleset host" for key in host.faults.current)
+    del host.effects.fail["claims"]
+    host.run()
+    assert trio.run(holds, clock=host.clock)
+    host.reconciler.forget_host_ruleset()
+    assert not trio.run(holds, clock=host.clock)
+    host.run()
+    assert host.effects.claims == host.reconciler.want.bridge_ruleset
+    host.facts = replace(host.facts, workloads=())
+    host.run()
+    assert host.effects.claims is None
+    assert not trio.run(holds, clock=host.clock)
+
+
+def test_settling_is_a_pass_that_began_afterwards(autojump_clock) -> None:
+    """What was known before is carried out by then."""
+    host = Host(SERVER)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            host.facts = replace(host.facts, workloads=(SERVER, CLIENT))
+            with trio.fail_after(2):
+                await host.reconciler.settle()
+            assert CLIENT.netns.id in host.effects.rulesets
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)

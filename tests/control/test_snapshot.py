@@ -13,7 +13,7 @@ from appliance.model.facts import Allocations, Settings, Snapshot
 from appliance.model.names import Name
 from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import ReplicaKey
-from tests.plan.cases import BRIDGE, container, endpoint, machine, spec
+from tests.plan.cases import BRIDGE, BRIDGES, MEMBERS, container, endpoint, machine, spec
 
 ADDED = {"announced"}
 """What the loop itself knows."""
@@ -23,11 +23,16 @@ def test_every_source_is_in_it() -> None:
     """Whatever a part knows, as it is when the snapshot is taken."""
     allocations = Allocations(vips={Name.parse("web.shop"): IPv4Address("240.0.0.9")})
     registry = SimpleNamespace(facts=RegistryFacts())
-    containers = SimpleNamespace(workloads=(), networks=())
+    containers = SimpleNamespace(workloads=(), networks=(), members=())
     deployer = SimpleNamespace(going=frozenset(), busy=frozenset())
-    host = SimpleNamespace(now=frozenset())
+    host, bridges = SimpleNamespace(now=frozenset()), SimpleNamespace(now=())
     sources = FactSources(
-        Settings(node="n1"), registry=registry, containers=containers, deployer=deployer, host_addresses=host
+        Settings(node="n1"),
+        registry=registry,
+        containers=containers,
+        deployer=deployer,
+        host_addresses=host,
+        bridges=bridges,
     )
     empty = sources.snapshot()
     registry.facts = RegistryFacts(
@@ -39,6 +44,7 @@ def test_every_source_is_in_it() -> None:
         endpoints=(endpoint("web.shop:80", "n2"),),
     )
     containers.workloads, containers.networks = (container(2, "web.other"),), (BRIDGE,)
+    containers.members, bridges.now = (MEMBERS[0],), (BRIDGES[0],)
     deployer.going = frozenset({"a" * 64})
     deployer.busy = frozenset({ReplicaKey(service="shop", replica=0, container="web")})
     host.now = frozenset({IPv4Address("10.0.0.1")})
@@ -55,7 +61,7 @@ def test_who_is_shut_out_is_told_once() -> None:
     """A labelled container of a deployed service has that as its problem, and the log says it once."""
     registry = SimpleNamespace(facts=RegistryFacts(specs={"shop": spec("shop")}))
     labelled = container(2, "web.shop")
-    containers = SimpleNamespace(workloads=(labelled, container(3, "a.b")), networks=())
+    containers = SimpleNamespace(workloads=(labelled, container(3, "a.b")), networks=(), members=())
     deployer = SimpleNamespace(going=frozenset(), busy=frozenset())
     sources = FactSources(
         Settings(node="n1"),
@@ -63,6 +69,7 @@ def test_who_is_shut_out_is_told_once() -> None:
         containers=containers,
         deployer=deployer,
         host_addresses=SimpleNamespace(now=frozenset()),
+        bridges=SimpleNamespace(now=()),
     )
     with structlog.testing.capture_logs() as lines:
         for _ in range(2):

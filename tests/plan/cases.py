@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from hypothesis import strategies as st
 
 from appliance.model.facts import (
     Attachment,
+    BridgeMember,
     DockerNetwork,
     Endpoint,
+    HostBridge,
     Machine,
     RunState,
     Settings,
@@ -32,6 +34,22 @@ OWN = DockerNetwork(
     gateways=(IPv4Address("172.19.0.1"),),
 )
 SETTINGS = Settings(node="here")
+BRIDGE = replace(BRIDGE, bridge="docker0")
+OWN = replace(OWN, bridge="br-own")
+BRIDGES = (
+    HostBridge(name="docker0", mac=0x0242AC120001, addresses=frozenset({GATEWAY, IPv6Address("fe80::42:acff:fe12:1")})),
+    HostBridge(name="br-own", mac=0x0242AC130001, addresses=frozenset({IPv4Address("172.19.0.1")})),
+    HostBridge(name="virbr0", mac=0x525400000001, addresses=frozenset({IPv4Address("192.168.122.1")})),
+)
+MEMBERS = tuple(
+    BridgeMember(
+        id=f"{number:064x}",
+        ports=frozenset({f"veth{number}"}),
+        macs=frozenset({0x0242AC120000 + number}),
+        addresses=frozenset({IPv4Address("172.18.0.0") + number}),
+    )
+    for number in range(2, 9)
+)
 
 
 def dest(text: str) -> Destination:
@@ -197,12 +215,15 @@ def snapshots(draw) -> Snapshot:
             proxy_ports=draw(st.sampled_from([(20000, 29999), (20000, 20063), (20000, 20007)])),
             prefer_local=draw(st.booleans()),
             doors=draw(st.sampled_from([True, True, False])),
+            port_claims=draw(st.sampled_from([True, True, False])),
         ),
         specs={s.name: s for s in draw(st.lists(services(), max_size=3))},
         tombstones=draw(st.dictionaries(_LABELS, st.just(5.0))),
         workloads=draw(workloads()),
         networks=draw(st.sampled_from([(BRIDGE,), (replace(BRIDGE, internal=True),), (BRIDGE, OWN), ()])),
         host_addresses=frozenset({GATEWAY}),
+        members=tuple(draw(st.sets(st.sampled_from(MEMBERS)))),
+        bridges=draw(st.sampled_from([(), BRIDGES[:1], BRIDGES])),
         machines=tuple(machine(n, f"10.0.0.{i + 1}") for i, n in enumerate(nodes)),
         unusable_ports=draw(st.frozensets(st.integers(20000, 20005))),
         endpoints=tuple(

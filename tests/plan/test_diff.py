@@ -12,7 +12,7 @@ from appliance.model.facts import Attachment
 from appliance.model.network import Listener
 from appliance.plan.compile import compile_host
 from appliance.plan.diff import apply, diff
-from tests.plan.cases import BRIDGE, SETTINGS, address, container, dest, snapshot, snapshots
+from tests.plan.cases import BRIDGE, BRIDGES, MEMBERS, SETTINGS, address, container, dest, snapshot, snapshots
 
 NOTHING = st.HostState()
 SERVER = container(2, "apple.orange", ports=(80,))
@@ -51,7 +51,7 @@ def test_no_hole_and_no_early_announcement(a, b):
     have = compile_host(a)
     want = compile_host(replace(b, settings=a.settings, unusable_ports=a.unusable_ports, allocations=have.allocations))
     gone = have.listeners.keys() - want.listeners.keys()
-    opening = False
+    opening, before = False, have
     for step in diff(have, want):
         opening = opening or isinstance(step, st.OpenDoor)
         assert opening == isinstance(step, st.OpenDoor)
@@ -64,6 +64,7 @@ def test_no_hole_and_no_early_announcement(a, b):
         assert all(have.rulesets[netns].door for netns in have.doors)
         assert have.routes.keys() <= have.rulesets.keys()
         assert set(have.registrations) <= set(have.listeners)
+        assert have.bridge_ruleset in {before.bridge_ruleset, want.bridge_ruleset}
         if isinstance(step, st.CloseListener):
             assert step.listener.destination in gone
         if isinstance(step, st.OpenListener):
@@ -90,6 +91,7 @@ def test_from_nothing():
     assert kinds(diff(NOTHING, state(SERVER, CLIENT))) == [
         "KeepAllocations",
         "PushHostRuleset",
+        "PushBridgeRuleset",
         "OpenListener",
         "PushRuleset",
         "SetDnsAddresses",
@@ -252,3 +254,18 @@ def test_suffix_change_sets_the_zone():
     have = state(CLIENT)
     steps = diff(have, state(CLIENT, before=have, settings=replace(SETTINGS, suffix="a.b")))
     assert kinds(steps) == ["SetZone"]
+
+
+def test_port_claims_stand_before_anything_is_served_and_go_with_the_last_container():
+    """Drift is pushed in full, what did not change is left alone, and nobody on a plain host is held to anything."""
+    claims = {"members": MEMBERS[:2], "bridges": BRIDGES}
+    want = state(SERVER, CLIENT, **claims)
+    assert want.bridge_ruleset is not None
+    order = kinds(diff(NOTHING, want))
+    assert order.index("PushBridgeRuleset") < order.index("OpenListener")
+    forgotten = replace(want, bridge_ruleset=None)
+    assert diff(forgotten, want) == (st.PushBridgeRuleset(before=None, after=want.bridge_ruleset),)
+    more = state(SERVER, CLIENT, before=want, members=MEMBERS[:3], bridges=BRIDGES)
+    assert diff(want, more) == (st.PushBridgeRuleset(before=want.bridge_ruleset, after=more.bridge_ruleset),)
+    assert "DropBridgeRuleset" in kinds(diff(want, state(before=want, **claims)))
+    assert "DropBridgeRuleset" not in kinds(diff(state(**claims), state(**claims)))

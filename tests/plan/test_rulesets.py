@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from itertools import product
 
-from appliance.model.facts import Allocations, DockerNetwork
+from appliance.model.facts import Allocations, Attachment, DockerNetwork
 from appliance.model.names import Allowance
 from appliance.model.network import NetnsId, Route
 from appliance.model.visitors import ConnectTo, Visitors
+from appliance.plan.compile import compile_host
 from appliance.plan.containers import MeshContainers, grouped
 from appliance.plan.policy import Catalogue, Reach
 from appliance.plan.rulesets import RouteMaps, host_ruleset, may_call, peers, visitor_rules, workload_rulesets
 from appliance.plan.turns import at_once
 from appliance.plan.visitors import visitor_groups
-from tests.plan.cases import BRIDGE, GATEWAY, SETTINGS, address, container, dest, machine, snapshot
+from tests.plan.cases import BRIDGE, BRIDGES, GATEWAY, OWN, SETTINGS, address, container, dest, machine, snapshot
 
 APPLE, PEAR = dest("apple.orange:80"), dest("pear.orange:80")
 VIPS = {APPLE.name: IPv4Address("240.0.0.1"), PEAR.name: IPv4Address("240.0.0.2")}
@@ -138,3 +140,23 @@ def test_visitor_rules():
     assert found.guest_routes == {route(PEAR, 20002)}
     assert found.guests == visitors.guests
     assert visitor_rules(snapshot(), (), maps) is None
+
+
+def test_a_workloads_address_comes_from_its_own_bridges():
+    """All of them for a container on several networks; from anywhere only where a bridge of its is not known."""
+    both = container(
+        3,
+        "a.b",
+        attachments=(
+            Attachment(network="bridge", address=address(3), gateway=GATEWAY),
+            Attachment(network="meshbox", address=IPv4Address("172.19.0.3"), gateway=IPv4Address("172.19.0.1")),
+        ),
+    )
+    facts = {"networks": (BRIDGE, OWN), "bridges": BRIDGES}
+    found = compile_host(snapshot(container(2, "a.a"), both, **facts)).host_ruleset
+    addresses = {address(3), IPv4Address("172.19.0.3")}
+    assert found.from_bridges == {("docker0", address(2)), *product(("docker0", "br-own"), addresses)}
+    assert found.from_anywhere == frozenset()
+    lost = compile_host(snapshot(container(2, "a.a"), both, **facts | {"bridges": BRIDGES[:1]})).host_ruleset
+    assert lost.from_bridges == {("docker0", address(2))}
+    assert lost.from_anywhere == addresses

@@ -16,9 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import BridgeRuleset, HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
 from appliance.render import ruleset
-from appliance.render.ruleset import change_host, change_workload, render_host, render_workload
+from appliance.render.ruleset import (
+    change_bridge,
+    change_host,
+    change_workload,
+    render_bridge,
+    render_host,
+    render_workload,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -66,6 +73,8 @@ HOST_FULL = HostRuleset(
     proxy_ports=(20000, 29999),
     dns_port=5353,
     workloads=frozenset({IPv4Address("172.18.0.2"), IPv4Address("172.18.0.3")}),
+    from_bridges=frozenset({("docker0", IPv4Address("172.18.0.2"))}),
+    from_anywhere=frozenset({IPv4Address("172.18.0.3")}),
     published=frozenset({(IPv4Address("172.18.0.3"), Protocol.TCP, 80)}),
     peers=frozenset({IPv4Address("192.0.2.11")}),
     machines=frozenset({IPv4Address("192.0.2.11"), IPv4Address("192.0.2.12")}),
@@ -84,6 +93,17 @@ HOST_VISITORS = replace(
     ),
 )
 
+BRIDGE_BARE = BridgeRuleset(vip_range=IPv4Network("240.0.0.0/4"))
+BRIDGE_FULL = replace(
+    BRIDGE_BARE,
+    macs=frozenset({("veth1", 0x0242AC120002), ("veth2", 0x0242AC120003)}),
+    addresses=frozenset({("veth1", IPv4Address("172.18.0.2")), ("veth2", IPv4Address("172.18.0.3"))}),
+    addresses6=frozenset({("veth1", IPv6Address("fd00:18::2"))}),
+    host_macs=frozenset({0x0242AC120001}),
+    host_addresses=frozenset({IPv4Address("172.18.0.1")}),
+    host_addresses6=frozenset({IPv6Address("fe80::1")}),
+)
+
 DOOR = replace(FULL, door=True, address=IPv4Address("172.18.0.2"))
 
 TEXTS = {
@@ -93,6 +113,8 @@ TEXTS = {
     "workload-door.nft": render_workload(DOOR),
     "host-bare.nft": render_host(HOST_BARE),
     "host-full.nft": render_host(HOST_FULL),
+    "bridge-bare.nft": render_bridge(BRIDGE_BARE),
+    "bridge-full.nft": render_bridge(BRIDGE_FULL),
 }
 
 
@@ -112,9 +134,9 @@ def test_every_name_is_defined_once_and_used(text):
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 def test_what_nft_1_0_6_cannot_read_is_not_written(text):
-    """A newline before a closing brace, `type` rather than `typeof`, no `destroy`, no empty list of elements."""
+    """A newline before a closing brace, `type` where a type has a name, no `destroy`, no empty list of elements."""
     rules = re.sub(r"#.*", "", text)
-    assert not re.search(r"(typeof|destroy)", rules)
+    assert not re.search(r"(typeof (?!@th|iifname \. @th)|destroy)", rules)
     assert "elements = {" not in rules
     for line in rules.splitlines():
         alone = line.strip() == "}"
@@ -127,8 +149,9 @@ def test_a_ruleset_replaces_its_own_table_and_no_other(text):
     """The former table goes in the same transaction, whether or not there is one; nothing is ever flushed."""
     rules = re.sub(r"#.*", "", text)
     commands = re.findall(r"^(?:add|delete|table|flush|destroy)\b.*", rules, re.MULTILINE)
-    assert commands[:2] == ["add table inet meshbox", "delete table inet meshbox"]
-    assert set(commands[2:]) == {"table inet meshbox {"}
+    table = "bridge meshbox" if "table bridge" in text else "inet meshbox"
+    assert commands[:2] == [f"add table {table}", f"delete table {table}"]
+    assert set(commands[2:]) == {f"table {table} {{"}
 
 
 def test_equal_rulesets_are_equal_texts_whatever_the_order():
@@ -223,6 +246,33 @@ def test_changes_of_the_hosts_table():
     assert change_host(HOST_FULL, HOST_FULL) == ""
     for after in (replace(HOST_FULL, dns_port=54), replace(HOST_FULL, subnets=frozenset())):
         assert change_host(HOST_FULL, after) == render_host(after)
+
+
+def test_changes_of_port_claims():
+    """A delta for ports that come and go, which leaves the lease as it is; the whole, with a new one, otherwise."""
+    less = replace(BRIDGE_FULL, macs=frozenset({("veth1", 0x0242AC120002)}))
+    assert change_bridge(BRIDGE_FULL, less) == (
+        "delete element bridge meshbox macs {\n\t02:42:ac:12:00:03\n}\n"
+        'delete element bridge meshbox port_macs {\n\t"veth2" . 02:42:ac:12:00:03\n}\n'
+    )
+    assert change_bridge(BRIDGE_FULL, BRIDGE_FULL) == ""
+    assert change_bridge(None, BRIDGE_FULL) == render_bridge(BRIDGE_FULL)
+    other = replace(BRIDGE_FULL, vip_range=IPv4Network("241.0.0.0/8"))
+    assert change_bridge(BRIDGE_FULL, other) == render_bridge(other)
+
+
+def test_an_address_of_two_ports_stays_claimed_until_both_have_gone():
+    """As while a container takes the address of one that has just ended."""
+    both = replace(BRIDGE_BARE, addresses=frozenset({(p, IPv4Address("172.18.0.2")) for p in ("veth1", "veth2")}))
+    one = replace(BRIDGE_BARE, addresses=frozenset({("veth2", IPv4Address("172.18.0.2"))}))
+    assert change_bridge(both, one) == 'delete element bridge meshbox port_addresses {\n\t"veth1" . 172.18.0.2\n}\n'
+
+
+@pytest.mark.parametrize("name", ["veth*", 'a" . 1', "a b", "", "sixteen-chars-xx"])
+def test_a_name_that_nft_would_read_as_another_is_not_written(name):
+    """Its addresses stay claimed by nobody else."""
+    odd = replace(BRIDGE_BARE, macs=frozenset({(name, 1)}))
+    assert elements(render_bridge(odd))["port_macs"] == set()
 
 
 @st.composite

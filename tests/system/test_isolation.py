@@ -183,6 +183,21 @@ def test_own_address_of_a_container_is_refused(village: Machine) -> None:
         village.exec("sh", "-c", f"echo {before} > {bridged}")
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_nobody_is_heard_in_anothers_name(village: Machine, protocol: str) -> None:
+    """Not in that of a container that may call, nor in the host's; tests/system/test_port_claims.py tries all there is.
+
+    The same forger is heard at once in a name that nobody has.
+    """
+    forger = (sys.executable, ROOT / "tests/images/forger.py")
+    server, friend = village.address_of("server"), village.address_of("friend")
+    (port,) = (r["proxy_port"] for r in village.show("routes") if r["destination"] == f"server.far:7000/{protocol}")
+    for who, name, to, at in (("stranger", friend, BRIDGE, port), ("outsider", BRIDGE, server, 7000)):
+        done = village.exec_in(who, *forger, protocol, name, to, str(at), "stolen")
+        assert orjson.loads(done.stdout) in ({"met": "silence"}, {"answer": None}), who
+    assert orjson.loads(village.exec_in("outsider", *forger, "claim", "172.21.99.9", BRIDGE).stdout)["mac"]
+
+
 def test_declared_name_answers(village: Machine) -> None:
     """Who declared it gets there by name; `why` says the same, and to the others what to write."""
     wait_until(lambda: "answer" in village.client("friend", "tcp", "server.far", "7000", "1")[0], "the server answers")

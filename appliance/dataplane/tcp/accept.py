@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from appliance.dataplane.context import Context
+    from appliance.dataplane.standstill import Standstill
 
 log = structlog.get_logger()
 
@@ -35,7 +36,10 @@ class ListenSocket:
 
     def ready(self, _events: int) -> None:
         """Accept some of the waiting clients; the socket is level-triggered, so the rest are reported again."""
-        self.accept(ACCEPTS)
+        if self._acceptor.must_wait():
+            self._acceptor.pause()
+        else:
+            self.accept(ACCEPTS)
 
     def fail(self) -> None:
         """Nothing to give up: the client whose handling failed was reset by its own handler."""
@@ -60,15 +64,24 @@ class ListenSocket:
 class Acceptor:
     """Accepts from one socket, and from those of other workers while it accepts for them."""
 
-    def __init__(self, context: Context, label: str, sock: SocketType, take: Callable[[SocketType, str], bool]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        label: str,
+        sock: SocketType,
+        take: Callable[[SocketType, str], bool],
+        standstill: Standstill | None = None,
+    ) -> None:
         """`label` says in logs what clients are accepted for.
 
-        `take` is called with each accepted client and its address; it returns whether to accept another.
+        `take` is called with each accepted client and its address; it returns whether to accept another. With
+        `standstill`, clients wait while that holds.
         """
         self.take = take
         self._epoll = context.epoll
         self._loop = context.loop
         self._label = label
+        self._standstill = standstill
         self.starved = 0
         """How often accepting paused for want of file descriptors."""
         self.stopped = False
@@ -103,6 +116,10 @@ class Acceptor:
         for listening in self._sockets.values():
             self._close(listening)
         self._sockets.clear()
+
+    def must_wait(self) -> bool:
+        """Whether it is not known at present whose addresses are whose."""
+        return self._standstill is not None and self._standstill.holds
 
     @property
     def pausing(self) -> bool:

@@ -58,7 +58,8 @@ class TcpListener(DialOwner):
         self.stopped = False
         self._wanted = listener
         self._access = Access.of(listener)
-        self.acceptor = Acceptor(context, str(listener.destination), sock or listen(listener.port)[0], self.take)
+        listening = sock or listen(listener.port)[0]
+        self.acceptor = Acceptor(context, str(listener.destination), listening, self.take, context.standstill)
 
     @property
     def active(self) -> int:

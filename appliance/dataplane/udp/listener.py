@@ -88,6 +88,7 @@ class UdpListener(SessionOwner):
         """
         super().__init__(context.loop, Balancer(listener.backends, pauses=EJECT_SECONDS))
         self._epoll = context.epoll
+        self._standstill = context.standstill
         self._namespaces: Mapping[str, WorkloadSockets] = context.namespaces
         self._wanted = listener
         self.destination = listener.destination
@@ -204,8 +205,11 @@ class UdpListener(SessionOwner):
     def take(self, size: int, client: Client, arrival: SocketType, asked: Control) -> bool:
         """Pass a client's datagram in BUFFER to its backend; return whether the client is served.
 
-        It came in at the socket `arrival`; `asked` is its control data.
+        It came in at the socket `arrival`; `asked` is its control data. No client is served while it is not known whose
+        addresses are whose: a datagram may be lost.
         """
+        if self._standstill.holds:
+            return False
         session = self._sessions.get(client) or self._open(client, client, client[0])
         if session is None:
             return False

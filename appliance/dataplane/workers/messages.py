@@ -96,6 +96,11 @@ class EndPairs:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirm:
+    """All that Docker has done is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServeDns:
     """Answer names on exactly these addresses; the sockets for `opened` come along."""
 

@@ -156,6 +156,10 @@ class WorkerPool:
                 worker.send(messages.LeaveDoor(netns))
             _close(*tcp, udp, file)
 
+    def confirm(self) -> None:
+        """Say that all that Docker has done is known; from the first time on, what comes to the host waits for it."""
+        self._tell(messages.Confirm())
+
     def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
         """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
         first = self._workers[0]

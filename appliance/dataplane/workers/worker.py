@@ -84,6 +84,8 @@ class Worker:
                 self.plane.close_door(message.netns)
             case messages.EndPairs():
                 self.plane.end_pairs(message.destination)
+            case messages.Confirm():
+                self.plane.confirm()
             case messages.ServeDns():
                 self._serve_dns(message.addresses, message.opened, sockets)
             case messages.AnswerFrom():

@@ -28,7 +28,7 @@ from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
-    from ipaddress import IPv4Address, IPv4Network
+    from ipaddress import IPv4Network
 
     from appliance.model.facts import DockerNetwork
 
@@ -199,12 +199,12 @@ class Docker:
             self.complain("network", one)
         return found
 
-    async def members(self, network: str) -> dict[str, IPv4Address]:
-        """Return the addresses on a network, given by id or name, by container id. Raises NotFoundError.
-
-        Docker knows them before a starting container has its namespace.
-        """
-        return types.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
+    async def members(self, network: str) -> types.NetworkMembers:
+        """Return a network, by id or name, and its containers, starting ones included. Raises NotFoundError."""
+        found = types.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
+        for one in found.unreadable:
+            self.complain("container", one)
+        return found
 
     async def ensure_network(self, name: str, *, subnet: IPv4Network | None = None) -> DockerNetwork:
         """Return the bridge network of this name; make it, on `subnet` if that is given, when it does not exist.
@@ -243,9 +243,14 @@ class Docker:
         return True
 
     @asynccontextmanager
-    async def events(self, *, since: float) -> AsyncIterator[AsyncIterator[types.Event]]:
-        """Open the stream of container and network events from `since` (seconds since the epoch) on."""
+    async def events(self, *, since: float, until: float | None = None) -> AsyncIterator[AsyncIterator[types.Event]]:
+        """Open the stream of container and network events from `since` (seconds since the epoch) on.
+
+        With `until`, which must have passed, it ends with the last event before that.
+        """
         params = {"since": f"{since:.9f}", "filters": orjson.dumps(_EVENTS).decode()}
+        if until is not None:
+            params["until"] = f"{until:.9f}"
         async with self._http.stream("GET", "/events", params=params) as lines:
             yield self._events(lines)
 

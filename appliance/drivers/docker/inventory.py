@@ -10,7 +10,7 @@ Everything is listed afresh after each reconnect and every 30 s. While Docker is
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +18,8 @@ import trio
 
 from appliance.drivers.docker.http import NotFoundError
 from appliance.drivers.docker.images import ImageLabels
+from appliance.drivers.docker.members import MemberStore
+from appliance.drivers.docker.network import is_bridge
 from appliance.drivers.docker.prestart import PrestartWatch
 from appliance.drivers.docker.probe import Prober
 from appliance.drivers.docker.types import Unreadable
@@ -25,6 +27,7 @@ from appliance.drivers.docker.workload import shared_with
 from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.errors import RetryError, cause
 from appliance.faults import Faults
+from appliance.model.facts import RunState
 from appliance.retry import Schedule
 from appliance.text import plain
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.types import Event, Inspected, Listed
-    from appliance.model.facts import DockerNetwork, Probe, Workload
+    from appliance.model.facts import BridgeMember, DockerNetwork, Probe, Workload
     from appliance.model.network import NetnsId
 
 NETNS_DIR = "/var/run/docker/netns"
@@ -81,10 +84,12 @@ class Inventory:
         self._store = WorkloadStore(
             netns_dir=Path(netns_dir), changed=self._publish, fresh_netns=fresh_netns, faults=self._faults
         )
+        self._members = MemberStore(changed=lambda: bell(urgent=True))
         self._prestart = PrestartWatch(
             netns_dir,
             docker,
             self._store,
+            self._members,
             listed=self._labelled.listed,
             list_networks=self._list_networks,
             inspect=self._inspect,
@@ -100,6 +105,8 @@ class Inventory:
         self._inspecting: set[str] = set()
         self._inspect_again: set[str] = set()
         self._nursery: trio.Nursery | None = None
+        self._since = 0.0
+        """When the last event was that was taken, in seconds since the epoch."""
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
         self.connected = False
@@ -120,12 +127,18 @@ class Inventory:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._prober.run)
+                await nursery.start(self._members.run)
                 await nursery.start(self._follow)
                 await nursery.start(self._prestart.run)
                 nursery.start_soon(self._list_now_and_then)
                 task_status.started()
         finally:
             self._nursery = None
+
+    @property
+    def members(self) -> tuple[BridgeMember, ...]:
+        """The containers on bridge networks, labelled or not."""
+        return self._members.members
 
     def probe(self, wanted: frozenset[Probe]) -> None:
         """Dial exactly these from now on, each until it accepts, which `Workload.accepting` then says.
@@ -141,13 +154,13 @@ class Inventory:
     # -- following Docker
 
     async def _follow(self, *, task_status: trio.TaskStatus[None]) -> None:
-        since = time.time()
+        self._since = time.time()
         failures = 0
         listed = False
         while True:
             why: object = "the stream of events ended"
             try:
-                async with self._docker.events(since=since) as events:
+                async with self._docker.events(since=self._since) as events:
                     await self._list(wait=not listed)
                     self._set_connected(True)
                     failures = 0
@@ -155,12 +168,7 @@ class Inventory:
                         listed = True
                         task_status.started()
                     async for event in events:
-                        since = max(since, event.time)
-                        self.counts["events"] += 1
-                        try:
-                            self._take(event)
-                        except Exception as error:  # noqa: BLE001 — it is the problem of this one event
-                            self._complain("event", Unreadable(id=event.id, cause=cause(error)))
+                        self._take_or_complain(event)
             except RetryError as error:
                 why = error
             self.counts["reconnects"] += 1
@@ -168,6 +176,20 @@ class Inventory:
             self._set_connected(False)
             failures += 1
             await trio.sleep(RECONNECT.after(failures))
+
+    async def catch_up(self) -> None:
+        """Take all of Docker's events up to now, which the stream may bring once more. Raises RetryError."""
+        async with self._docker.events(since=self._since, until=time.time()) as events:
+            async for event in events:
+                self._take_or_complain(event)
+
+    def _take_or_complain(self, event: Event) -> None:
+        self._since = max(self._since, event.time)
+        self.counts["events"] += 1
+        try:
+            self._take(event)
+        except Exception as error:  # noqa: BLE001 — it is the problem of this one event
+            self._complain("event", Unreadable(id=event.id, cause=cause(error)))
 
     def _set_connected(self, connected: bool) -> None:  # noqa: FBT001 — it is the value of a field
         if connected:
@@ -202,15 +224,31 @@ class Inventory:
                 for gone in known - {entry.id for entry in listed} - passed_over:
                     self._remove(gone)
         self._faults.drop(lambda key: isinstance(key, tuple) and key[0] == STARTING and not Path(key[1]).exists())
-        if not (wait and await self._inspect_all(labelled)):
-            for container_id in labelled:
+        wanted = {*labelled, *await self._differing_members()}
+        if not (wait and await self._inspect_all(wanted)):
+            for container_id in wanted:
                 self._inspect(container_id)
 
-    async def _inspect_all(self, labelled: Iterable[str]) -> bool:
+    async def _differing_members(self) -> frozenset[str]:
+        """Return the containers on bridge networks that are not known as these networks show them."""
+        known = self._members.known()
+        shown = []
+        try:
+            for network in filter(is_bridge, self.networks):
+                with suppress(NotFoundError):
+                    shown.append((network.name, (await self._docker.members(network.name)).joined))
+        except RetryError as error:
+            words = "cannot list who is on the bridge networks; what was last known stays; will try again"
+            self._faults.report("docker members", words, error)
+            return frozenset()
+        self._faults.over("docker members")
+        return self._members.differing(shown, known)
+
+    async def _inspect_all(self, wanted: Iterable[str]) -> bool:
         """Wait until all were inspected; return False when that took too long."""
         with trio.move_on_after(FIRST_LIST) as patience:
             async with trio.open_nursery() as nursery:
-                for container_id in labelled:
+                for container_id in wanted:
                     self._inspect(container_id, nursery)
         return not patience.cancelled_caught
 
@@ -265,6 +303,7 @@ class Inventory:
             self._inspect(sharer)
         if action in {"start", "die", "destroy"}:
             self._store.end_connecting(event.id)
+        self._members.take(action, event)
         if action == "destroy":
             self._remove(event.id)
             if event.id in self._inspecting:
@@ -274,6 +313,8 @@ class Inventory:
                 self._store.died(event)
             if action != "create":  # inspect would wait for the start; its event brings the rest
                 self._inspect(event.id)
+        elif action == "start":  # without labels, but perhaps on a bridge
+            self._inspect(event.id)
 
     def _is_labelled(self, event: Event) -> bool:
         """Return whether the container of an event is labelled, and add it: at once, or when its image is known.
@@ -302,7 +343,8 @@ class Inventory:
         if not container_id:
             if self._nursery is not None:
                 self._nursery.start_soon(self._or_report, self._list_networks)
-        elif self._store.is_settled(container_id):
+        elif self._store.is_settled(container_id) or self._members.is_settled(container_id):
+            self._members.rejoin(container_id)
             self._inspect(container_id)
         elif action == "connect":
             self._store.begin_connecting(container_id, network_id)
@@ -316,6 +358,7 @@ class Inventory:
         self._meeting.discard(container_id)
         self._faults.drop(lambda key: key == ("inspect", container_id))
         self._store.remove(container_id)
+        self._members.remove(container_id)
 
     # -- inspecting one container
 
@@ -342,6 +385,7 @@ class Inventory:
                     break
             self._faults.over(("inspect", container_id))
             self._store.update(inspected, owner)
+            self._update_member(inspected)
         except NotFoundError:
             self._remove(container_id)
         except RetryError as error:
@@ -353,6 +397,19 @@ class Inventory:
         finally:
             self._inspecting.discard(container_id)
             self._inspect_again.discard(container_id)
+
+    def _update_member(self, inspected: Inspected) -> None:
+        """Take what a running one has on bridge networks; that another one runs not may be older than its start."""
+        netns = self._store.identify(inspected.sandbox_key) if inspected.sandbox_key else None
+        if netns is not None and inspected.listed.state in {RunState.RUNNING, RunState.PAUSED}:
+            self._members.put(
+                inspected.listed.id,
+                netns,
+                inspected.joined,
+                self._store.networks,
+                since=inspected.started_at,
+                settled=True,
+            )
 
     async def _owner(self, inspected: Inspected) -> Inspected | None:
         other = shared_with(inspected.listed.network_mode)

@@ -9,7 +9,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from appliance.model.facts import DockerNetwork, Probe, Workload
+    from appliance.model.facts import BridgeMember, DockerNetwork, Probe, Workload
 
 
 class NoContainers:
@@ -19,6 +19,7 @@ class NoContainers:
         """There is nothing to follow."""
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
+        self.members: tuple[BridgeMember, ...] = ()
         self.connected = False
         self.seen_before_start = 0
         self.counts: Mapping[str, int] = {}
@@ -30,3 +31,7 @@ class NoContainers:
 
     def probe(self, wanted: frozenset[Probe]) -> None:
         """There is nothing to probe."""
+
+    async def catch_up(self) -> None:
+        """There are no events."""
+        await trio.lowlevel.checkpoint()

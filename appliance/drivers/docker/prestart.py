@@ -10,10 +10,13 @@ The start of a container (Docker 20.10; libnetwork's `SetKey`, called from runc'
 Inspect blocks until all of that is over, and the list shows no address. So the container is found by the processes in
 the namespace, and its addresses in the descriptions of the networks, which have them from the beginning. Where those
 have none, the addresses are read inside the namespace as soon as they are there.
+
+Those descriptions also say which MAC and addresses any container on a bridge may use, labelled or not (members.py).
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +34,10 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from appliance.drivers.docker.client import Docker
-    from appliance.drivers.docker.types import Listed
+    from appliance.drivers.docker.members import MemberStore
+    from appliance.drivers.docker.types import Joined, Listed
     from appliance.drivers.docker.workloads import WorkloadStore
+    from appliance.model.facts import DockerNetwork
 
 log = structlog.get_logger()
 
@@ -52,6 +57,7 @@ class PrestartWatch:
         netns_dir: str,
         docker: Docker,
         store: WorkloadStore,
+        members: MemberStore,
         *,
         listed: Callable[[str], Awaitable[Listed | None]],
         list_networks: Callable[[], Awaitable[None]],
@@ -67,6 +73,7 @@ class PrestartWatch:
         self._netns_dir = netns_dir
         self._docker = docker
         self._store = store
+        self._members = members
         self._listed = listed
         self._list_networks = list_networks
         self._inspect = inspect
@@ -110,11 +117,20 @@ class PrestartWatch:
         netns = Netns(id=netns_id, path=path)
         try:
             container_id = await self._find_container(path, new=new)
-            if container_id is None or not await self._is_workload(container_id):
+            if container_id is None:
                 return
-            reserved = await self._reserved_addresses(container_id)
-            if reserved:
-                await self._publish(container_id, netns, reserved)
+            began = time.time()
+            workload = await self._is_workload(container_id)
+            if not workload and not new:
+                return  # it is listed with all others
+            reserved = await self._reserved(container_id)
+            joined = [one for _, one in reserved]
+            self._members.put(container_id, netns, joined, {n.name: n for n, _ in reserved}, since=began)
+            if not workload:
+                return
+            addresses = tuple(one.address for one in joined if one.address is not None)
+            if addresses:
+                await self._publish(container_id, netns, addresses)
             else:
                 with trio.move_on_after(PATIENCE):
                     await self._publish_from_inside(container_id, netns)
@@ -139,8 +155,8 @@ class PrestartWatch:
                 return False
         return self._store.by_id[container_id].problem is None
 
-    async def _reserved_addresses(self, container_id: str) -> tuple[IPv4Address, ...]:
-        """Return the addresses that Docker's networks have for it already."""
+    async def _reserved(self, container_id: str) -> tuple[tuple[DockerNetwork, Joined], ...]:
+        """Return its networks, and what these have for it already."""
         networks: Iterable[str] = self._store.connecting.get(container_id, ())
         if not networks:  # the events are behind
             listed = await self._docker.listed(container_id)
@@ -151,8 +167,8 @@ class PrestartWatch:
                 members = await self._docker.members(network)
             except NotFoundError:
                 continue
-            if container_id in members:
-                found.append(members[container_id])
+            if container_id in members.joined:
+                found.append((members.network, members.joined[container_id]))
         return tuple(found)
 
     async def _publish_from_inside(self, container_id: str, netns: Netns) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_network
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from appliance.errors import RetryError, cause
 from appliance.model.facts import DockerNetwork, RunState
+from appliance.model.mac import parse_mac
 from appliance.model.names import Protocol, parse_port_number
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ MANAGED = "meshbox.managed"
 """Label of networks that meshbox made."""
 ICC = "com.docker.network.bridge.enable_icc"
 """Option of a bridge: whether its containers reach each other."""
+BRIDGE_NAME = "com.docker.network.bridge.name"
+"""Option of a bridge: what the host's interface is called."""
 LONGEST_STOP = 10**6
 """Seconds; more between SIGTERM and SIGKILL counts as this."""
 
@@ -61,6 +64,16 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkMembers:
+    """A network and its containers. Docker knows this before a starting container has its namespace."""
+
+    network: DockerNetwork
+    joined: Mapping[str, Joined]
+    """By container id, and by other names where the endpoint is no container's."""
+    unreadable: tuple[Unreadable, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
     """A container's endpoint on one Docker network; no addresses while it does not run."""
 
@@ -69,6 +82,7 @@ class Joined:
     gateway: IPv4Address | None = None
     address6: IPv6Address | None = None
     gateway6: IPv6Address | None = None
+    mac: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +158,7 @@ class _Endpoint(msgspec.Struct, rename="pascal"):
     ip_address: str = msgspec.field(default="", name="IPAddress")
     ipv6_gateway: str = msgspec.field(default="", name="IPv6Gateway")
     global_ipv6_address: str = msgspec.field(default="", name="GlobalIPv6Address")
+    mac_address: str = ""
 
 
 class _NetworkSettings(msgspec.Struct, rename="pascal"):
@@ -188,10 +203,13 @@ class _Ipam(msgspec.Struct, rename="pascal"):
 
 class _Member(msgspec.Struct, rename="pascal"):
     ipv4_address: str = msgspec.field(default="", name="IPv4Address")
+    ipv6_address: str = msgspec.field(default="", name="IPv6Address")
+    mac_address: str = ""
 
 
 class _Network(msgspec.Struct, rename="pascal"):
     name: str
+    id: str = ""
     driver: str = ""
     internal: bool = False
     labels: dict[str, str] | None = None
@@ -328,16 +346,21 @@ def parse_network(text: bytes) -> DockerNetwork:
         return _network(network)
 
 
-def parse_members(text: bytes) -> dict[str, IPv4Address]:
-    """Parse the addresses in `GET /networks/{id}`, by container id. Raises RetryError."""
+def parse_members(text: bytes) -> NetworkMembers:
+    """Parse `GET /networks/{id}`, its containers one by one. Raises RetryError."""
     what = "description of a network"
     network = decode(text, _Network, what)
     with _promised(what):
-        return {
-            container_id: IPv4Interface(member.ipv4_address).ip
-            for container_id, member in (network.containers or {}).items()
-            if member.ipv4_address
-        }
+        known = _network(network)
+    joined: dict[str, Joined] = {}
+    unreadable: list[Unreadable] = []
+    for container_id, member in (network.containers or {}).items():
+        try:
+            with _promised("member of a network"):
+                joined[container_id] = _member(network.name, member)
+        except RetryError as error:
+            unreadable.append(Unreadable(id=container_id, cause=str(error)))
+    return NetworkMembers(network=known, joined=joined, unreadable=tuple(unreadable))
 
 
 def parse_event(text: bytes) -> Event:
@@ -364,6 +387,23 @@ def _network(network: _Network) -> DockerNetwork:
         gateways=tuple(ip_address(c.gateway.partition("/")[0]) for c in configs if c.gateway),
         ours=MANAGED in (network.labels or {}),
         apart=(network.options or {}).get(ICC, "").lower() in {"false", "f", "0"},
+        bridge=_bridge(network),
+    )
+
+
+def _bridge(network: _Network) -> str:
+    """Return the interface of a bridge network, which Docker names after the network's id unless told otherwise."""
+    if network.driver != "bridge":
+        return ""
+    return (network.options or {}).get(BRIDGE_NAME) or (f"br-{network.id[:12]}" if network.id else "")
+
+
+def _member(network: str, member: _Member) -> Joined:
+    return Joined(
+        network=network,
+        address=IPv4Interface(member.ipv4_address).ip if member.ipv4_address else None,
+        address6=IPv6Interface(member.ipv6_address).ip if member.ipv6_address else None,
+        mac=parse_mac(member.mac_address) if member.mac_address else None,
     )
 
 
@@ -374,6 +414,7 @@ def _joined(network: str, endpoint: _Endpoint) -> Joined:
         gateway=IPv4Address(endpoint.gateway) if endpoint.gateway else None,
         address6=IPv6Address(endpoint.global_ipv6_address) if endpoint.global_ipv6_address else None,
         gateway6=IPv6Address(endpoint.ipv6_gateway) if endpoint.ipv6_gateway else None,
+        mac=parse_mac(endpoint.mac_address) if endpoint.mac_address else None,
     )
 
 

@@ -89,7 +89,7 @@ class WorkloadStore:
 
     def update(self, inspected: Inspected, owner: Inspected | None) -> None:
         """Replace a container by what inspect shows. `owner` is the container whose network it shares, if any."""
-        now = workload.from_inspect(inspected, networks=self.networks, identify=self._identify, owner=owner)
+        now = workload.from_inspect(inspected, networks=self.networks, identify=self.identify, owner=owner)
         if now is None:
             return
         if now.state not in _ALIVE and self._start_under_way(now.id):
@@ -185,7 +185,7 @@ class WorkloadStore:
             and identity.identify(starting.netns.path) == starting.netns.id
         )
 
-    def _identify(self, sandbox_key: str) -> Netns | None:
+    def identify(self, sandbox_key: str) -> Netns | None:
         """Find the namespace file: in `netns_dir`, or else where Docker says, which is reported as a fault."""
         for path in (self._netns_dir / Path(sandbox_key).name, Path(sandbox_key)):
             netns_id = identity.identify(str(path))

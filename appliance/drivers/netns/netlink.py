@@ -57,6 +57,11 @@ def socket_in(path: str, protocol: int) -> socket.socket:
     return entered(path, lambda: _bound(protocol))
 
 
+def socket_here(protocol: int) -> socket.socket:
+    """Return a bound, non-blocking netlink socket of this process's own namespace: the host's. Raises OSError."""
+    return _bound(protocol)
+
+
 def entered(path: str, make: Callable[[], T]) -> T:
     """Return what `make` returns in the network namespace that the file `path` leads to. Raises OSError.
 

@@ -42,13 +42,15 @@ STALE = 5.0
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _NFNLGRP_NFTABLES = 7
 _NFNL_SUBSYS_NFTABLES = 10
-_NFPROTO_INET = 1
+_FAMILIES = (1, 7)
+"""NFPROTO_INET and NFPROTO_BRIDGE: the host has a table of our name in both."""
 _NFGENMSG = 4
 """Octets of nfgenmsg: family, version, resource id."""
 _NFTA_TABLE = 1
 """In every kind of notice that belongs to a table, this attribute is the table's name."""
 _SO_RCVBUFFORCE = 33
 
+_OURS = frozenset(bytes([family]) for family in _FAMILIES)
 _NAME = TABLE.split()[1].encode() + b"\0"
 
 
@@ -172,7 +174,7 @@ def _by_others(data: bytes) -> bool:
     for message in netlink.messages(data):
         if message.port in OWN:
             return False
-        if message.type >> 8 != _NFNL_SUBSYS_NFTABLES or message.body[:1] != bytes([_NFPROTO_INET]):
+        if message.type >> 8 != _NFNL_SUBSYS_NFTABLES or message.body[:1] not in _OURS:
             continue
         for kind, value in netlink.attributes(message.body[_NFGENMSG:]):
             if kind == _NFTA_TABLE:

@@ -12,9 +12,9 @@ import structlog
 from appliance.drivers.process import run
 from appliance.errors import HostError, InputError, RetryError
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import BridgeRuleset, HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
 from appliance.model.numbers import parse_number
-from appliance.render.ruleset import render_host, render_workload
+from appliance.render.ruleset import render_bridge, render_host, render_workload
 from appliance.text import quoted
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class NftFeatures:
     version: tuple[int, ...]
     doors: bool
     """Whether nft and the kernel accept the rules of doors, without which a host can do."""
+    bridges: bool
+    """The same of the rules of bridges: port claims."""
 
 
 async def probe(dry_run: Callable[[str], Awaitable[None]]) -> NftFeatures:
@@ -55,12 +57,20 @@ async def probe(dry_run: Callable[[str], Awaitable[None]]) -> NftFeatures:
             await dry_run(text)
         except RetryError as error:
             raise HostError(f"this host cannot do the {name}: {error}; a kernel with nf_tables is needed") from error
+    return NftFeatures(
+        version=version,
+        doors=await _takes("doors", door_sample(), dry_run),
+        bridges=await _takes("bridges", bridge_sample(), dry_run),
+    )
+
+
+async def _takes(name: str, text: str, dry_run: Callable[[str], Awaitable[None]]) -> bool:
     try:
-        await dry_run(door_sample())
+        await dry_run(text)
     except RetryError as error:
-        log.debug("this kernel refuses the rules of doors; going on without doors", cause=str(error))
-        return NftFeatures(version=version, doors=False)
-    return NftFeatures(version=version, doors=True)
+        log.debug("this kernel refuses rules that are not needed; going on without", of=name, cause=str(error))
+        return False
+    return True
 
 
 def parse_version(answer: str) -> tuple[int, ...]:
@@ -87,6 +97,18 @@ def door_sample() -> str:
     return render_workload(replace(_bare(), door=True))
 
 
+def bridge_sample() -> str:
+    """Return port claims of every kind."""
+    return render_bridge(
+        BridgeRuleset(
+            vip_range=_bare().vip_range,
+            macs=frozenset({("veth0", 0x0242C0000202)}),
+            addresses=frozenset({("veth0", IPv4Address("192.0.2.2"))}),
+            addresses6=frozenset({("veth0", IPv6Address("2001:db8::2"))}),
+        )
+    )
+
+
 def samples() -> tuple[tuple[str, str], ...]:
     """Return rulesets that use everything but doors, and ones that use as little as can be, by name."""
     a, n = IPv4Address, IPv4Network
@@ -105,6 +127,8 @@ def samples() -> tuple[tuple[str, str], ...]:
         proxy_ports=ports,
         dns_port=53,
         workloads=some,
+        from_bridges=frozenset({("br-0", a("192.0.2.2"))}),
+        from_anywhere=some,
         published=frozenset({(a("192.0.2.2"), Protocol.TCP, 80)}),
         peers=some,
         machines=some,

@@ -10,6 +10,7 @@ import pytest
 from tcpworld import CALLER, World, eventually
 
 from appliance.dataplane.sockets import listen
+from appliance.dataplane.standstill import Standstill
 from appliance.dataplane.tcp.accept import ACCEPTS, Acceptor
 
 if TYPE_CHECKING:
@@ -129,3 +130,31 @@ def test_a_client_that_is_the_last_for_now_ends_the_batch(world: AcceptorWorld) 
     world.most = 0
     world.connect(3)
     eventually(lambda: len(world.taken) == 3)
+
+
+def test_clients_wait_while_it_is_not_known_whose_addresses_are_whose(
+    world: AcceptorWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are taken once it is; an acceptor that knows its clients by their namespace does not ask."""
+    monkeypatch.setattr("appliance.dataplane.tcp.accept.ACCEPT_PAUSE", 0.02)
+    monkeypatch.setattr("appliance.dataplane.standstill.LIMIT", -1.0)
+    word = Standstill()
+    word.confirm()
+    (sock,) = listen(0)
+    port = sock.getsockname()[1]
+    taken: list[str] = []
+
+    def take(client: socket.socket, host: str) -> bool:
+        taken.append(host)
+        world.keep(client)
+        return True
+
+    acceptor = world.call(Acceptor, world.context, "host", sock, take, word)
+    world.connect(port=port)
+    eventually(lambda: acceptor.pausing)
+    world.connect()
+    eventually(lambda: world.taken == [CALLER])
+    assert taken == []
+    monkeypatch.setattr("appliance.dataplane.standstill.LIMIT", 60.0)
+    eventually(lambda: taken == [CALLER])
+    world.call(acceptor.stop)

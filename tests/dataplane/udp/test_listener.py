@@ -122,6 +122,22 @@ def test_a_stranger_gets_nothing(world: World) -> None:
     assert udp.active == 0
 
 
+def test_datagrams_are_not_judged_while_it_is_not_known_whose_addresses_are_whose(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be lost: a client asks again."""
+    server, client = world.socket(), world.socket()
+    udp, port = world.open(backend(server))
+    world.context.standstill.confirm()
+    monkeypatch.setattr("appliance.dataplane.standstill.LIMIT", -1.0)
+    client.send(b"early", port)
+    world.turn(100)
+    assert (server.queued(), udp.active) == ([], 0)
+    monkeypatch.setattr("appliance.dataplane.standstill.LIMIT", 60.0)
+    client.send(b"late", port)
+    assert server.receive()[0] == b"late"
+
+
 def test_a_peer_machine_gets_local_backends_only(world: World) -> None:
     """Otherwise two proxies would send a datagram back and forth."""
     here, there = world.socket(), world.socket()

@@ -28,6 +28,7 @@ EXAMPLES = (
     messages.ServeDoor(Door(netns=NETNS, caller=ADDRESS, dialler=ADDRESS), udp=True),
     messages.LeaveDoor(NETNS),
     messages.EndPairs(DESTINATION),
+    messages.Confirm(),
     messages.ServeDns(frozenset({ADDRESS}), ADDRESS),
     messages.AnswerFrom(Zone(suffix="mesh.internal")),
     messages.SetUpstreams((("127.0.0.1", 53),)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -10,10 +11,10 @@ import trio.testing
 from fakedocker import FakeDocker, cid, until
 from foreign import EVIL, HUGE
 
-from appliance.drivers.docker import workload
+from appliance.drivers.docker import members, workload
 from appliance.drivers.docker.inventory import Inventory
-from appliance.drivers.docker.types import Joined, Unreadable
-from appliance.drivers.netns import identity
+from appliance.drivers.docker.types import Event, Joined, Unreadable
+from appliance.drivers.netns import identity, links
 from appliance.errors import RetryError
 from appliance.model.facts import DockerNetwork, Probe, RunState
 from appliance.model.names import Port
@@ -88,7 +89,7 @@ def test_everything_is_listed_before_it_has_started(world):
 
 
 def test_start_event_brings_a_container(world):
-    """A container that starts is inspected and joins; one without labels is left alone."""
+    """A container that starts is inspected and joins; one without labels is no workload."""
 
     async def scene():
         world.docker.add(3, LABELS | {"meshbox.container": "redis"})
@@ -97,7 +98,7 @@ def test_start_event_brings_a_container(world):
         world.docker.tell("container", "start", cid(3), name="c3", **LABELS)
         await until(lambda: len(world.inventory.workloads) == 2)
         await until(lambda: all(w.netns for w in world.inventory.workloads))
-        assert f"inspect {cid(4)}" not in world.docker.calls
+        assert len(world.inventory.workloads) == 2
 
     play(world, scene)
 
@@ -679,5 +680,51 @@ def test_any_error_at_a_start_is_that_starts_problem(world, monkeypatch):
         world.docker.tell("container", "start", cid(3), **LABELS)
         await until(lambda: len(world.inventory.workloads) == 2)
         await until(lambda: not any(path in key for key in world.inventory._faults.list()))
+
+    play(world, scene)
+
+
+def test_catching_up_takes_what_the_stream_has_not_brought(world):
+    """Events up to now, by a question of its own, from the last one that was taken on; once more is no harm."""
+
+    async def scene():
+        late = Event(kind="container", action="destroy", id=cid(2), time=time.time())
+        world.docker.told.append(late)  # the stream has not brought it
+        await world.inventory.catch_up()
+        assert world.inventory.workloads == ()
+        assert "events until" in world.docker.calls
+        await world.inventory.catch_up()
+
+    play(world, scene)
+
+
+def test_containers_without_labels_are_members(world, monkeypatch):
+    """From the first list on, by a start, and until they end; members that cannot be listed keep what was known."""
+    ports = {"one": frozenset({"veth9"})}
+
+    async def wait_ports(path, number, *, timeout):  # noqa: ASYNC109 — as the real one
+        await trio.lowlevel.checkpoint()
+        return ports["one"]
+
+    monkeypatch.setattr(links, "wait_ports", wait_ports)
+    monkeypatch.setattr(members, "_are_there", lambda _: True)
+    world.docker.add(7, {})
+    world.docker.reserved["bridge"] = {cid(7): IPv4Address("172.17.0.7")}
+
+    def ids():
+        return {one.id for one in world.inventory.members}
+
+    async def scene():
+        await until(lambda: ids() == {cid(2), cid(7)})
+        assert [w.id for w in world.inventory.workloads] == [cid(2)]
+        world.docker.add(8, {})
+        world.docker.tell("container", "start", cid(8), name="c8")
+        await until(lambda: cid(8) in ids())
+        world.docker.refuse["members"] = "internal error"
+        await world.inventory._list()
+        assert len(ids()) == 3
+        del world.docker.refuse["members"]
+        world.docker.tell("container", "die", cid(8), exitCode="0")
+        await until(lambda: cid(8) not in ids())
 
     play(world, scene)

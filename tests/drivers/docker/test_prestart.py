@@ -25,6 +25,20 @@ NEW = DockerNetwork(
 )
 
 
+class FakeMembers:
+    """Notes what is put, but for the time."""
+
+    def __init__(self) -> None:
+        self.put_there = []
+
+    def put(self, container_id, netns, joined, networks, *, since, settled=False) -> None:
+        """Take what Docker gave a starting container."""
+        assert since > 0
+        assert not settled
+        assert {one.network for one in joined} == networks.keys()
+        self.put_there.append((container_id, netns.path, tuple(one.address for one in joined)))
+
+
 class World:
     """A store and a fake Docker in which the container c2 is on its way: created, connected, its address reserved."""
 
@@ -36,6 +50,7 @@ class World:
         self.store = WorkloadStore(
             netns_dir=self.directory, changed=lambda *, urgent: None, fresh_netns=lambda _: None, faults=Faults()
         )
+        self.members = FakeMembers()
         self.store.networks = {"bridge": BRIDGE}
         self.create(2)
         self.docker.reserved["bridge"] = {cid(2): ADDRESS}
@@ -57,6 +72,7 @@ class World:
             str(self.directory),
             self.docker,
             self.store,
+            self.members,
             listed=ImageLabels(self.docker).listed,
             list_networks=self.list_networks,
             inspect=self.inspected.append,
@@ -97,6 +113,7 @@ def test_namespace_is_published_with_its_addresses(world):
             assert (workload.netns.id, workload.netns.path) == (identity.identify(path), path)
             assert world.listings == 0
             assert world.inspected == []
+            assert world.members.put_there == [(cid(2), path, (ADDRESS,))]
             (world.directory / "one").unlink()
             await until(lambda: world.inspected == [cid(2)])
             assert world.published == []
@@ -121,6 +138,7 @@ def test_nothing_is_guessed(world, monkeypatch):
         async with world.watched():
             world.namespace("known")
             await until(lambda: world.published)
+            assert len(world.members.put_there) == 1
             world.namespace("build")
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert [workload.id for workload in world.published] == [cid(3)]
@@ -131,16 +149,21 @@ def test_nothing_is_guessed(world, monkeypatch):
 
 @pytest.mark.parametrize(("labels", "image"), [({}, {}), (LABELS | {"meshbox.ports": "many"}, {}), (LABELS, LABELS)])
 def test_others_are_left_alone(world, labels, image):
-    """Neither a container that is no workload nor one that has a problem or its name from its image is published."""
+    """Neither a container that is no workload nor one that has a problem or its name from its image is published.
+
+    Their addresses are claimed.
+    """
     world.create(2, labels)
     world.docker.image_says["sha256:web"] = image
 
     async def main():
         async with world.watched():
-            world.namespace("one")
-            await until(lambda: world.docker.calls)
+            path = world.namespace("one")
+            await until(lambda: world.members.put_there)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert world.docker.calls == [f"listed {cid(2)}", *["image_labels sha256:web"][: len(labels)]]
+            asked = [f"listed {cid(2)}", *["image_labels sha256:web"][: len(labels)], "members bridge"]
+            assert world.docker.calls == asked
+            assert world.members.put_there == [(cid(2), path, (ADDRESS,))]
             assert world.published == []
 
     trio.run(main)

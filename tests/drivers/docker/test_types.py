@@ -99,9 +99,28 @@ def test_networks():
 
 
 def test_members():
-    """A network tells the addresses of those on it; a container that has none yet is left out."""
-    members = types.parse_members(orjson.dumps(dockersays.NETWORK))
-    assert members == {dockersays.ID: IPv4Address("172.17.0.2")}
+    """A network tells what each on it has, perhaps nothing yet; one that cannot be read is named, the others count."""
+    mac = {"MacAddress": "02:42:ac:11:00:09", "IPv4Address": "172.17.0.9/16", "IPv6Address": "fd00::9/64"}
+    more = {"c" * 64: mac, "d" * 64: {"MacAddress": "none"}, "gateway_1a": {"IPv4Address": "172.17.0.8/16"}}
+    said = dockersays.NETWORK | {"Containers": dockersays.NETWORK["Containers"] | more}
+    found = types.parse_members(orjson.dumps(said))
+    assert found.network.name == "meshbox"
+    assert {one: (j.address, j.address6, j.mac) for one, j in found.joined.items()} == {
+        dockersays.ID: (IPv4Address("172.17.0.2"), None, None),
+        "e" * 64: (None, None, None),
+        "c" * 64: (IPv4Address("172.17.0.9"), IPv6Address("fd00::9"), 0x0242AC110009),
+        "gateway_1a": (IPv4Address("172.17.0.8"), None, None),
+    }
+    assert [one.id for one in found.unreadable] == ["d" * 64]
+
+
+def test_the_bridge_of_a_network():
+    """Docker names it after the network's id, unless told otherwise; other drivers have none."""
+    network = types.parse_network(orjson.dumps(dockersays.NETWORK))
+    assert network.bridge == f"br-{dockersays.NETWORK_ID[:12]}"
+    named = dockersays.NETWORK | {"Options": {types.BRIDGE_NAME: "docker0"}}
+    assert types.parse_network(orjson.dumps(named)).bridge == "docker0"
+    assert types.parse_network(orjson.dumps(dockersays.HOST_NETWORK)).bridge == ""
 
 
 def test_whose_network_it_is():

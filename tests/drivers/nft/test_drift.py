@@ -15,7 +15,7 @@ from appliance.drivers.nft.drift import RulesetWatch, _by_others, _Watched
 from appliance.model.network import Netns, NetnsId
 
 OURS, THEIRS = 4_000_001, 4_000_002
-INET, IP = 1, 2
+INET, IP, BRIDGE = 1, 2, 7
 NEWRULE, NEWGEN, NEWSETELEM = 6, 15, 12
 
 
@@ -37,6 +37,8 @@ def notice(
     ("data", "drift"),
     [
         pytest.param(notice(THEIRS), True, id="a rule of ours, by others"),
+        pytest.param(notice(THEIRS, family=BRIDGE), True, id="the table of the host's bridges, by others"),
+        pytest.param(notice(OURS, family=BRIDGE, kind=NEWSETELEM), False, id="a lease that we renew"),
         pytest.param(notice(0), True, id="by the kernel itself"),
         pytest.param(notice(THEIRS, NEWSETELEM), True, id="an element"),
         pytest.param(notice(OURS), False, id="by us"),

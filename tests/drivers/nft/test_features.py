@@ -46,13 +46,17 @@ def test_a_host_that_takes_everything(nft):
     found = trio.run(features.probe, kernel.dry_run)
     assert found.version == (1, 0, 6)
     assert found.doors
-    assert sorted(kernel.tried) == sorted([features.door_sample(), *(text for _, text in features.samples())])
+    assert found.bridges
+    texts = [features.door_sample(), features.bridge_sample(), *(text for _, text in features.samples())]
+    assert sorted(kernel.tried) == sorted(texts)
 
 
-def test_a_host_that_refuses_doors_does_without(nft):
-    """Doors are all that is missing."""
-    found = trio.run(features.probe, Kernel(features.door_sample()).dry_run)
-    assert not found.doors
+@pytest.mark.parametrize("lacking", ["door", "bridge"])
+def test_a_host_that_refuses_what_is_not_needed_does_without(nft, lacking):
+    """That is all that is missing."""
+    sample = {"door": features.door_sample(), "bridge": features.bridge_sample()}[lacking]
+    found = trio.run(features.probe, Kernel(sample).dry_run)
+    assert (found.doors, found.bridges) == (lacking != "door", lacking != "bridge")
 
 
 @pytest.mark.parametrize(("name", "text"), features.samples(), ids=lambda part: part[:40])
@@ -90,7 +94,7 @@ def test_samples_use_every_kind_of_rule():
     """What check and probe let the kernel try has each chain of nft/, those of visitors too."""
     chains = {chain for file in Path("nft").glob("*.nft") for chain in re.findall(r"chain (\w+) \{", file.read_text())}
     assert len(chains) > 5
-    tried = "".join(text for _, text in features.samples()) + features.door_sample()
+    tried = "".join(text for _, text in features.samples()) + features.door_sample() + features.bridge_sample()
     assert [chain for chain in sorted(chains) if f"chain {chain} {{" not in tried] == []
 
 
