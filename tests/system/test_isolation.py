@@ -145,10 +145,10 @@ def name_of(mesh: Machine, container: str) -> str:
     return str(mesh.inspect(container)["Config"]["Hostname"])
 
 
-def proxies(mesh: Machine) -> list[str]:
-    """Return the proxy's listeners at the gateway and at the host's outside address."""
+def proxies(mesh: Machine, *kinds: str) -> list[str]:
+    """Return the proxy's listeners, of all kinds or of these, at the gateway and at the host's outside address."""
     addresses = [BRIDGE, mesh.address]
-    return [t for kind in DIALS for t in targets(addresses, mesh.proxy_ports(kind), kind)]
+    return [t for kind in kinds or DIALS for t in targets(addresses, mesh.proxy_ports(kind), kind)]
 
 
 def virtual_address(mesh: Machine) -> str:
@@ -407,7 +407,7 @@ def test_labels_of_an_image_give_nothing(village: Machine, evil: str) -> None:
             if again:
                 village.docker("restart", "--time=0", "plain")
             assert "come from its image and do not count" in row(village, "plain")["problem"]
-            refused(village, "plain", proxies(village))
+            refused(village, "plain", proxies(village, "tcp"))
             assert served_by(village, "friend", "server.far") == honest
     finally:
         village.docker("rm", "--force", "plain")
@@ -436,7 +436,7 @@ def test_a_label_makes_no_part_of_a_deployed_service(village: Machine) -> None:
         assert 'service "isolated" is deployed and takes no container' in row(village, "usurper")["problem"]
         wait_until(lambda: "answer" in village.client("asker", "tcp", "server.isolated", "7000", "1")[0], "an answer")
         assert len(served_by(village, "asker", "server.isolated")) == 1
-        refused(village, "usurper", proxies(village))
+        refused(village, "usurper", proxies(village, "tcp"))
         assert "open=True" in village.meshbox("why", "usurper", "server.isolated:7000", check=False).stdout
         village.deploy(spec % "open=True,")
         try:
