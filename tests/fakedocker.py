@@ -40,6 +40,8 @@ class FakeDocker:
         self.nets: dict[str, DockerNetwork] = {"bridge": BRIDGE}
         self.reserved: dict[str, dict[str, IPv4Address]] = {}
         self.images = {"web"}
+        self.image_says: dict[str, dict[str, str]] = {"sha256:web": {}}
+        """Labels of images, by id."""
         self.calls: list[str] = []
         self.refuse: dict[str, str] = {}
         """Call → Docker's message."""
@@ -100,6 +102,7 @@ class FakeDocker:
             image="web",
             state=state,
             labels=labels,
+            image_id="sha256:web",
             network_mode=mode,
             networks=("bridge",),
         )
@@ -210,6 +213,14 @@ class FakeDocker:
         self._call("image_present", image)
         return image in self.images
 
+    async def image_labels(self, image):
+        """Return an image's labels, by its id."""
+        self._call("image_labels", image)
+        await trio.lowlevel.checkpoint()
+        if image not in self.image_says:
+            raise NotFoundError(f"No such image: {image}", status=404)
+        return self.image_says[image]
+
     async def pull(self, image, on_progress):
         """Pull; only images that start with `remote/` exist."""
         self._call("pull", image)
@@ -235,6 +246,7 @@ class FakeDocker:
             image=body["Image"],
             state=RunState.CREATED,
             labels=body["Labels"],
+            image_id="sha256:web",
             networks=(network,),
         )
         self.there[listed.id] = Inspected(listed=listed, joined=(Joined(network=network),))

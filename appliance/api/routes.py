@@ -26,12 +26,14 @@ from appliance.api.lines import LinesResponse, refusal
 from appliance.errors import HostError, InputError, MeshboxError, cause, did_you_mean
 from appliance.model.names import Allowance
 from appliance.model.registry import Interests
+from appliance.plan.admission import left_behind
 from appliance.plan.allocate import misfit
 from appliance.plan.explain import find_client, why
 from appliance.plan.replicas.changes import Kind, changes, removal
 from appliance.plan.replicas.elsewhere import elsewhere
 from appliance.plan.replicas.placement import check_constraint
 from appliance.plan.replicas.rollout import progress
+from appliance.spec.capabilities import drop_net_raw
 from appliance.spec.parse import check_services, parse_service
 from appliance.text import plain, plain_lines, plain_tree, quoted
 
@@ -323,6 +325,7 @@ def _judged(appliance: Appliance, wanted: Sequence[Service]) -> views.Row:
             check_constraint(service, s.settings, s.machines)
     if words := misfit(s.allocations, wanted, s.settings, s.now, s.unusable_ports):
         raise HostError(f"this does not fit, and nothing was changed: {words}")
+    warnings += left_behind(s.workloads, wanted)
     return {"changes": [asdict(change) for change in changes(s.specs, wanted)], "warnings": list(warnings)}
 
 
@@ -351,7 +354,7 @@ def _needed(request: Request, key: str) -> str:
 
 
 async def _sent_services(request: Request) -> list[Service]:
-    """Parse the body of a request."""
+    """Parse the body of a request into services as they are to be deployed."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -364,4 +367,4 @@ async def _sent_services(request: Request) -> list[Service]:
     listed = raw.get("services") if isinstance(raw, dict) else None
     if not isinstance(listed, list) or not listed:
         raise InputError('the request has no list "services"')
-    return [parse_service(one) for one in listed]
+    return [drop_net_raw(parse_service(one)) for one in listed]

@@ -120,6 +120,7 @@ def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | No
                 "rules": w.netns is not None and w.netns.id in have.rulesets,
                 "door": door(w.netns.id, have, cause) if w.netns is not None else None,
                 "problem": w.problem,
+                "note": w.note,
             }
         )
     return rows

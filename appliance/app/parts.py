@@ -82,6 +82,7 @@ class Parts:
             else Inventory(
                 docker,
                 netns_dir=config.netns_dir,
+                image_labels=config.image_labels,
                 bell=self.ring,
                 fresh_netns=self._fresh_netns,
                 faults=self.faults,

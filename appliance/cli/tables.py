@@ -89,7 +89,7 @@ def workloads(rows: list[dict[str, Any]]) -> None:
             (
                 row["docker_name"],
                 row["name"],
-                row["problem"] or ("ready" if row["ready"] else row["waits_for"]),
+                "; ".join(filter(None, (_state(row), row["note"]))),
                 " ".join(row["addresses"]),
                 " ".join(row["ports"]),
                 " ".join(row["connect_to"]),
@@ -100,6 +100,10 @@ def workloads(rows: list[dict[str, Any]]) -> None:
         ),
         "no containers in the mesh; deploy a service, or label containers with meshbox.service and meshbox.container",
     )
+
+
+def _state(row: dict[str, Any]) -> str:
+    return row["problem"] or ("ready" if row["ready"] else row["waits_for"])
 
 
 def routes(rows: list[dict[str, Any]]) -> None:

@@ -84,6 +84,9 @@ class Config:
     )
     docker_socket: str = _option("/var/run/docker.sock", values.path, "Docker's socket")
     netns_dir: str = _option("/var/run/docker/netns", values.path, "where Docker keeps the namespaces of containers")
+    image_labels: bool = _option(
+        "false", values.boolean, "true: meshbox.* labels count also where a container has them from its image"
+    )
     docker_network: str = _option("meshbox", values.node, "network for the containers that meshbox creates")
     docker_subnet: IPv4Network | None = _option(
         "", values.optional_network, "subnet of that network", shown="Docker's choice"

@@ -5,14 +5,23 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
+
 from appliance.model.facts import Snapshot
+from appliance.plan.admission import admitted, shut_out
+from appliance.text import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from appliance.control.deployer import Deployer
     from appliance.drivers.host.addresses import HostAddresses
     from appliance.drivers.host.bridges import HostBridges
     from appliance.drivers.registry import Registry
     from appliance.model.facts import BridgeMember, DockerNetwork, Settings, Workload
+    from appliance.model.spec import Service
+
+log = structlog.get_logger()
 
 
 class Containers(Protocol):
@@ -50,6 +59,8 @@ class FactSources:
         self._registry = registry
         self._containers = containers
         self._deployer = deployer
+        self._told: frozenset[str] = frozenset()
+        """Ids of containers of which the log has told that a deployed service does not take them in."""
 
     def snapshot(self) -> Snapshot:
         """Return all facts as they are now, but those that the loop itself adds."""
@@ -59,7 +70,7 @@ class FactSources:
             settings=self.settings,
             specs=known.specs,
             tombstones=known.tombstones,
-            workloads=self._containers.workloads,
+            workloads=self._admitted(known.specs),
             networks=self._containers.networks,
             host_addresses=self._host_addresses.now,
             members=self._containers.members,
@@ -71,3 +82,17 @@ class FactSources:
             going=self._deployer.going,
             busy=self._deployer.busy,
         )
+
+    def _admitted(self, specs: Mapping[str, Service]) -> tuple[Workload, ...]:
+        """Return the containers, and tell once of each that a deployed service does not take in."""
+        out = frozenset(w.id for w in self._containers.workloads if shut_out(w, specs))
+        if not out and not self._told:
+            return self._containers.workloads
+        found = admitted(self._containers.workloads, specs)
+        for w in found:
+            if w.id in out - self._told:
+                log.warning(
+                    "a labelled container is not in the mesh", container=plain(w.docker_name), problem=w.problem
+                )
+        self._told = out
+        return found

@@ -75,6 +75,10 @@ class Workload:
     """Seconds since the epoch; 0 when it never ran."""
     problem: str | None = None
     """Why it cannot be in the mesh, in words for its owner."""
+    fixed_problem: str | None = None
+    """The part of it that stays while the container exists: that of its labels or its network mode."""
+    note: str | None = None
+    """What its owner should know though it is in the mesh."""
 
     @property
     def addresses(self) -> tuple[IPv4Address, ...]:

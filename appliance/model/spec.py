@@ -24,7 +24,10 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """One container of a service. `cpu` in thousandths of a core, `memory` in MiB; None is unlimited."""
+    """One container of a service. `cpu` in thousandths of a core, `memory` in MiB; None is unlimited.
+
+    `cap_add` and `cap_drop` are capabilities beside Docker's default, without `CAP_`, sorted; `ALL` is all of them.
+    """
 
     name: str
     image: str
@@ -36,6 +39,8 @@ class Container:
     env: tuple[tuple[str, str], ...] = ()
     volumes: tuple[str, ...] = ()
     health: Health | None = None
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +64,16 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A group of containers that is replicated `count` times, like a pod."""
+    """A group of containers that is replicated `count` times, like a pod.
+
+    With `open`, containers that others label with its name are replicas and siblings of it.
+    """
 
     name: str
     count: int = 1
     containers: tuple[Container, ...] = field(default=())
     constraint: Constraint | None = None
+    open: bool = False
 
     def container(self, name: str) -> Container | None:
         """Return the container of that name."""

@@ -63,6 +63,13 @@ def parse_integer(value: Any, low: int, high: int, unit: str = "") -> int:
     return value
 
 
+def parse_boolean(value: Any) -> bool:
+    """Accept true or false."""
+    if not isinstance(value, bool):
+        raise InputError(f"{shown(value)} is neither True nor False")
+    return value
+
+
 def parse_image(value: Any) -> str:
     """Accept an image as Docker writes it: registry, path, tag and digest."""
     if not isinstance(value, str) or not _IMAGE.fullmatch(value):

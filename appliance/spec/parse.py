@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import InputError, did_you_mean
 from appliance.model.names import Name, parse_label, parse_service_name
 from appliance.model.spec import Container, Health, Service
+from appliance.spec.capabilities import parse_capabilities
 from appliance.spec.constraint import parse_constraint
 from appliance.spec.fields import (
     parse_allowances,
+    parse_boolean,
     parse_command,
     parse_environment,
     parse_health_command,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-SERVICE_FIELDS = ("name", "count", "containers", "constraint")
+SERVICE_FIELDS = ("name", "count", "containers", "constraint", "open")
 CONTAINER_FIELDS = (
     "name",
     "image",
@@ -48,6 +50,8 @@ CONTAINER_FIELDS = (
     "env",
     "volumes",
     "health",
+    "cap_add",
+    "cap_drop",
 )
 HEALTH_FIELDS = ("command", "interval", "timeout", "retries", "start_period")
 
@@ -86,6 +90,7 @@ def parse_service(raw: Mapping[str, Any], where: str = "") -> Service:
         count=place.take(raw, "count", lambda value: parse_integer(value, 1, MAX_COUNT)) or 1,
         containers=containers,
         constraint=place.take(raw, "constraint", parse_constraint),
+        open=place.take(raw, "open", parse_boolean) or False,
     )
 
 
@@ -101,6 +106,7 @@ def parse_container(raw: Mapping[str, Any], where: str = "") -> Container:
     if name is None or image is None:
         missing = "name" if name is None else "image"
         raise place.error(f'{missing} is missing; write for example {missing}="redis"')
+    added = place.take(raw, "cap_add", parse_capabilities) or ()
     return Container(
         name=name,
         image=image,
@@ -112,6 +118,8 @@ def parse_container(raw: Mapping[str, Any], where: str = "") -> Container:
         env=place.take(raw, "env", parse_environment) or (),
         volumes=place.take(raw, "volumes", parse_volumes) or (),
         health=place.take(raw, "health", _health),
+        cap_add=added,
+        cap_drop=place.take(raw, "cap_drop", lambda value: parse_capabilities(value, added)) or (),
     )
 
 
@@ -120,6 +128,8 @@ def service_to_raw(service: Service) -> dict[str, Any]:
     raw: dict[str, Any] = {"name": service.name, "count": service.count}
     if service.constraint is not None:
         raw["constraint"] = str(service.constraint)
+    if service.open:
+        raw["open"] = True
     raw["containers"] = [container_to_raw(container) for container in service.containers]
     return raw
 
@@ -136,6 +146,8 @@ def container_to_raw(container: Container) -> dict[str, Any]:
         "command": _listed(container.command),
         "env": dict(container.env),
         "volumes": list(container.volumes),
+        "cap_add": list(container.cap_add),
+        "cap_drop": list(container.cap_drop),
     }
     if container.health is not None:
         raw["health"] = {

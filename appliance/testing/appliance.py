@@ -21,6 +21,7 @@ from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
 from appliance.model.state import HostState
 from appliance.model.stats import BackendStats, Connection, ListenerStats
+from appliance.plan.admission import admitted
 from appliance.plan.compile import compile_host
 from appliance.plan.replicas.rollout import images, rollout
 from appliance.spec.parse import parse_service, service_to_raw
@@ -141,7 +142,7 @@ class FakeAppliance:
             settings=self.config.settings(),
             specs=known.specs,
             tombstones=known.tombstones,
-            workloads=tuple(self._workloads.values()),
+            workloads=admitted(self._workloads.values(), known.specs),
             networks=(NETWORK,),
             host_addresses=frozenset({GATEWAY}),
             allocations=self.have.allocations,

@@ -15,7 +15,9 @@ from appliance.api import routes
 from appliance.errors import HostError
 from appliance.model.names import Destination
 from appliance.model.stats import Connection
+from appliance.spec.parse import parse_service
 from tests.api.conversation import FLASK, ORANGE
+from tests.plan.cases import container
 
 
 def test_table_describes_every_call():
@@ -111,6 +113,46 @@ def test_deploying_again_changes_nothing(converse):
             ("orange", "change", "1 replica → 3 replicas"),
         ]
         assert call.appliance.deploys == 3
+
+    converse(test)
+
+
+def test_labelled_containers_of_a_deployed_service(converse):
+    """The deploy names those that it leaves out, and what shows containers says why; `open` keeps them."""
+
+    async def test(call):
+        labelled = container(200, "apple.orange", (8080,))
+        call.appliance._workloads[labelled.id] = labelled
+        answer = await call.deploy(ORANGE)
+        assert answer["warnings"][-1] == (
+            'service "orange" takes no container by its labels: c200 would leave the mesh; write open=True to keep them'
+        )
+        (row,) = [row for row in await call("GET", "/v1/workloads") if row["docker_name"] == "c200"]
+        assert 'service "orange" is deployed and takes no container by its labels' in row["problem"]
+        why = await call("GET", "/v1/why", params={"client": "c200", "destination": "apple.orange:8080"})
+        assert "open=True" in why["stations"][-1]["remedy"]
+        answer = await call.deploy({**ORANGE, "open": True})
+        assert answer["changes"][0]["words"] == "opened to labelled containers"
+        assert not any("by its labels" in warning for warning in answer["warnings"])
+        (row,) = [row for row in await call("GET", "/v1/workloads") if row["docker_name"] == "c200"]
+        assert row["problem"] is None
+
+    converse(test)
+
+
+def test_deploy_takes_net_raw_away(converse):
+    """What is deployed drops NET_RAW unless it asks for it; what was stored before does with the next."""
+
+    async def test(call):
+        raw = {**ORANGE, "containers": [{**ORANGE["containers"][0], "cap_add": ["CAP_NET_RAW"]}]}
+        await call.deploy(FLASK, raw)
+        specs = call.appliance.snapshot().specs
+        assert [c.cap_drop for c in specs["flask"].containers] == [("NET_RAW",), ("NET_RAW",)]
+        assert [(c.cap_add, c.cap_drop) for c in specs["orange"].containers] == [(("NET_RAW",), ())]
+        await call.appliance.deploy([parse_service(ORANGE)])  # as the earlier version did
+        answer = await call("POST", "/v1/plan", content=orjson.dumps({"services": [ORANGE]}))
+        (change,) = [c for c in answer["changes"] if c["container"]]
+        assert change["words"] == "cap_drop none → NET_RAW (replaces its containers one by one)"
 
     converse(test)
 

@@ -73,6 +73,7 @@ def test_workloads(shown, fields, state):
         "docker_name": "shop-1",
         "name": "web.shop",
         "problem": "",
+        "note": None,
         "ready": True,
         "waits_for": "port 80",
         "addresses": ["172.17.0.2"],
@@ -85,6 +86,8 @@ def test_workloads(shown, fields, state):
     assert line == ["shop-1", "web.shop", *state.split(), "172.17.0.2", "-", "-", "none", "-"]
     (line,) = shown(tables.workloads, [{**row, **fields, "rules": True, "door": "no: in use"}])[1:]
     assert line[-5:] == ["in", "place", "no:", "in", "use"]
+    (line,) = shown(tables.workloads, [{**row, **fields, "note": "but"}])[1:]
+    assert " ".join(line[2:]).startswith(f"{state}; but ")
 
 
 def test_routes(shown):
@@ -240,6 +243,7 @@ WORKLOAD = {
     "docker_name": "c1",
     "name": "web.shop",
     "problem": "label",
+    "note": "its label",
     "ready": False,
     "waits_for": "start",
     "addresses": ["10.0.0.1"],

@@ -66,6 +66,7 @@ LIST = [
         "Id": ID,
         "Names": ["/t5"],
         "Image": "meshbox-test:busybox",
+        "ImageID": "sha256:9ca34f2df370e1e3ac4d48bec58a45967e99431f8421ffa03fb92f65fd00ded0",
         "State": "running",
         "Status": "Up Less than a second",
         "Labels": {"meshbox.service": "a"},

@@ -45,6 +45,7 @@ def test_every_field():
             "name": "flask",
             "count": 2,
             "constraint": "node == h1",
+            "open": True,
             "containers": [
                 {
                     "name": "web",
@@ -57,6 +58,8 @@ def test_every_field():
                     "env": {"A": "1", "B": 2},
                     "volumes": ["/srv:/data:ro", "cache:/cache", "/scratch"],
                     "health": {"command": "true", "interval": "1m30s", "timeout": 2, "retries": 5},
+                    "cap_add": ["CAP_SYS_TIME", "net_admin"],
+                    "cap_drop": ["ALL"],
                 }
             ],
         }
@@ -65,6 +68,7 @@ def test_every_field():
         name="flask",
         count=2,
         constraint=parse_constraint("node == h1"),
+        open=True,
         containers=(
             Container(
                 name="web",
@@ -85,6 +89,8 @@ def test_every_field():
                 env=(("A", "1"), ("B", "2")),
                 volumes=("/srv:/data:ro", "cache:/cache", "/scratch"),
                 health=Health(command="true", interval=90.0, timeout=2.0, retries=5),
+                cap_add=("NET_ADMIN", "SYS_TIME"),
+                cap_drop=("ALL",),
             ),
         ),
     )
@@ -130,6 +136,8 @@ def test_every_field():
         ({"volumes": ["/a:/data:or"]}, 'unknown option "or"'),
         ({"volumes": ["/a:/data", "/b:/data"]}, 'two volumes are mounted at "/data"'),
         ({"volumes": ["a:/b:ro:x"]}, "is not source:target"),
+        ({"cap_add": ["NET_ROW"]}, 'cap_add: "NET_ROW" is not a capability (did you mean "NET_RAW"?)'),
+        ({"cap_add": ["CHOWN"], "cap_drop": ["chown"]}, 'cap_drop: "CHOWN" is in cap_add too'),
         ({"health": {"interval": 1}}, "health: command is missing"),
         ({"health": {"command": "true", "retires": 1}}, 'unknown field "retires" (did you mean "retries"?)'),
         ({"health": {"command": "true", "interval": "soon"}}, '"soon" is not a duration'),
@@ -156,6 +164,8 @@ def test_bad_container(fields, words):
         ({"name": "flask", "containers": "web"}, 'not "web"'),
         ({"name": "flask", "containers": ["web"]}, 'a container is a mapping of fields, not "web"'),
         ({**raw_service(), "cuont": 1}, 'unknown field "cuont" (did you mean "count"?)'),
+        ({**raw_service(), "open": "yes"}, 'open: "yes" is neither True nor False'),
+        ({**raw_service(), "open": 1}, "open: 1 is neither True nor False"),
         ({**raw_service(), "count": 0}, "count: 0 is out of range; write at least 1"),
         ({**raw_service(), "count": -1}, "count: -1 is out of range; write at least 1"),
         ({**raw_service(), "count": 10**6}, "write at most 1000"),
@@ -275,6 +285,8 @@ containers = st.builds(
     env=st.dictionaries(labels, st.text(st.characters(exclude_characters="\0"))).map(lambda d: tuple(d.items())),
     volumes=st.sampled_from([(), ("/a:/b",), ("x1:/b:ro", "/c")]),
     health=st.none() | st.builds(Health, command=words, interval=st.floats(0.001, 999), retries=st.integers(1, 9)),
+    cap_add=st.sampled_from([(), ("NET_RAW",), ("NET_ADMIN", "SYS_TIME")]),
+    cap_drop=st.sampled_from([(), ("ALL",), ("CHOWN",)]),
 )
 services = st.builds(
     Service,
@@ -282,6 +294,7 @@ services = st.builds(
     count=st.integers(1, 1000),
     containers=st.lists(containers, min_size=1, max_size=3, unique_by=lambda c: c.name).map(tuple),
     constraint=st.none() | words.map(parse_constraint),
+    open=st.booleans(),
 )
 
 

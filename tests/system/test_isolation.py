@@ -41,6 +41,8 @@ REFUSED = {
 }
 DIALS = {"tcp": 5, "udp": 1}
 """Per target. The kernel sends six ICMP errors at a time to one address, then one a second."""
+CAP_NET_RAW = 13
+"""Its bit (linux/capability.h)."""
 BRIDGE = "172.21.0.1"
 UNDECLARED = (7000, 7002, 7003)
 """Ports at which `server` answers everybody that gets there."""
@@ -116,6 +118,18 @@ def answered(found: dict[str, list[dict[str, Any]]], start: str) -> None:
         assert all(one.get("answer", "-").startswith(start) for one in results), (target, results)
 
 
+def row(mesh: Machine, docker_name: str) -> dict[str, Any]:
+    """Return what `meshbox workloads` says of a container, once it says something."""
+    return wait_until(
+        lambda: next((r for r in mesh.show("workloads") if r["docker_name"] == docker_name), None), docker_name
+    )
+
+
+def served_by(mesh: Machine, who: str, name: str) -> set[str]:
+    """Return which containers answer ten connections."""
+    return {one["answer"].split()[0] for one in mesh.client(who, "tcp", name, "7000", "10")}
+
+
 def on_host(mesh: Machine, *args: str) -> Any:
     """Run client.py as a process of the host."""
     return orjson.loads(mesh.exec(sys.executable, ROOT / "tests/images/client.py", *args).stdout)
@@ -131,10 +145,10 @@ def name_of(mesh: Machine, container: str) -> str:
     return str(mesh.inspect(container)["Config"]["Hostname"])
 
 
-def proxies(mesh: Machine) -> list[str]:
-    """Return the proxy's listeners at the gateway and at the host's outside address."""
+def proxies(mesh: Machine, *kinds: str) -> list[str]:
+    """Return the proxy's listeners, of all kinds or of these, at the gateway and at the host's outside address."""
     addresses = [BRIDGE, mesh.address]
-    return [t for kind in DIALS for t in targets(addresses, mesh.proxy_ports(kind), kind)]
+    return [t for kind in kinds or DIALS for t in targets(addresses, mesh.proxy_ports(kind), kind)]
 
 
 def virtual_address(mesh: Machine) -> str:
@@ -371,3 +385,75 @@ def test_impossible_containers_are_reported(village: Machine) -> None:
     with resident(village, "hosty", "--network=host", service="odd", container="hosty"):
         lines = wait_until(shown, "it is shown")
         assert any("host" in line.replace("hosty", "") for line in lines), lines
+
+
+@pytest.fixture(scope="module")
+def evil(village: Machine) -> Iterator[str]:
+    """An image whose author wrote labels into it."""
+    labels = ("service=far", "container=server", "ports=7000", "connect_to=server.far")
+    village.docker("create", "--name=author", IMAGE)
+    village.docker("commit", *(f"--change=LABEL meshbox.{label}" for label in labels), "author", "evil")
+    village.docker("rm", "author")
+    yield "evil"
+    village.docker("rmi", "evil")
+
+
+def test_labels_of_an_image_give_nothing(village: Machine, evil: str) -> None:
+    """Neither rights nor connections of others, at its start or a restart; the words say why."""
+    honest = served_by(village, "friend", "server.far")
+    village.docker("run", "--detach", "--name=plain", evil)
+    try:
+        for again in (False, True):
+            if again:
+                village.docker("restart", "--time=0", "plain")
+            assert "come from its image and do not count" in row(village, "plain")["problem"]
+            refused(village, "plain", proxies(village, "tcp"))
+            assert served_by(village, "friend", "server.far") == honest
+    finally:
+        village.docker("rm", "--force", "plain")
+
+
+def test_labels_beside_those_of_an_image(village: Machine, evil: str) -> None:
+    """What was given at the start counts, and nothing of what the image adds."""
+    village.run_container("mine", evil, service="near", container="mine")
+    try:
+        found = row(village, "mine")
+        assert (found["problem"], found["ports"], found["connect_to"]) == (None, [], [])
+        assert "labels meshbox.connect_to, meshbox.ports come from its image" in found["note"]
+        refused(village, "mine", targets([virtual_address(village)], [7000]))
+    finally:
+        village.docker("rm", "--force", "mine")
+
+
+def test_a_label_makes_no_part_of_a_deployed_service(village: Machine) -> None:
+    """It gives neither connections nor the rights of a sibling; with `open` in the spec it gives both."""
+    spec = f"""isolated = service("isolated", %s containers=[
+        container("server", image="{IMAGE}", ports=[7000, "7000/udp"], connect_to=["server.far"])])"""
+    with (
+        resident(village, "asker", service="asker", container="asker", connect_to="server.isolated"),
+        resident(village, "usurper", service="isolated", container="server", ports="7000"),
+    ):
+        assert 'service "isolated" is deployed and takes no container' in row(village, "usurper")["problem"]
+        wait_until(lambda: "answer" in village.client("asker", "tcp", "server.isolated", "7000", "1")[0], "an answer")
+        assert len(served_by(village, "asker", "server.isolated")) == 1
+        refused(village, "usurper", proxies(village, "tcp"))
+        assert "open=True" in village.meshbox("why", "usurper", "server.isolated:7000", check=False).stdout
+        village.deploy(spec % "open=True,")
+        try:
+            wait_until(lambda: row(village, "usurper")["ready"], "it belongs to the service")
+            wait_until(lambda: len(served_by(village, "asker", "server.isolated")) == 2, "both serve")
+            assert "addresses" in village.client("usurper", "resolve", "server.isolated")
+        finally:
+            said = village.deploy(spec % "").stderr
+        assert "usurper would leave the mesh" in said
+        wait_until(lambda: row(village, "usurper")["problem"], "it is out again")
+        assert len(served_by(village, "asker", "server.isolated")) == 1
+
+
+def test_what_is_deployed_makes_no_packets_of_its_own(village: Machine) -> None:
+    """It has no NET_RAW, which Docker gives to all others."""
+    (deployed,) = village.containers("label=meshbox.service=isolated")
+    assert village.inspect(deployed)["HostConfig"]["CapDrop"] in (["NET_RAW"], ["CAP_NET_RAW"])
+    for who, may in ((deployed, False), ("stranger", True)):
+        (bounds,) = re.findall(r"CapBnd:\s*([0-9a-f]+)", village.docker("exec", who, "cat", "/proc/1/status"))
+        assert bool(int(bounds, 16) >> CAP_NET_RAW & 1) is may, who

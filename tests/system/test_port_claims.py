@@ -84,7 +84,7 @@ def village(machine: Machine) -> Iterator[Machine]:
         mesh.run_container("six2", IMAGE, options=("--network=six",))
         mesh.deploy(
             f"""iso = service("iso", containers=[container("good", image="{IMAGE}", connect_to=["server.far"]),
-                container("bad", image="{IMAGE}")])"""
+                container("bad", image="{IMAGE}", cap_add=["NET_RAW"])])"""
         )
         wait_until(lambda: "answer" in mesh.client("friend", "tcp", "server.far", "7000", "1")[0], "the server answers")
         yield mesh

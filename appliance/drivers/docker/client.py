@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from appliance.drivers.docker import labels, types
-from appliance.drivers.docker.create import PullProgress, image_reference
+from appliance.drivers.docker.create import PullProgress, image_labels, image_reference
 from appliance.drivers.docker.http import (
     CALL_TIMEOUT,
     ConflictError,
@@ -176,6 +176,10 @@ class Docker:
         except NotFoundError:
             return False
         return True
+
+    async def image_labels(self, image: str) -> Mapping[str, str]:
+        """Return the labels of an image, by id or name. Raises NotFoundError."""
+        return image_labels(await self._http.call("GET", f"/images/{quote(image, safe=':/@')}/json"))
 
     async def pull(self, image: str, on_progress: Callable[[PullProgress], None]) -> None:
         """Pull an image; `on_progress` is called at each change. Raises ImageError with Docker's message."""

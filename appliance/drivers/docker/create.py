@@ -1,13 +1,15 @@
-"""The body that creates a container, image references, and the progress of a pull. Pure."""
+"""The body that creates a container, images' references and labels, and the progress of a pull. Pure."""
 
 from __future__ import annotations
 
 import shlex
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 
 from appliance.drivers.docker import labels
+from appliance.drivers.docker.types import decode
 from appliance.errors import InputError
 from appliance.model.numbers import check_number
 from appliance.text import MOST_MESSAGE, plain
@@ -53,6 +55,10 @@ def create_body(
         "Dns": [] if dns is None else [str(dns)],
         "Binds": binds,
     }
+    if container.cap_add:
+        host["CapAdd"] = list(container.cap_add)
+    if container.cap_drop:
+        host["CapDrop"] = list(container.cap_drop)
     if container.cpu is not None:
         host["NanoCpus"] = container.cpu * NANO_CPUS_PER_MILLI
     if container.memory is not None:
@@ -92,6 +98,20 @@ def image_reference(image: str) -> tuple[str, str]:
     if colon and "/" not in tag:
         return head, tag
     return image, "latest"
+
+
+class _ImageConfig(msgspec.Struct, rename="pascal"):
+    labels: dict[str, str] | None = None
+
+
+class _Image(msgspec.Struct, rename="pascal"):
+    config: _ImageConfig | None = None
+
+
+def image_labels(text: bytes) -> Mapping[str, str]:
+    """Parse the labels in `GET /images/{id}/json`. Raises RetryError."""
+    image = decode(text, _Image, "description of an image")
+    return (image.config.labels if image.config is not None else None) or {}
 
 
 class PullProgress:

@@ -19,6 +19,7 @@ import trio
 
 from appliance.drivers.docker.client import EVENTS_SILENCE
 from appliance.drivers.docker.http import CALL_TIMEOUT, NotFoundError, SilentError
+from appliance.drivers.docker.images import ImageLabels
 from appliance.drivers.docker.members import MemberStore
 from appliance.drivers.docker.network import is_bridge
 from appliance.drivers.docker.prestart import PrestartWatch
@@ -74,16 +75,18 @@ class Inventory:
         docker: Docker,
         *,
         netns_dir: str = NETNS_DIR,
+        image_labels: bool = False,
         bell: Bell,
         fresh_netns: Callable[[NetnsId], None] = lambda _: None,
         faults: Faults | None = None,
     ) -> None:
-        """`netns_dir` is Docker's netns directory as the appliance sees it.
+        """`netns_dir` is Docker's netns directory as the appliance sees it; with `image_labels` those of images count.
 
         `fresh_netns` is called with each new namespace before the bell rings: the kernel uses inode numbers again, so
         rules remembered for this number are those of a namespace that is gone.
         """
         self._docker = docker
+        self._labelled = ImageLabels(docker, count_all=image_labels)
         self._bell = bell
         self._faults = faults or Faults()
         self._store = WorkloadStore(
@@ -95,6 +98,7 @@ class Inventory:
             docker,
             self._store,
             self._members,
+            listed=self._labelled.listed,
             list_networks=self._list_networks,
             inspect=self._inspect,
             failed=lambda path, error: self._faults.report(
@@ -105,6 +109,7 @@ class Inventory:
         self._limit = trio.CapacityLimiter(INSPECTS)
         self._sharing: dict[str, str] = {}
         """Containers → the container whose network they share."""
+        self._meeting: set[str] = set()
         self._inspecting: set[str] = set()
         self._inspect_again: set[str] = set()
         self._nursery: trio.Nursery | None = None
@@ -244,7 +249,7 @@ class Inventory:
         known = set(self._store.by_id)  # one that an event adds during the call is not missing
         await self._list_networks()
         with self._listing("event"), self._listing("container"):
-            listed = await self._docker.containers()
+            listed = await self._labelled.containers()
             self.counts["lists"] += 1
             labelled = [entry.id for entry in listed if self._add(entry)]
             passed_over = self._passed_over["container"]
@@ -336,13 +341,36 @@ class Inventory:
             self._remove(event.id)
             if event.id in self._inspecting:
                 self._inspect(event.id)  # an answer under way may be older, and would bring it back
-        elif self._store.add(event.listed()):
+        elif self._is_labelled(event):
             if action == "die":
                 self._store.died(event)
             if action != "create":  # inspect would wait for the start; its event brings the rest
                 self._inspect(event.id)
         elif action == "start":  # without labels, but perhaps on a bridge
             self._inspect(event.id)
+
+    def _is_labelled(self, event: Event) -> bool:
+        """Return whether the container of an event is labelled, and add it: at once, or when its image is known.
+
+        The image is asked for here, because the container's namespace comes soon, and its rules should not wait.
+        """
+        listed = self._labelled.at_once(event.listed())
+        if listed is not None or event.id in self._store.by_id:
+            return self._store.add(listed or event.listed())
+        if self._nursery is not None and event.id not in self._meeting:
+            self._meeting.add(event.id)
+            self._nursery.start_soon(self._meet, event.id)
+        return True
+
+    async def _meet(self, container_id: str) -> None:
+        try:
+            listed = await self._labelled.listed(container_id)
+            if listed is not None and container_id in self._meeting:  # else it was removed meanwhile
+                self._add(listed)
+        except RetryError as error:
+            self._complain("container", Unreadable(id=container_id, cause=str(error)))
+        finally:
+            self._meeting.discard(container_id)
 
     def _take_network(self, action: str, network_id: str, container_id: str) -> None:
         if not container_id:
@@ -360,6 +388,7 @@ class Inventory:
 
     def _remove(self, container_id: str) -> None:
         self._sharing.pop(container_id, None)
+        self._meeting.discard(container_id)
         self._faults.drop(lambda key: key == ("inspect", container_id))
         self._store.remove(container_id)
         self._members.remove(container_id)
@@ -382,7 +411,7 @@ class Inventory:
                 self._inspect_again.discard(container_id)
                 async with self._limit:
                     with self._beat.another(f"inspecting container {container_id[:12]}", LONGEST_INSPECT):
-                        inspected = await self._docker.inspect(container_id)
+                        inspected = await self._labelled.inspect(container_id)
                         owner = await self._owner(inspected)
                 self.counts["inspects"] += 1
                 if any(j.network not in self._store.networks for j in inspected.joined):

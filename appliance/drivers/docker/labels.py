@@ -26,8 +26,14 @@ REVISION = "meshbox.revision"
 PORTS = "meshbox.ports"
 CONNECT_TO = "meshbox.connect_to"
 
+PREFIX = "meshbox."
+SET = frozenset({SERVICE, CONTAINER, REPLICA, REVISION, PORTS, CONNECT_TO})
+"""What meshbox sets on a container that it creates."""
+
 LONGEST = 65536
 """Characters of one of our labels."""
+MOST_NAMED = 6
+"""Labels that a problem names."""
 
 _KNOWN = (SERVICE, CONTAINER, REPLICA, REVISION, PORTS, CONNECT_TO)
 
@@ -117,6 +123,6 @@ def _refuse_double(ports: tuple[Port, ...]) -> None:
 
 def _unknown_label(labels: Mapping[str, str]) -> str | None:
     for label in labels:
-        if label.startswith("meshbox.") and label not in _KNOWN:
+        if label.startswith(PREFIX) and label not in _KNOWN:
             return f"label {quoted(label)} is not known{did_you_mean(label, _KNOWN)}; mend or remove it"
     return None

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.members import MemberStore
-    from appliance.drivers.docker.types import Joined
+    from appliance.drivers.docker.types import Joined, Listed
     from appliance.drivers.docker.workloads import WorkloadStore
     from appliance.heartbeat import Heartbeat
     from appliance.model.facts import DockerNetwork
@@ -64,20 +64,22 @@ class PrestartWatch:
         store: WorkloadStore,
         members: MemberStore,
         *,
+        listed: Callable[[str], Awaitable[Listed | None]],
         list_networks: Callable[[], Awaitable[None]],
         inspect: Callable[[str], None],
         failed: Callable[[str, Exception], None] = lambda _path, _error: None,
     ) -> None:
         """`netns_dir` need not exist yet.
 
-        `list_networks` brings the store's networks up to date; it raises MeshboxError. `inspect` is called with the id
-        of each container whose start has come to nothing, `failed` with the file and error of a start that cannot be
-        followed.
+        `listed` returns a container's list entry with its labels judged, `list_networks` brings the store's networks up
+        to date; both raise MeshboxError. `inspect` is called with the id of each container whose start has come to
+        nothing, `failed` with the file and error of a start that cannot be followed.
         """
         self._netns_dir = netns_dir
         self._docker = docker
         self._store = store
         self._members = members
+        self._listed = listed
         self._list_networks = list_networks
         self._inspect = inspect
         self._failed = failed
@@ -160,7 +162,7 @@ class PrestartWatch:
     async def _is_workload(self, container_id: str) -> bool:
         """Return whether it is a workload that can have rules; the list is asked where no event has named it yet."""
         if container_id not in self._store.by_id:
-            listed = await self._docker.listed(container_id)
+            listed = await self._listed(container_id)
             if listed is None or not self._store.add(listed):
                 return False
         return self._store.by_id[container_id].problem is None

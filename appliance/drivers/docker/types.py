@@ -55,6 +55,12 @@ class Listed:
     network_mode: str = ""
     networks: tuple[str, ...] = ()
     """Names of the networks that it is on, or will be on once it runs."""
+    image_id: str = ""
+    """That of the image from which it was made; `image` may be another one's name by now. Events do not say it."""
+    from_image: frozenset[str] = frozenset()
+    """Keys of `labels` that are the image's (images.py): they do not count."""
+    doubt: str = ""
+    """Why nobody can say which labels are the image's; then none counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +174,7 @@ class _Container(msgspec.Struct, rename="pascal"):
     config: _Config
     host_config: _HostConfig
     network_settings: _NetworkSettings
+    image: str = ""
 
 
 class _ListNetworks(msgspec.Struct, rename="pascal"):
@@ -177,6 +184,7 @@ class _ListNetworks(msgspec.Struct, rename="pascal"):
 class _ListEntry(msgspec.Struct, rename="pascal"):
     id: str
     state: RunState
+    image_id: str = msgspec.field(default="", name="ImageID")
     network_settings: _ListNetworks | None = None
     names: list[str] | None = None
     image: str = ""
@@ -286,6 +294,7 @@ def _listed(text: bytes) -> Listed:
         labels=entry.labels or {},
         network_mode=entry.host_config.network_mode if entry.host_config else "",
         networks=tuple((entry.network_settings.networks if entry.network_settings else None) or ()),
+        image_id=entry.image_id,
     )
 
 
@@ -309,6 +318,7 @@ def _inspected(container: _Container) -> Inspected:
             labels=container.config.labels or {},
             network_mode=container.host_config.network_mode,
             networks=tuple(settings.networks or ()),
+            image_id=container.image,
         ),
         runtime=container.host_config.runtime,
         sandbox_key=settings.sandbox_key,

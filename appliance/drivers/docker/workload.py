@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from appliance.drivers.docker.labels import parse_labels
+from appliance.drivers.docker.labels import CONTAINER, MOST_NAMED, SERVICE, Labels, parse_labels
 from appliance.drivers.docker.network import bridge_address, is_bridge
 from appliance.model.facts import Attachment, DockerNetwork, RunState, Workload
 from appliance.text import plain, quoted
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 _OWN_STACK = re.compile(r"runsc|gvisor|kata|firecracker", re.IGNORECASE)
 """Runtimes whose containers do not use the network stack of a namespace of this host."""
-MOST_NAMED = 5
-"""Networks that a problem names."""
+_NAME = frozenset({SERVICE, CONTAINER})
 
 
 def from_list(listed: Listed) -> Workload | None:
     """Return what the list alone shows of a container: no namespace, no addresses. None without our labels."""
-    labels = parse_labels(listed.labels)
+    labels = _counted(listed)
     if labels is None:
         return None
+    problem = labels.problem or _mode_problem(listed.network_mode)
     return Workload(
         id=listed.id,
         docker_name=listed.docker_name,
@@ -37,7 +37,40 @@ def from_list(listed: Listed) -> Workload | None:
         revision=labels.revision,
         ports=labels.ports,
         connect_to=labels.connect_to,
-        problem=labels.problem or _mode_problem(listed.network_mode),
+        problem=problem,
+        fixed_problem=problem,
+        note=_note(listed) if problem is None else None,
+    )
+
+
+def _counted(listed: Listed) -> Labels | None:
+    """Return the labels that count; where its name is not among them, that name with the problem alone."""
+    if not listed.doubt and listed.from_image.isdisjoint(_NAME):
+        return parse_labels({key: value for key, value in listed.labels.items() if key not in listed.from_image})
+    found = parse_labels(listed.labels)
+    if found is None:
+        return None
+    if listed.doubt:
+        problem = f"{listed.doubt}, so that none counts: start it anew from an image that is there"
+    else:
+        problem = (
+            f"its {_from_image(listed)}, also where it was started with the same: start it with other values,"
+            " or from an image without them"
+        )
+    return Labels(name=found.name, problem=f"{problem}, or set image_labels = true")
+
+
+def _note(listed: Listed) -> str | None:
+    return f"its {_from_image(listed)}" if listed.from_image else None
+
+
+def _from_image(listed: Listed) -> str:
+    keys = sorted(listed.from_image)
+    names = ", ".join(plain(key) for key in keys[:MOST_NAMED])
+    return (
+        f"labels {names} come from its image and do not count"
+        if len(keys) > 1
+        else (f"label {names} comes from its image and does not count")
     )
 
 
@@ -87,6 +120,8 @@ def from_inspect(
         exit_code=inspected.exit_code,
         started_at=inspected.started_at,
         problem=problem,
+        fixed_problem=base.fixed_problem,
+        note=base.note,
     )
 
 

@@ -214,6 +214,13 @@ def _exit_code(event: Event) -> int | None:
 
 
 def _stopped(before: Workload) -> Workload:
+    """Leave out the problems that another start may end; with any other, that start must not open the mesh to it."""
     return replace(
-        before, state=RunState.EXITED, netns=None, attachments=(), accepting=frozenset(), healthy=None, problem=None
+        before,
+        state=RunState.EXITED,
+        netns=None,
+        attachments=(),
+        accepting=frozenset(),
+        healthy=None,
+        problem=before.fixed_problem,
     )

@@ -63,6 +63,8 @@ def _differences(before: Service, after: Service) -> list[Change]:
         words.append(f"{_times(before.count)} → {_times(after.count)}")
     if before.constraint != after.constraint:
         words.append(f"constraint {before.constraint or 'none'} → {after.constraint or 'none'}")
+    if before.open != after.open:
+        words.append("opened to labelled containers" if after.open else "closed to labelled containers")
     found = [_line(after, "", Kind.CHANGE, "; ".join(words) or _times(after.count))]
     for container in after.containers:
         former = before.container(container.name)

@@ -12,7 +12,7 @@ from dockerengine import engine
 from foreign import check_shown
 
 from appliance.drivers.docker.client import Docker, ImageError
-from appliance.drivers.docker.http import ConflictError
+from appliance.drivers.docker.http import ConflictError, NotFoundError
 from appliance.errors import HostError
 
 
@@ -183,6 +183,18 @@ def test_image_present(tmp_path):
         engine.answers["GET /images/localhost:5000/a/b:1/json"] = (200, {})
         assert await docker.image_present("localhost:5000/a/b:1")
         assert not await docker.image_present("other")
+
+    play(tmp_path, scene)
+
+
+def test_labels_of_an_image(tmp_path):
+    """They are asked for by the image's id; one that is gone is an error of its kind."""
+
+    async def scene(engine, docker):
+        engine.answers["GET /images/sha256:9ca3/json"] = (200, {"Config": {"Labels": {"a": "b"}}})
+        assert await docker.image_labels("sha256:9ca3") == {"a": "b"}
+        with pytest.raises(NotFoundError):
+            await docker.image_labels("sha256:0000")
 
     play(tmp_path, scene)
 

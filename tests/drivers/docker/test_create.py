@@ -9,9 +9,9 @@ import pytest
 from foreign import EVIL, check_shown, encode, spoilt
 from hypothesis import example, given
 
-from appliance.drivers.docker.create import PullProgress, create_body, docker_name, image_reference, words
+from appliance.drivers.docker.create import PullProgress, create_body, docker_name, image_labels, image_reference, words
 from appliance.drivers.docker.labels import parse_labels
-from appliance.errors import InputError
+from appliance.errors import InputError, RetryError
 from appliance.model.names import Allowance, Name, Port
 from appliance.model.rollout import ReplicaKey
 from appliance.model.spec import Container, Health
@@ -28,6 +28,8 @@ FULL = Container(
     env=(("A", "1"), ("B", "x=y")),
     volumes=("/data", "cache:/cache", "/etc/hosts:/h:ro"),
     health=Health(command="true", interval=1.5, timeout=1, retries=2, start_period=3),
+    cap_add=("NET_ADMIN",),
+    cap_drop=("CHOWN", "NET_RAW"),
 )
 
 
@@ -65,6 +67,8 @@ def test_every_field_arrives():
             "Binds": ["cache:/cache", "/etc/hosts:/h:ro"],
             "NanoCpus": 500_000_000,
             "Memory": 268_435_456,
+            "CapAdd": ["NET_ADMIN"],
+            "CapDrop": ["CHOWN", "NET_RAW"],
         },
         "NetworkingConfig": {"EndpointsConfig": {"meshbox": {}}},
     }
@@ -74,7 +78,7 @@ def test_what_is_not_declared_is_not_asked_for():
     """Without limits, command or health check the image's and Docker's own hold."""
     made = body(Container(name="web", image="web"))
     assert made.keys().isdisjoint({"Cmd", "Healthcheck"})
-    assert made["HostConfig"].keys().isdisjoint({"NanoCpus", "Memory"})
+    assert made["HostConfig"].keys().isdisjoint({"NanoCpus", "Memory", "CapAdd", "CapDrop"})
 
 
 def test_labels_are_read_back():
@@ -156,3 +160,12 @@ def test_whatever_a_pull_says(value):
     assert progress.percent is None or 0 <= progress.percent <= 100
     check_shown(progress.error, 5000)
     check_shown(progress)
+
+
+def test_labels_of_an_image():
+    """An image tells its labels; some have none, and some Docker has no configuration of."""
+    assert image_labels(orjson.dumps({"Config": {"Labels": {"a": "b"}, "Env": []}})) == {"a": "b"}
+    for said in ({"Config": {"Labels": None}}, {"Config": {}}, {"Config": None}, {}):
+        assert image_labels(orjson.dumps(said)) == {}
+    with pytest.raises(RetryError, match="description of an image is not what its API promises"):
+        image_labels(b'{"Config": {"Labels": {"a": 7}}}')

@@ -286,7 +286,7 @@ def test_container_is_published_before_its_program_runs(world):
 
     async def scene():
         one = start_under_way(world)
-        await until(lambda: world.inventory.counts["events"] == 2)
+        await until(lambda: world.inventory.counts["events"] == 2 and world.inventory.workloads)
         world.rings.clear()
         world.fresh.clear()
         path = world.namespace("three")
@@ -311,6 +311,44 @@ def test_container_is_published_before_its_program_runs(world):
         await until(lambda: world.only.started_at == 950.0)
         assert (world.only.healthy, world.only.netns.path) == (None, path)
         assert len(world.fresh) == 1
+
+    play(world, scene)
+
+
+def test_the_image_is_asked_for_when_a_container_is_created(world):
+    """Long before its namespace comes; one question for its labels and one for an image that is new, then none."""
+    world.docker.image_says["sha256:web"] = {"other": "label"}
+
+    async def scene():
+        for number in (3, 4):
+            world.docker.calls.clear()
+            one = world.docker.add(number, LABELS, state=RunState.CREATED, started_at=0.0, joined=(), sandbox_key="")
+            world.docker.tell("container", "create", one, name=f"c{number}", **LABELS)
+            await until(lambda one=one: any(w.id == one for w in world.inventory.workloads))
+            assert world.docker.calls == [f"listed {one}"], "the image of the first container is known already"
+
+    play(world, scene)
+
+
+def test_labels_of_an_image_never_count(world):
+    """Not in the list, not by its events, not at its start, and not at a restart that inspect waits for."""
+    world.docker.image_says["sha256:web"] = LABELS
+    forged = "come from its image and do not count"
+
+    async def scene():
+        assert forged in world.only.problem
+        world.docker.inspect_gate[cid(2)] = trio.Event()
+        world.docker.reserved["bridge"] = {cid(2): IPv4Address("172.17.0.2")}
+        world.docker.change(cid(2), state=RunState.EXITED)
+        world.docker.tell("container", "die", cid(2), exitCode="0", **LABELS)
+        await until(lambda: world.only.state is RunState.EXITED)
+        assert forged in world.only.problem
+        world.docker.tell("network", "connect", "bridge", container=cid(2), name="bridge")
+        await until(lambda: world.inventory.counts["events"] == 2)
+        world.namespace("again")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert (world.only.netns, world.only.ports) == (None, ())
+        assert forged in world.only.problem
 
     play(world, scene)
 
@@ -342,7 +380,7 @@ def test_network_as_new_as_its_container(world):
         world.docker.nets["new"] = new
         world.docker.reserved["new"] = {one: IPv4Address("10.9.0.2")}
         world.docker.tell("network", "connect", "new", container=one, name="new")
-        await until(lambda: world.inventory.counts["events"] == 2)
+        await until(lambda: world.inventory.counts["events"] == 2 and world.inventory.workloads)
         world.namespace("three")
         await until(lambda: world.only.netns)
         assert world.only.attachments[0].network == "new"
@@ -373,7 +411,7 @@ def test_start_that_fails_is_taken_back(world):
 
     async def scene():
         one = start_under_way(world)
-        await until(lambda: world.inventory.counts["events"] == 2)
+        await until(lambda: world.inventory.counts["events"] == 2 and world.inventory.workloads)
         path = world.namespace("three")
         await until(lambda: world.only.netns)
         world.docker.change(one, state=RunState.CREATED)
@@ -392,7 +430,7 @@ def test_start_that_fails_leaves_its_file_for_a_while(world):
 
     async def scene():
         one = start_under_way(world)
-        await until(lambda: world.inventory.counts["events"] == 2)
+        await until(lambda: world.inventory.counts["events"] == 2 and world.inventory.workloads)
         world.namespace("three")
         await until(lambda: world.only.netns)
         world.docker.inspect_gate[one].set()
@@ -415,7 +453,7 @@ def test_list_from_before_the_start_changes_nothing(world, monkeypatch):
     async def scene():
         one = start_under_way(world)
         world.docker.inspect_gate[one].set()  # answers "created" at once
-        await until(lambda: world.inventory.counts["events"] == 2)
+        await until(lambda: world.inventory.counts["events"] == 2 and world.inventory.workloads)
         world.namespace("three")
         await until(lambda: world.only.netns)
         lists, inspects = world.inventory.counts["lists"], world.inventory.counts["inspects"]

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 from fakedocker import BRIDGE, FakeDocker, cid, until
 
+from appliance.drivers.docker.images import ImageLabels
 from appliance.drivers.docker.prestart import PrestartWatch
 from appliance.drivers.docker.types import Event
 from appliance.drivers.docker.workloads import WorkloadStore
@@ -72,6 +73,7 @@ class World:
             self.docker,
             self.store,
             self.members,
+            listed=ImageLabels(self.docker).listed,
             list_networks=self.list_networks,
             inspect=self.inspected.append,
         )
@@ -145,17 +147,22 @@ def test_nothing_is_guessed(world, monkeypatch):
     trio.run(main)
 
 
-@pytest.mark.parametrize("labels", [{}, LABELS | {"meshbox.ports": "many"}])
-def test_others_are_left_alone(world, labels):
-    """Neither a container that is no workload nor one that has a problem is published; their addresses are claimed."""
+@pytest.mark.parametrize(("labels", "image"), [({}, {}), (LABELS | {"meshbox.ports": "many"}, {}), (LABELS, LABELS)])
+def test_others_are_left_alone(world, labels, image):
+    """Neither a container that is no workload nor one that has a problem or its name from its image is published.
+
+    Their addresses are claimed.
+    """
     world.create(2, labels)
+    world.docker.image_says["sha256:web"] = image
 
     async def main():
         async with world.watched():
             path = world.namespace("one")
             await until(lambda: world.members.put_there)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            assert world.docker.calls == [f"listed {cid(2)}", "members bridge"]
+            asked = [f"listed {cid(2)}", *["image_labels sha256:web"][: len(labels)], "members bridge"]
+            assert world.docker.calls == asked
             assert world.members.put_there == [(cid(2), path, (ADDRESS,))]
             assert world.published == []
 

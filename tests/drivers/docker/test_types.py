@@ -87,6 +87,7 @@ def test_list():
     assert entry.docker_name == "t5"
     assert entry.networks == ("meshbox",)
     assert entry.network_mode == "meshbox"
+    assert entry.image_id == dockersays.LIST[0]["ImageID"]
 
 
 def test_networks():

@@ -37,6 +37,13 @@ def test_count_and_constraint():
     assert told([BEFORE], after) == [("shop", "", "change", "2 replicas → 1 replica; constraint none → zone=a")]
 
 
+def test_open():
+    """Whether labelled containers belong to it is told in words."""
+    opened = replace(BEFORE, open=True)
+    assert told([BEFORE], opened) == [("shop", "", "change", "opened to labelled containers")]
+    assert told([opened], BEFORE) == [("shop", "", "change", "closed to labelled containers")]
+
+
 def test_containers_come_and_go():
     """Containers that are new and containers that are gone."""
     after = spec("shop", declared("web", (80,)), declared("cache"), count=2)
