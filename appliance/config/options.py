@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from ipaddress import IPv4Address, IPv4Network
 
+    from appliance.model.names import Protocol
     from appliance.model.visitors import ConnectTo
 
 DEFAULT_FILE = "/etc/meshbox/meshbox.toml"
@@ -60,6 +61,15 @@ class Consul:
     prefix: str = _option("meshbox", values.key_folder, "folder in Consul's key/value store")
     consistency: str = _option(
         "default", values.choice("default", "consistent", "stale"), "consistency mode of what is read from Consul"
+    )
+    refuse: frozenset[str | tuple[Protocol, int]] = _option(
+        "gossip, rpc, grpc",
+        values.consul_ports,
+        "ports of Consul that containers may not dial, here and on other machines; a word means the port that the agent"
+        " names",
+    )
+    agents: frozenset[IPv4Address] = _option(
+        "", values.addresses, "containers of this host that run a Consul agent and may dial these ports"
     )
 
 

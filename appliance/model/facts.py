@@ -164,6 +164,19 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryPorts:
+    """Where the registry's own processes listen on all machines: no container dials there, and nothing that passes."""
+
+    ports: frozenset[tuple[Protocol, int]] = frozenset()
+    hosts: frozenset[IPv4Address] = frozenset()
+    """Addresses of such processes, also on computers that are no machines of the mesh."""
+    advertised: frozenset[IPv4Address] = frozenset()
+    """Where the one lives that this machine asks. Where that is in a container, the container may dial the others."""
+    exempt: frozenset[IPv4Address] = frozenset()
+    """Containers that run one too, by configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Allocations:
     """Virtual IPs and proxy ports as handed out, kept over restarts. Times in seconds since the epoch."""
 
@@ -216,6 +229,7 @@ class Snapshot:
     """Proxy ports that something on this host holds which is not a listener of the proxy."""
     machines: tuple[Machine, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
+    registry_ports: RegistryPorts = field(default_factory=RegistryPorts)
     going: frozenset[str] = frozenset()
     """Ids of containers that are being retired: what was begun is not taken back."""
     busy: frozenset[ReplicaKey] = frozenset()

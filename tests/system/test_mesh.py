@@ -12,9 +12,10 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster import Census, Kept, Load
-from machine import IMAGE, NEVER, wait_until
+from cluster import HTTP, Census, Kept, Load
+from machine import IMAGE, NEVER, run, wait_until
 from meshworld import SLACK, TRIO, WHERE, allowed, heard, name_of, names, peers, routes, spread, wait_until_agreed
+from realconsul import consul_binary
 
 from appliance.drivers.consul.codec import TTL
 
@@ -282,6 +283,29 @@ def test_others_are_refused(trio: Cluster, switch: Switch) -> None:
             assert two.docker("exec", "foreign", *dial) == "refused", "the same, one that is not in the mesh"
     finally:
         two.docker("rm", "--force", "foreign")
+
+
+def test_containers_do_not_join_consul(trio: Cluster) -> None:
+    """A program of Consul's in a container, in the mesh or not, gets to no agent's gossip or RPC, here or elsewhere."""
+    one, two, _ = trio.machines
+    consul = f"--volume={consul_binary()}:/consul:ro"
+    one.run_container("mole", IMAGE, options=(consul,))
+    one.run_container("inmate", IMAGE, options=(consul,), service="mole", container="inmate")
+    join = [f"-retry-join={machine.address}:{HTTP + 2}" for machine in (one, two)]
+    agent = ["-bind={{ GetPrivateIP }}", "-data-dir=/tmp/consul", f"-serf-lan-port={HTTP + 2}", "-dns-port=-1"]
+    try:
+        for who in ("mole", "inmate"):
+            for machine in (one, two):
+                for protocol, port in (("tcp", HTTP + 1), ("tcp", HTTP + 2), ("udp", HTTP + 2)):
+                    dial = ("python3", "-c", DIAL, protocol, machine.address, str(port))
+                    assert one.docker("exec", who, *dial) == "refused", f"{who} at {machine.node} {protocol} {port}"
+            command = ("exec", who, "/consul", "agent", *agent, *join, "-retry-max=1", "-retry-interval=1s")
+            done = run("docker", f"--host=unix://{one.socket}", *command, check=False)
+            assert "max join retry exhausted" in done.stdout + done.stderr
+        members = {one["Name"] for one in two.consul.get("/v1/agent/members")}
+        assert members == {machine.node for machine in trio}
+    finally:
+        one.docker("rm", "--force", "mole", "inmate")
 
 
 def proxy_port(machine: Member, protocol: str) -> str:

@@ -7,6 +7,7 @@ Facts come from disk first, then from Consul. A list shrinks only on evidence, a
     machines           all machines of the mesh             deregistered, liveness, presence   whether they live
     endpoints, specs   what they serve; what is deployed    announce               this machine's registrations
     cache              the copy on disk                     rejoin                 agents find each other again
+    agent              where agents listen, and whether strangers get in
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from appliance.drivers.consul.agent import Agent
 from appliance.drivers.consul.announce import Announcer
 from appliance.drivers.consul.api import ConsulApi
 from appliance.drivers.consul.cache import Cache, CachedFacts
@@ -96,6 +98,7 @@ class ConsulRegistry:
         self._loss = LossDetector(
             self._api, self._staleness, node, lost=self._put_back, other=self._start_afresh, grace=grace
         )
+        self._agent = Agent(self._api, settings, changed=self._publish)
         self._queries = Queries(self._staleness, lambda sure: self._loss.went_back(sure=sure))
         self._specs = Specs(self._api, clock, self._publish)
         self._machines = Machines(
@@ -125,6 +128,7 @@ class ConsulRegistry:
                 nursery.start_soon(self._machines.run, self._queries)
                 nursery.start_soon(self._queries.follow, "specs", self._fetch_keys, self._take_keys)
                 nursery.start_soon(self._specs.resend)
+                nursery.start_soon(self._agent.run)
                 nursery.start_soon(rejoin, self._api, self._staleness)
                 nursery.start_soon(self._loss.settle_losses, self._settle)
                 nursery.start_soon(self._save_now_and_then)
@@ -188,6 +192,7 @@ class ConsulRegistry:
     async def _answers(self) -> None:
         await self._machines.answered.wait()
         await self._keys_answered.wait()
+        await self._agent.asked.wait()
 
     async def _note_first_answers(self) -> None:
         await self._answers()
@@ -242,6 +247,7 @@ class ConsulRegistry:
             own_ports=self._machines.own_ports,
             machines=self._machines.judge(),
             endpoints=tuple(e for e in self._endpoints if self._machines.is_serving(e.node)),
+            ports=self._agent.ports,
             held_since=self._staleness.since,
             held_why=self._staleness.why,
             problems=(
