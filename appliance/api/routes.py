@@ -32,6 +32,7 @@ from appliance.plan.replicas.changes import Kind, changes, removal
 from appliance.plan.replicas.elsewhere import elsewhere
 from appliance.plan.replicas.placement import check_constraint
 from appliance.plan.replicas.rollout import progress
+from appliance.spec.capabilities import drop_net_raw
 from appliance.spec.parse import check_services, parse_service
 from appliance.text import plain, plain_lines, plain_tree, quoted
 
@@ -346,7 +347,7 @@ def _needed(request: Request, key: str) -> str:
 
 
 async def _sent_services(request: Request) -> list[Service]:
-    """Parse the body of a request."""
+    """Parse the body of a request into services as they are to be deployed."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -359,4 +360,4 @@ async def _sent_services(request: Request) -> list[Service]:
     listed = raw.get("services") if isinstance(raw, dict) else None
     if not isinstance(listed, list) or not listed:
         raise InputError('the request has no list "services"')
-    return [parse_service(one) for one in listed]
+    return [drop_net_raw(parse_service(one)) for one in listed]

@@ -24,7 +24,10 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """One container of a service. `cpu` in thousandths of a core, `memory` in MiB; None is unlimited."""
+    """One container of a service. `cpu` in thousandths of a core, `memory` in MiB; None is unlimited.
+
+    `cap_add` and `cap_drop` are capabilities beside Docker's default, without `CAP_`, sorted; `ALL` is all of them.
+    """
 
     name: str
     image: str
@@ -36,6 +39,8 @@ class Container:
     env: tuple[tuple[str, str], ...] = ()
     volumes: tuple[str, ...] = ()
     health: Health | None = None
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

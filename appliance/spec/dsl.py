@@ -61,6 +61,8 @@ def container(
     env: Mapping[str, str | int | float] | Sequence[str] = (),
     volumes: Sequence[str] = (),
     health: Mapping[str, Any] | Sequence[str] | str | None = None,
+    cap_add: Sequence[str] = (),
+    cap_drop: Sequence[str] = (),
     **unknown: Any,
 ) -> Container:
     """Declare one container of a service. Raises InputError.
@@ -68,7 +70,7 @@ def container(
     `ports` are what others may reach: `8080`, `"8080/udp"`, `"8080:6379"` (mesh port : container port).
     `connect_to` is all that it may reach: `"apple.orange:8080"`, `"apple.orange:8080/udp"`, `"apple.orange"`.
     `cpu` is in thousandths of a core, `memory` in MiB; both are hard limits. `command`, `env`, `volumes` and `health`
-    are as in Docker.
+    are as in Docker, `cap_add` and `cap_drop` too, except that `NET_RAW` is dropped unless `cap_add` has it.
     """
     raw = {
         "name": name,
@@ -81,6 +83,8 @@ def container(
         "env": env,
         "volumes": volumes,
         "health": health,
+        "cap_add": cap_add,
+        "cap_drop": cap_drop,
         **unknown,
     }
     return parse_container(raw)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import InputError, did_you_mean
 from appliance.model.names import Name, parse_label, parse_service_name
 from appliance.model.spec import Container, Health, Service
+from appliance.spec.capabilities import parse_capabilities
 from appliance.spec.constraint import parse_constraint
 from appliance.spec.fields import (
     parse_allowances,
@@ -48,6 +49,8 @@ CONTAINER_FIELDS = (
     "env",
     "volumes",
     "health",
+    "cap_add",
+    "cap_drop",
 )
 HEALTH_FIELDS = ("command", "interval", "timeout", "retries", "start_period")
 
@@ -101,6 +104,7 @@ def parse_container(raw: Mapping[str, Any], where: str = "") -> Container:
     if name is None or image is None:
         missing = "name" if name is None else "image"
         raise place.error(f'{missing} is missing; write for example {missing}="redis"')
+    added = place.take(raw, "cap_add", parse_capabilities) or ()
     return Container(
         name=name,
         image=image,
@@ -112,6 +116,8 @@ def parse_container(raw: Mapping[str, Any], where: str = "") -> Container:
         env=place.take(raw, "env", parse_environment) or (),
         volumes=place.take(raw, "volumes", parse_volumes) or (),
         health=place.take(raw, "health", _health),
+        cap_add=added,
+        cap_drop=place.take(raw, "cap_drop", lambda value: parse_capabilities(value, added)) or (),
     )
 
 
@@ -136,6 +142,8 @@ def container_to_raw(container: Container) -> dict[str, Any]:
         "command": _listed(container.command),
         "env": dict(container.env),
         "volumes": list(container.volumes),
+        "cap_add": list(container.cap_add),
+        "cap_drop": list(container.cap_drop),
     }
     if container.health is not None:
         raw["health"] = {

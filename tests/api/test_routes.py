@@ -15,6 +15,7 @@ from appliance.api import routes
 from appliance.errors import HostError
 from appliance.model.names import Destination
 from appliance.model.stats import Connection
+from appliance.spec.parse import parse_service
 from tests.api.conversation import FLASK, ORANGE
 
 
@@ -111,6 +112,23 @@ def test_deploying_again_changes_nothing(converse):
             ("orange", "change", "1 replica → 3 replicas"),
         ]
         assert call.appliance.deploys == 3
+
+    converse(test)
+
+
+def test_deploy_takes_net_raw_away(converse):
+    """What is deployed drops NET_RAW unless it asks for it; what was stored before does with the next."""
+
+    async def test(call):
+        raw = {**ORANGE, "containers": [{**ORANGE["containers"][0], "cap_add": ["CAP_NET_RAW"]}]}
+        await call.deploy(FLASK, raw)
+        specs = call.appliance.snapshot().specs
+        assert [c.cap_drop for c in specs["flask"].containers] == [("NET_RAW",), ("NET_RAW",)]
+        assert [(c.cap_add, c.cap_drop) for c in specs["orange"].containers] == [(("NET_RAW",), ())]
+        await call.appliance.deploy([parse_service(ORANGE)])  # as the earlier version did
+        answer = await call("POST", "/v1/plan", content=orjson.dumps({"services": [ORANGE]}))
+        (change,) = [c for c in answer["changes"] if c["container"]]
+        assert change["words"] == "cap_drop none → NET_RAW (replaces its containers one by one)"
 
     converse(test)
 

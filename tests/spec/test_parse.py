@@ -57,6 +57,8 @@ def test_every_field():
                     "env": {"A": "1", "B": 2},
                     "volumes": ["/srv:/data:ro", "cache:/cache", "/scratch"],
                     "health": {"command": "true", "interval": "1m30s", "timeout": 2, "retries": 5},
+                    "cap_add": ["CAP_SYS_TIME", "net_admin"],
+                    "cap_drop": ["ALL"],
                 }
             ],
         }
@@ -85,6 +87,8 @@ def test_every_field():
                 env=(("A", "1"), ("B", "2")),
                 volumes=("/srv:/data:ro", "cache:/cache", "/scratch"),
                 health=Health(command="true", interval=90.0, timeout=2.0, retries=5),
+                cap_add=("NET_ADMIN", "SYS_TIME"),
+                cap_drop=("ALL",),
             ),
         ),
     )
@@ -130,6 +134,8 @@ def test_every_field():
         ({"volumes": ["/a:/data:or"]}, 'unknown option "or"'),
         ({"volumes": ["/a:/data", "/b:/data"]}, 'two volumes are mounted at "/data"'),
         ({"volumes": ["a:/b:ro:x"]}, "is not source:target"),
+        ({"cap_add": ["NET_ROW"]}, 'cap_add: "NET_ROW" is not a capability (did you mean "NET_RAW"?)'),
+        ({"cap_add": ["CHOWN"], "cap_drop": ["chown"]}, 'cap_drop: "CHOWN" is in cap_add too'),
         ({"health": {"interval": 1}}, "health: command is missing"),
         ({"health": {"command": "true", "retires": 1}}, 'unknown field "retires" (did you mean "retries"?)'),
         ({"health": {"command": "true", "interval": "soon"}}, '"soon" is not a duration'),
@@ -275,6 +281,8 @@ containers = st.builds(
     env=st.dictionaries(labels, st.text(st.characters(exclude_characters="\0"))).map(lambda d: tuple(d.items())),
     volumes=st.sampled_from([(), ("/a:/b",), ("x1:/b:ro", "/c")]),
     health=st.none() | st.builds(Health, command=words, interval=st.floats(0.001, 999), retries=st.integers(1, 9)),
+    cap_add=st.sampled_from([(), ("NET_RAW",), ("NET_ADMIN", "SYS_TIME")]),
+    cap_drop=st.sampled_from([(), ("ALL",), ("CHOWN",)]),
 )
 services = st.builds(
     Service,

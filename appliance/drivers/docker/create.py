@@ -53,6 +53,10 @@ def create_body(
         "Dns": [] if dns is None else [str(dns)],
         "Binds": binds,
     }
+    if container.cap_add:
+        host["CapAdd"] = list(container.cap_add)
+    if container.cap_drop:
+        host["CapDrop"] = list(container.cap_drop)
     if container.cpu is not None:
         host["NanoCpus"] = container.cpu * NANO_CPUS_PER_MILLI
     if container.memory is not None:

@@ -49,7 +49,7 @@ _GOING = (RunState.REMOVING, RunState.DEAD)
 def revision(container: Container) -> str:
     """Return 8 hex digits that change with whatever makes a new container necessary; ports and allowances do not."""
     health = container.health
-    content = (
+    content: tuple[object, ...] = (
         container.name,
         container.image,
         container.cpu,
@@ -59,6 +59,8 @@ def revision(container: Container) -> str:
         container.volumes,
         health and (health.command, health.interval, health.timeout, health.retries, health.start_period),
     )
+    if container.cap_add or container.cap_drop:  # a container without them keeps the revision that it always had
+        content += (container.cap_add, container.cap_drop)
     return blake2b(orjson.dumps(content), digest_size=4).hexdigest()
 
 

@@ -28,6 +28,8 @@ FULL = Container(
     env=(("A", "1"), ("B", "x=y")),
     volumes=("/data", "cache:/cache", "/etc/hosts:/h:ro"),
     health=Health(command="true", interval=1.5, timeout=1, retries=2, start_period=3),
+    cap_add=("NET_ADMIN",),
+    cap_drop=("CHOWN", "NET_RAW"),
 )
 
 
@@ -65,6 +67,8 @@ def test_every_field_arrives():
             "Binds": ["cache:/cache", "/etc/hosts:/h:ro"],
             "NanoCpus": 500_000_000,
             "Memory": 268_435_456,
+            "CapAdd": ["NET_ADMIN"],
+            "CapDrop": ["CHOWN", "NET_RAW"],
         },
         "NetworkingConfig": {"EndpointsConfig": {"meshbox": {}}},
     }
@@ -74,7 +78,7 @@ def test_what_is_not_declared_is_not_asked_for():
     """Without limits, command or health check the image's and Docker's own hold."""
     made = body(Container(name="web", image="web"))
     assert made.keys().isdisjoint({"Cmd", "Healthcheck"})
-    assert made["HostConfig"].keys().isdisjoint({"NanoCpus", "Memory"})
+    assert made["HostConfig"].keys().isdisjoint({"NanoCpus", "Memory", "CapAdd", "CapDrop"})
 
 
 def test_labels_are_read_back():

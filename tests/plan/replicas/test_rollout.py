@@ -70,6 +70,8 @@ def not_ready(workload):
         ({"command": ("sh",)}, False),
         ({"env": (("A", "1"),)}, False),
         ({"volumes": ("data:/data",)}, False),
+        ({"cap_add": ("NET_ADMIN",)}, False),
+        ({"cap_drop": ("NET_RAW",)}, False),
         ({"health": Health(command="true")}, False),
         ({"health": Health(command=("true",), interval=1)}, False),
     ],
