@@ -100,6 +100,7 @@ class Parts:
             subnet=config.docker_subnet,
             node=config.node,
             faults=self.faults,
+            allows=config.allows,
         )
         self.tidier = NetworkTidier(self.deployer, self.faults)
         self.facts = FactSources(
@@ -127,6 +128,7 @@ class Parts:
                 deployer=self.deployer,
                 host_access=self.host_access,
                 unneeded=self.tidier.unneeded,
+                faults=self.faults,
             ),
         )
         self.lease = Lease(fresh=self.reconciler.holds_claims, faults=self.faults)

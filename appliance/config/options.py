@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.config import values
 from appliance.errors import InputError, did_you_mean
 from appliance.model.facts import Settings
+from appliance.model.privileges import EVERYTHING, Privileges
 from appliance.model.visitors import Visitors
 
 if TYPE_CHECKING:
@@ -114,6 +115,18 @@ class Config:
         values.choice("local", "consul"),
         "local: this machine alone, kept in state_dir; consul: many machines, and the default of a gateway",
     )
+    allow_host_paths: frozenset[str] | None = _option(
+        None,
+        values.host_paths,
+        "host paths that specs may mount here, with all below them; / is all",
+        shown="/ with registry local, none with consul",
+    )
+    allow_privileged: frozenset[str] | None = _option(
+        None,
+        values.capabilities,
+        "capabilities beyond Docker's default that specs may add here; ALL is all",
+        shown="ALL with registry local, none with consul",
+    )
     host_access: bool = _option(
         "false",
         values.boolean,
@@ -154,6 +167,15 @@ class Config:
         """Whether it serves without Docker, judged by what is there now."""
         return self.gateway == "yes" or (self.gateway == "auto" and not Path(self.docker_socket).exists())
 
+    @property
+    def allows(self) -> Privileges:
+        """What specs may ask of this machine: with a registry that others write to, only what is named."""
+        default = Privileges() if self.registry == "consul" else EVERYTHING
+        return Privileges(
+            paths=default.paths if self.allow_host_paths is None else self.allow_host_paths,
+            capabilities=default.capabilities if self.allow_privileged is None else self.allow_privileged,
+        )
+
     def visitors(self, *, gateway: bool) -> Visitors:
         """Return who may use the mesh from outside it. A gateway always serves its own host."""
         if not (self.host_access or gateway or self.guests):
@@ -177,6 +199,7 @@ class Config:
             prefer_local=self.balance.prefer == "local",
             doors=self.doors,
             meta=self.meta,
+            allows=self.allows,
             gateway=gateway,
             visitors=self.visitors(gateway=gateway),
         )

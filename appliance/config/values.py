@@ -16,6 +16,7 @@ from appliance.errors import InputError, did_you_mean
 from appliance.model.names import MAX_LABEL, Allowance, Protocol, parse_label
 from appliance.model.numbers import check_number, parse_decimal, parse_number
 from appliance.model.visitors import ConnectTo
+from appliance.spec.capabilities import parse_capabilities
 from appliance.spec.fields import MAX_SECONDS, parse_seconds, shown
 from appliance.text import plain
 
@@ -216,6 +217,22 @@ def consul_ports(value: Any) -> frozenset[str | tuple[Protocol, int]]:
                 f"{shown(item)} is neither a port nor one of {', '.join(CONSUL_WORDS)}; write for example 8301/udp"
             ) from None
     return frozenset(found)
+
+
+def host_paths(value: Any) -> frozenset[str] | None:
+    """Accept absolute paths without "..", in a list or separated by commas."""
+    if value is None:
+        return None
+    found = frozenset(_items(value))
+    for item in found:
+        if not item.startswith("/") or ".." in item.split("/") or not item.isprintable():
+            raise InputError(f'{shown(item)} is not an absolute path without ".."; write for example /srv/data')
+    return found
+
+
+def capabilities(value: Any) -> frozenset[str] | None:
+    """Accept names of capabilities, in a list or separated by commas, or ALL."""
+    return None if value is None else frozenset(parse_capabilities(_items(value)))
 
 
 def key_folder(value: Any) -> str:

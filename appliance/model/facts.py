@@ -7,6 +7,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, NamedTuple
 
+from appliance.model.privileges import EVERYTHING, Privileges
 from appliance.model.visitors import Visitors
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class Machine:
     node: str
     address: IPv4Address
     meta: tuple[tuple[str, str], ...] = ()
+    allows: Privileges = EVERYTHING
+    """What it gives to specs; a machine of a version that says nothing runs whatever is placed there."""
     gateway: bool = False
     """It runs no containers: nothing is placed there."""
     presence_port: int | None = None
@@ -205,6 +208,8 @@ class Settings:
     """Whether the kernel can hold addresses to the ports of bridges (nft/bridge.nft)."""
     meta: tuple[tuple[str, str], ...] = ()
     """What a service's constraint may ask of this machine."""
+    allows: Privileges = EVERYTHING
+    """What this machine gives to specs."""
     gateway: bool = False
     """There is no Docker here: only visitors are served."""
     visitors: Visitors = field(default_factory=Visitors)

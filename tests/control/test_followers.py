@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from appliance.control.followers import PlanFollowers
+from appliance.faults import Faults
 from appliance.model.facts import Probe, Settings
 from appliance.model.network import NetnsId
 from appliance.model.registry import Interests
@@ -32,12 +33,14 @@ class Parts:
 
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
+        self.faults = Faults()
         self.followers = PlanFollowers(
             containers=self,
             registry=self,
             deployer=self,
             host_access=self,
             unneeded=lambda: self.told.append(("tidy",)),
+            faults=self.faults,
         )
 
     def probe(self, wanted) -> None:

@@ -31,6 +31,7 @@ from appliance.drivers.consul.codec import (
 )
 from appliance.errors import HostError, MeshboxError, RetryError, cause
 from appliance.model.facts import Machine
+from appliance.model.privileges import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from appliance.drivers.consul.staleness import Staleness
     from appliance.model.names import Destination
     from appliance.model.network import Registration
+    from appliance.model.privileges import Privileges
 
 log = structlog.get_logger()
 
@@ -76,6 +78,7 @@ class Announcer:
         changed: Callable[[], None],
         host: str,
         gateway: bool = False,
+        allows: Privileges = EVERYTHING,
     ) -> None:
         """Touch nothing yet.
 
@@ -87,6 +90,7 @@ class Announcer:
         self._staleness = staleness
         self._node = node
         self._meta = meta
+        self._allows = allows
         self._address = address
         self._changed = changed
         self._host = host
@@ -210,6 +214,7 @@ class Announcer:
                 node=self._node,
                 address=address,
                 meta=self._meta,
+                allows=self._allows,
                 gateway=self._gateway,
                 presence_port=self._presence_port,
                 claims=self._claims,

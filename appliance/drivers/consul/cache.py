@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from appliance.config import values
-from appliance.drivers.consul.codec import parse_address, parse_presence_port, parse_revisions
+from appliance.drivers.consul.codec import parse_address, parse_allows, parse_presence_port, parse_revisions
 from appliance.drivers.local import statefile
 from appliance.errors import cause
 from appliance.model.facts import Endpoint, Machine
@@ -76,6 +76,7 @@ def dump(known: CachedFacts) -> bytes:
                     "node": m.node,
                     "address": str(m.address),
                     "meta": dict(m.meta),
+                    "allows": {"paths": sorted(m.allows.paths), "capabilities": sorted(m.allows.capabilities)},
                     "gateway": m.gateway,
                     "presence_port": m.presence_port,
                     "healthy": m.healthy,
@@ -132,6 +133,7 @@ def _machine(m: Any) -> Machine:
         node=values.node(m["node"]),
         address=parse_address(m["address"]),
         meta=tuple(sorted((str(key), str(value)) for key, value in m["meta"].items())),
+        allows=parse_allows(m.get("allows")),
         gateway=bool(m.get("gateway", False)),
         presence_port=parse_presence_port(m.get("presence_port")),
         healthy=bool(m.get("healthy", True)),

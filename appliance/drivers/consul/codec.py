@@ -21,6 +21,7 @@ from appliance.errors import HostError, InputError, cause
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination, Name, Protocol, check_port, parse_port_number
 from appliance.model.numbers import check_number, check_time, parse_number
+from appliance.model.privileges import EVERYTHING, Privileges
 from appliance.model.rollout import is_revision
 from appliance.spec.parse import MAX_COUNT, parse_service, service_to_raw
 from appliance.text import plain, quoted
@@ -76,7 +77,12 @@ def machine_service(machine: Machine, host: str = "") -> dict[str, Any]:
         "service_id": machine_id(machine.node),
         "address": str(machine.address),
         **({} if machine.presence_port is None else {"port": machine.presence_port}),
-        "meta": {"node": machine.node, "constraints": _constraints(machine.meta), "host": host}
+        "meta": {
+            "node": machine.node,
+            "constraints": _constraints(machine.meta),
+            "allows": _allows(machine.allows),
+            "host": host,
+        }
         | ({"gateway": "yes"} if machine.gateway else {})
         | _claims(machine.claims),
         "check": {
@@ -93,19 +99,38 @@ def _constraints(meta: Iterable[tuple[str, str]]) -> str:
     return orjson.dumps(dict(meta)).decode()
 
 
+def _allows(allows: Privileges) -> str:
+    return orjson.dumps({"paths": sorted(allows.paths), "capabilities": sorted(allows.capabilities)}).decode()
+
+
+def parse_allows(raw: object) -> Privileges:
+    """Parse what a machine gives to specs. None, from a version that does not say it, is everything.
+
+    Raises InputError.
+    """
+    if raw is None:
+        return EVERYTHING
+    try:
+        paths, capabilities = (frozenset(map(values.text, raw[key])) for key in ("paths", "capabilities"))  # type: ignore[index]
+    except (TypeError, LookupError) as error:
+        raise InputError(f"{quoted(raw, 60)} is not what a machine allows") from error
+    return Privileges(paths=paths, capabilities=capabilities)
+
+
 def _claims(claims: Iterable[str]) -> dict[str, str]:
     """Return meta that holds the claims, spread over several values. Claims beyond `MAX_CLAIM_LINES` have to wait."""
     lines = textwrap.wrap(" ".join(sorted(claims)), MAX_META, break_long_words=False, break_on_hyphens=False)
     return {f"claims-{number}": line for number, line in enumerate(lines[:MAX_CLAIM_LINES], start=1)}
 
 
-def check_meta(meta: Iterable[tuple[str, str]]) -> None:
+def check_meta(meta: Iterable[tuple[str, str]], allows: Privileges = EVERYTHING) -> None:
     """Raise HostError when this is more than Consul stores for a machine."""
-    length = len(_constraints(meta))
-    if length > MAX_META:
-        raise HostError(
-            f"meta is too long: Consul stores {MAX_META} characters of it, as JSON, and it has {length}", "shorten it"
-        )
+    for name, text in (("meta", _constraints(meta)), ("allow_host_paths with allow_privileged", _allows(allows))):
+        if len(text) > MAX_META:
+            raise HostError(
+                f"{name} is too long: Consul stores {MAX_META} characters of it, as JSON, and it has {len(text)}",
+                "shorten it",
+            )
 
 
 def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
@@ -228,6 +253,7 @@ def _machine(entry: Mapping[str, Any]) -> SeenMachine | None:
         node=values.node(service["Meta"]["node"]),
         address=_address(entry),
         meta=tuple(sorted((str(key), str(value)) for key, value in meta.items())),
+        allows=parse_allows(orjson.loads(service["Meta"].get("allows", "null"))),
         gateway="gateway" in service["Meta"],
         presence_port=parse_presence_port(service.get("Port") or None),
         healthy=is_healthy(entry),

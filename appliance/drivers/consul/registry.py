@@ -34,6 +34,7 @@ from appliance.drivers.consul.watch import Queries
 from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity
 from appliance.errors import RetryError, cause
+from appliance.model.privileges import EVERYTHING
 from appliance.model.registry import RegistryFacts
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from appliance.config.options import Consul as ConsulSettings
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
+    from appliance.model.privileges import Privileges
     from appliance.model.registry import Interests
     from appliance.model.spec import Service
 
@@ -66,6 +68,7 @@ class ConsulRegistry:
         meta: tuple[tuple[str, str], ...] = (),
         address: IPv4Address | None = None,
         gateway: bool = False,
+        allows: Privileges = EVERYTHING,
         host: str = "",
         proxy_ports: tuple[int, int],
         state_dir: Path,
@@ -73,13 +76,13 @@ class ConsulRegistry:
         clock: Callable[[], float] = time.time,
         grace: float = GRACE,
     ) -> None:
-        """Touch nothing yet. Raises HostError when a file of the settings cannot be used, or `meta` is too long.
+        """Touch nothing yet. Raises HostError when a file, or a `meta` or `allows` of that length, cannot be used.
 
         `address` is where other machines reach this one; without it, the address of the Consul agent. `host` tells
         this host from one whose appliance has the same node name; by default it is found out. One of `proxy_ports`
         becomes the presence port. `clock` gives seconds since the epoch of Unix; `grace` is in seconds.
         """
-        check_meta(meta)
+        check_meta(meta, allows)
         self._bell = bell
         self._cache = Cache(state_dir)
         self._store = LocalStore(state_dir, clock=clock)
@@ -94,6 +97,7 @@ class ConsulRegistry:
             changed=self._publish,
             host=host or identity.host(),
             gateway=gateway,
+            allows=allows,
         )
         self._loss = LossDetector(
             self._api, self._staleness, node, lost=self._put_back, other=self._start_afresh, grace=grace
