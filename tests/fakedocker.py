@@ -41,6 +41,8 @@ class FakeDocker:
         self.reserved: dict[str, dict[str, IPv4Address]] = {}
         self.images = {"web"}
         self.calls: list[str] = []
+        self.bodies: list[dict[str, object]] = []
+        """What was asked to be created."""
         self.refuse: dict[str, str] = {}
         """Call → Docker's message."""
         self.down = False
@@ -197,6 +199,7 @@ class FakeDocker:
     async def create(self, name, body):
         """Create; the image and the network must exist, the name must be free."""
         self._call("create", name)
+        self.bodies.append(body)
         if any(one.listed.docker_name == name for one in self.there.values()):
             raise ConflictError(f'Conflict. The container name "/{name}" is already in use', status=409)
         if body["Image"] not in self.images:

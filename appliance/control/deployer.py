@@ -66,11 +66,11 @@ class Deployer:
         node: str = "",
         faults: Faults | None = None,
         allows: Privileges = EVERYTHING,
-        resolve: Callable[[str], str] = paths.resolve,
+        follow: Callable[[str], Awaitable[str]] = paths.follow,
     ) -> None:
         """`pairs_to` counts the open connections to an address; `subnet` is for the network where it must be made.
 
-        `allows` is what specs may ask of this machine; `resolve` follows the symbolic links of a path of the host, and
+        `allows` is what specs may ask of this machine; `follow` follows the symbolic links of a path of the host, and
         raises OSError.
         """
         self._docker = docker
@@ -83,7 +83,7 @@ class Deployer:
         self._node = node
         self._faults = faults or Faults()
         self._allows = allows
-        self._resolve = resolve
+        self._follow = follow
         self._backoff = Backoff()
         self._network_judged = False
         self._nursery: trio.Nursery | None = None
@@ -218,7 +218,7 @@ class Deployer:
         lacking = self._allows.lacking([container])
         volumes = container.volumes
         if not lacking and host_paths(container) and not self._allows.all_paths:
-            given, volumes = await trio.to_thread.run_sync(self._resolved, container)
+            given, volumes = await self._followed(container)
             lacking = given.lacking([replace(container, volumes=volumes)])
         if lacking:
             self.counts["refused"] += 1
@@ -227,16 +227,17 @@ class Deployer:
             )
         return replace(container, volumes=volumes)
 
-    def _resolved(self, container: Container) -> tuple[Privileges, tuple[str, ...]]:
+    async def _followed(self, container: Container) -> tuple[Privileges, tuple[str, ...]]:
         """Return what is given and what is mounted without symbolic links, through which a container could leave."""
         try:
-            given = frozenset(map(self._resolve, self._allows.paths))
-            volumes = tuple(
-                f"{self._resolve(source)}:{rest}" if colon and source.startswith("/") else f"{source}{colon}{rest}"
-                for source, colon, rest in (text.partition(":") for text in container.volumes)
-            )
+            given = frozenset([await self._follow(path) for path in self._allows.paths])
+            real = {path: await self._follow(path) for path in host_paths(container)}
         except OSError as error:
             raise HostError(f"cannot find out where host paths lead: {error.filename}: {error.strerror}") from error
+        parted = (text.partition(":") for text in container.volumes)
+        volumes = tuple(
+            f"{real.get(source, source)}{colon}{rest}" if colon else source for source, colon, rest in parted
+        )
         return replace(self._allows, paths=given), volumes
 
     def _judge(self, network: DockerNetwork) -> None:

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from appliance.control.followers import PlanFollowers
 from appliance.faults import Faults
@@ -87,3 +88,19 @@ def test_network_that_nothing_needs_is_told(facts, tidied) -> None:
     parts = Parts()
     trio.run(parts.followers.finish, PLAN, facts)
     assert (("tidy",) in parts.told) == tidied
+
+
+def test_a_service_that_no_machine_allows_is_told_once() -> None:
+    """It is a fault with its reason, counted while it lasts, and gone once the service is mended or removed."""
+    parts = Parts()
+    held = replace(PLAN, refused={"pwn": "no machine allows what it asks for: /etc on here"})
+    with capture_logs() as lines:
+        for plan in (held, held, PLAN):
+            trio.run(parts.followers.finish, plan, FACTS)
+            faults = dict(parts.faults.list())
+            assert len(faults) == len(plan.refused)
+    (line,) = (line for line in lines if line["log_level"] == "warning")
+    assert line["service"] == "pwn"
+    assert "/etc on here" in line["cause"]
+    assert "allow_host_paths" in line["event"]
+    assert parts.faults.total == 2

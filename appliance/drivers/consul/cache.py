@@ -21,11 +21,14 @@ from appliance.errors import cause
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination, check_port
 from appliance.model.numbers import check_number, check_time
+from appliance.model.privileges import EVERYTHING
 from appliance.spec.parse import MAX_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
+
+    from appliance.model.privileges import Privileges
 
 T = TypeVar("T")
 
@@ -76,11 +79,11 @@ def dump(known: CachedFacts) -> bytes:
                     "node": m.node,
                     "address": str(m.address),
                     "meta": dict(m.meta),
-                    "allows": {"paths": sorted(m.allows.paths), "capabilities": sorted(m.allows.capabilities)},
                     "gateway": m.gateway,
                     "presence_port": m.presence_port,
                     "healthy": m.healthy,
                     "answers": m.answers,
+                    **_allows(m.allows),
                 }
                 for m in known.machines
             ],
@@ -98,6 +101,13 @@ def dump(known: CachedFacts) -> bytes:
         },
         option=orjson.OPT_INDENT_2,
     )
+
+
+def _allows(allows: Privileges) -> dict[str, Any]:
+    """Return what a machine gives to specs; nothing where that is everything, as former versions wrote it."""
+    if allows == EVERYTHING:
+        return {}
+    return {"allows": {"paths": sorted(allows.paths), "capabilities": sorted(allows.capabilities)}}
 
 
 def load(content: bytes) -> CachedFacts:

@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+import trio
+
 from appliance import image
 
 MOST_LINKS = 40
@@ -17,6 +19,11 @@ _PLAIN = frozenset({errno.EINVAL, errno.ENOENT, errno.ENOTDIR})
 def host_root() -> str:
     """Return where this process sees the host's files: in the image, those of process 1 (`--pid=host`)."""
     return "/proc/1/root" if image.IMAGE_MARK.exists() else "/"
+
+
+async def follow(path: str) -> str:
+    """Return where a path of the host leads, in a thread: the file system may be another computer's. Raises OSError."""
+    return await trio.to_thread.run_sync(resolve, path, abandon_on_cancel=True)
 
 
 def resolve(path: str, root: str | None = None) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import trio
 
 from appliance.drivers.host import paths
 
@@ -51,3 +53,8 @@ def test_whose_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mark").touch()
     monkeypatch.setattr("appliance.image.IMAGE_MARK", tmp_path / "mark")
     assert paths.host_root() == "/proc/1/root"
+
+
+def test_followed_beside_other_work() -> None:
+    """The host's own files, in a thread."""
+    assert trio.run(paths.follow, "/proc/self/../self/ns") == f"/proc/{os.getpid()}/ns"
