@@ -165,7 +165,7 @@ def test_a_redirect_that_leads_elsewhere_yields_no_figures(
     """Neither where the rules lack the virtual IP, nor where another contender carries what is dialled there."""
     (work,) = (work for work in WORKS if work.name == "keepalive-1")
     tables = rules.deployed(routes)
-    monkeypatch.setattr(rules, "deployed", lambda _: tables)
+    monkeypatch.setattr(rules, "deployed", lambda *_: tables)
     peers.install()
     with (
         lab(seconds=1.0, quick=True) as it,
