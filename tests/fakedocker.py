@@ -43,6 +43,8 @@ class FakeDocker:
         self.image_says: dict[str, dict[str, str]] = {"sha256:web": {}}
         """Labels of images, by id."""
         self.calls: list[str] = []
+        self.bodies: list[dict[str, object]] = []
+        """What was asked to be created."""
         self.refuse: dict[str, str] = {}
         """Call → Docker's message."""
         self.down = False
@@ -233,6 +235,7 @@ class FakeDocker:
     async def create(self, name, body):
         """Create; the image and the network must exist, the name must be free."""
         self._call("create", name)
+        self.bodies.append(body)
         if any(one.listed.docker_name == name for one in self.there.values()):
             raise ConflictError(f'Conflict. The container name "/{name}" is already in use', status=409)
         if body["Image"] not in self.images:

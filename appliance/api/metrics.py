@@ -193,6 +193,7 @@ COUNTERS: Mapping[str, str] = {
     "containers_started": "Containers of meshbox that had stopped and were started.",
     "containers_retired": "Containers that meshbox drained and removed.",
     "containers_pulled": "Images that were pulled before a deploy.",
+    "containers_refused": "Attempts to create a container that asks for more than this machine allows.",
     "containers_failed": "Attempts to create, start or remove a container that failed.",
     "workers_restarted": "Worker processes that ended and were replaced.",
     "docker_lists": "Listings of all containers and networks.",

@@ -31,7 +31,7 @@ from appliance.plan.allocate import misfit
 from appliance.plan.explain import find_client, why
 from appliance.plan.replicas.changes import Kind, changes, removal
 from appliance.plan.replicas.elsewhere import elsewhere
-from appliance.plan.replicas.placement import check_constraint
+from appliance.plan.replicas.placement import ALLOW, check_allowed, check_constraint, not_allowed
 from appliance.plan.replicas.rollout import progress
 from appliance.spec.capabilities import drop_net_raw
 from appliance.spec.parse import check_services, parse_service
@@ -319,14 +319,17 @@ def _judged(appliance: Appliance, wanted: Sequence[Service]) -> views.Row:
     """Return what deploying these would change, and warnings. Raises InputError or HostError where it cannot be."""
     s = appliance.snapshot()
     names = {w.name for w in s.workloads if w.revision is None} | {e.destination.name for e in s.endpoints}
-    warnings = check_services(wanted, others=s.specs.values(), names=names)
+    warnings = list(check_services(wanted, others=s.specs.values(), names=names))
     for service in wanted:
         if s.specs.get(service.name) != service:
             check_constraint(service, s.settings, s.machines)
+            check_allowed(service, s.settings, s.machines)
+        elif words := not_allowed(service, s.settings, s.machines):
+            warnings.append(f'service "{service.name}" is deployed, but {words}; {ALLOW}')
     if words := misfit(s.allocations, wanted, s.settings, s.now, s.unusable_ports):
         raise HostError(f"this does not fit, and nothing was changed: {words}")
     warnings += left_behind(s.workloads, wanted)
-    return {"changes": [asdict(change) for change in changes(s.specs, wanted)], "warnings": list(warnings)}
+    return {"changes": [asdict(change) for change in changes(s.specs, wanted)], "warnings": warnings}
 
 
 def _progressed(appliance: Appliance, s: Snapshot, names: frozenset[str]) -> list[views.Row]:

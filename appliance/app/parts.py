@@ -105,6 +105,7 @@ class Parts:
             subnet=config.docker_subnet,
             node=config.node,
             faults=self.faults,
+            allows=config.allows,
         )
         self.tidier = NetworkTidier(self.deployer, self.faults)
         self.facts = FactSources(
@@ -132,6 +133,7 @@ class Parts:
                 deployer=self.deployer,
                 host_access=self.host_access,
                 unneeded=self.tidier.unneeded,
+                faults=self.faults,
             ),
         )
         self.confirmer = Confirmer(

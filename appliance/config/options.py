@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from appliance.config import values
 from appliance.errors import InputError, did_you_mean
 from appliance.model.facts import Settings
+from appliance.model.privileges import EVERYTHING, Privileges
 from appliance.model.visitors import Visitors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from ipaddress import IPv4Address, IPv4Network
 
+    from appliance.model.names import Protocol
     from appliance.model.visitors import ConnectTo
 
 DEFAULT_FILE = "/etc/meshbox/meshbox.toml"
@@ -60,6 +62,15 @@ class Consul:
     prefix: str = _option("meshbox", values.key_folder, "folder in Consul's key/value store")
     consistency: str = _option(
         "default", values.choice("default", "consistent", "stale"), "consistency mode of what is read from Consul"
+    )
+    refuse: frozenset[str | tuple[Protocol, int]] = _option(
+        "gossip, rpc, grpc",
+        values.consul_ports,
+        "ports of Consul that containers may not dial, here and on other machines; a word means the port that the agent"
+        " names",
+    )
+    agents: frozenset[IPv4Address] = _option(
+        "", values.addresses, "containers of this host that run a Consul agent and may dial these ports"
     )
 
 
@@ -107,6 +118,18 @@ class Config:
         values.choice("local", "consul"),
         "local: this machine alone, kept in state_dir; consul: many machines, and the default of a gateway",
     )
+    allow_host_paths: frozenset[str] | None = _option(
+        None,
+        values.host_paths,
+        "host paths that specs may mount here, with all below them; / is all",
+        shown="/ with registry local, none with consul",
+    )
+    allow_privileged: frozenset[str] | None = _option(
+        None,
+        values.capabilities,
+        "capabilities beyond Docker's default that specs may add here; ALL is all",
+        shown="ALL with registry local, none with consul",
+    )
     host_access: bool = _option(
         "false",
         values.boolean,
@@ -147,6 +170,15 @@ class Config:
         """Whether it serves without Docker, judged by what is there now."""
         return self.gateway == "yes" or (self.gateway == "auto" and not Path(self.docker_socket).exists())
 
+    @property
+    def allows(self) -> Privileges:
+        """What specs may ask of this machine: with a registry that others write to, only what is named."""
+        default = Privileges() if self.registry == "consul" else EVERYTHING
+        return Privileges(
+            paths=default.paths if self.allow_host_paths is None else self.allow_host_paths,
+            capabilities=default.capabilities if self.allow_privileged is None else self.allow_privileged,
+        )
+
     def visitors(self, *, gateway: bool) -> Visitors:
         """Return who may use the mesh from outside it. A gateway always serves its own host."""
         if not (self.host_access or gateway or self.guests):
@@ -170,6 +202,7 @@ class Config:
             prefer_local=self.balance.prefer == "local",
             doors=self.doors,
             meta=self.meta,
+            allows=self.allows,
             gateway=gateway,
             visitors=self.visitors(gateway=gateway),
         )

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from appliance.errors import InputError, did_you_mean
-from appliance.model.names import MAX_LABEL, Allowance, parse_label
+from appliance.model.names import MAX_LABEL, Allowance, Protocol, parse_label
 from appliance.model.numbers import check_number, parse_decimal, parse_number
 from appliance.model.visitors import ConnectTo
+from appliance.spec.capabilities import parse_capabilities
 from appliance.spec.fields import MAX_SECONDS, parse_seconds, shown
 from appliance.text import plain
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 MOST_ADDRESSES = 4096
 """Addresses that a list may have, networks spelled out: each is one in the sets of rules and listeners."""
+
+CONSUL_WORDS = ("gossip", "rpc", "grpc", "http", "dns")
+"""What Consul's agents listen for, in words of the option `consul.refuse`."""
 
 _NODE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -195,6 +199,40 @@ def consul_address(value: Any) -> str:
             f"write for example http://127.0.0.1:8500 or unix:///run/consul.sock"
         )
     return found.rstrip("/")
+
+
+def consul_ports(value: Any) -> frozenset[str | tuple[Protocol, int]]:
+    """Accept gossip, rpc, grpc, http, dns, and ports as 8301 or 8301/udp, in a list or separated by commas."""
+    found: set[str | tuple[Protocol, int]] = set()
+    for item in _items(value):
+        if item in CONSUL_WORDS:
+            found.add(item)
+            continue
+        port, slash, protocol = item.partition("/")
+        try:
+            number = parse_number(port, 1, 65535)
+            found |= {(p, number) for p in ([Protocol(protocol)] if slash else Protocol)}
+        except (InputError, ValueError):
+            raise InputError(
+                f"{shown(item)} is neither a port nor one of {', '.join(CONSUL_WORDS)}; write for example 8301/udp"
+            ) from None
+    return frozenset(found)
+
+
+def host_paths(value: Any) -> frozenset[str] | None:
+    """Accept absolute paths without "..", in a list or separated by commas."""
+    if value is None:
+        return None
+    found = frozenset(_items(value))
+    for item in found:
+        if not item.startswith("/") or ".." in item.split("/") or not item.isprintable():
+            raise InputError(f'{shown(item)} is not an absolute path without ".."; write for example /srv/data')
+    return found
+
+
+def capabilities(value: Any) -> frozenset[str] | None:
+    """Accept names of capabilities, in a list or separated by commas, or ALL."""
+    return None if value is None else frozenset(parse_capabilities(_items(value)))
 
 
 def key_folder(value: Any) -> str:

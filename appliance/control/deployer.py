@@ -8,6 +8,7 @@ run, and an action that is cut short at any point leaves something that the next
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,10 +19,12 @@ from appliance.drivers.docker.client import PULL_SILENCE
 from appliance.drivers.docker.create import create_body, docker_name
 from appliance.drivers.docker.http import ConflictError, DockerError, NotFoundError
 from appliance.drivers.docker.network import bridge_address, own_network
-from appliance.errors import MeshboxError, cause
+from appliance.drivers.host import paths
+from appliance.errors import HostError, MeshboxError, cause
 from appliance.faults import Faults
 from appliance.heartbeat import UNWATCHED
 from appliance.model.facts import RunState
+from appliance.model.privileges import EVERYTHING, host_paths
 from appliance.model.rollout import Action, Create, Progress, ReplicaKey, Retire, Start
 from appliance.retry import Backoff
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from appliance.drivers.docker.types import Inspected
     from appliance.heartbeat import Heartbeat
     from appliance.model.facts import DockerNetwork
+    from appliance.model.privileges import Privileges
+    from appliance.model.spec import Container
 
 log = structlog.get_logger()
 
@@ -65,8 +70,14 @@ class Deployer:
         subnet: IPv4Network | None = None,
         node: str = "",
         faults: Faults | None = None,
+        allows: Privileges = EVERYTHING,
+        follow: Callable[[str], Awaitable[str]] = paths.follow,
     ) -> None:
-        """`pairs_to` counts the open connections to an address; `subnet` is for the network where it must be made."""
+        """`pairs_to` counts the open connections to an address; `subnet` is for the network where it must be made.
+
+        `allows` is what specs may ask of this machine; `follow` follows the symbolic links of a path of the host, and
+        raises OSError.
+        """
         self._docker = docker
         self._network = network
         self._bell = bell
@@ -76,6 +87,8 @@ class Deployer:
         self._subnet = subnet
         self._node = node
         self._faults = faults or Faults()
+        self._allows = allows
+        self._follow = follow
         self._backoff = Backoff()
         self._network_judged = False
         self._nursery: trio.Nursery | None = None
@@ -83,7 +96,7 @@ class Deployer:
         self._busy: dict[ReplicaKey, Action] = {}
         self._progress: dict[ReplicaKey, Progress] = {}
         self.counts: Counter[str] = Counter()
-        """`created`, `started`, `retired`, `pulled` and `failed` since the start."""
+        """`created`, `started`, `retired`, `pulled`, `refused` and `failed` since the start."""
 
     @property
     def busy(self) -> frozenset[ReplicaKey]:
@@ -191,13 +204,14 @@ class Deployer:
         self._progress[key] = Progress(key=key, state=state, failed=failed, machine=self._node)
 
     async def _create(self, action: Create, beat: Heartbeat) -> None:
-        key, container = action.key, action.container
+        key = action.key
 
         def told(_: str, state: str) -> None:
             beat()
             self._say(key, state)
 
         self._say(key, "creating")
+        container = await self._allowed(action.container)
         await self.pull([container.image], told)
         beat()
         self._say(key, "creating")
@@ -213,6 +227,36 @@ class Deployer:
         log.info("container created", container=name, image=container.image)
         self._say(key, "starting")
         await self._start_or_clear(container_id)
+
+    async def _allowed(self, container: Container) -> Container:
+        """Return the container with the paths of the host that it really mounts. Raises HostError for one not allowed.
+
+        The plan places nothing where it is not allowed; this is the last word, and the one that follows links.
+        """
+        lacking = self._allows.lacking([container])
+        volumes = container.volumes
+        if not lacking and host_paths(container) and not self._allows.all_paths:
+            given, volumes = await self._followed(container)
+            lacking = given.lacking([replace(container, volumes=volumes)])
+        if lacking:
+            self.counts["refused"] += 1
+            raise HostError(
+                f"this machine does not allow {', '.join(lacking)}", "see allow_host_paths and allow_privileged"
+            )
+        return replace(container, volumes=volumes)
+
+    async def _followed(self, container: Container) -> tuple[Privileges, tuple[str, ...]]:
+        """Return what is given and what is mounted without symbolic links, through which a container could leave."""
+        try:
+            given = frozenset([await self._follow(path) for path in self._allows.paths])
+            real = {path: await self._follow(path) for path in host_paths(container)}
+        except OSError as error:
+            raise HostError(f"cannot find out where host paths lead: {error.filename}: {error.strerror}") from error
+        parted = (text.partition(":") for text in container.volumes)
+        volumes = tuple(
+            f"{real.get(source, source)}{colon}{rest}" if colon else source for source, colon, rest in parted
+        )
+        return replace(self._allows, paths=given), volumes
 
     def _judge(self, network: DockerNetwork) -> None:
         """Warn once if somebody else made the network in another way; it is used anyway."""

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from appliance.control.deployer import Deployer
     from appliance.control.hostaccess import HostAccess
     from appliance.drivers.registry import Registry
+    from appliance.faults import Faults
     from appliance.model.facts import Probe, Snapshot
     from appliance.plan.compile import Plan
+
+
+REFUSED = "refused"
+"""The kind of fault of a service that no machine may run; its name is the other part."""
 
 
 class ProbingContainers(Protocol):
@@ -34,6 +39,7 @@ class PlanFollowers:
         deployer: Deployer,
         host_access: HostAccess,
         unneeded: Callable[[], None],
+        faults: Faults,
     ) -> None:
         """`unneeded` is called when there is our Docker network, and nothing that needs it."""
         self._containers = containers
@@ -41,6 +47,7 @@ class PlanFollowers:
         self._deployer = deployer
         self._host_access = host_access
         self._unneeded = unneeded
+        self._faults = faults
 
     def begin(self, plan: Plan) -> None:
         """Dial what has to be dialled: a container is not ready sooner because a ruleset takes its time."""
@@ -53,6 +60,13 @@ class PlanFollowers:
         self._registry.watch(plan.interests)
         self._deployer.submit(plan.actions, unplanned=facts.busy)
         self._host_access.changed()
+        self._tell(plan.refused)
         needed = facts.specs or any(w.revision is not None for w in facts.workloads)
         if not needed and any(n.name == facts.settings.docker_network for n in facts.networks):
             self._unneeded()
+
+    def _tell(self, refused: Mapping[str, str]) -> None:
+        self._faults.drop(lambda key: isinstance(key, tuple) and key[0] == REFUSED and key[1] not in refused)
+        for name, why in refused.items():
+            words = "a deployed service is not run; see allow_host_paths and allow_privileged"
+            self._faults.report((REFUSED, name), words, why, service=name)

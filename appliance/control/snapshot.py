@@ -79,6 +79,7 @@ class FactSources:
             unusable_ports=known.own_ports,
             machines=known.machines,
             endpoints=known.endpoints,
+            registry_ports=known.ports,
             going=self._deployer.going,
             busy=self._deployer.busy,
         )

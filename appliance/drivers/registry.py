@@ -86,6 +86,7 @@ def open_registry(
             meta=config.meta,
             address=address,
             gateway=gateway,
+            allows=config.allows,
             proxy_ports=config.proxy_ports,
             state_dir=state_dir,
             bell=bell,

@@ -7,6 +7,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, NamedTuple
 
+from appliance.model.privileges import EVERYTHING, Privileges
 from appliance.model.visitors import Visitors
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ class Machine:
     node: str
     address: IPv4Address
     meta: tuple[tuple[str, str], ...] = ()
+    allows: Privileges = EVERYTHING
+    """What it gives to specs; a machine of a version that says nothing runs whatever is placed there."""
     gateway: bool = False
     """It runs no containers: nothing is placed there."""
     presence_port: int | None = None
@@ -165,6 +168,19 @@ class Endpoint:
     weight: int
     revisions: tuple[tuple[str, int], ...] = ()
     """How many of them meshbox created, by revision, sorted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryPorts:
+    """Where the registry's own processes listen on all machines: no container dials there, and nothing that passes."""
+
+    ports: frozenset[tuple[Protocol, int]] = frozenset()
+    hosts: frozenset[IPv4Address] = frozenset()
+    """Addresses of such processes, also on computers that are no machines of the mesh."""
+    advertised: frozenset[IPv4Address] = frozenset()
+    """Where the one lives that this machine asks. Where that is in a container, the container may dial the others."""
+    exempt: frozenset[IPv4Address] = frozenset()
+    """Containers that run one too, by configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +212,8 @@ class Settings:
     """Whether the kernel can hold addresses to the ports of bridges (nft/bridge.nft)."""
     meta: tuple[tuple[str, str], ...] = ()
     """What a service's constraint may ask of this machine."""
+    allows: Privileges = EVERYTHING
+    """What this machine gives to specs."""
     gateway: bool = False
     """There is no Docker here: only visitors are served."""
     visitors: Visitors = field(default_factory=Visitors)
@@ -220,6 +238,7 @@ class Snapshot:
     """Proxy ports that something on this host holds which is not a listener of the proxy."""
     machines: tuple[Machine, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
+    registry_ports: RegistryPorts = field(default_factory=RegistryPorts)
     going: frozenset[str] = frozenset()
     """Ids of containers that are being retired: what was begun is not taken back."""
     busy: frozenset[ReplicaKey] = frozenset()

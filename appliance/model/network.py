@@ -179,6 +179,20 @@ class VisitorRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryGuard:
+    """Who may not dial the registry's own ports (nft/consul.nft)."""
+
+    ports: frozenset[tuple[Protocol, int]]
+    """On this host and on all `hosts`."""
+    hosts: frozenset[IPv4Address] = frozenset()
+    """Other computers that have such ports."""
+    agents: frozenset[IPv4Address] = frozenset()
+    """Containers that may: they run a part of the registry."""
+    bridges: frozenset[str] = frozenset()
+    """Interfaces of this host that are bridges of Docker networks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostRuleset:
     """All that varies in the table of the host's own namespace (nft/host.nft)."""
 
@@ -201,6 +215,7 @@ class HostRuleset:
     listening: frozenset[tuple[Protocol, int]] = frozenset()
     """The proxy's listeners. Other ports within `proxy_ports` belong to others: not ours to guard."""
     visitors: VisitorRules | None = None
+    registry: RegistryGuard | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

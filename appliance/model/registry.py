@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from appliance.model.facts import Allocations
+from appliance.model.facts import Allocations, RegistryPorts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +37,8 @@ class RegistryFacts:
     machines: tuple[Machine, ...] = ()
     """All machines, this one included. Empty: there is only this one."""
     endpoints: tuple[Endpoint, ...] = ()
+    ports: RegistryPorts = field(default_factory=RegistryPorts)
+    """Of the registry itself."""
     held_since: float | None = None
     """Since when the registry has been silent and these facts are held, in Unix time; None: they are fresh."""
     held_why: str = ""

@@ -19,7 +19,7 @@ from appliance.plan.doors import doors, routes
 from appliance.plan.interests import interests
 from appliance.plan.portclaims import PortClaims
 from appliance.plan.probes import probes
-from appliance.plan.replicas.rollout import claims, retiring, rollout, startable
+from appliance.plan.replicas.rollout import claims, refused, retiring, rollout, startable
 from appliance.plan.skeleton import Skeleton, Skeletons
 from appliance.plan.turns import at_once
 
@@ -44,6 +44,8 @@ class Plan:
     """Services to hear about from other machines."""
     claims: frozenset[str]
     """Replicas' containers that no other machine may run any more."""
+    refused: Mapping[str, str]
+    """Deployed services that no machine runs, because none allows what they ask for; why, by name."""
     probes: frozenset[Probe]
     """Ports to dial."""
     due: float
@@ -106,6 +108,7 @@ class Compiler:
             actions=startable(s, actions),
             interests=self._interests_of(s),
             claims=claimed,
+            refused=refused(s),
             probes=probes(containers),
             due=due,
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
-from appliance.model.network import HostRuleset, Netns, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import HostRuleset, Netns, RegistryGuard, Route, VisitorRules, WorkloadRuleset
 from appliance.plan.containers import container_subnets
 from appliance.plan.policy import Reach
 from appliance.plan.portclaims import network_bridges
@@ -145,6 +145,27 @@ def host_ruleset(
         subnets=frozenset(n for n in container_subnets(s.networks) if isinstance(n, IPv4Network)),
         listening=listening,
         visitors=visitors,
+        registry=_registry_guard(s),
+    )
+
+
+def _registry_guard(s: Snapshot) -> RegistryGuard | None:
+    """Return who may not dial the registry's ports; None where the registry has none.
+
+    The one that this machine asks is in a container of this host if its address is on a Docker network.
+    """
+    known = s.registry_ports
+    if not known.ports:
+        return None
+    subnets = [n for n in container_subnets(s.networks) if isinstance(n, IPv4Network)]
+    inside = frozenset(
+        a for a in known.advertised if a not in s.host_addresses and any(a in subnet for subnet in subnets)
+    )
+    return RegistryGuard(
+        ports=known.ports,
+        hosts=(known.hosts | {m.address for m in s.machines}) - s.host_addresses,
+        agents=inside | known.exempt,
+        bridges=frozenset(n.bridge for n in s.networks if n.bridge),
     )
 
 

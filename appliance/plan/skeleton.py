@@ -65,7 +65,7 @@ class Skeletons:
         machines = [(m.node, m.address, may_call(m)) for m in s.machines]
         bridges = network_bridges(s.networks, s.bridges).keys()
         facts = (s.settings, dict(s.specs), s.networks, bridges, s.host_addresses, machines, s.unusable_ports, remote)
-        inputs = (*facts, [c.identity for c in containers])
+        inputs = (*facts, s.registry_ports, [c.identity for c in containers])
         last = self._last
         if last is None or inputs != self._inputs or s.allocations not in (self._kept, last.allocations):
             last = yield from self._make(s, containers, remote)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
-    from appliance.model.network import BridgeRuleset, HostRuleset, Route, VisitorRules, WorkloadRuleset
+    from appliance.model.network import BridgeRuleset, HostRuleset, RegistryGuard, Route, VisitorRules, WorkloadRuleset
 
 TABLE = "inet meshbox"
 """Family and name of our table, in workloads' namespaces as in the host's."""
@@ -67,6 +67,7 @@ def _template(name: str) -> str:
 _WORKLOAD = _template("workload.nft")
 _HOST = _template("host.nft")
 _VISITORS = _template("visitors.nft")
+_CONSUL = _template("consul.nft")
 _DOOR = _template("door.nft")
 _BRIDGE = _template("bridge.nft")
 _PORT = re.compile(r"[A-Za-z0-9_.-]{1,15}")
@@ -81,8 +82,10 @@ def render_workload(r: WorkloadRuleset) -> str:
 
 def render_host(r: HostRuleset) -> str:
     """Return the text that replaces the table in the host's namespace, whatever was there."""
-    rules = _HOST if r.visitors is None else f"{_HOST}\n{_VISITORS}"
-    return _render(_host_values(r), _host_sets(r), rules)
+    parts = [_HOST]
+    parts += [] if r.visitors is None else [_VISITORS]
+    parts += [] if r.registry is None else [_CONSUL]
+    return _render(_host_values(r), _host_sets(r), "\n".join(parts))
 
 
 def render_bridge(r: BridgeRuleset) -> str:
@@ -126,7 +129,9 @@ def change_host(before: HostRuleset | None, after: HostRuleset) -> str:
     if before is None or _host_values(before) != _host_values(after):
         return render_host(after)
     old, new = _host_sets(before), _host_sets(after)
-    return render_host(after) if _ranges_differ(old, new) else _change(_minus(old, new), _minus(new, old))
+    if old.keys() != new.keys() or _ranges_differ(old, new):
+        return render_host(after)
+    return _change(_minus(old, new), _minus(new, old))
 
 
 def _workload_values(r: WorkloadRuleset) -> dict[str, str]:
@@ -184,7 +189,7 @@ def _host_values(r: HostRuleset) -> dict[str, str]:
 
 
 def _host_sets(r: HostRuleset) -> _Sets:
-    return {
+    sets = {
         "workloads": _addresses(r.workloads),
         "from_bridges": _at_ports(r.from_bridges, str),
         "from_anywhere": _addresses(r.from_anywhere),
@@ -194,7 +199,18 @@ def _host_sets(r: HostRuleset) -> _Sets:
         "dns_addresses": _addresses(r.dns_addresses),
         "subnets": _networks(r.subnets),
         "listening": frozenset(f"{protocol.value} . {int(port)}" for protocol, port in r.listening),
-    } | ({} if r.visitors is None else _visitor_sets(r.visitors))
+    }
+    sets |= {} if r.visitors is None else _visitor_sets(r.visitors)
+    return sets if r.registry is None else sets | _registry_sets(r.registry)
+
+
+def _registry_sets(g: RegistryGuard) -> _Sets:
+    return {
+        "consul_ports": frozenset(f"{protocol.value} . {int(port)}" for protocol, port in g.ports),
+        "consul_hosts": _addresses(g.hosts),
+        "consul_agents": _addresses(g.agents),
+        "bridges": frozenset(f'"{name}"' for name in g.bridges if _PORT.fullmatch(name)),
+    }
 
 
 def _claims(r: BridgeRuleset) -> dict[str, AbstractSet[Any]]:

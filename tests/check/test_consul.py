@@ -28,9 +28,8 @@ def agent(tmp_path_factory) -> Iterator[ConsulAgent]:
 
 
 def look(node="", **settings):
-    """Return the one finding."""
-    (found,) = trio.run(consul.consul, Config(registry="consul", node=node, consul=Consul(**settings)))
-    return found
+    """Return the first finding."""
+    return trio.run(consul.consul, Config(registry="consul", node=node, consul=Consul(**settings)))[0]
 
 
 def test_without_consul() -> None:
@@ -43,6 +42,18 @@ def test_well(agent) -> None:
     found = look(address=agent.address)
     assert found.level is Level.OK
     assert agent.address in found.words
+
+
+def test_strangers_get_in(agent) -> None:
+    """A Consul as it is by default answers, and lets in whoever reaches it: both are said, with what to do."""
+    good, *others = trio.run(consul.consul, Config(registry="consul", consul=Consul(address=agent.address)))
+    assert good.level is Level.OK
+    assert {one.level for one in others} == {Level.WARNING}
+    acls, gossip = others
+    assert "ACLs do not deny by default" in acls.words
+    assert 'default_policy = "deny"' in acls.remedy
+    assert "gossip has no key" in gossip.words
+    assert "encrypt" in gossip.remedy
 
 
 def test_unreachable() -> None:

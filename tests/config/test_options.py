@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from appliance.config import options as config
 from appliance.config.values import node_from
 from appliance.errors import InputError
 from appliance.model.facts import Settings
+from appliance.model.privileges import EVERYTHING, Privileges
 
 
 @pytest.fixture
@@ -212,6 +214,7 @@ def test_options_document_everything():
     options = config.options()
     assert len({o.variable for o in options}) == len({o.flag for o in options}) == len(options) > 25
     described = {"host name", "{}", "those of /etc/resolv.conf", "Docker's choice"}
+    described |= {"/ with registry local, none with consul", "ALL with registry local, none with consul"}
     for option in options:
         assert option.words
         if option.default not in described:
@@ -277,3 +280,21 @@ def test_visitors_that_are_wrong(variable, value, words) -> None:
     """One line says what was expected."""
     with pytest.raises(InputError, match=words):
         config.load(None, environment={f"MESHBOX_{variable}": value})
+
+
+@pytest.mark.parametrize(
+    ("environment", "allows"),
+    [
+        ({}, EVERYTHING),
+        ({"MESHBOX_REGISTRY": "consul"}, Privileges()),
+        ({"MESHBOX_CONSUL": "http://127.0.0.1:8500"}, Privileges()),
+        ({"MESHBOX_ALLOW_HOST_PATHS": ""}, replace(EVERYTHING, paths=frozenset())),
+        (
+            {"MESHBOX_REGISTRY": "consul", "MESHBOX_ALLOW_HOST_PATHS": "/srv", "MESHBOX_ALLOW_PRIVILEGED": "cap_bpf"},
+            Privileges(paths=frozenset({"/srv"}), capabilities=frozenset({"BPF"})),
+        ),
+    ],
+)
+def test_what_specs_may_ask_for(environment, allows):
+    """Alone, everything; where others may write to the registry, only what is named."""
+    assert config.load("/dev/null", environment=environment).settings().allows == allows

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from appliance.config import values
 from appliance.config.options import options
 from appliance.errors import InputError
-from appliance.model.names import Allowance
+from appliance.model.names import Allowance, Protocol
 from appliance.model.visitors import ConnectTo
 
 PORT = next(option for option in options() if option.key == "dns_port")
@@ -48,6 +48,11 @@ APPLE = Allowance.parse("apple.orange:8080")
         (values.meta, {"zone": "a"}, (("zone", "a"),)),
         (values.consul_address, "http://127.0.0.1:8500/", "http://127.0.0.1:8500"),
         (values.consul_address, "unix:///run/consul.sock", "unix:///run/consul.sock"),
+        (values.host_paths, "/srv, /data/x", frozenset({"/srv", "/data/x"})),
+        (values.capabilities, ["cap_net_admin", "ALL"], frozenset({"NET_ADMIN", "ALL"})),
+        (values.consul_ports, "", frozenset()),
+        (values.consul_ports, "gossip, 8300/tcp", frozenset({"gossip", (Protocol.TCP, 8300)})),
+        (values.consul_ports, ["8301"], frozenset({(Protocol.TCP, 8301), (Protocol.UDP, 8301)})),
         (values.key_folder, "team/meshbox", "team/meshbox"),
     ],
 )
@@ -83,6 +88,12 @@ def test_accepted(parse, given, found) -> None:
         (values.meta, "zone", 'has no "="'),
         (values.meta, {"a b": "c"}, "is not possible"),
         (values.consul_address, "127.0.0.1:8500", "is not an address of Consul"),
+        (values.host_paths, "srv", 'is not an absolute path without ".."'),
+        (values.host_paths, "/srv/../etc", 'is not an absolute path without ".."'),
+        (values.capabilities, "NET_ADMN", '(did you mean "NET_ADMIN"?)'),
+        (values.consul_ports, "gosip", "write for example 8301/udp"),
+        (values.consul_ports, "8301/sctp", "is neither a port nor one of gossip, rpc, grpc, http, dns"),
+        (values.consul_ports, ["9" * 5000], "is neither a port"),
         (values.key_folder, "/meshbox", "is not a folder"),
     ],
 )

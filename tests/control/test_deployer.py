@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import pairwise
@@ -17,6 +18,7 @@ from appliance.drivers.docker.create import container_labels, docker_name
 from appliance.errors import RetryError
 from appliance.model.facts import RunState
 from appliance.model.names import Port
+from appliance.model.privileges import Privileges
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start
 from appliance.model.spec import Container
 
@@ -42,6 +44,17 @@ class World:
             settle=settle,
             node="here",
         )
+
+    def limit(self, allows: Privileges, links: dict[str, str]) -> None:
+        """Allow only this much, on a host with these symbolic links and a broken one."""
+
+        async def follow(path: str) -> str:
+            await trio.lowlevel.checkpoint()
+            if path.endswith("broken"):
+                raise OSError(errno.ELOOP, "Too many levels of symbolic links", path)
+            return links.get(path, path)
+
+        self.deployer._allows, self.deployer._follow = allows, follow
 
     async def _pairs_to(self, address: IPv4Address) -> int:
         await trio.lowlevel.checkpoint()
@@ -453,3 +466,66 @@ def test_what_was_cut_short_is_asked_for_again():
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert world.deeds[-2:] == ["create", "start"]
+@pytest.mark.parametrize(
+    ("volume", "mounted"),
+    [("/data/in:/x", "/data/in:/x"), ("/data/link:/x:ro", "/data/real:/x:ro"), ("cache:/x", "cache:/x")],
+)
+def test_host_paths_are_mounted_where_they_really_lead(volume, mounted):
+    """Docker is told the path behind the links, so that nobody can lead it elsewhere meanwhile."""
+
+    async def scene(world):
+        world.limit(Privileges(paths=frozenset({"/data"})), {"/data/link": "/data/real"})
+        world.deployer.submit([replace(CREATE, container=replace(WEB, volumes=(volume,)))])
+        await world.idle()
+
+    world = play(scene)
+    (body,) = world.docker.bodies
+    assert body["HostConfig"]["Binds"] == [mounted]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"volumes": ("/etc:/x",)}, "/etc"),
+        ({"volumes": ("/data/../etc:/x",)}, "/data/../etc"),
+        ({"volumes": ("/data/link:/x",)}, "/etc"),
+        ({"cap_add": ("SYS_ADMIN",)}, "SYS_ADMIN"),
+    ],
+    ids=["path", "upwards", "link", "capability"],
+)
+def test_what_this_machine_does_not_allow_is_not_created(asked, named):
+    """Whatever was planned, and however the spec came here: the machine has the last word, says it and counts it."""
+
+    async def scene(world):
+        world.limit(Privileges(paths=frozenset({"/data"})), {"/data/link": "/etc"})
+        world.deployer.submit([replace(CREATE, container=replace(WEB, **asked))])
+        await until(lambda: not world.deployer.busy)
+        assert f"this machine does not allow {named}:" in world.deployer.progress[KEY].state
+
+    world = play(scene)
+    assert world.deeds == []
+    assert world.deployer.counts["refused"] == 1
+
+
+def test_links_do_not_matter_where_all_is_allowed():
+    """A path is then mounted as it is written."""
+
+    async def scene(world):
+        world.limit(Privileges(paths=frozenset({"/"})), {"/data/link": "/etc"})
+        world.deployer.submit([replace(CREATE, container=replace(WEB, volumes=("/data/link:/x",)))])
+        await world.idle()
+
+    (body,) = play(scene).docker.bodies
+    assert body["HostConfig"]["Binds"] == ["/data/link:/x"]
+
+
+def test_a_path_that_cannot_be_followed():
+    """That is no permission."""
+
+    async def scene(world):
+        world.limit(Privileges(paths=frozenset({"/data"})), {})
+        world.deployer.submit([replace(CREATE, container=replace(WEB, volumes=("/data/broken:/x",)))])
+        await until(lambda: not world.deployer.busy)
+        assert "cannot find out where host paths lead: /data/broken: Too many" in world.deployer.progress[KEY].state
+
+    assert play(scene).deeds == []

@@ -7,8 +7,10 @@ from ipaddress import IPv4Address
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from appliance.control.followers import PlanFollowers
+from appliance.faults import Faults
 from appliance.model.facts import Probe, Settings
 from appliance.model.network import NetnsId
 from appliance.model.registry import Interests
@@ -32,12 +34,14 @@ class Parts:
 
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
+        self.faults = Faults()
         self.followers = PlanFollowers(
             containers=self,
             registry=self,
             deployer=self,
             host_access=self,
             unneeded=lambda: self.told.append(("tidy",)),
+            faults=self.faults,
         )
 
     def probe(self, wanted) -> None:
@@ -84,3 +88,19 @@ def test_network_that_nothing_needs_is_told(facts, tidied) -> None:
     parts = Parts()
     trio.run(parts.followers.finish, PLAN, facts)
     assert (("tidy",) in parts.told) == tidied
+
+
+def test_a_service_that_no_machine_allows_is_told_once() -> None:
+    """It is a fault with its reason, counted while it lasts, and gone once the service is mended or removed."""
+    parts = Parts()
+    held = replace(PLAN, refused={"pwn": "no machine allows what it asks for: /etc on here"})
+    with capture_logs() as lines:
+        for plan in (held, held, PLAN):
+            trio.run(parts.followers.finish, plan, FACTS)
+            faults = dict(parts.faults.list())
+            assert len(faults) == len(plan.refused)
+    (line,) = (line for line in lines if line["log_level"] == "warning")
+    assert line["service"] == "pwn"
+    assert "/etc on here" in line["cause"]
+    assert "allow_host_paths" in line["event"]
+    assert parts.faults.total == 2

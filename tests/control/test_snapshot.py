@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import structlog
 
 from appliance.control.snapshot import FactSources
-from appliance.model.facts import Allocations, Settings, Snapshot
-from appliance.model.names import Name
+from appliance.model.facts import Allocations, RegistryPorts, Settings, Snapshot
+from appliance.model.names import Name, Protocol
 from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import ReplicaKey
 from tests.plan.cases import BRIDGE, BRIDGES, MEMBERS, container, endpoint, machine, spec
@@ -42,6 +42,7 @@ def test_every_source_is_in_it() -> None:
         own_ports=frozenset({20001}),
         machines=(machine("n1", "10.0.0.1"),),
         endpoints=(endpoint("web.shop:80", "n2"),),
+        ports=RegistryPorts(ports=frozenset({(Protocol.TCP, 8300)})),
     )
     containers.workloads, containers.networks = (container(2, "web.other"),), (BRIDGE,)
     containers.members, bridges.now = (MEMBERS[0],), (BRIDGES[0],)

@@ -6,11 +6,11 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import product
 
-from appliance.model.facts import Allocations, Attachment, DockerNetwork
-from appliance.model.names import Allowance
-from appliance.model.network import NetnsId, Route
+from appliance.model.facts import Allocations, Attachment, DockerNetwork, RegistryPorts
+from appliance.model.names import Allowance, Protocol
+from appliance.model.network import NetnsId, RegistryGuard, Route
 from appliance.model.visitors import ConnectTo, Visitors
-from appliance.plan.compile import compile_host
+from appliance.plan.compile import Compiler, compile_host
 from appliance.plan.containers import MeshContainers, grouped
 from appliance.plan.policy import Catalogue, Reach
 from appliance.plan.rulesets import RouteMaps, host_ruleset, may_call, peers, visitor_rules, workload_rulesets
@@ -160,3 +160,34 @@ def test_a_workloads_address_comes_from_its_own_bridges():
     lost = compile_host(snapshot(container(2, "a.a"), both, **facts | {"bridges": BRIDGES[:1]})).host_ruleset
     assert lost.from_bridges == {("docker0", address(2))}
     assert lost.from_anywhere == addresses
+
+
+def test_the_registrys_ports():
+    """All known computers with such ports count but this one; an agent on a Docker network of this host is exempt."""
+    others = (machine("here", "10.0.0.1"), machine("m2", "10.0.0.2"))
+    told = RegistryPorts(
+        ports=frozenset({(Protocol.TCP, 8300)}),
+        hosts=frozenset({IPv4Address("10.0.0.1"), IPv4Address("10.0.0.3")}),
+        advertised=frozenset({address(9), GATEWAY, IPv4Address("10.0.0.1"), IPv4Address("10.9.9.9")}),
+        exempt=frozenset({address(7)}),
+    )
+    facts = {"networks": (BRIDGE, OWN), "host_addresses": frozenset({IPv4Address("10.0.0.1"), GATEWAY})}
+    found = compile_host(snapshot(machines=others, registry_ports=told, **facts)).host_ruleset.registry
+    assert found == RegistryGuard(
+        ports=told.ports,
+        hosts=frozenset({IPv4Address("10.0.0.2"), IPv4Address("10.0.0.3")}),
+        agents=frozenset({address(7), address(9)}),
+        bridges=frozenset({"docker0", "br-own"}),
+    )
+    assert compile_host(snapshot(machines=others, **facts)).host_ruleset.registry is None
+
+
+def test_what_the_registry_says_later_changes_the_rules():
+    """A compiler that keeps what did not change takes in other ports."""
+    compiler = Compiler()
+    facts = snapshot()
+    assert at_once(compiler.compile(facts)).want.host_ruleset.registry is None
+    told = RegistryPorts(ports=frozenset({(Protocol.TCP, 8300)}))
+    after = at_once(compiler.compile(replace(facts, registry_ports=told))).want.host_ruleset.registry
+    assert after is not None
+    assert after.ports == told.ports

@@ -16,7 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.model.names import Protocol
-from appliance.model.network import BridgeRuleset, HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import (
+    BridgeRuleset,
+    HostRuleset,
+    Netns,
+    NetnsId,
+    RegistryGuard,
+    Route,
+    VisitorRules,
+    WorkloadRuleset,
+)
 from appliance.render import ruleset
 from appliance.render.ruleset import (
     change_bridge,
@@ -93,6 +102,17 @@ HOST_VISITORS = replace(
     ),
 )
 
+HOST_CONSUL = replace(
+    HOST_BARE,
+    subnets=frozenset({IPv4Network("172.18.0.0/16")}),
+    registry=RegistryGuard(
+        ports=frozenset({(Protocol.TCP, 8300), (Protocol.TCP, 8301), (Protocol.UDP, 8301)}),
+        hosts=frozenset({IPv4Address("192.0.2.11"), IPv4Address("192.0.2.30")}),
+        agents=frozenset({IPv4Address("172.18.0.9")}),
+        bridges=frozenset({"docker0", "br-0123456789ab", "un fit*"}),
+    ),
+)
+
 BRIDGE_BARE = BridgeRuleset(vip_range=IPv4Network("240.0.0.0/4"))
 BRIDGE_FULL = replace(
     BRIDGE_BARE,
@@ -108,6 +128,7 @@ DOOR = replace(FULL, door=True, address=IPv4Address("172.18.0.2"))
 
 TEXTS = {
     "host-visitors.nft": render_host(HOST_VISITORS),
+    "host-consul.nft": render_host(HOST_CONSUL),
     "workload-bare.nft": render_workload(BARE),
     "workload-full.nft": render_workload(FULL),
     "workload-door.nft": render_workload(DOOR),

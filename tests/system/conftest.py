@@ -12,16 +12,24 @@ from meshworld import populate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from machine import Machine, Switch
 
 
 @pytest.fixture(scope="module")
-def cluster(switch: Switch) -> Iterator[Cluster]:
+def allowed_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that specs may mount on each machine."""
+    return tmp_path_factory.mktemp("allowed")
+
+
+@pytest.fixture(scope="module")
+def cluster(switch: Switch, allowed_path: Path) -> Iterator[Cluster]:
     """Three machines at work. A service may ask for one of them by its zone, `a`, `b` or `c`."""
     made = Cluster(switch, images={IMAGE: IMAGES[IMAGE]})
     for machine, zone in zip(made, "abc", strict=True):
         machine.settings["MESHBOX_META"] = f"zone={zone}"
+        machine.settings["MESHBOX_ALLOW_HOST_PATHS"] = str(allowed_path)
     with made:
         yield made
 

@@ -12,14 +12,16 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import pytest
-from cluster import Census, Kept, Load
-from machine import IMAGE, NEVER, wait_until
+from cluster import HTTP, Census, Kept, Load
+from machine import IMAGE, NEVER, run, wait_until
 from meshworld import SLACK, TRIO, WHERE, allowed, heard, name_of, names, peers, routes, spread, wait_until_agreed
+from realconsul import consul_binary
 
 from appliance.drivers.consul.codec import TTL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from cluster import Cluster, Member
     from machine import Switch
@@ -282,6 +284,53 @@ def test_others_are_refused(trio: Cluster, switch: Switch) -> None:
             assert two.docker("exec", "foreign", *dial) == "refused", "the same, one that is not in the mesh"
     finally:
         two.docker("rm", "--force", "foreign")
+
+
+def test_containers_do_not_join_consul(trio: Cluster) -> None:
+    """A program of Consul's in a container, in the mesh or not, gets to no agent's gossip or RPC, here or elsewhere."""
+    one, two, _ = trio.machines
+    consul = f"--volume={consul_binary()}:/consul:ro"
+    one.run_container("mole", IMAGE, options=(consul,))
+    one.run_container("inmate", IMAGE, options=(consul,), service="mole", container="inmate")
+    join = [f"-retry-join={machine.address}:{HTTP + 2}" for machine in (one, two)]
+    agent = ["-bind={{ GetPrivateIP }}", "-data-dir=/tmp/consul", f"-serf-lan-port={HTTP + 2}", "-dns-port=-1"]
+    try:
+        for who in ("mole", "inmate"):
+            for machine in (one, two):
+                for protocol, port in (("tcp", HTTP + 1), ("tcp", HTTP + 2), ("udp", HTTP + 2)):
+                    dial = ("python3", "-c", DIAL, protocol, machine.address, str(port))
+                    assert one.docker("exec", who, *dial) == "refused", f"{who} at {machine.node} {protocol} {port}"
+            command = ("exec", who, "/consul", "agent", *agent, *join, "-retry-max=1", "-retry-interval=1s")
+            done = run("docker", f"--host=unix://{one.socket}", *command, check=False)
+            assert "retry exhausted" in done.stdout + done.stderr
+        members = {one["Name"] for one in two.consul.get("/v1/agent/members")}
+        assert members == {machine.node for machine in trio}
+    finally:
+        one.docker("rm", "--force", "mole", "inmate")
+
+
+def test_specs_get_nothing_of_a_host_that_it_does_not_allow(trio: Cluster, tmp_path: Path) -> None:
+    """Refused in one line that names machines and paths; put into Consul by hand it is not run, but told."""
+    one, two, _ = trio.machines
+    taking = TRIO.replace("trio", "taker").replace(
+        "ports=", f'volumes=["{tmp_path}:/host"], cap_add=["SYS_ADMIN"], ports='
+    )
+    done = one.deploy(taking, check=False)
+    assert done.returncode == 2
+    nodes = ", ".join(machine.node for machine in trio)
+    assert f"no machine allows what it asks for: {tmp_path}, SYS_ADMIN on {nodes}" in done.stderr
+    assert not one.consul.get("/v1/kv/meshbox/specs/taker")
+    raw = {"name": "taker", "containers": [{"name": "server", "image": IMAGE, "volumes": [f"{tmp_path}:/host"]}]}
+    key = "/v1/kv/meshbox/specs/taker"
+    two.consul.request("PUT", key, {"schema": 1, "changed": time.time(), "service": raw})
+    try:
+        told = "('refused', 'taker')"
+        wait_until(lambda: all(told in machine.ask("status")["faults"] for machine in trio), "all tell of it")
+        assert str(tmp_path) in one.ask("status")["faults"][told]["cause"]
+        assert not any(machine.containers("label=meshbox.service=taker") for machine in trio)
+    finally:
+        one.meshbox("remove", "taker", "--detach")
+    wait_until(lambda: told not in one.ask("status")["faults"], "it is over")
 
 
 def proxy_port(machine: Member, protocol: str) -> str:

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
 
 
-def test_slow_start_elsewhere(trio: Cluster, tmp_path: Path) -> None:
+def test_slow_start_elsewhere(trio: Cluster, allowed_path: Path) -> None:
     """A moved replica is served by its former machine until it is ready, but two do not run it for longer than a TTL.
 
     The new one is not ready until the test opens a gate; by then the former is gone, although a connection to it stays
     open and it does not end when it is asked to (its process 1 is a shell).
     """
     one, two, three = trio.machines
-    gate = tmp_path / "open"
+    gate = allowed_path / "open"
     waits = f"command=['sh', '-c', 'until [ -e {gate} ]; do sleep 0.2; done; python3 /srv/server.py; true'], "
     slow = TRIO.replace("trio", "pinned").replace("count=3", 'constraint="{}"')
-    slow = slow.replace("ports=", f"{waits} volumes=['{tmp_path}:{tmp_path}'], ports=")
+    slow = slow.replace("ports=", f"{waits} volumes=['{allowed_path}:{allowed_path}'], ports=")
     gate.touch()
     two.deploy(slow.format(two.node))
     (former,) = names(two, service="pinned")

@@ -33,6 +33,7 @@ from appliance.drivers.consul.transport import CALL_TIMEOUT
 from appliance.errors import HostError, RetryError, cause
 from appliance.heartbeat import UNWATCHED, Part
 from appliance.model.facts import Machine
+from appliance.model.privileges import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from appliance.heartbeat import Heartbeat
     from appliance.model.names import Destination
     from appliance.model.network import Registration
+    from appliance.model.privileges import Privileges
 
 log = structlog.get_logger()
 
@@ -81,6 +83,7 @@ class Announcer:
         changed: Callable[[], None],
         host: str,
         gateway: bool = False,
+        allows: Privileges = EVERYTHING,
     ) -> None:
         """Touch nothing yet.
 
@@ -92,6 +95,7 @@ class Announcer:
         self._staleness = staleness
         self._node = node
         self._meta = meta
+        self._allows = allows
         self._address = address
         self._changed = changed
         self._host = host
@@ -232,6 +236,7 @@ class Announcer:
                 node=self._node,
                 address=address,
                 meta=self._meta,
+                allows=self._allows,
                 gateway=self._gateway,
                 presence_port=self.presence_port,
                 claims=self._claims,

@@ -42,19 +42,31 @@ class ConsulApi:
         """Return the full name of a key of ours, as the keys of `values` have it."""
         return f"{self._settings.prefix}/{name}"
 
-    async def address(self) -> str:
-        """Return the address that the agent advertises to other machines."""
+    async def agent(self) -> dict[str, Any]:
+        """Return what the agent says of itself."""
         doing = "reading the agent"
         found = await self._call(doing, self._client.agent.self(), 'agent_prefix "" { policy = "read" }')
         with self._readable(doing):
+            return dict(found)
+
+    async def address(self) -> str:
+        """Return the address that the agent advertises to other machines."""
+        found = await self.agent()
+        with self._readable("reading the agent"):
             return str(found["Member"]["Addr"])
+
+    async def members(self) -> list[Any]:
+        """Return the agents of the cluster, as our agent knows them."""
+        found = await self._call(
+            "reading its agents", self._client.agent.members(), 'node_prefix "" { policy = "read" }'
+        )
+        return found if isinstance(found, list) else []
 
     async def failed_agents(self) -> list[str]:
         """Return address and port of each agent that our agent takes for failed."""
-        doing = "reading its agents"
-        found = await self._call(doing, self._client.agent.members(), 'node_prefix "" { policy = "read" }')
-        with self._readable(doing):
-            return [f"{one['Addr']}:{one['Port']}" for one in found or () if one["Status"] == SERF_FAILED]
+        found = await self.members()
+        with self._readable("reading its agents"):
+            return [f"{one['Addr']}:{one['Port']}" for one in found if one["Status"] == SERF_FAILED]
 
     async def join(self, address: str) -> None:
         """Have our agent contact another one."""

@@ -15,17 +15,20 @@ import structlog
 import trio
 
 from appliance.config import values
-from appliance.drivers.consul.codec import parse_address, parse_presence_port, parse_revisions
+from appliance.drivers.consul.codec import parse_address, parse_allows, parse_presence_port, parse_revisions
 from appliance.drivers.local import statefile
 from appliance.errors import cause
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination, check_port
 from appliance.model.numbers import check_number, check_time
+from appliance.model.privileges import EVERYTHING
 from appliance.spec.parse import MAX_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
+
+    from appliance.model.privileges import Privileges
 
 T = TypeVar("T")
 
@@ -80,6 +83,7 @@ def dump(known: CachedFacts) -> bytes:
                     "presence_port": m.presence_port,
                     "healthy": m.healthy,
                     "answers": m.answers,
+                    **_allows(m.allows),
                 }
                 for m in known.machines
             ],
@@ -97,6 +101,13 @@ def dump(known: CachedFacts) -> bytes:
         },
         option=orjson.OPT_INDENT_2,
     )
+
+
+def _allows(allows: Privileges) -> dict[str, Any]:
+    """Return what a machine gives to specs; nothing where that is everything, as former versions wrote it."""
+    if allows == EVERYTHING:
+        return {}
+    return {"allows": {"paths": sorted(allows.paths), "capabilities": sorted(allows.capabilities)}}
 
 
 def load(content: bytes) -> CachedFacts:
@@ -132,6 +143,7 @@ def _machine(m: Any) -> Machine:
         node=values.node(m["node"]),
         address=parse_address(m["address"]),
         meta=tuple(sorted((str(key), str(value)) for key, value in m["meta"].items())),
+        allows=parse_allows(m.get("allows")),
         gateway=bool(m.get("gateway", False)),
         presence_port=parse_presence_port(m.get("presence_port")),
         healthy=bool(m.get("healthy", True)),

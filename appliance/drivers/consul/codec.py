@@ -21,6 +21,7 @@ from appliance.errors import HostError, InputError, cause
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination, Name, Protocol, check_port, parse_port_number
 from appliance.model.numbers import check_number, check_time, parse_number
+from appliance.model.privileges import EVERYTHING, Privileges
 from appliance.model.rollout import is_revision
 from appliance.spec.parse import MAX_COUNT, parse_service, service_to_raw
 from appliance.text import plain, quoted
@@ -76,7 +77,12 @@ def machine_service(machine: Machine, host: str = "") -> dict[str, Any]:
         "service_id": machine_id(machine.node),
         "address": str(machine.address),
         **({} if machine.presence_port is None else {"port": machine.presence_port}),
-        "meta": {"node": machine.node, "constraints": _constraints(machine.meta), "host": host}
+        "meta": {
+            "node": machine.node,
+            "constraints": _constraints(machine.meta),
+            "host": host,
+        }
+        | ({} if machine.allows == EVERYTHING else {"allows": _allows(machine.allows)})
         | ({"gateway": "yes"} if machine.gateway else {})
         | _claims(machine.claims),
         "check": {
@@ -93,19 +99,38 @@ def _constraints(meta: Iterable[tuple[str, str]]) -> str:
     return orjson.dumps(dict(meta)).decode()
 
 
+def _allows(allows: Privileges) -> str:
+    return orjson.dumps({"paths": sorted(allows.paths), "capabilities": sorted(allows.capabilities)}).decode()
+
+
+def parse_allows(raw: object) -> Privileges:
+    """Parse what a machine gives to specs. None is everything: a machine that refuses nothing says nothing.
+
+    Raises InputError.
+    """
+    if raw is None:
+        return EVERYTHING
+    try:
+        paths, capabilities = (frozenset(map(values.text, raw[key])) for key in ("paths", "capabilities"))  # type: ignore[index]
+    except (TypeError, LookupError) as error:
+        raise InputError(f"{quoted(raw, 60)} is not what a machine allows") from error
+    return Privileges(paths=paths, capabilities=capabilities)
+
+
 def _claims(claims: Iterable[str]) -> dict[str, str]:
     """Return meta that holds the claims, spread over several values. Claims beyond `MAX_CLAIM_LINES` have to wait."""
     lines = textwrap.wrap(" ".join(sorted(claims)), MAX_META, break_long_words=False, break_on_hyphens=False)
     return {f"claims-{number}": line for number, line in enumerate(lines[:MAX_CLAIM_LINES], start=1)}
 
 
-def check_meta(meta: Iterable[tuple[str, str]]) -> None:
+def check_meta(meta: Iterable[tuple[str, str]], allows: Privileges = EVERYTHING) -> None:
     """Raise HostError when this is more than Consul stores for a machine."""
-    length = len(_constraints(meta))
-    if length > MAX_META:
-        raise HostError(
-            f"meta is too long: Consul stores {MAX_META} characters of it, as JSON, and it has {length}", "shorten it"
-        )
+    for name, text in (("meta", _constraints(meta)), ("allow_host_paths with allow_privileged", _allows(allows))):
+        if len(text) > MAX_META:
+            raise HostError(
+                f"{name} is too long: Consul stores {MAX_META} characters of it, as JSON, and it has {len(text)}",
+                "shorten it",
+            )
 
 
 def destination_service(machine: Machine, r: Registration) -> dict[str, Any]:
@@ -185,6 +210,8 @@ class SeenMachine:
     host: str
     silent: bool = False
     """Its heartbeat is missed, but its Consul agent is healthy."""
+    created: int = 0
+    """Consul's index when it was registered: the lower one was there first. It stays when the registration changes."""
 
 
 def parse_machines(entries: Iterable[Mapping[str, Any]]) -> tuple[tuple[SeenMachine, ...], tuple[str, ...]]:
@@ -228,6 +255,7 @@ def _machine(entry: Mapping[str, Any]) -> SeenMachine | None:
         node=values.node(service["Meta"]["node"]),
         address=_address(entry),
         meta=tuple(sorted((str(key), str(value)) for key, value in meta.items())),
+        allows=parse_allows(orjson.loads(service["Meta"].get("allows", "null"))),
         gateway="gateway" in service["Meta"],
         presence_port=parse_presence_port(service.get("Port") or None),
         healthy=is_healthy(entry),
@@ -235,7 +263,12 @@ def _machine(entry: Mapping[str, Any]) -> SeenMachine | None:
             claim for key, line in service["Meta"].items() if key.startswith("claims-") for claim in line.split()
         ),
     )
-    return SeenMachine(machine=machine, host=str(entry["Node"]["Node"]), silent=is_silent(entry))
+    return SeenMachine(
+        machine=machine,
+        host=str(entry["Node"]["Node"]),
+        silent=is_silent(entry),
+        created=check_number(service.get("CreateIndex", 0), 0, 2**64),
+    )
 
 
 def parse_presence_port(port: object) -> int | None:
@@ -243,23 +276,34 @@ def parse_presence_port(port: object) -> int | None:
     return None if port is None else check_port(port)
 
 
-def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[Clash]]:
-    """Return the machines by node, a healthy one before others, and those that claim the same node or address.
+def one_per_node(
+    seen: Iterable[SeenMachine], lives: Callable[[Machine], bool] = lambda _: False
+) -> tuple[dict[str, Machine], list[Clash]]:
+    """Return the machines by node, and those that claim the same node or address.
 
-    A machine that is not healthy may be what another left behind when it moved, and clashes with none.
+    Of one name, the one that was registered first counts, so that nobody takes another's place; all machines choose
+    alike. One that is neither healthy nor `lives` may be what another left behind when it moved: it comes last, and
+    clashes with none.
     """
     found: dict[str, SeenMachine] = {}
     by_address: dict[IPv4Address, str] = {}
     clashes = []
-    for s in sorted(seen, key=lambda s: (not s.machine.healthy, s.machine.node, s.host)):
+    listed = tuple(seen)
+    healthy = {(s.machine.node, s.machine.address) for s in listed if s.machine.healthy}
+
+    def first(s: SeenMachine) -> tuple[bool, int, str, str]:
+        apart = (s.machine.node, s.machine.address) not in healthy  # else it is one machine, at two Consul agents
+        return not (s.machine.healthy or (apart and lives(s.machine))), s.created, s.machine.node, s.host
+
+    for s in sorted(listed, key=first):
         node, address = s.machine.node, s.machine.address
         if node in found:
             if s.machine.healthy:
-                first = found[node]
+                counts = found[node]
                 clashes.append(
                     Clash(
-                        words=f'two machines call themselves "{node}": {first.machine.address} '
-                        f"(Consul node {plain(first.host)}) and {address} ({plain(s.host)})",
+                        words=f'two machines call themselves "{node}": {counts.machine.address} '
+                        f"(Consul node {plain(counts.host)}) and {address} ({plain(s.host)})",
                         remedy='give one of them another "node" in its configuration',
                     )
                 )
@@ -271,7 +315,8 @@ def one_per_node(seen: Iterable[SeenMachine]) -> tuple[dict[str, Machine], list[
                     remedy="give each a Consul agent of its own, whose address it has",
                 )
             )
-        by_address.setdefault(address, node)
+        if s.machine.healthy:
+            by_address.setdefault(address, node)
         found[node] = s
     return {node: s.machine for node, s in found.items()}, clashes
 
@@ -313,7 +358,7 @@ def _endpoint(entry: Mapping[str, Any]) -> Endpoint | None:
         destination=Destination(
             name=Name.parse(f"{meta.get('container', '')}.{service['Service']}"),
             port=parse_port_number(meta["port"], meta["port"]),
-            protocol=Protocol(meta.get("protocol", "")),
+            protocol=_protocol(meta.get("protocol")),
         ),
         node=values.node(meta.get("node")),
         address=_address(entry),
@@ -323,6 +368,13 @@ def _endpoint(entry: Mapping[str, Any]) -> Endpoint | None:
     )
     ours = service["ID"] == destination_id(endpoint.node, endpoint.destination)
     return endpoint if ours and endpoint.weight > 0 else None
+
+
+def _protocol(value: object) -> Protocol:
+    for protocol in Protocol:
+        if value == protocol:
+            return protocol
+    raise InputError(f"{quoted(value, 60)} is neither tcp nor udp")
 
 
 def parse_revisions(counted: Iterable[tuple[object, object]]) -> tuple[tuple[str, int], ...]:

@@ -123,6 +123,11 @@ class Liveness:
         self._addresses = frozenset(machine.address for machine in found)
         return tuple(found)
 
+    def answers(self, machine: Machine) -> bool:
+        """Whether a machine answers, or could and was not asked yet."""
+        asked = self._asked.get((machine.node, machine.address, machine.presence_port))
+        return machine.presence_port is not None if asked is None else asked.answers
+
     def _begin(self, machine: Machine) -> _AskedMachine:
         asked = _AskedMachine(machine, answers=machine.answers and machine.presence_port is not None)
         if self._nursery is not None:

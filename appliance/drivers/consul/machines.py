@@ -6,11 +6,12 @@ others for a while (`deregistered.py`), and whether it does is asked of the mach
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
 
-from appliance.drivers.consul.codec import MESHBOX, excuse_silent, one_per_node, parse_machines
+from appliance.drivers.consul.codec import MESHBOX, SeenMachine, excuse_silent, one_per_node, parse_machines
 from appliance.drivers.consul.deregistered import Deregistered
 from appliance.drivers.consul.liveness import Liveness
 from appliance.drivers.consul.loss import AWAY
@@ -57,7 +58,9 @@ class Machines:
         self._changed = changed
         self._known: dict[str, Machine] = {}
         self._deregistered = Deregistered(changed)
-        self._liveness = Liveness(node, held=lambda: staleness.held, changed=changed)
+        self._liveness = Liveness(node, held=lambda: staleness.held, changed=self._heard)
+        self._seen: tuple[SeenMachine, ...] = ()
+        """What Consul's last answer has."""
         self.answered = trio.Event()
         """Set once Consul has told of the machines for the first time."""
         self.complaints: tuple[str, ...] = ()
@@ -100,6 +103,7 @@ class Machines:
     def forget(self) -> None:
         """Drop all machines: they are those of another Consul."""
         self._known.clear()
+        self._seen = ()
         self._deregistered.clear()
 
     def is_serving(self, node: str) -> bool:
@@ -111,6 +115,18 @@ class Machines:
         """Return all machines by node, with whether they answer; those that are not healthy are asked from now on."""
         machines = (*self._known.values(), *self._deregistered.machines)
         return self._liveness.judge(sorted(machines, key=lambda machine: machine.node))
+
+    def _lives(self, machine: Machine) -> bool:
+        """Whether a registration is of a machine that is known, and that does not cease to say that it is alive."""
+        known = self._known.get(machine.node)
+        return known is not None and known.address == machine.address and self._liveness.answers(machine)
+
+    def _heard(self) -> None:
+        """Take in that a machine begins or ceases to answer: another one may have been registered in its name."""
+        names = Counter(s.machine.node for s in self._seen)
+        found, _ = one_per_node((s for s in self._seen if names[s.machine.node] > 1), self._lives)
+        self._known |= found
+        self._changed()
 
     async def _fetch(self, index: int) -> tuple[int, list[dict[str, Any]]]:
         return await self._api.health(MESHBOX, index)
@@ -133,7 +149,8 @@ class Machines:
     def _accept(self, entries: list[dict[str, Any]]) -> dict[str, Machine]:
         """Note what an answer tells beside the machines; return them, as healthy as they are taken to be."""
         seen, unreadable = parse_machines(entries)
-        found, clashes = one_per_node(seen)
+        self._seen = seen
+        found, clashes = one_per_node(seen, self._lives)
         self.complaints = (*unreadable, *map(str, clashes))
         if self._staleness.lasted(QUERY) >= AWAY:
             self._loss.was_away()

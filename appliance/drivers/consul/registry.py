@@ -7,6 +7,7 @@ Facts come from disk first, then from Consul. A list shrinks only on evidence, a
     machines           all machines of the mesh             deregistered, liveness, presence   whether they live
     endpoints, specs   what they serve; what is deployed    announce               this machine's registrations
     cache              the copy on disk                     rejoin                 agents find each other again
+    agent              where agents listen, and whether strangers get in
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from appliance.drivers.consul.agent import Agent
 from appliance.drivers.consul.announce import Announcer
 from appliance.drivers.consul.api import ConsulApi
 from appliance.drivers.consul.cache import Cache, CachedFacts
@@ -34,6 +36,7 @@ from appliance.drivers.local.store import LocalStore
 from appliance.drivers.netns import identity
 from appliance.errors import RetryError, cause
 from appliance.heartbeat import Part
+from appliance.model.privileges import EVERYTHING
 from appliance.model.registry import RegistryFacts
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from appliance.heartbeat import Heartbeat
     from appliance.model.facts import Allocations, Endpoint
     from appliance.model.network import Registration
+    from appliance.model.privileges import Privileges
     from appliance.model.registry import Interests
     from appliance.model.spec import Service
 
@@ -67,6 +71,7 @@ class ConsulRegistry:
         meta: tuple[tuple[str, str], ...] = (),
         address: IPv4Address | None = None,
         gateway: bool = False,
+        allows: Privileges = EVERYTHING,
         host: str = "",
         proxy_ports: tuple[int, int],
         state_dir: Path,
@@ -74,13 +79,13 @@ class ConsulRegistry:
         clock: Callable[[], float] = time.time,
         grace: float = GRACE,
     ) -> None:
-        """Touch nothing yet. Raises HostError when a file of the settings cannot be used, or `meta` is too long.
+        """Touch nothing yet. Raises HostError when a file, or a `meta` or `allows` of that length, cannot be used.
 
         `address` is where other machines reach this one; without it, the address of the Consul agent. `host` tells
         this host from one whose appliance has the same node name; by default it is found out. One of `proxy_ports`
         becomes the presence port. `clock` gives seconds since the epoch of Unix; `grace` is in seconds.
         """
-        check_meta(meta)
+        check_meta(meta, allows)
         self._bell = bell
         self._cache = Cache(state_dir)
         self._store = LocalStore(state_dir, clock=clock)
@@ -95,10 +100,12 @@ class ConsulRegistry:
             changed=self._publish,
             host=host or identity.host(),
             gateway=gateway,
+            allows=allows,
         )
         self._loss = LossDetector(
             self._api, self._staleness, node, lost=self._put_back, other=self._start_afresh, grace=grace
         )
+        self._agent = Agent(self._api, settings, changed=self._publish)
         self._queries = Queries(self._staleness, lambda sure: self._loss.went_back(sure=sure))
         self._specs = Specs(self._api, clock, self._publish)
         self._machines = Machines(
@@ -128,6 +135,7 @@ class ConsulRegistry:
             *self._machines.parts(self._queries),
             Part(name="consul keys", run=self._follow_keys, silence=LONGEST),
             Part(name="consul specs", run=self._specs.resend, silence=LONGEST),
+            Part(name="consul agent", run=self._agent.run),
             Part(name="consul rejoin", run=partial(rejoin, self._api, self._staleness)),
             Part(name="consul losses", run=partial(self._loss.settle_losses, self._settle), silence=LONGEST),
             Part(name="consul own machine", run=self._confirm, may_end=True),
@@ -190,6 +198,7 @@ class ConsulRegistry:
     async def _answers(self) -> None:
         await self._machines.answered.wait()
         await self._keys_answered.wait()
+        await self._agent.asked.wait()
 
     async def _await_answers(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
         """Note when Consul has answered for the first time. Started after a while in any case."""
@@ -258,6 +267,7 @@ class ConsulRegistry:
             own_ports=self._machines.own_ports,
             machines=self._machines.judge(),
             endpoints=tuple(e for e in self._endpoints if self._machines.is_serving(e.node)),
+            ports=self._agent.ports,
             held_since=self._staleness.since,
             held_why=self._staleness.why,
             problems=(

@@ -14,6 +14,10 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from appliance.errors import InputError, did_you_mean
+from appliance.model.privileges import Privileges
+
+_NOTHING = Privileges()
+ALLOW = "name host paths in allow_host_paths, and capabilities in allow_privileged, of a machine that is to run it"
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,16 +27,44 @@ if TYPE_CHECKING:
 
 
 def placement(service: Service, settings: Settings, machines: Iterable[Machine]) -> tuple[str, ...]:
-    """Return the node of each replica, by replica number; empty when no machine meets the constraint.
+    """Return the node of each replica, by replica number; empty when no machine may run the service.
 
     This machine always counts as healthy. It knows better than the registry, which may lose it for a moment, and that
     must not stop everything here.
     """
-    others = (m for m in machines if m.node != settings.node and _usable(m))
-    nodes = {m.node for m in others if fits(service.constraint, m.node, m.meta)}
-    if not settings.gateway and fits(service.constraint, settings.node, settings.meta):
-        nodes.add(settings.node)
+    nodes = [node for node, lacking in _lacking(service, settings, machines).items() if not lacking]
     return _spread(service.name, service.count, tuple(sorted(nodes)))
+
+
+def _lacking(service: Service, settings: Settings, machines: Iterable[Machine]) -> dict[str, tuple[str, ...]]:
+    """Return what each machine that meets the constraint does not allow of what the service asks for, by node."""
+    others = (m for m in machines if m.node != settings.node and _usable(m))
+    found = {m.node: m.allows for m in others if fits(service.constraint, m.node, m.meta)}
+    if not settings.gateway and fits(service.constraint, settings.node, settings.meta):
+        found[settings.node] = settings.allows
+    asks = _NOTHING.lacking(service.containers)
+    return {node: allows.lacking(service.containers) if asks else () for node, allows in found.items()}
+
+
+def not_allowed(service: Service, settings: Settings, machines: Iterable[Machine]) -> str:
+    """Return why no machine runs a service that some would run if they allowed what it asks for; empty where one does.
+
+    Machines and what each does not allow are named.
+    """
+    lacking = _lacking(service, settings, machines) if _NOTHING.lacking(service.containers) else {}
+    if not lacking or not all(lacking.values()):
+        return ""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for node, items in sorted(lacking.items()):
+        alike.setdefault(items, []).append(node)
+    words = "; ".join(f"{', '.join(items)} on {', '.join(nodes)}" for items, nodes in alike.items())
+    return f"no machine allows what it asks for: {words}"
+
+
+def check_allowed(service: Service, settings: Settings, machines: Iterable[Machine]) -> None:
+    """Raise InputError when no machine allows what the service asks for."""
+    if words := not_allowed(service, settings, machines):
+        raise InputError(f'service "{service.name}": {words}', ALLOW)
 
 
 def fits(constraint: Constraint | None, node: str, meta: Iterable[tuple[str, str]]) -> bool:

@@ -25,7 +25,7 @@ from appliance.model.facts import RunState
 from appliance.model.names import Destination, Name
 from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
 from appliance.plan.readiness import is_ready, missing
-from appliance.plan.replicas.placement import placement
+from appliance.plan.replicas.placement import not_allowed, placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -102,6 +102,15 @@ def rollout(s: Snapshot) -> tuple[Action, ...]:
         for key, workloads in managed.get(name, {}).items():
             actions += _retire(key, workloads, "its service was removed")
     return tuple(sorted(actions, key=lambda a: (a.key, not isinstance(a, Retire))))
+
+
+def refused(s: Snapshot) -> dict[str, str]:
+    """Return why no machine runs a deployed service, where that is because none allows what it asks for, by name.
+
+    Containers that run already are left alone.
+    """
+    words = {service.name: not_allowed(service, s.settings, s.machines) for service in s.specs.values()}
+    return {name: why for name, why in words.items() if why}
 
 
 def startable(s: Snapshot, actions: Iterable[Action]) -> tuple[Action, ...]:

@@ -13,12 +13,14 @@ from hypothesis import example, given
 from appliance.drivers.consul.cache import NAME, Cache, CachedFacts, dump, load
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination
+from appliance.model.privileges import Privileges
 
+SOME = Privileges(paths=frozenset({"/srv", "/data"}), capabilities=frozenset({"NET_ADMIN"}))
 FULL = CachedFacts(
     epoch="abc",
     changed={"web": 5.5},
     machines=(
-        Machine(node="m1", address=IPv4Address("10.0.0.1"), meta=(("disk", "ssd"),), presence_port=29999),
+        Machine(node="m1", address=IPv4Address("10.0.0.1"), meta=(("disk", "ssd"),), presence_port=29999, allows=SOME),
         Machine(node="m2", address=IPv4Address("10.0.0.2"), gateway=True, healthy=False),
         Machine(node="m3", address=IPv4Address("10.0.0.3"), presence_port=29998, healthy=False, answers=False),
     ),

@@ -17,6 +17,7 @@ from appliance.errors import HostError, InputError
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Allowance, Destination
 from appliance.model.network import Registration
+from appliance.model.privileges import EVERYTHING, Privileges
 from appliance.model.spec import Container, Service
 
 M1 = Machine(node="m1", address=IPv4Address("10.0.0.1"), meta=(("disk", "ssd"),))
@@ -65,6 +66,35 @@ def test_gateway_back_and_forth():
     ((seen,), _) = codec.parse_machines([entry(codec.machine_service(gateway))])
     assert seen.machine == gateway
     assert "gateway" not in codec.machine_service(M1)["meta"]
+
+
+def test_what_a_machine_allows_back_and_forth():
+    """It is told to the others; a machine of a version that does not tell it runs everything."""
+    for allows in (Privileges(), Privileges(paths=frozenset({"/a b", "/c"}), capabilities=frozenset({"SYS_PTRACE"}))):
+        arguments = codec.machine_service(replace(M1, allows=allows))
+        ((seen,), _) = codec.parse_machines([entry(arguments)])
+        assert seen.machine.allows == allows
+    del arguments["meta"]["allows"]
+    ((former,), _) = codec.parse_machines([entry(arguments)])
+    assert former.machine.allows == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    "said", ["7", "[]", "{}", '{"paths": 5, "capabilities": []}', '{"paths": [5], "capabilities": []}']
+)
+def test_what_a_machine_allows_is_not_understood(said):
+    """The machine cannot be read, rather than trusted with everything."""
+    arguments = codec.machine_service(M1)
+    found, complaints = codec.parse_machines([entry(arguments, Meta={**arguments["meta"], "allows": said})])
+    assert found == ()
+    assert len(complaints) == 1
+
+
+def test_more_paths_than_consul_stores():
+    """That is said before anything starts."""
+    allows = Privileges(paths=frozenset(f"/srv/{number:08}" for number in range(60)))
+    with pytest.raises(HostError, match="allow_host_paths with allow_privileged is too long"):
+        codec.check_meta((), allows)
 
 
 def test_presence_port_back_and_forth():
@@ -192,6 +222,34 @@ def test_two_machines_of_one_name_or_address():
         ),
         "machines m1 and m3 both claim the address 10.0.0.1; give each a Consul agent of its own, whose address it has",
     ]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_name_is_that_of_the_first(order):
+    """Whoever comes later takes no name, whatever its Consul node is called; it is told of."""
+    double = codec.machine_service(replace(M1, address=IPv4Address("10.0.0.66")))
+    entries = [entry(codec.machine_service(M1), host="z", CreateIndex=7), entry(double, host="a", CreateIndex=90)]
+    seen, _ = codec.parse_machines(entries[::order])
+    found, (clash,) = codec.one_per_node(seen)
+    assert found == {"m1": M1}
+    assert clash.words.endswith("10.0.0.1 (Consul node z) and 10.0.0.66 (a)")
+
+
+def test_the_first_keeps_its_name_while_it_lives():
+    """A missed heartbeat is no reason to give its name away; where nothing of it lives, the other counts."""
+    double = replace(M1, address=IPv4Address("10.0.0.66"))
+    seen, _ = codec.parse_machines(
+        [
+            entry(codec.machine_service(M1), host="z", status="critical", CreateIndex=7),
+            entry(codec.machine_service(double), host="a", CreateIndex=90),
+        ]
+    )
+    found, (clash,) = codec.one_per_node(seen, lambda machine: machine.address == M1.address)
+    assert found == {"m1": replace(M1, healthy=False)}
+    assert clash.words.startswith('two machines call themselves "m1"')
+    assert codec.one_per_node(seen) == ({"m1": double}, [])
+    moved = codec.SeenMachine(machine=M1, host="new agent", created=99)
+    assert codec.one_per_node((seen[0], moved), lambda _: True) == ({"m1": M1}, [])
 
 
 def test_what_a_machine_left_behind():

@@ -72,6 +72,41 @@ def run(script):
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def test_a_second_registration_takes_no_name(monkeypatch):
+    """Not by coming first in the alphabet, nor while the first misses heartbeats; only once that one is silent."""
+    m2 = replace(M2, presence_port=29999)
+    rogue = {**entry(replace(M2, address=IPv4Address("10.0.0.66")))}
+    rogue["Node"] = {"Node": "a", "Address": "10.0.0.66"}
+    rogue["Service"]["CreateIndex"] = 90
+
+    async def script(world):
+        async def told(first):
+            first["Service"]["Port"] = 29999
+            world.keys.machines = [entry(M1), rogue, first]
+            await world.machines.reread()
+
+        def address():
+            (found,) = (m.address for m in world.machines.judge() if m.node == "m2")
+            return found
+
+        answers = True
+        monkeypatch.setattr(world.machines._liveness, "answers", lambda _: answers)
+        await told(entry(m2))
+        assert address() == M2.address
+        assert any("two machines call themselves" in words for words in world.machines.complaints)
+        await told(entry(m2, silent=True))
+        assert address() == M2.address
+        answers = False
+        before = world.changes
+        world.machines._heard()
+        assert address() == IPv4Address("10.0.0.66"), "a machine that moved, and left this registration behind"
+        assert world.changes == before + 1
+        await told(entry(m2))
+        assert address() == M2.address
+
+    run(script)
+
+
 def test_machines_come_and_go():
     """What Consul tells is known, each time it changes; one that was removed is healthy no more, but may still call."""
 

@@ -622,6 +622,29 @@ def test_machines_of_another_consul_may_not_call(machines, consul_agent, monkeyp
     trio.run(main)
 
 
+def test_a_machines_name_is_taken_by_nobody(machines, consul_agent):
+    """Another Consul node registers a machine of that name: the first one stays what it was, and the other is named."""
+    rogue = {"ID": "meshbox:m1", "Service": "meshbox", "Address": "10.0.0.66", "Meta": {"node": "m1"}}
+
+    async def main():
+        async with machines.machine("m1"), machines.machine("m2") as two:
+            await until(lambda: nodes(two) == ["m1", "m2"])
+            await trio.to_thread.run_sync(
+                consul_agent.request,
+                "PUT",
+                "/v1/catalog/register",
+                {"Node": "a-node", "Address": "10.0.0.66", "Service": rogue},
+            )
+            await until(lambda: two.facts.problems)
+            assert [str(m.address) for m in two.facts.machines] == ["10.0.0.1", "10.0.0.2"]
+            assert "10.0.0.1 (Consul node consul-1) and 10.0.0.66 (a-node)" in two.facts.problems[0]
+
+    try:
+        trio.run(main)
+    finally:
+        consul_agent.request("PUT", "/v1/catalog/deregister", {"Node": "a-node"})
+
+
 def test_hundreds_of_services_few_queries(machines, consul_agent):
     """With Consul's default limit of connections, 300 services are watched over at most 64 queries, and change."""
     services = frozenset(f"s{n}" for n in range(300))

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import InputError
-from appliance.plan.replicas.placement import check_constraint, fits, placement
+from appliance.model.privileges import Privileges
+from appliance.plan.replicas.placement import check_allowed, check_constraint, fits, not_allowed, placement
 from appliance.spec.constraint import parse_constraint
-from tests.plan.cases import SETTINGS, machine, spec
+from tests.plan.cases import SETTINGS, declared, machine, spec
 
 _MACHINES = st.lists(st.integers(1, 12), min_size=1, max_size=8, unique=True)
 
@@ -134,3 +135,40 @@ def test_gateways_run_nothing():
     check_constraint(web, alone, [gateway, full])
     with pytest.raises(InputError, match="no machine runs containers"):
         check_constraint(web, alone, [gateway])
+
+
+def giving(number: int, *paths: str):
+    """A machine that gives these paths."""
+    return replace(machine(f"m{number}", f"10.0.0.{number}"), allows=Privileges(paths=frozenset(paths)))
+
+
+BOUND = spec("web", declared("web", volumes=("/srv/web:/data",), cap_add=("NET_ADMIN",)), count=3)
+MOUNTING = spec("web", declared("web", volumes=("/srv/web:/data",)), count=3)
+GATE = replace(SETTINGS, node="gate", gateway=True)
+
+
+def test_machines_that_do_not_allow_it_are_no_place():
+    """What a spec asks for is a constraint. A machine that announces nothing, of a former version, runs everything."""
+    known = [giving(1), giving(2, "/srv"), machine("m3", "10.0.0.3")]
+    assert set(place(MOUNTING, known)) == {"m2", "m3"}
+    assert set(place(BOUND, known)) == {"m3"}
+    assert place(BOUND, known[:2]) == ()
+    assert set(place(spec("web", count=3), known)) == {"m1", "m2", "m3"}
+    strict = replace(SETTINGS, allows=Privileges())
+    assert set(placement(MOUNTING, strict, known)) == {"m2", "m3"}
+
+
+def test_a_deploy_that_fits_nowhere_names_machines_and_what_they_lack():
+    """One line; nothing is said as soon as one machine allows it, or where only the constraint keeps it out."""
+    known = [giving(2, "/srv"), giving(1), giving(3)]
+    with pytest.raises(InputError) as refused:
+        check_allowed(BOUND, GATE, known)
+    assert str(refused.value) == (
+        'service "web": no machine allows what it asks for: /srv/web, NET_ADMIN on m1, m3; NET_ADMIN on m2: name host'
+        " paths in allow_host_paths, and capabilities in allow_privileged, of a machine that is to run it"
+    )
+    check_allowed(MOUNTING, GATE, known)
+    check_allowed(BOUND, SETTINGS, known)
+    pinned = replace(MOUNTING, constraint=parse_constraint("m1"))
+    assert not_allowed(pinned, GATE, known) == "no machine allows what it asks for: /srv/web on m1"
+    assert not_allowed(replace(pinned, constraint=parse_constraint("m9")), GATE, known) == ""

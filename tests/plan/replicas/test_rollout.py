@@ -11,6 +11,7 @@ from hypothesis import given
 from appliance.drivers.consul.codec import TTL
 from appliance.model.facts import RunState
 from appliance.model.names import Allowance, Destination, Port
+from appliance.model.privileges import Privileges
 from appliance.model.rollout import Create, ReplicaKey, Retire, Start
 from appliance.model.spec import Health
 from appliance.plan.replicas.placement import placement
@@ -19,6 +20,7 @@ from appliance.plan.replicas.rollout import (
     claims,
     images,
     progress,
+    refused,
     replicas,
     retiring,
     revision,
@@ -26,7 +28,18 @@ from appliance.plan.replicas.rollout import (
     startable,
 )
 from appliance.spec.constraint import parse_constraint
-from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, snapshots, spec, stopped
+from tests.plan.cases import (
+    SETTINGS,
+    container,
+    declared,
+    endpoint,
+    machine,
+    managed,
+    snapshot,
+    snapshots,
+    spec,
+    stopped,
+)
 
 HEARD = 2.0
 """Seconds until other machines have heard of a claim and acted on it, with a second to spare."""
@@ -225,6 +238,29 @@ def test_moved_replica_stays_until_the_other_machine_serves():
     assert does(served) == [f"retire c{2 + placed.index('m2')}"]
     assert does(replace(s, endpoints=(endpoint("web.web:80", "m3", weight=9),))) == []
     assert [k.replica for k in replicas(s)] == [placed.index("here")]
+
+
+def test_what_is_not_allowed_is_not_created_and_what_runs_goes_on():
+    """A spec that no machine allows is told of; its containers of before are neither retired nor replaced."""
+    mounting = spec("web", declared("web", ports=(80,), volumes=("/srv:/srv",)), count=2)
+    strict = replace(SETTINGS, allows=Privileges())
+    assert does(snapshot(specs=[mounting])) == ["create web/0/web", "create web/1/web"]
+    s = snapshot(managed(2, mounting, 0), specs=[mounting], settings=strict)
+    assert does(s) == []
+    assert refused(s) == {"web": "no machine allows what it asks for: /srv on here"}
+    assert refused(replace(s, settings=SETTINGS)) == {}
+    assert does(snapshot(managed(2, mounting, 0, revision="0" * 8), specs=[mounting], settings=strict)) == []
+    assert does(snapshot(managed(2, mounting, 0), tombstones={"web": 5.0}, settings=strict)) == ["retire c2"]
+
+
+def test_what_is_not_allowed_here_moves_to_a_machine_that_allows_it():
+    """The former machine serves until the other one does."""
+    mounting = spec("web", declared("web", ports=(80,), volumes=("/srv:/srv",)))
+    strict = replace(SETTINGS, allows=Privileges())
+    s = snapshot(managed(2, mounting, 0), specs=[mounting], settings=strict, machines=(machine("m2", "10.0.0.2"),))
+    assert does(s) == []
+    assert refused(s) == {}
+    assert does(replace(s, endpoints=(endpoint("web.web:80", "m2"),))) == ["retire c2"]
 
 
 def test_moved_replica_is_given_up_when_claimed():
