@@ -58,7 +58,10 @@ class _NotFoundError(MeshboxError):
 
 
 async def _status(appliance: Appliance, _: Request) -> views.Row:
-    """Show the appliance itself: version, machine, process, limit of open files, faults that last, and counters."""
+    """Show the appliance itself: version, machine, process, limit of open files, faults that last, and counters.
+
+    `shares` names the callers that hold, or held, more than their share of open files or memory.
+    """
     return {
         "version": __version__,
         "node": appliance.config.node,
@@ -66,6 +69,7 @@ async def _status(appliance: Appliance, _: Request) -> views.Row:
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "uptime": round(time.time() - appliance.started_at, 1),
         "faults": {key: asdict(fault) for key, fault in appliance.faults.list().items()},
+        "shares": views.shares(await appliance.shares(), appliance.snapshot()),
         "counters": dict(await appliance.counters()),
     }
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from appliance.dataplane.api import Question, T
     from appliance.dataplane.dns.server import DnsSockets
+    from appliance.dataplane.shares import Holding
     from appliance.model.network import Door, Listener, NetnsId, Zone
-    from appliance.model.stats import Connection, ListenerStats
+    from appliance.model.stats import Connection, ListenerStats, ShareStats
 
 
 class InProcess:
@@ -44,6 +45,7 @@ class InProcess:
         self._loop = loop
         self._idle_udp = idle_udp
         self._context = Context(loop)
+        self._context.shares.holdings = self._holdings
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
         self._tcp_doors: dict[NetnsId, TcpDoor] = {}
@@ -167,6 +169,10 @@ class InProcess:
         """Return the DNS server's counters."""
         return self.dns.stats()
 
+    def shares(self) -> tuple[ShareStats, ...]:
+        """Return the callers that hold, or held, more than their share."""
+        return self._context.shares.stats()
+
     def left(self) -> int:
         """Return how many TCP pairs closed listeners still have; UDP sessions end by silence and need no waiting."""
         return sum(listener.active for listener in self._draining if isinstance(listener, TcpListener))
@@ -195,6 +201,12 @@ class InProcess:
     def _all(self) -> Iterator[TcpListener | UdpListener]:
         yield from self._listeners.values()
         yield from self._draining
+
+    def _holdings(self) -> Iterator[Holding]:
+        """Return all that callers have."""
+        for listener in self._all():
+            yield from listener.holdings()
+        yield from self._context.dials
 
     def _open(self, listener: Listener, sock: SocketType | None, *, doors_only: bool) -> TcpListener | UdpListener:
         if listener.destination.protocol is Protocol.TCP:

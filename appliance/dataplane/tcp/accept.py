@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from socket import SocketType
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.dataplane.loop.epoll import IN
-from appliance.dataplane.sockets import ACCEPT_PAUSE, BACKLOG, NO_DESCRIPTORS, NONBLOCKING
+from appliance.dataplane.sockets import ACCEPT_PAUSE, BACKLOG, NO_DESCRIPTORS, NONBLOCKING, reset_on_close
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,6 +32,7 @@ class ListenSocket:
     def __init__(self, acceptor: Acceptor, sock: SocketType) -> None:
         self.sock = sock
         self._acceptor = acceptor
+        self._shares = acceptor.shares
         self._accept = sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 — socket.accept() costs 4 µs more
 
     def ready(self, _events: int) -> None:
@@ -53,8 +55,15 @@ class ListenSocket:
                     return
                 continue  # that client is gone already, or an error of its network (accept(2)): the next one
             # The descriptor itself blocks; MSG_DONTWAIT on each call saves two system calls to change that.
-            if not self._acceptor.take(SocketType(socket.AF_INET, NONBLOCKING, 0, fd), host):
+            client = SocketType(socket.AF_INET, NONBLOCKING, 0, fd)
+            crowded = fd >= self._shares.mark
+            if crowded and not self._shares.make_room(fd):
+                reset_on_close(client)
+                client.close()
+                self._acceptor.on_no_descriptors(OSError(errno.EMFILE, "those that are left are for the control plane"))
                 return
+            if not self._acceptor.take(client, host) or (crowded and most <= ACCEPTS):
+                return  # the others are reported again, after what was given up is closed
 
 
 class Acceptor:
@@ -66,6 +75,7 @@ class Acceptor:
         `take` is called with each accepted client and its address; it returns whether to accept another.
         """
         self.take = take
+        self.shares = context.shares
         self._epoll = context.epoll
         self._loop = context.loop
         self._label = label

@@ -17,11 +17,13 @@ from appliance.dataplane.tcp.relay import PairOwner
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterator
 
     from appliance.dataplane.access import Caller
     from appliance.dataplane.balance import BackendState, Balancer
     from appliance.dataplane.loop.epoll import EpollSet
     from appliance.dataplane.namespace import NamespaceSockets
+    from appliance.dataplane.shares import Shares
     from appliance.dataplane.tcp.pipes import PipePool
     from appliance.model.names import Destination
 
@@ -42,15 +44,15 @@ class DialOwner(PairOwner):
         self,
         epoll: EpollSet,
         pipes: PipePool,
+        shares: Shares,
         dials: Dials,
         namespaces: dict[str, NamespaceSockets],
         destination: Destination,
         balancer: Balancer,
     ) -> None:
-        super().__init__(epoll, pipes)
+        super().__init__(epoll, pipes, shares, destination)
         self.dials = dials
         self.namespaces = namespaces
-        self.destination = destination
         self.balancer = balancer
 
     def dialling(self) -> None:
@@ -77,7 +79,7 @@ class DialOwner(PairOwner):
 class Dial:
     """One client that waits for a backend."""
 
-    __slots__ = ("_sock", "_tried", "began", "caller", "client", "owner", "state")
+    __slots__ = ("_sock", "_tried", "caller", "client", "opened", "owner", "state")
 
     _sock: SocketType
     state: BackendState
@@ -87,7 +89,33 @@ class Dial:
         self.client = client
         self.caller = caller
         self._tried: tuple[BackendState, ...] = ()
-        self.began = 0.0
+        self.opened = 0.0
+        """When its last attempt began."""
+
+    @property
+    def destination(self) -> Destination:
+        """What was called."""
+        return self.owner.destination
+
+    @property
+    def carried(self) -> int:
+        """Bytes in both directions: none yet."""
+        return 0
+
+    @property
+    def stuck(self) -> int:
+        """Bytes of memory that it counts for."""
+        return 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self not in self.owner.dials
+
+    def give_up(self) -> None:
+        """Reset the client, whose caller holds more than its share."""
+        self.owner.given_up += 1
+        self.cancel()
 
     def start(self) -> None:
         """Connect to a backend; when there is none left, reset the client."""
@@ -190,7 +218,7 @@ class Dials:
 
     def add(self, dial: Dial) -> None:
         """Begin to watch."""
-        dial.began = time.monotonic()
+        dial.opened = time.monotonic()
         self._dials[dial] = None
         if self._timer is None:
             self._timer = self._loop.call_later(SWEEP, self._sweep)
@@ -206,6 +234,12 @@ class Dials:
     def __len__(self) -> int:
         return len(self._dials)
 
+    def __contains__(self, dial: object) -> bool:
+        return dial in self._dials
+
+    def __iter__(self) -> Iterator[Dial]:
+        return iter(self._dials)
+
     def close(self) -> None:
         """Stop watching."""
         if self._timer is not None:
@@ -216,7 +250,7 @@ class Dials:
         latest = time.monotonic() - TIMEOUT
         late = []
         for dial in self._dials:
-            if dial.began > latest:
+            if dial.opened > latest:
                 break
             late.append(dial)
         for dial in late:

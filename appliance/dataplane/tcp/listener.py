@@ -42,6 +42,7 @@ class TcpListener(DialOwner):
         super().__init__(
             context.epoll,
             context.pipes,
+            context.shares,
             context.dials,
             context.namespaces,
             listener.destination,
@@ -149,10 +150,18 @@ class TcpListener(DialOwner):
         if self.stopped and not self.active:
             self._on_empty(self)
 
+    def holdings(self) -> Iterable[Pair]:
+        """Return the pairs."""
+        return list(self.pairs)
+
     def stats(self) -> ListenerStats:
         """Return the counters; those of backends include the pairs that are open."""
         moving: dict[BackendState, tuple[int, int]] = {}
+        stuck = stuck_bytes = 0
         for pair in self.pairs:
+            if pair.stuck:
+                stuck += 1
+                stuck_bytes += pair.stuck
             to, back = moving.get(pair.state, (0, 0))
             moving[pair.state] = (to + pair.client.moved, back + pair.backend.moved)
         return ListenerStats(
@@ -163,6 +172,9 @@ class TcpListener(DialOwner):
             failed=self.failed,
             active=self.active,
             starved=self.acceptor.starved,
+            stuck=stuck,
+            stuck_bytes=stuck_bytes,
+            given_up=self.given_up,
             backends=self.balancer.stats(moving),
         )
 

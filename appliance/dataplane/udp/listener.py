@@ -20,6 +20,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ from appliance.model.stats import Connection, ListenerStats
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from ipaddress import IPv4Address
     from socket import SocketType
 
@@ -85,11 +86,11 @@ class UdpListener(SessionOwner):
         A session ends after `idle` seconds without a datagram; there are at most `limit` of them. `on_empty` is called
         once nothing is left after `stop`. With `doors_only` another process serves the port.
         """
-        super().__init__(context.loop, Balancer(listener.backends, pauses=EJECT_SECONDS))
+        super().__init__(context.loop, Balancer(listener.backends, pauses=EJECT_SECONDS), listener.destination)
+        self._shares = context.shares
         self._epoll = context.epoll
         self._namespaces: Mapping[str, WorkloadSockets] = context.namespaces
         self._wanted = listener
-        self.destination = listener.destination
         self.port = listener.port
         self._on_empty = on_empty
         self.accepted = 0
@@ -150,9 +151,14 @@ class UdpListener(SessionOwner):
             failed=self.failed,
             active=self.active,
             evicted=self.evicted,
+            given_up=self.given_up,
             dropped=self.dropped,
             backends=self.balancer.stats(),
         )
+
+    def holdings(self) -> Iterable[Session]:
+        """Return the sessions."""
+        return self._all()
 
     def connections(self) -> tuple[Connection, ...]:
         """Return the open sessions."""
@@ -302,6 +308,11 @@ class UdpListener(SessionOwner):
                 self.balancer.failed(state)
                 tried += (state,)
                 continue
+            fd = sock.fileno()
+            if fd >= self._shares.mark and not self._shares.make_room(fd):
+                sock.close()
+                self._on_no_descriptors(OSError(errno.EMFILE, "those that are left are for the control plane"))
+                break
             return self._add(Session(self, key, client, caller, sock, state))
         self.failed += 1
         return None
@@ -351,6 +362,9 @@ class UdpListener(SessionOwner):
 
     def end(self, session: Session) -> None:
         """End this session now."""
+        if session.closed:
+            return
+        session.closed = True
         if session.draining:
             self._draining.remove(session)
         elif self._sessions.get(session.key) is session:

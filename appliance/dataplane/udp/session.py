@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from appliance.dataplane.access import Caller
     from appliance.dataplane.balance import BackendState, Balancer
     from appliance.dataplane.udp.sockets import Client, Control
+    from appliance.model.names import Destination
 
     Key = tuple[str, int] | tuple[str, int, str]
     """Of a session: its client, and if that came through a door, the text of the door's NetnsId."""
@@ -28,9 +29,12 @@ class SessionOwner:
     A class and not a Protocol: mypyc makes attributes of Protocols slow.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, balancer: Balancer) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, balancer: Balancer, destination: Destination) -> None:
         self.loop = loop
         self.balancer = balancer
+        self.destination = destination
+        self.given_up = 0
+        """Sessions that ended because their caller held more than its share."""
         self.dropped = 0
         """Datagrams that could not be passed on."""
 
@@ -91,6 +95,7 @@ class Session(BatchReader):
         "caller",
         "client",
         "client_socket",
+        "closed",
         "draining",
         "key",
         "owner",
@@ -121,6 +126,7 @@ class Session(BatchReader):
         """Whether the client has sent a second datagram, for which it may have got a socket of its own."""
         self.draining = False
         """Whether it only waits for what its backend still answers."""
+        self.closed = False
         self.sock = sock
         self.state = state
         self.started = owner.loop.time()
@@ -160,6 +166,31 @@ class Session(BatchReader):
             except OSError:  # the client's side: its route, its firewall or a full queue; it will ask again
                 self.owner.dropped += 1
         self.dense = count > 1
+
+    @property
+    def destination(self) -> Destination:
+        """What was called."""
+        return self.owner.destination
+
+    @property
+    def opened(self) -> float:
+        """When, in seconds of the loop's clock, which is the monotonic one."""
+        return self.started
+
+    @property
+    def carried(self) -> int:
+        """Bytes in both directions so far."""
+        return self.bytes_in + self.bytes_out
+
+    @property
+    def stuck(self) -> int:
+        """Bytes of memory that it counts for: datagrams do not wait."""
+        return 0
+
+    def give_up(self) -> None:
+        """End it because its caller holds more than its share."""
+        self.owner.given_up += 1
+        self.owner.end(self)
 
     def fail(self) -> None:
         """End the session after an error in its handler."""
