@@ -87,7 +87,7 @@ class Inventory:
                 (STARTING, path), "a starting container is passed over until Docker shows it", cause(error)
             ),
         )
-        self._prober = Prober(lambda p: self._store.accepted(p.workload_id, p.netns, p.port))
+        self._prober = Prober(lambda container, netns, ports: self._store.accepted(container, netns, *ports))
         self._limit = trio.CapacityLimiter(INSPECTS)
         self._sharing: dict[str, str] = {}
         """Containers → the container whose network they share."""
@@ -122,7 +122,7 @@ class Inventory:
             self._nursery = None
 
     def probe(self, wanted: frozenset[Probe]) -> None:
-        """Dial exactly these from now on, each until it accepts, which `Workload.accepting` then says.
+        """Ask about exactly these from now on, until each takes connections, which `Workload.accepting` then says.
 
         Those that have accepted, or ended, since the plan that wants them was begun are left out.
         """
