@@ -85,7 +85,7 @@ class Parts:
         self.host_addresses = HostAddresses(bell=self.ring, faults=self.faults, every=FULL_PASS)
         self.nft_helper = NftHelper()
         self.nft = Nft(self.nft_helper)
-        self.drift = RulesetWatch(on_drift=self._drifted)
+        self.drift = RulesetWatch(on_drift=self._drifted, faults=self.faults)
         self.doors = Doors(self.plane)
         self.host_access = HostAccess(config, settings.visitors, self.faults, services=self._services)
         self.deployer = Deployer(
