@@ -43,6 +43,16 @@ INSPECTS = 16
 """Inspects under way at once."""
 STARTING = "starting"
 """Of faults: a start that could not be followed, by its namespace's file."""
+REINSPECT = Schedule((0.0, 0.0, 0.0, 0.1, 0.2, 0.5))
+"""Seconds until a container is inspected again, by how often it was within IN_A_ROW seconds of the time before."""
+IN_A_ROW = 1.0
+CHANGE_NOTHING = frozenset(
+    {
+        *("attach", "commit", "copy", "detach", "exec_create", "exec_detach", "exec_die", "exec_start"),
+        *("export", "resize", "top"),
+    }
+)
+"""Events of containers after which inspect would say the same. Health checks cause three each time."""
 RECONNECT = Schedule((0.2, 0.4, 0.8, 1.6, 3.2, 5.0))
 """Seconds until Docker is tried again."""
 
@@ -93,6 +103,8 @@ class Inventory:
         """Containers → the container whose network they share."""
         self._inspecting: set[str] = set()
         self._inspect_again: set[str] = set()
+        self._inspected: dict[str, tuple[float, int]] = {}
+        """When each container was last inspected, on Trio's clock, and how often in a row."""
         self._nursery: trio.Nursery | None = None
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
@@ -256,6 +268,8 @@ class Inventory:
         if event.kind == "network":
             self._take_network(action, event.id, event.attributes.get("container", ""))
             return
+        if action in CHANGE_NOTHING:
+            return
         for sharer in [workload for workload, owner in self._sharing.items() if owner == event.id]:
             self._inspect(sharer)
         if action in {"start", "die", "destroy"}:
@@ -285,6 +299,7 @@ class Inventory:
 
     def _remove(self, container_id: str) -> None:
         self._sharing.pop(container_id, None)
+        self._inspected.pop(container_id, None)
         self._faults.drop(lambda key: key == ("inspect", container_id))
         self._store.remove(container_id)
 
@@ -299,9 +314,18 @@ class Inventory:
             self._inspecting.add(container_id)
             nursery.start_soon(self._inspect_until_fresh, container_id)
 
+    def _pause_before_inspect(self, container_id: str) -> float:
+        """Return how long to wait first, so that a container with events without end costs little."""
+        now = trio.current_time()
+        last, in_a_row = self._inspected.get(container_id, (0.0, 0))
+        in_a_row = in_a_row + 1 if now - last < IN_A_ROW else 1
+        self._inspected[container_id] = now, in_a_row
+        return REINSPECT.after(in_a_row)
+
     async def _inspect_until_fresh(self, container_id: str) -> None:
         try:
             while True:
+                await trio.sleep(self._pause_before_inspect(container_id))
                 self._inspect_again.discard(container_id)
                 async with self._limit:
                     inspected = await self._docker.inspect(container_id)
