@@ -18,13 +18,12 @@ HELD = 9500
 """Connections that are held at once, or tried to be: more than an appliance with 20,000 open files can have."""
 UNREAD = 4000
 """Connections that are not read: at 4.7 MB each, 19 GB."""
-REQUEST = b"GET /2000000000 HTTP/1.0\r\n\r\n"
 NEVER = threading.Event()
 ELEMENTS = 10_000
 """Elements of each commit of a flood."""
 
 
-def hold(until: float, address: str, port: int, most: int = HELD, request: bytes = b"") -> None:
+def hold(until: float, address: str, port: int, most: int = HELD) -> None:
     """Hold as many connections as can be had; open another one for each that ends."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -39,18 +38,15 @@ def hold(until: float, address: str, port: int, most: int = HELD, request: bytes
             sock.setblocking(False)
             sock.connect_ex((address, port))
             open_ones[sock.fileno()] = sock
-            poll.register(sock, select.EPOLLOUT | select.EPOLLET if request else 0)
+            poll.register(sock, 0)
         for fd, events in poll.poll(0.001, 1000):
             if events & (select.EPOLLHUP | select.EPOLLERR):
                 open_ones.pop(fd).close()
-            elif request:
-                poll.modify(fd, 0)
-                open_ones[fd].send(request)
 
 
 def unread(until: float, address: str, port: int) -> None:
-    """Ask for much on each of many connections, and read nothing."""
-    hold(until, address, port, UNREAD, REQUEST)
+    """Read nothing on many connections of a server that sends without end."""
+    hold(until, address, port, UNREAD)
 
 
 def floods(until: float, *_: object) -> None:

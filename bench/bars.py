@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.works.shares import ROWS
+from bench.works.shares import BESIDE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -110,9 +110,9 @@ BARS = (
     ),
     *(
         bar
-        for row in ROWS
+        for row, beside in BESIDE.items()
         for bar in (
-            Bar(work="shares", figure="p99 ms", limit=2, at_least=False, against=f"{row}: CPU only", contender=row),
+            Bar(work="shares", figure="p99 ms", limit=2, at_least=False, against=f"{row}: {beside}", contender=row),
             Bar(work="shares", figure="failed", limit=0, at_least=False, against=None, contender=row, never=True),
         )
     ),

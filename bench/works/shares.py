@@ -1,6 +1,6 @@
 """One container attacks, and twenty others notice nothing, on a machine with an engine and an appliance of its own.
 
-Each row of the work is an attack at full speed, and beside it a program that burns as much CPU as the attacker did.
+Each row of the work is an attack at full speed, and what it is compared with (BESIDE).
 """
 
 from __future__ import annotations
@@ -35,9 +35,40 @@ PORTS = 256
 """As many as a container may declare."""
 GREEDY = 5
 """Containers with that many ports, at which nothing listens."""
-TARGETS = {"memory": 7004}
-"""The port of the attacked server; 7000 for all others."""
-ROWS = (*ATTACKS, "ports")
+SOURCE = """
+import select, socket
+data = bytes(1 << 16)
+server = socket.create_server(("", 7000), backlog=4096)
+server.setblocking(False)
+poll = select.epoll()
+poll.register(server, select.EPOLLIN)
+open_ones = {}
+while True:
+    for fd, events in poll.poll():
+        if fd == server.fileno():
+            sock, _ = server.accept()
+            sock.setblocking(False)
+            open_ones[sock.fileno()] = sock
+            poll.register(sock, select.EPOLLOUT)
+            continue
+        try:
+            if events & (select.EPOLLHUP | select.EPOLLERR):
+                raise ConnectionResetError
+            open_ones[fd].send(data)
+        except BlockingIOError:
+            pass
+        except OSError:
+            open_ones.pop(fd).close()
+"""
+"""A server that sends without end and keeps nothing of it in memory of its own."""
+BESIDE = {
+    **dict.fromkeys(ATTACKS, "CPU only"),
+    "nft events": "elsewhere",
+    "ports": "none declared",
+}
+"""What each row is compared with: a program that burns as much CPU as the attacker; the same flood in a namespace that
+is not the mesh's, because the kernel itself holds up everybody during large commits; as many containers without ports.
+"""
 
 
 class Scene:
@@ -50,12 +81,14 @@ class Scene:
         """CPU seconds of each attack."""
         run = machine.run_container
         for name in ("good", "held"):
-            run(name, IMAGE, service=name, container=name, ports="7000,7004")
-        run("attacker", IMAGE, service="bad", container="bad", connect_to="held.held")
+            run(name, IMAGE, service=name, container=name, ports="7000")
+        run("source", IMAGE, "python3", "-c", SOURCE, service="source", container="source", ports="7000")
+        run("attacker", IMAGE, service="bad", container="bad", connect_to="held.held,source.source")
         self._callers = [f"caller{number}" for number in range(QUICK_CALLERS if lab.quick else CALLERS)]
         for name in self._callers:
             run(name, IMAGE, service=name, container=name, connect_to="good.good")
-        self._vips = {name: self._vip("attacker" if name == "held" else "caller0", name) for name in ("good", "held")}
+        self._good = self._vip("caller0", "good")
+        self._targets = {row: self._vip("attacker", "source" if row == "memory" else "held") for row in ATTACKS}
 
     def _vip(self, client: str, name: str) -> str:
         """Wait until a container reaches another one; return the address that it gets for it."""
@@ -70,9 +103,8 @@ class Scene:
     def attack(self, row: str) -> Sample:
         """Let the attacker do its worst while the others ask."""
         if row == "ports":
-            return self._declare()
-        port = str(TARGETS.get(row, 7000))
-        command = self._nsenter("attacker", row, str(self.seconds + 1), self._vips["held"], port)
+            return self._declare(",".join(str(number) for number in range(10_000, 10_000 + PORTS)))
+        command = self._nsenter("attacker", row, str(self.seconds + 1), self._targets[row], "7000")
         before = self._own_cpu()
         with subprocess.Popen(command, cwd=ROOT) as attacker:
             sample = self._ask()
@@ -82,9 +114,13 @@ class Scene:
         self._settle()
         return sample
 
-    def burn(self, row: str) -> Sample:
-        """Let a program burn as much CPU as that attack did."""
-        if row not in self._used and row != "ports":
+    def compare(self, row: str) -> Sample:
+        """Let happen beside the others what the attack is compared with (BESIDE)."""
+        if row == "ports":
+            return self._declare("")
+        if row == "nft events":
+            return self._flood_elsewhere(row)
+        if row not in self._used:
             self.attack(row)
         part = min(1.0, self._used.get(row, 0.0) / self.seconds)
         before = self._own_cpu()
@@ -94,13 +130,24 @@ class Scene:
         sample["appliance CPU %"] = (self._own_cpu() - before) / self.seconds * 100
         return sample
 
-    def _declare(self) -> Sample:
-        """Start containers that declare all ports that they may, and listen at none."""
-        ports = ",".join(str(number) for number in range(10_000, 10_000 + PORTS))
+    def _flood_elsewhere(self, row: str) -> Sample:
+        """Flood a namespace that has nothing to do with the mesh."""
+        command = ["nsenter", f"--net=/run/netns/{self._machine.switch.netns}"]
+        command += self._command(row, str(self.seconds + 1), "-", "0")
+        before = self._own_cpu()
+        with subprocess.Popen(command, cwd=ROOT) as attacker:
+            sample = self._ask()
+            attacker.wait(self.seconds + 10)
+        sample["appliance CPU %"] = (self._own_cpu() - before) / self.seconds * 100
+        return sample
+
+    def _declare(self, ports: str) -> Sample:
+        """Start containers that declare these ports, and listen at none of them."""
         before = self._own_cpu()
         names = [f"ports{number}" for number in range(GREEDY)]
         for name in names:
-            self._machine.run_container(name, IMAGE, service=name, container=name, ports=ports)
+            labels = {"ports": ports} if ports else {}
+            self._machine.run_container(name, IMAGE, service=name, container=name, **labels)
         sample = self._ask()
         sample["appliance CPU %"] = (self._own_cpu() - before) / self.seconds * 100
         self._machine.docker("rm", "--force", *names)
@@ -108,7 +155,7 @@ class Scene:
 
     def _ask(self) -> Sample:
         paths = [self._netns(name) for name in self._callers]
-        command = [PYTHON, "-m", "bench.callers", str(self.seconds), self._vips["good"], "7000", *paths]
+        command = [PYTHON, "-m", "bench.callers", str(self.seconds), self._good, "7000", *paths]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchError(f"the callers ended: {done.stderr[-800:]}")
@@ -150,9 +197,9 @@ def _open(lab: Lab) -> Iterator[Mapping[str, Callable[[], Sample]]]:
             machine.start()
             scene = Scene(machine, lab)
             measures: dict[str, Callable[[], Sample]] = {}
-            for row in ROWS:
+            for row, beside in BESIDE.items():
                 measures[row] = partial(scene.attack, row)
-                measures[f"{row}: CPU only"] = partial(scene.burn, row)
+                measures[f"{row}: {beside}"] = partial(scene.compare, row)
             yield measures
     except (AssertionError, DockerError) as error:
         raise BenchError(str(error)) from error
@@ -177,7 +224,10 @@ WORKS = (
         name="shares",
         title=_title(CALLERS, SECONDS),
         quick_title=_title(QUICK_CALLERS, QUICK_SECONDS),
-        note=f"{NOT_PINNED} `CPU only`: beside a program that burns as much CPU as the attacker did.",
+        note=(
+            f"{NOT_PINNED} `CPU only`: beside a program that burns as much CPU as the attacker did. `elsewhere`: the "
+            "same flood in a namespace outside of the mesh. `none declared`: new containers without ports."
+        ),
         figures=FIGURES,
         open=_open,
         reference="connections: CPU only",
