@@ -1,4 +1,4 @@
-"""What one container may do to all others, at full speed: `python -m bench.attacks NAME SECONDS ADDRESS PORT`.
+"""What one container may do to all others, at full speed: `attacks.py NAME SECONDS ADDRESS PORT`.
 
 Run it inside a network namespace that the test or work has made, and nowhere else. Each ends by itself after SECONDS.
 """

@@ -1,4 +1,4 @@
-"""Callers that notice how others are served: `python -m bench.callers SECONDS ADDRESS PORT NETNS …`.
+"""Callers that notice how others are served: `callers.py SECONDS ADDRESS PORT NETNS …`.
 
 One caller in each network namespace makes 50 requests a second on a connection that it keeps, and a new connection with
 one request every second. Prints one line of JSON: how many requests, how many failed, and their times in ms. The

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bench.lab import Lab
 
 IMAGE = "meshbox-test"
+ATTACKS_PROGRAM, CALLERS_PROGRAM = str(ROOT / "bench/attacks.py"), str(ROOT / "bench/callers.py")
 CALLERS, QUICK_CALLERS = 20, 4
 SECONDS, QUICK_SECONDS = 30.0, 3.0
 SETTLE = 60.0
@@ -155,7 +156,7 @@ class Scene:
 
     def _ask(self) -> Sample:
         paths = [self._netns(name) for name in self._callers]
-        command = [PYTHON, "-m", "bench.callers", str(self.seconds), self._good, "7000", *paths]
+        command = [PYTHON, CALLERS_PROGRAM, str(self.seconds), self._good, "7000", *paths]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchError(f"the callers ended: {done.stderr[-800:]}")
@@ -184,7 +185,7 @@ class Scene:
         return ["nsenter", f"--net={self._netns(container)}", *self._command(*words)]
 
     def _command(self, *words: str) -> list[str]:
-        return [PYTHON, "-m", "bench.attacks", *words]
+        return [PYTHON, ATTACKS_PROGRAM, *words]
 
 
 @contextmanager
