@@ -39,7 +39,7 @@ DEBOUNCE = 0.05
 """Seconds of quiet after which a pass begins."""
 MOST_DEBOUNCE = 1.0
 """Seconds after which a pass begins although the bell still rings."""
-URGENT = 20
+URGENT = 20.0
 """Most passes a second that begin without waiting for quiet. Beyond that what is urgent waits as other things do."""
 FULL_PASS = 30.0
 """Seconds between passes that observe everything afresh."""
@@ -78,7 +78,7 @@ class Reconciler:
         self._compiler = Compiler()
         self._bell = trio.Event()
         self._urgent = False
-        self._hurries = float(URGENT)
+        self._hurries = URGENT
         self._hurries_at = 0.0
         """How many more passes could begin without waiting for quiet, at that time on Trio's clock."""
         self._attempts = Attempts(partial(self.ring, urgent=True))
@@ -159,7 +159,7 @@ class Reconciler:
 
     def _may_hurry(self) -> bool:
         now = trio.current_time()
-        self._hurries = min(float(URGENT), self._hurries + (now - self._hurries_at) * URGENT)
+        self._hurries = min(URGENT, self._hurries + (now - self._hurries_at) * URGENT)
         self._hurries_at = now
         if self._hurries < 1:
             return False

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-MARK: Final = 0.8
-"""The part of the descriptors that may be used before anybody is bounded."""
+MARK: Final = 80
+"""Percent of the descriptors that may be used before anybody is bounded."""
 RESERVE = 1024
 """Descriptors that connections never take: for control plane, DNS (which takes 768 at most) and the admin socket."""
 PEER_WEIGHT: Final = 4
@@ -53,10 +53,10 @@ TOLD = 60.0
 MOST_KEPT = 256
 """Callers that gave way of which is kept when and how much; the latest."""
 
-ROOM = 1 / 32
-"""The part of the host's memory that stuck directions may hold before anybody is bounded."""
-MOST = 1 / 8
-"""The part beyond which the newest stuck connections of those that hold most are reset."""
+ROOM: Final = 32
+"""The reciprocal of the part of the host's memory that stuck directions may hold before anybody is bounded."""
+MOST: Final = 8
+"""The same of the part beyond which the newest stuck connections of those that hold most are reset."""
 IN_A_TURN: Final = 32
 """Connections reset for want of memory before traffic has its turn."""
 
@@ -115,14 +115,14 @@ class Shares:
         """The lowest descriptor that no connection may have, unless another one gives way."""
         self.last = limit - reserve // 2
         """The lowest descriptor that no connection may have at all."""
-        self.mark = int(self.most * MARK)
+        self.mark = self.most * MARK // 100
         """The lowest descriptor for which somebody gives way."""
         self.holdings: Callable[[], Iterable[Holding]] = _nothing
         """Returns all that callers have."""
         memory = memory or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self.room = int(memory * ROOM)
+        self.room = memory // ROOM
         """Bytes that stuck directions may hold before anybody is bounded."""
-        self.most_stuck = int(memory * MOST)
+        self.most_stuck = memory // MOST
         """Bytes that they may hold at all."""
         self.stuck = 0
         """Bytes that they count for."""
@@ -297,9 +297,9 @@ def _key(one: Holding) -> str:
     return f"{caller.host} {one.destination}" if caller.local_only else str(caller.host)
 
 
-def _order(one: Holding) -> tuple[float, float]:
+def _order(one: Holding) -> tuple[int, float]:
     """Return what sorts those first that give way first: the newest, or of a peer's what carried least."""
-    return (float(one.carried), one.opened) if one.caller.local_only else (0.0, -one.opened)
+    return (one.carried, one.opened) if one.caller.local_only else (0, -one.opened)
 
 
 def _files() -> int:
