@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from appliance.dataplane.api import Question, T
     from appliance.dataplane.dns.server import DnsSockets
-    from appliance.dataplane.shares import Holding
     from appliance.model.network import Door, Listener, NetnsId, Zone
     from appliance.model.stats import Connection, ListenerStats, ShareStats
 
@@ -44,7 +43,6 @@ class InProcess:
         """`idle_udp` is the seconds after which a silent UDP session ends."""
         self._idle_udp = idle_udp
         self._context = Context(loop)
-        self._context.shares.holdings = self._holdings
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
         self._tcp_doors: dict[NetnsId, TcpDoor] = {}
@@ -200,12 +198,6 @@ class InProcess:
     def _all(self) -> Iterator[TcpListener | UdpListener]:
         yield from self._listeners.values()
         yield from self._draining
-
-    def _holdings(self) -> Iterator[Holding]:
-        """Return all that callers have."""
-        for listener in self._all():
-            yield from listener.holdings()
-        yield from self._context.dials
 
     def _open(self, listener: Listener, sock: SocketType | None, *, doors_only: bool) -> TcpListener | UdpListener:
         if listener.destination.protocol is Protocol.TCP:

@@ -56,7 +56,7 @@ class ListenSocket:
                 continue  # that client is gone already, or an error of its network (accept(2)): the next one
             # The descriptor itself blocks; MSG_DONTWAIT on each call saves two system calls to change that.
             client = SocketType(socket.AF_INET, NONBLOCKING, 0, fd)
-            crowded = fd >= self._shares.mark
+            crowded = self._shares.is_crowded(fd)
             if crowded and not self._shares.make_room(fd):
                 reset_on_close(client)
                 client.close()

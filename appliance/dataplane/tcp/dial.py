@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.dataplane.loop.epoll import ERR, HUP
+from appliance.dataplane.shares import Holding
 from appliance.dataplane.sockets import KEEPALIVE, NONBLOCKING, bind_source, reset_on_close
 from appliance.dataplane.tcp.relay import PairOwner
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
 
     from appliance.dataplane.access import Caller
     from appliance.dataplane.balance import BackendState, Balancer
@@ -76,41 +76,21 @@ class DialOwner(PairOwner):
         raise NotImplementedError
 
 
-class Dial:
+class Dial(Holding):
     """One client that waits for a backend."""
 
-    __slots__ = ("_sock", "_tried", "caller", "client", "opened", "owner", "state")
+    __slots__ = ("_sock", "_tried", "began", "caller", "client", "owner", "state")
 
     _sock: SocketType
     state: BackendState
 
     def __init__(self, owner: DialOwner, client: SocketType, caller: Caller) -> None:
+        super().__init__()
         self.owner = owner
         self.client = client
         self.caller = caller
         self._tried: tuple[BackendState, ...] = ()
-        self.opened = 0.0
-        """When its last attempt began."""
-
-    @property
-    def destination(self) -> Destination:
-        """What was called."""
-        return self.owner.destination
-
-    @property
-    def carried(self) -> int:
-        """Bytes in both directions: none yet."""
-        return 0
-
-    @property
-    def stuck(self) -> int:
-        """Bytes of memory that it counts for."""
-        return 0
-
-    @property
-    def closed(self) -> bool:
-        """Whether it has ended, well or not."""
-        return self not in self.owner.dials
+        self.began = 0.0
 
     def give_up(self) -> None:
         """Reset the client, whose caller holds more than its share."""
@@ -218,14 +198,17 @@ class Dials:
 
     def add(self, dial: Dial) -> None:
         """Begin to watch."""
-        dial.opened = time.monotonic()
+        dial.began = time.monotonic()
         self._dials[dial] = None
+        owner = dial.owner
+        owner.shares.add(dial, dial.caller, owner.label)
         if self._timer is None:
             self._timer = self._loop.call_later(SWEEP, self._sweep)
 
     def discard(self, dial: Dial) -> None:
         """Watch no longer."""
         self._dials.pop(dial, None)
+        dial.owner.shares.remove(dial)
 
     def of(self, owner: DialOwner) -> list[Dial]:
         """Return those of one listener."""
@@ -233,12 +216,6 @@ class Dials:
 
     def __len__(self) -> int:
         return len(self._dials)
-
-    def __contains__(self, dial: object) -> bool:
-        return dial in self._dials
-
-    def __iter__(self) -> Iterator[Dial]:
-        return iter(self._dials)
 
     def close(self) -> None:
         """Stop watching."""
@@ -250,7 +227,7 @@ class Dials:
         latest = time.monotonic() - TIMEOUT
         late = []
         for dial in self._dials:
-            if dial.opened > latest:
+            if dial.began > latest:
                 break
             late.append(dial)
         for dial in late:

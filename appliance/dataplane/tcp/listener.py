@@ -150,10 +150,6 @@ class TcpListener(DialOwner):
         if self.stopped and not self.active:
             self._on_empty(self)
 
-    def holdings(self) -> Iterable[Pair]:
-        """Return the pairs."""
-        return list(self.pairs)
-
     def stats(self) -> ListenerStats:
         """Return the counters; those of backends include the pairs that are open."""
         moving: dict[BackendState, tuple[int, int]] = {}

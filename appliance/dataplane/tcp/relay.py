@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from appliance.dataplane.loop.epoll import ERR, HUP, IN, NOT_OUT, OUT, PRI, RDHUP
+from appliance.dataplane.shares import Holding
 from appliance.dataplane.sockets import narrow, receive_buffer, reset_on_close, widen
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class PairOwner:
         self.pipes = pipes
         self.shares = shares
         self.destination = destination
+        self.label = str(destination)
         self.given_up = 0
         """Connections that were reset because their caller held more than its share."""
 
@@ -166,7 +168,7 @@ class End:
             self._end()
             return
         if size == SIZE:
-            if self.pair.owner.shares.is_over(self.pair.caller):
+            if self.pair.owner.shares.is_over(self.pair):
                 self._narrow()
             os.set_blocking(self.pair.client.fd, False)  # splice has no MSG_DONTWAIT; the backend's is set already
             self.peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
@@ -254,19 +256,19 @@ class End:
             return
         pair = self.pair
         shares = pair.owner.shares
-        if not self.narrow and shares.is_over(pair.caller):
+        if not self.narrow and shares.is_over(pair):
             self._narrow()
         self.stuck = receive_buffer(self.sock) + (len(self.pending) if self.pipe is None else self.pipe.held)
-        shares.begin_stuck(pair.caller, self.stuck)
+        shares.begin_stuck(pair, self.stuck)
 
     def _get_loose(self) -> None:
         """Go on as before."""
         pair = self.pair
         shares = pair.owner.shares
         if self.stuck:
-            shares.end_stuck(pair.caller, self.stuck)
+            shares.end_stuck(pair, self.stuck)
             self.stuck = 0
-        if self.narrow and not shares.is_over(pair.caller):
+        if self.narrow and not shares.is_over(pair):
             self.narrow = False
             widen(self.sock)
 
@@ -297,7 +299,7 @@ class End:
         """Close this side."""
         self.mode = ENDED
         if self.stuck:
-            self.pair.owner.shares.end_stuck(self.pair.caller, self.stuck)
+            self.pair.owner.shares.end_stuck(self.pair, self.stuck)
             self.stuck = 0
         if self.pipe is not None:
             self.pair.owner.pipes.give(self.pipe)
@@ -305,7 +307,7 @@ class End:
         self.pair.owner.epoll.close(self.sock)
 
 
-class Pair:
+class Pair(Holding):
     """A client's connection joined to a backend's."""
 
     __slots__ = ("backend", "broken", "caller", "client", "closed", "opened", "owner", "state")
@@ -314,6 +316,7 @@ class Pair:
     def __init__(
         self, owner: PairOwner, caller: Caller, state: BackendState, client: SocketType, backend: SocketType
     ) -> None:
+        super().__init__()
         self.owner = owner
         self.caller = caller
         self.state = state
@@ -325,11 +328,7 @@ class Pair:
         self.client.peer = self.backend
         self.backend.peer = self.client
         state.active += 1
-
-    @property
-    def destination(self) -> Destination:
-        """What was called."""
-        return self.owner.destination
+        owner.shares.add(self, caller, owner.label)
 
     @property
     def carried(self) -> int:
@@ -362,6 +361,7 @@ class Pair:
         client, backend = self.client, self.backend
         client.drop()
         backend.drop()
+        self.owner.shares.remove(self)
         # Without these references in a circle all of it is freed here and now, and the garbage collector stays asleep.
         del self.client, self.backend, client.peer, backend.peer
         state = self.state

@@ -38,7 +38,7 @@ from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from ipaddress import IPv4Address
     from socket import SocketType
 
@@ -156,10 +156,6 @@ class UdpListener(SessionOwner):
             dropped=self.dropped,
             backends=self.balancer.stats(),
         )
-
-    def holdings(self) -> Iterable[Session]:
-        """Return the sessions."""
-        return self._all()
 
     def connections(self) -> tuple[Connection, ...]:
         """Return the open sessions."""
@@ -310,7 +306,7 @@ class UdpListener(SessionOwner):
                 tried += (state,)
                 continue
             fd = sock.fileno()
-            if fd >= self._shares.mark and not self._shares.make_room(fd):
+            if self._shares.is_crowded(fd) and not self._shares.make_room(fd):
                 sock.close()
                 self._on_no_descriptors(OSError(errno.EMFILE, "those that are left are for the control plane"))
                 break
@@ -327,6 +323,7 @@ class UdpListener(SessionOwner):
         self._starving = False
         self._epoll.add(session.sock.fileno(), session, IN)
         self._sessions[session.key] = session
+        self._shares.add(session.holding, session.caller, self.label)
         self.accepted += 1
         session.state.opened += 1
         session.state.active += 1
@@ -366,6 +363,8 @@ class UdpListener(SessionOwner):
         if session.closed:
             return
         session.closed = True
+        self._shares.remove(session.holding)
+        session.holding.session = None
         if session.draining:
             self._draining.remove(session)
         elif self._sessions.get(session.key) is session:

@@ -270,10 +270,10 @@ def test_the_newest_that_do_not_read_are_reset_when_memory_runs_short(world: Wor
     """Those of the caller that holds most; others go on."""
     backend = world.backend()
     listener = world.open(backend, callers=("127.0.0.1", "127.0.0.5"))
-    world.context.shares.holdings = listener.holdings
     world.context.shares.most_stuck = 3 << 20
-    modest = world.dial("127.0.0.5")
-    fill(world.accept(backend))
+    modest = world.dial("127.0.0.5", buffer=1 << 12)
+    world.accept(backend).send(bytes(1 << 18), socket.MSG_DONTWAIT)
+    eventually(lambda: world.stats().stuck == 1)
     clients = []
     for _ in range(30):
         clients.append(world.dial())
