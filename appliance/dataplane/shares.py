@@ -29,7 +29,7 @@ from appliance.model.stats import ShareStats
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from appliance.dataplane.access import Caller
 
@@ -91,6 +91,37 @@ class Holding:
     def give_up(self) -> None:
         """End it now, because its caller holds more than its share."""
         raise NotImplementedError
+
+
+class CalledHolding(Holding):
+    """One that stands for something which has another base: a class has one native base only."""
+
+    __slots__ = ("_carried", "_end", "_stuck")
+
+    def __init__(self, end: Callable[[], None], carried: Callable[[], int], *, stuck: int = 0) -> None:
+        super().__init__()
+        self._end: Callable[[], None] | None = end
+        self._carried: Callable[[], int] | None = carried
+        self._stuck = stuck
+
+    @property
+    def carried(self) -> int:
+        """Bytes in both directions so far."""
+        return 0 if self._carried is None else self._carried()
+
+    @property
+    def stuck(self) -> int:
+        """Bytes of memory that it counts for."""
+        return self._stuck
+
+    def give_up(self) -> None:
+        """End it now, because its caller holds more than its share."""
+        if self._end is not None:
+            self._end()
+
+    def release(self) -> None:
+        """Let go of what it stands for: without a circle that is freed at once."""
+        self._end = self._carried = None
 
 
 class Holder:

@@ -217,7 +217,7 @@ class World:
             self.loop.close()
         assert not self.errors
         assert self.context.pipes.lent == 0
-        assert self.context.shares.stuck == 0
+        assert self.context.shares.stuck == self.context.shares.held == 0
         assert not self.context.epoll.handlers
         assert self.faults_expected or not [entry for entry in self.logs if entry["log_level"] == "error"]
 

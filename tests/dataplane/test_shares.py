@@ -16,7 +16,7 @@ from tcpworld import World, eventually, open_descriptors
 
 from appliance.dataplane import shares
 from appliance.dataplane.access import Caller
-from appliance.dataplane.shares import PEER_WEIGHT, Holding, Shares, level
+from appliance.dataplane.shares import PEER_WEIGHT, CalledHolding, Shares, level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,27 +24,30 @@ if TYPE_CHECKING:
 GREEDY, MODEST, PEER = "127.0.0.1", "127.0.0.4", "127.0.0.2"
 
 
-class Held(Holding):
+class Held:
     """A connection that a caller has. They are opened in the order of their numbers."""
 
     def __init__(
         self, host: str, number: float = 0, *, peer: bool = False, to: str = "web", carried: int = 0, stuck: int = 0
     ) -> None:
-        super().__init__()
         self.caller = Caller(host, local_only=peer)
         self.number, self.to, self.bytes, self.memory = number, to, carried, stuck
+        self.looks = 0
         self.closed = False
         self.shares: Shares | None = None
+        self.holding = CalledHolding(self.give_up, self.carried, stuck=stuck)
 
-    @property
+    def count_in(self, it: Shares) -> None:
+        """Begin to count."""
+        self.shares = it
+        it.add(self.holding, self.caller, self.to)
+        if self.memory:
+            it.begin_stuck(self.holding, self.memory)
+
     def carried(self) -> int:
         """Bytes so far."""
+        self.looks += 1
         return self.bytes
-
-    @property
-    def stuck(self) -> int:
-        """Bytes of memory."""
-        return self.memory
 
     def give_up(self) -> None:
         """End it; once only."""
@@ -56,8 +59,9 @@ class Held(Holding):
         assert self.shares is not None
         self.closed = True
         if self.memory:
-            self.shares.end_stuck(self, self.memory)
-        self.shares.remove(self)
+            self.shares.end_stuck(self.holding, self.memory)
+        self.shares.remove(self.holding)
+        self.holding.release()
 
 
 class Loop:
@@ -82,10 +86,7 @@ def made(*held: Held, files: int = 1000, memory: int = 1 << 30) -> Shares:
     """Return shares of a process in which callers hold this."""
     it = Shares(Loop(), files=files, memory=memory)
     for one in sorted(held, key=lambda one: one.number):
-        one.shares = it
-        it.add(one, one.caller, one.to)
-        if one.memory:
-            it.begin_stuck(one, one.memory)
+        one.count_in(it)
     return it
 
 
@@ -137,8 +138,7 @@ def test_who_held_most_once_is_not_the_one_for_ever(monkeypatch: pytest.MonkeyPa
     it = made(*former)
     it.make_room(it.mark)
     for one in later:
-        one.shares = it
-        it.add(one, one.caller, one.to)
+        one.count_in(it)
     clock[0] += 1
     it.make_room(it.mark)
     assert len(left(former, "10.0.0.1")) == 58
@@ -209,8 +209,7 @@ def test_what_has_ended_meanwhile_gives_no_way() -> None:
         one.close()
     assert not it.make_room(it.most)
     late = Held(MODEST)
-    late.shares = it
-    it.add(late, late.caller, late.to)
+    late.count_in(it)
     it.make_room(it.mark)
     assert late.closed
 
@@ -233,14 +232,14 @@ def test_a_share_of_memory() -> None:
     """Nobody is over while there is room; then those are who have more than their part of it."""
     greedy, modest = Held(GREEDY), Held(MODEST)
     it = made(greedy, modest, memory=3200)
-    it.begin_stuck(greedy, it.room)
-    assert not it.is_over(greedy)
-    it.begin_stuck(modest, 10)
-    assert it.is_over(greedy)
-    assert not it.is_over(modest)
+    it.begin_stuck(greedy.holding, it.room)
+    assert not it.is_over(greedy.holding)
+    it.begin_stuck(modest.holding, 10)
+    assert it.is_over(greedy.holding)
+    assert not it.is_over(modest.holding)
     assert [(one.caller, one.stuck) for one in it.stats()] == [(GREEDY, 100)]
-    it.end_stuck(greedy, it.room)
-    assert not it.is_over(greedy)
+    it.end_stuck(greedy.holding, it.room)
+    assert not it.is_over(greedy.holding)
     assert it.stats() == ()
 
 
@@ -261,17 +260,10 @@ def test_memory_that_runs_short_is_freed_by_who_holds_most() -> None:
 
 def test_holding_costs_the_same_however_much_is_held() -> None:
     """No look at all connections: what gives way is at one end of a list."""
-    looked = []
-
-    class Noted(Held):
-        @property
-        def carried(self) -> int:
-            looked.append(self)
-            return 0
-
-    it = made(*[Noted(PEER, n, peer=True) for n in range(1000)])
+    held = [Held(PEER, n, peer=True) for n in range(1000)]
+    it = made(*held)
     it.make_room(it.mark)
-    assert len(looked) == shares.AT_A_TIME
+    assert sum(one.looks for one in held) == shares.AT_A_TIME
 
 
 # In a process of its own: what a test's clients hold would count among the data plane's descriptors.

@@ -364,7 +364,7 @@ class UdpListener(SessionOwner):
             return
         session.closed = True
         self._shares.remove(session.holding)
-        session.holding.session = None
+        session.holding.release()
         if session.draining:
             self._draining.remove(session)
         elif self._sessions.get(session.key) is session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from appliance.dataplane.shares import Holding
+from appliance.dataplane.shares import CalledHolding
 from appliance.dataplane.udp.batch import BatchReader
 from appliance.dataplane.udp.sockets import BUFFER, reply_control
 
@@ -85,30 +85,6 @@ class SessionSocket(BatchReader):
         self.closed = False
 
 
-class SessionHolding(Holding):
-    """A session as its caller's share counts it. A class has one native base only, so a session cannot be one."""
-
-    __slots__ = ("session",)
-
-    def __init__(self, session: Session) -> None:
-        super().__init__()
-        self.session: Session | None = session
-        """None once it has ended: without a circle it is freed at once."""
-
-    @property
-    def carried(self) -> int:
-        """Bytes in both directions so far."""
-        session = self.session
-        return 0 if session is None else session.bytes_in + session.bytes_out
-
-    def give_up(self) -> None:
-        """End it because its caller holds more than its share."""
-        session = self.session
-        if session is not None:
-            session.owner.given_up += 1
-            session.owner.end(session)
-
-
 class Session(BatchReader):
     """One client's datagrams to one backend, and back."""
 
@@ -154,7 +130,7 @@ class Session(BatchReader):
         self.draining = False
         """Whether it only waits for what its backend still answers."""
         self.closed = False
-        self.holding = SessionHolding(self)
+        self.holding = CalledHolding(self._give_up, self._carried)
         """What counts against its caller's share."""
         self.sock = sock
         self.state = state
@@ -195,6 +171,13 @@ class Session(BatchReader):
             except OSError:  # the client's side: its route, its firewall or a full queue; it will ask again
                 self.owner.dropped += 1
         self.dense = count > 1
+
+    def _carried(self) -> int:
+        return self.bytes_in + self.bytes_out
+
+    def _give_up(self) -> None:
+        self.owner.given_up += 1
+        self.owner.end(self)
 
     def fail(self) -> None:
         """End the session after an error in its handler."""
