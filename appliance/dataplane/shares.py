@@ -272,6 +272,10 @@ class Shares:
             freed = True
         return fd < (self.last if freed else self.most)
 
+    def gives_way(self, host: str) -> bool:
+        """Whether this workload is the one that gives way at present."""
+        return self._greediest is not None and self._greediest.key == host
+
     def _next(self) -> Holding | None:
         """Return what gives way next; None if nobody has anything."""
         greediest = self._greediest

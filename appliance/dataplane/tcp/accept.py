@@ -62,19 +62,32 @@ class ListenSocket:
                 client.close()
                 self._acceptor.on_no_descriptors(OSError(errno.EMFILE, "those that are left are for the control plane"))
                 return
-            if not self._acceptor.take(client, host) or (crowded and most <= ACCEPTS):
-                return  # the others are reported again, after what was given up is closed
+            if not self._acceptor.take(client, host):
+                return
+            if crowded and most <= ACCEPTS:
+                if self._shares.gives_way(self._acceptor.only):
+                    self._acceptor.pause()  # the others of this caller's may wait, instead of being reset one by one
+                return  # they are reported again, after what was given up is closed
 
 
 class Acceptor:
     """Accepts from one socket, and from those of other workers while it accepts for them."""
 
-    def __init__(self, context: Context, label: str, sock: SocketType, take: Callable[[SocketType, str], bool]) -> None:
-        """`label` says in logs what clients are accepted for.
+    def __init__(
+        self,
+        context: Context,
+        label: str,
+        sock: SocketType,
+        take: Callable[[SocketType, str], bool],
+        *,
+        only: str = "",
+    ) -> None:
+        """`label` says in logs what clients are accepted for; `only` is the one caller that calls here, if it is one.
 
         `take` is called with each accepted client and its address; it returns whether to accept another.
         """
         self.take = take
+        self.only = only
         self.shares = context.shares
         self._epoll = context.epoll
         self._loop = context.loop
