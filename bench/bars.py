@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.works.shares import BESIDE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -104,6 +106,14 @@ BARS = (
         for bar in (
             Bar(work=work, figure="p99 µs", limit=1.5, at_least=False, against="at rest", contender="changing"),
             _stall(work, "stall ms", "changing"),
+        )
+    ),
+    *(
+        bar
+        for row, beside in BESIDE.items()
+        for bar in (
+            Bar(work="shares", figure="p99 ms", limit=2, at_least=False, against=f"{row}: {beside}", contender=row),
+            Bar(work="shares", figure="failed", limit=0, at_least=False, against=None, contender=row, never=True),
         )
     ),
 )

@@ -29,6 +29,7 @@ MODULES = (
     "appliance.dataplane.context",
     "appliance.dataplane.loop.epoll",
     "appliance.dataplane.namespace",
+    "appliance.dataplane.shares",
     "appliance.dataplane.sockets",
     "appliance.dataplane.standstill",
     "appliance.dataplane.tcp.accept",

@@ -211,10 +211,13 @@ class Machine:
 
     # The appliance
 
-    def start(self, **settings: str) -> None:
-        """Start the appliance and wait until it is ready. `settings` are more of MESHBOX_…, in lower case."""
+    def start(self, *, open_files: str = "1024:", **settings: str) -> None:
+        """Start the appliance and wait until it is ready. `settings` are more of MESHBOX_…, in lower case.
+
+        `open_files` is soft:hard; the default has as few as a login shell gives.
+        """
         extra = {f"MESHBOX_{key.upper()}": value for key, value in settings.items()}
-        command = ("prlimit", "--nofile=1024:", MESHBOX, "run")  # as few open files as a login shell gives
+        command = ("prlimit", f"--nofile={open_files}", MESHBOX, "run")
         self.appliance = Program(self.netns, command, self.root / "meshbox.log", {**self.settings, **extra})
         wait_until(self._ready, "the appliance answers", pause=0.02)
 

@@ -81,6 +81,7 @@ BOUNDED = {
     "drivers/local/store.py LocalStore._save *": "called in a thread",
     "drivers/local/store.py LocalStore._write *.exists": f"state_dir: {LOCAL}",
     "drivers/netns/owner.py *": "called in a thread",
+    "drivers/host/paths.py *": "called in a thread",
     # sockets
     "app/systemd.py Notifier._tell sender.sendto": NONBLOCKING,
     "dataplane/dns/*.py * *.send*": NONBLOCKING,
@@ -99,13 +100,14 @@ BOUNDED = {
     "dataplane/workers/*.py *.send": "a message for Channel._write",
     "drivers/netns/netlink.py ask sock.*": "the kernel answers within the call, and the socket does not block",
     "drivers/netns/routes.py wait_neighbour told.recv": NONBLOCKING,
-    "drivers/nft/drift.py RulesetWatch._read watched.sock.recv": NONBLOCKING,
+    "drivers/nft/drift.py RulesetWatch._read sock.recv": NONBLOCKING,
     "drivers/netns/*.py *.join": "netlink.join: a socket joins a group",
     "drivers/nft/drift.py *.join": "netlink.join: a socket joins a group",
     "drivers/host/bridges.py *.join": "netlink.join: a socket joins a group",
     "drivers/host/bridges.py _drain told.recv": NONBLOCKING,
     "drivers/netns/links.py wait_ports told.recv": NONBLOCKING,
     "drivers/netns/links.py _number_of os.open": "nsfs, with O_NONBLOCK in case that it is a FIFO by now",
+    "drivers/netns/listening.py _look_up sock.*": "the kernel answers within the call, and the socket does not block",
     "drivers/nft/lease.py * sock.*": "the kernel answers within the call, and the socket does not block",
     # threads and processes
     "drivers/netns/netlink.py entered.enter os.open": "nsfs, with O_NONBLOCK in case that it is a FIFO by now",
@@ -115,7 +117,7 @@ BOUNDED = {
     "dataplane/workers/process.py WorkerProcess._on_end process.wait": "it has ended: its descriptor says so",
     # polls
     "dataplane/loop/epoll.py *.poll": "the wait of the loop itself, which its own timer ends",
-    "drivers/nft/drift.py RulesetWatch.run self._epoll.poll": "0 s",
+    "drivers/nft/drift.py RulesetWatch._read_all self._epoll.poll": "0 s",
     "logs.py _written select.poll": "makes an object",
     "logs.py _written room.poll": "PATIENCE",
     "logs.py _written os.write": "no more than there is room for",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState
-    from appliance.model.stats import Connection, ListenerStats
+    from appliance.model.stats import Connection, ListenerStats, ShareStats
 
 
 class Appliance(Protocol):
@@ -60,6 +60,9 @@ class Appliance(Protocol):
 
     async def connections(self) -> tuple[Connection, ...]:
         """Return all open pairs and sessions."""
+
+    async def shares(self) -> tuple[ShareStats, ...]:
+        """Return the callers that hold, or held, more than their share."""
 
     async def counters(self) -> Mapping[str, float]:
         """Return further counters by name (`passes`, …). They only grow, except those that end in `_now`."""

@@ -64,6 +64,7 @@ async def _status(appliance: Appliance, _: Request) -> views.Row:
 
     `parts` has for each part of the control plane its state (`starting`, `running`, `failed`, `stuck`, `ended`) and how
     often it was started again.
+    `shares` names the callers that hold, or held, more than their share of open files or memory.
     """
     return {
         "version": __version__,
@@ -73,6 +74,7 @@ async def _status(appliance: Appliance, _: Request) -> views.Row:
         "uptime": round(time.time() - appliance.started_at, 1),
         "faults": {key: asdict(fault) for key, fault in appliance.faults.list().items()},
         "parts": {name: {"state": str(part.life), "restarts": part.restarts} for name, part in appliance.parts.items()},
+        "shares": views.shares(await appliance.shares(), appliance.snapshot()),
         "counters": dict(await appliance.counters()),
     }
 

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState
-    from appliance.model.stats import Connection, ListenerStats
+    from appliance.model.stats import Connection, ListenerStats, ShareStats
 
 Row = dict[str, Any]
+RECENT = 600.0
+"""Seconds for which a caller that gave way is shown."""
 
 
 def services(s: Snapshot, have: HostState, how_far: Iterable[Row] = ()) -> list[Row]:
@@ -217,6 +219,22 @@ def connections(found: Iterable[Connection], s: Snapshot) -> list[Row]:
             "draining": c.draining,
         }
         for c in sorted(found, key=lambda c: -c.age)
+    ]
+
+
+def shares(found: Iterable[ShareStats], s: Snapshot) -> list[Row]:
+    """Every caller that holds more than its share, or lost something for that in the last RECENT seconds."""
+    names = {str(address): plain(w.docker_name) for w in s.workloads for address in w.addresses}
+    return [
+        {
+            "caller": f"{names[one.caller]} ({one.caller})" if one.caller in names else one.caller,
+            "held": one.held,
+            "stuck": one.stuck,
+            "given_up": one.given_up,
+            "ago": round(max(0.0, s.now - one.last), 1) if one.given_up else None,
+        }
+        for one in sorted(found, key=lambda one: -one.held)
+        if not one.given_up or s.now - one.last < RECENT
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from appliance.app import bridge
-from appliance.dataplane.api import CONNECTIONS, DNS_STATS, STATS
+from appliance.dataplane.api import CONNECTIONS, DNS_STATS, SHARES, STATS
 from appliance.plan.replicas.rollout import images
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from appliance.model.rollout import Progress, ReplicaKey
     from appliance.model.spec import Service
     from appliance.model.state import HostState
-    from appliance.model.stats import Connection, ListenerStats
+    from appliance.model.stats import Connection, ListenerStats, ShareStats
 
 
 class RunningAppliance:
@@ -81,6 +81,10 @@ class RunningAppliance:
     async def connections(self) -> tuple[Connection, ...]:
         """Return all open pairs and sessions."""
         return await bridge.answer(self._parts.plane, CONNECTIONS)
+
+    async def shares(self) -> tuple[ShareStats, ...]:
+        """Return the callers that hold, or held, more than their share."""
+        return await bridge.answer(self._parts.plane, SHARES)
 
     async def counters(self) -> Mapping[str, float]:
         """Return further counters by name. They only grow, except those that end in `_now`."""

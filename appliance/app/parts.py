@@ -92,7 +92,7 @@ class Parts:
         self.bridges = HostBridges(bell=self.ring, faults=self.faults, every=FULL_PASS)
         self.nft_helper = NftHelper()
         self.nft = Nft(self.nft_helper)
-        self.drift = RulesetWatch(on_drift=self._drifted)
+        self.drift = RulesetWatch(on_drift=self._drifted, faults=self.faults)
         self.doors = Doors(self.plane)
         self.host_access = HostAccess(config, settings.visitors, self.faults, services=self._services)
         self.deployer = Deployer(

@@ -38,7 +38,20 @@ def check(config: Config) -> list[dict[str, Any]]:
             }
             for key, fault in running["faults"].items()
         ]
+        rows += [_share(one) for one in running.get("shares", ())]
     return rows
+
+
+def _share(one: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of a caller that holds, or held, more than its share."""
+    memory = f", {one['stuck'] >> 20} MiB in those that it does not read" if one["stuck"] else ""
+    gave_way = f"; {one['given_up']} were reset, the last one {one['ago']:.0f} s ago" if one["given_up"] else ""
+    return {
+        "subject": "share",
+        "level": "warning",
+        "words": f"{one['caller']} holds {one['held']} connections{memory}{gave_way}",
+        "remedy": "end it, or have it close what it does not use (see meshbox connections)",
+    }
 
 
 async def _look(config: Config, running: dict[str, Any] | None) -> list[Finding]:

@@ -41,6 +41,8 @@ DEBOUNCE = 0.05
 """Seconds of quiet after which a pass begins."""
 MOST_DEBOUNCE = 1.0
 """Seconds after which a pass begins although the bell still rings."""
+URGENT = 20.0
+"""Most passes a second that begin without waiting for quiet. Beyond that what is urgent waits as other things do."""
 FULL_PASS = 30.0
 """Seconds between passes that observe everything afresh."""
 FRESH = 50.0
@@ -83,6 +85,9 @@ class Reconciler:
         self._bell = trio.Event()
         self._urgent = False
         self._beat = UNWATCHED
+        self._hurries = URGENT
+        self._hurries_at = 0.0
+        """How many more passes could begin without waiting for quiet, at that time on Trio's clock."""
         self._attempts = Attempts(partial(self.ring, urgent=True))
         self._standing: set[NetnsId] = set()
         """Namespaces where a change was refused, so that the rules before it are in force."""
@@ -172,12 +177,22 @@ class Reconciler:
 
     async def _quiet(self) -> None:
         with trio.move_on_after(MOST_DEBOUNCE):
-            while not self._urgent:
+            while not (self._urgent and self._may_hurry()):
+                self._urgent = False
                 self._bell = trio.Event()
                 with trio.move_on_after(DEBOUNCE) as calm:
                     await self._bell.wait()
                 if calm.cancelled_caught:
                     return
+
+    def _may_hurry(self) -> bool:
+        now = trio.current_time()
+        self._hurries = min(URGENT, self._hurries + (now - self._hurries_at) * URGENT)
+        self._hurries_at = now
+        if self._hurries < 1:
+            return False
+        self._hurries -= 1
+        return True
 
     async def reconcile(self) -> None:
         """Make one pass."""

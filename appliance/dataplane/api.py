@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from appliance.model.names import Destination
     from appliance.model.network import Door, Listener, NetnsId, Zone
-    from appliance.model.stats import Connection, ListenerStats
+    from appliance.model.stats import Connection, ListenerStats, ShareStats
 
 T = TypeVar("T")
 
@@ -36,6 +36,8 @@ CONNECTIONS: Question[tuple[Connection, ...]] = Question("connections")
 """All open pairs and sessions."""
 DNS_STATS: Question[Mapping[str, int]] = Question("dns_stats")
 """The DNS server's counters; all only grow, except those that end in `_now`."""
+SHARES: Question[tuple[ShareStats, ...]] = Question("shares")
+"""Callers that hold, or held, more than their share."""
 LEFT: Question[int] = Question("left")
 """How many TCP pairs closed listeners still have."""
 

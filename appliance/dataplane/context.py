@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from appliance.dataplane.loop.epoll import EpollSet
+from appliance.dataplane.shares import Shares
 from appliance.dataplane.standstill import Standstill
 from appliance.dataplane.tcp.dial import Dials
 from appliance.dataplane.tcp.pipes import PipePool
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 class Context:
     """The loop, and what is made once for it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Make what is shared. Raises OSError (EMFILE, ENFILE)."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, files: int = 0) -> None:
+        """Make what is shared, for a limit of so many open files (0: that of this process).
+
+        Raises OSError (EMFILE, ENFILE).
+        """
         self.loop = loop
         self.epoll = EpollSet(loop)
-        self.pipes = PipePool()
+        self.shares = Shares(loop, files=files)
+        self.pipes = PipePool(self.shares.most)
         self.dials = Dials(loop)
         self.standstill = Standstill()
         self.namespaces: dict[str, NamespaceSockets] = {}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from appliance.dataplane.api import Question, T
     from appliance.dataplane.dns.server import DnsSockets
     from appliance.model.network import Door, Listener, NetnsId, Zone
-    from appliance.model.stats import Connection, ListenerStats
+    from appliance.model.stats import Connection, ListenerStats, ShareStats
 
 
 class InProcess:
@@ -169,6 +169,10 @@ class InProcess:
     def dns_stats(self) -> Mapping[str, int]:
         """Return the DNS server's counters."""
         return self.dns.stats()
+
+    def shares(self) -> tuple[ShareStats, ...]:
+        """Return the callers that hold, or held, more than their share."""
+        return self._context.shares.stats()
 
     def left(self) -> int:
         """Return how many TCP pairs closed listeners still have; UDP sessions end by silence and need no waiting."""

@@ -28,6 +28,10 @@ IP_TRANSPARENT = 19
 IP_BIND_ADDRESS_NO_PORT = 24
 """From linux/in.h; the port is chosen at connect, when the other end is known, so there are enough of them."""
 LINGER_RESET = struct.pack("ii", 1, 0)
+SO_BUF_LOCK = 72
+"""From asm-generic/socket.h, since Linux 5.14: whether the sizes of buffers are fixed (socket(7))."""
+NARROW_BUFFER = 1 << 15
+"""Bytes asked for a narrow receive buffer. The kernel doubles it, for what it needs itself (socket(7))."""
 
 
 def bind_source(sock: SocketType, source: tuple[str, int]) -> None:
@@ -44,6 +48,26 @@ def reset_on_close(sock: SocketType) -> None:
     """Make closing send a reset instead of an orderly end."""
     with suppress(OSError):  # it is gone already, which is what was wanted
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+
+
+def narrow(sock: SocketType) -> None:
+    """Let a socket receive little ahead of its reader."""
+    with suppress(OSError):  # it is gone already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW_BUFFER)
+
+
+def receive_buffer(sock: SocketType) -> int:
+    """Return the bytes of memory that what waits in a socket for its reader may take; at least 1."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    except OSError:
+        return 1  # it is gone already
+
+
+def widen(sock: SocketType) -> None:
+    """Let the kernel size a socket's receive buffer again as it sees fit."""
+    with suppress(OSError):  # it is gone already, or the kernel is older: the buffer stays small
+        sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
 
 
 def listen(

@@ -70,7 +70,7 @@ class Workload:
     healthy: bool | None = None
     """Docker's health check; None where it has none."""
     accepting: frozenset[int] = frozenset()
-    """Container TCP ports that have accepted a connection since this start."""
+    """Container TCP ports that have taken connections since this start."""
     exit_code: int | None = None
     started_at: float = 0.0
     """Seconds since the epoch; 0 when it never ran."""
@@ -88,12 +88,14 @@ class Workload:
 
 
 class Probe(NamedTuple):
-    """A port to dial, to learn `Workload.accepting`, of one run of a container: a restart makes another namespace."""
+    """A port to ask about, to learn `Workload.accepting`, of one run of a container: another has a new namespace."""
 
     workload_id: str
     netns: NetnsId
     address: IPv4Address
     port: int
+    path: str = ""
+    """The file of its namespace, to look there; empty: it is dialled only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Which TCP ports of containers to dial, to learn when their programs accept connections."""
+"""Which TCP ports of containers to ask about, to learn when their programs take connections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def probes(containers: Iterable[MeshContainer]) -> frozenset[Probe]:
     ARP again.
     """
     return frozenset(
-        Probe(w.id, w.netns.id, w.addresses[0], port.container)
+        Probe(w.id, w.netns.id, w.addresses[0], port.container, w.netns.path)
         for container in containers
         if (w := container.workload).state is RunState.RUNNING and w.started_at
         if w.netns is not None and w.addresses

@@ -20,7 +20,7 @@ from appliance.model.network import Netns, NetnsId
 from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import Create, Progress, ReplicaKey, Retire, Start
 from appliance.model.state import HostState
-from appliance.model.stats import BackendStats, Connection, ListenerStats
+from appliance.model.stats import BackendStats, Connection, ListenerStats, ShareStats
 from appliance.plan.admission import admitted
 from appliance.plan.compile import compile_host
 from appliance.plan.replicas.rollout import images, rollout
@@ -58,6 +58,7 @@ class FakeAppliance:
         self.absent_images: AbstractSet[str] = frozenset()
         self.silent: AbstractSet[str] = frozenset()
         self.open_connections: tuple[Connection, ...] = ()
+        self.greedy: tuple[ShareStats, ...] = ()
         self.under_way: Mapping[ReplicaKey, Progress] = {}
         self.deploys = 0
         """How often specs were stored."""
@@ -95,6 +96,10 @@ class FakeAppliance:
     async def connections(self) -> tuple[Connection, ...]:
         """Return what a test put there."""
         return self.open_connections
+
+    async def shares(self) -> tuple[ShareStats, ...]:
+        """Return what a test put there."""
+        return self.greedy
 
     async def counters(self) -> Mapping[str, float]:
         """Return one counter."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.works import appliance, bulk, control, dns, echo, http, idle, mesh, redis, ruleset, udp, workers
+from bench.works import appliance, bulk, control, dns, echo, http, idle, mesh, redis, ruleset, shares, udp, workers
 
 if TYPE_CHECKING:
     from bench.figures import Work
@@ -22,4 +22,5 @@ WORKS: tuple[Work, ...] = (
     *workers.WORKS,
     *appliance.WORKS,
     *mesh.WORKS,
+    *shares.WORKS,
 )

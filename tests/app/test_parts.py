@@ -41,7 +41,7 @@ def test_first_pass_finds_what_was_asked_for_before_it(parts: Parts, monkeypatch
     assert server.netns is not None
     assert told == [
         ("watch", Interests(services=frozenset({"shop"}))),
-        ("probe", frozenset({Probe(server.id, server.netns.id, server.addresses[0], 80)})),
+        ("probe", frozenset({Probe(server.id, server.netns.id, server.addresses[0], 80, server.netns.path)})),
     ]
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 import resource
+import time
 
 import pytest
 
 from appliance.check import files, host
 from appliance.model.finding import Finding, Level
+from appliance.model.stats import ShareStats
 
 
 @pytest.fixture
@@ -63,3 +66,21 @@ def test_running_appliance(appliance, meshbox, host_with):
     assert asked == [(True, resource.getrlimit(resource.RLIMIT_NOFILE)[0])]
     assert "running with pid" in said.out
     assert "push failed (nft, 1 times): no such table" in said.out
+
+
+def test_who_holds_more_than_its_share(appliance, show, host_with):
+    """A caller that gave way a moment ago, or holds memory, is named; one of hours ago is not."""
+    host_with(finding(Level.OK))
+    now = time.time()
+    appliance.greedy = (
+        ShareStats(caller="172.30.0.9", held=7000, stuck=0, given_up=12, last=now - 5),
+        ShareStats(caller="172.30.0.8", held=300, stuck=700 << 20, given_up=0, last=0),
+        ShareStats(caller="172.30.0.7", held=3, stuck=0, given_up=4, last=now - 7200),
+    )
+    rows = [row for row in show("check") if row["subject"] == "share"]
+    assert [row["level"] for row in rows] == ["warning", "warning"]
+    assert re.fullmatch(
+        r"172\.30\.0\.9 holds 7000 connections; 12 were reset, the last one \d+ s ago", rows[0]["words"]
+    )
+    assert rows[1]["words"] == "172.30.0.8 holds 300 connections, 700 MiB in those that it does not read"
+    assert all("meshbox connections" in row["remedy"] for row in rows)

@@ -466,6 +466,8 @@ def test_what_was_cut_short_is_asked_for_again():
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert world.deeds[-2:] == ["create", "start"]
+
+
 @pytest.mark.parametrize(
     ("volume", "mounted"),
     [("/data/in:/x", "/data/in:/x"), ("/data/link:/x:ro", "/data/real:/x:ro"), ("cache:/x", "cache:/x")],

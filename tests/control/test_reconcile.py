@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from appliance.control.reconcile import DEBOUNCE, FRESH, FULL_PASS, TURN, Reconciler
+from appliance.control.reconcile import DEBOUNCE, FRESH, FULL_PASS, TURN, URGENT, Reconciler
 from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
 from appliance.heartbeat import Heartbeat, Heartbeats
@@ -701,6 +701,28 @@ def test_bell_starts_a_pass(autojump_clock, urgent: bool) -> None:
             with trio.fail_after(2):
                 while CLIENT.netns.id not in host.effects.rulesets:
                     await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_urgent_bells_without_end_leave_time_for_traffic(autojump_clock) -> None:
+    """Thousands of starts of containers cause so many passes a second and no more; then one is prompt again."""
+    host = Host(SERVER)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            before = host.reconciler.passes
+            for _ in range(5000):
+                host.reconciler.ring(urgent=True)
+                await trio.sleep(0.001)
+            assert 5 <= host.reconciler.passes - before <= 6 * URGENT
+            await trio.sleep(2)
+            host.facts = replace(host.facts, workloads=(SERVER, CLIENT))
+            host.reconciler.ring(urgent=True)
+            await trio.sleep(0.01)
+            assert CLIENT.netns.id in host.effects.rulesets
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=autojump_clock)

@@ -110,7 +110,8 @@ def listener_of(
 class World:
     """A uvloop in a thread of its own, one TcpListener on it, and sockets that are closed at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, files: int = 0) -> None:
+        """`files` is the limit of open files that the data plane keeps to (0: that of this process)."""
         self.errors: list[object] = []
         """What reached the loop's exception handler: nothing may."""
         self._stack = ExitStack()
@@ -119,7 +120,7 @@ class World:
         self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
-        self.context: Context = self.call(Context, self.loop)
+        self.context: Context = self.call(Context, self.loop, files=files)
         self.listeners: list[TcpListener] = []
         self.emptied: list[TcpListener] = []
         self.faults_expected = False
@@ -216,6 +217,7 @@ class World:
             self.loop.close()
         assert not self.errors
         assert self.context.pipes.lent == 0
+        assert self.context.shares.stuck == self.context.shares.held == 0
         assert not self.context.epoll.handlers
         assert self.faults_expected or not [entry for entry in self.logs if entry["log_level"] == "error"]
 

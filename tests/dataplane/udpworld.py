@@ -107,6 +107,7 @@ class World:
         for each in self._sockets:
             each.close()
         self.turn(3)
+        assert self.context.shares.held == 0
         self.context.close()
         self.loop.close()
 

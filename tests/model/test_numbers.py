@@ -82,7 +82,6 @@ NOT_FOREIGN = {
     "drivers/consul/transport.py": 1,  # our own wait
     "drivers/docker/types.py": 2,  # numbers, and an OverflowError is that entry's problem
     "drivers/local/statefile.py": 1,  # the time
-    "drivers/nft/drift.py": 2,  # the literal "-inf"
     "drivers/nft/helper_main.py": 1,  # the kernel's own list of our descriptors, in a process of its own
     "model/mac.py": 2,  # twelve hexadecimal digits; a number, made plain once more
     "model/numbers.py": 3,

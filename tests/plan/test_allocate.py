@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.model.facts import Allocations
-from appliance.model.names import Destination, Name, Protocol
+from appliance.model.facts import Allocations, Settings
+from appliance.model.names import MAX_ENTRIES, Destination, Name, Protocol
 from appliance.plan import allocate as module
 from appliance.plan.allocate import REST, misfit, shortage
 from tests.plan.cases import SETTINGS, declared, dest, spec
@@ -220,3 +220,9 @@ def test_never_shared_and_never_moved(rounds):
         assert all(found.vips[n] == kept.vips[n] for n in found.vips.keys() & kept.vips.keys())
         assert all(found.ports[d] == kept.ports[d] for d in found.ports.keys() & kept.ports.keys())
         kept = found
+
+
+def test_one_container_takes_a_small_part_of_the_ports():
+    """What it may declare at most, beside the default range: others still find theirs."""
+    first, last = Settings(node="h1").proxy_ports
+    assert (last - first + 1) / MAX_ENTRIES > 32

@@ -21,7 +21,9 @@ def dialled(*workloads, **fields) -> set[Probe]:
 
 def test_ports_of_the_container_by_tcp() -> None:
     """Its own ports, not those of the mesh; a datagram is answered by nobody."""
-    assert dialled(SERVER) == {Probe(SERVER.id, SERVER.netns.id, address(2), port) for port in (8080, 81)}
+    assert dialled(SERVER) == {
+        Probe(SERVER.id, SERVER.netns.id, address(2), port, SERVER.netns.path) for port in (8080, 81)
+    }
 
 
 def test_what_has_accepted_is_left_alone() -> None:

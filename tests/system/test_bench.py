@@ -51,6 +51,7 @@ BATCHES = {
     "services": ("redis-*", "idle*", "conntrack", "dns-*"),
     "rules": ("ruleset", "control", "churn*", "workers"),
     "machines": ("appliance", "mesh"),  # and not scale, which takes many minutes
+    "shares": ("shares",),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from socket import SocketType
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.dataplane.loop.epoll import IN
-from appliance.dataplane.sockets import ACCEPT_PAUSE, BACKLOG, NO_DESCRIPTORS, NONBLOCKING
+from appliance.dataplane.sockets import ACCEPT_PAUSE, BACKLOG, NO_DESCRIPTORS, NONBLOCKING, reset_on_close
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,6 +33,7 @@ class ListenSocket:
     def __init__(self, acceptor: Acceptor, sock: SocketType) -> None:
         self.sock = sock
         self._acceptor = acceptor
+        self._shares = acceptor.shares
         self._accept = sock._accept  # type: ignore[attr-defined]  # noqa: SLF001 — socket.accept() costs 4 µs more
 
     def ready(self, _events: int) -> None:
@@ -57,8 +59,19 @@ class ListenSocket:
                     return
                 continue  # that client is gone already, or an error of its network (accept(2)): the next one
             # The descriptor itself blocks; MSG_DONTWAIT on each call saves two system calls to change that.
-            if not self._acceptor.take(SocketType(socket.AF_INET, NONBLOCKING, 0, fd), host):
+            client = SocketType(socket.AF_INET, NONBLOCKING, 0, fd)
+            crowded = self._shares.is_crowded(fd)
+            if crowded and not self._shares.make_room(fd):
+                reset_on_close(client)
+                client.close()
+                self._acceptor.on_no_descriptors(OSError(errno.EMFILE, "those that are left are for the control plane"))
                 return
+            if not self._acceptor.take(client, host):
+                return
+            if crowded and most <= ACCEPTS:
+                if self._shares.gives_way(self._acceptor.only):
+                    self._acceptor.pause()  # the others of this caller's may wait, instead of being reset one by one
+                return  # they are reported again, after what was given up is closed
 
 
 class Acceptor:
@@ -70,14 +83,18 @@ class Acceptor:
         label: str,
         sock: SocketType,
         take: Callable[[SocketType, str], bool],
+        *,
         standstill: Standstill | None = None,
+        only: str = "",
     ) -> None:
-        """`label` says in logs what clients are accepted for.
+        """`label` says in logs what clients are accepted for; `only` is the one caller that calls here, if it is one.
 
         `take` is called with each accepted client and its address; it returns whether to accept another. With
         `standstill`, clients wait while that holds.
         """
         self.take = take
+        self.only = only
+        self.shares = context.shares
         self._epoll = context.epoll
         self._loop = context.loop
         self._label = label

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.dataplane.loop.epoll import ERR, HUP
+from appliance.dataplane.shares import Holding
 from appliance.dataplane.sockets import KEEPALIVE, NONBLOCKING, bind_source, reset_on_close
 from appliance.dataplane.tcp.relay import PairOwner
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from appliance.dataplane.balance import BackendState, Balancer
     from appliance.dataplane.loop.epoll import EpollSet
     from appliance.dataplane.namespace import NamespaceSockets
+    from appliance.dataplane.shares import Shares
     from appliance.dataplane.tcp.pipes import PipePool
     from appliance.model.names import Destination
 
@@ -42,15 +44,15 @@ class DialOwner(PairOwner):
         self,
         epoll: EpollSet,
         pipes: PipePool,
+        shares: Shares,
         dials: Dials,
         namespaces: dict[str, NamespaceSockets],
         destination: Destination,
         balancer: Balancer,
     ) -> None:
-        super().__init__(epoll, pipes)
+        super().__init__(epoll, pipes, shares, destination)
         self.dials = dials
         self.namespaces = namespaces
-        self.destination = destination
         self.balancer = balancer
 
     def dialling(self) -> None:
@@ -74,7 +76,7 @@ class DialOwner(PairOwner):
         raise NotImplementedError
 
 
-class Dial:
+class Dial(Holding):
     """One client that waits for a backend."""
 
     __slots__ = ("_sock", "_tried", "began", "caller", "client", "owner", "state")
@@ -83,11 +85,17 @@ class Dial:
     state: BackendState
 
     def __init__(self, owner: DialOwner, client: SocketType, caller: Caller) -> None:
+        super().__init__()
         self.owner = owner
         self.client = client
         self.caller = caller
         self._tried: tuple[BackendState, ...] = ()
         self.began = 0.0
+
+    def give_up(self) -> None:
+        """Reset the client, whose caller holds more than its share."""
+        self.owner.given_up += 1
+        self.cancel()
 
     def start(self) -> None:
         """Connect to a backend; when there is none left, reset the client."""
@@ -192,12 +200,15 @@ class Dials:
         """Begin to watch."""
         dial.began = time.monotonic()
         self._dials[dial] = None
+        owner = dial.owner
+        owner.shares.add(dial, dial.caller, owner.label)
         if self._timer is None:
             self._timer = self._loop.call_later(SWEEP, self._sweep)
 
     def discard(self, dial: Dial) -> None:
         """Watch no longer."""
         self._dials.pop(dial, None)
+        dial.owner.shares.remove(dial)
 
     def of(self, owner: DialOwner) -> list[Dial]:
         """Return those of one listener."""

@@ -30,7 +30,7 @@ class TcpDoor:
         self._epoll = context.epoll
         self._caller = str(door.caller)
         self._listeners = listeners
-        self.acceptor = Acceptor(context, f"door of {door.caller}", sock, self._take)
+        self.acceptor = Acceptor(context, f"door of {door.caller}", sock, self._take, only=self._caller)
 
     def stop(self) -> None:
         """Accept the clients that wait already, then no more."""

@@ -42,6 +42,7 @@ class TcpListener(DialOwner):
         super().__init__(
             context.epoll,
             context.pipes,
+            context.shares,
             context.dials,
             context.namespaces,
             listener.destination,
@@ -59,7 +60,8 @@ class TcpListener(DialOwner):
         self._wanted = listener
         self._access = Access.of(listener)
         listening = sock or listen(listener.port)[0]
-        self.acceptor = Acceptor(context, str(listener.destination), listening, self.take, context.standstill)
+        label = str(listener.destination)
+        self.acceptor = Acceptor(context, label, listening, self.take, standstill=context.standstill)
 
     @property
     def active(self) -> int:
@@ -153,7 +155,11 @@ class TcpListener(DialOwner):
     def stats(self) -> ListenerStats:
         """Return the counters; those of backends include the pairs that are open."""
         moving: dict[BackendState, tuple[int, int]] = {}
+        stuck = stuck_bytes = 0
         for pair in self.pairs:
+            if pair.stuck:
+                stuck += 1
+                stuck_bytes += pair.stuck
             to, back = moving.get(pair.state, (0, 0))
             moving[pair.state] = (to + pair.client.moved, back + pair.backend.moved)
         return ListenerStats(
@@ -164,6 +170,9 @@ class TcpListener(DialOwner):
             failed=self.failed,
             active=self.active,
             starved=self.acceptor.starved,
+            stuck=stuck,
+            stuck_bytes=stuck_bytes,
+            given_up=self.given_up,
             backends=self.balancer.stats(moving),
         )
 

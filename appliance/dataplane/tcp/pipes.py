@@ -34,18 +34,23 @@ class Pipe:
 class PipePool:
     """Lends pipes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 1 << 30) -> None:
+        """`most` is the lowest descriptor that no pipe may have: those beyond are for others (shares.py)."""
+        self._most = most
         self._spare: list[Pipe] = []
         self.lent = 0
 
     def take(self) -> Pipe | None:
-        """Lend an empty pipe; None when there are no file descriptors left."""
+        """Lend an empty pipe; None when there are no file descriptors left for it."""
         if self._spare:
             pipe = self._spare.pop()
         else:
             try:
                 pipe = Pipe()
             except OSError:
+                return None
+            if pipe.write >= self._most:
+                pipe.close()
                 return None
         self.lent += 1
         return pipe

@@ -17,7 +17,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from appliance.dataplane.loop.epoll import ERR, HUP, IN, NOT_OUT, OUT, PRI, RDHUP
-from appliance.dataplane.sockets import reset_on_close
+from appliance.dataplane.shares import Holding
+from appliance.dataplane.sockets import narrow, receive_buffer, reset_on_close, widen
 
 if TYPE_CHECKING:
     from socket import SocketType
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from appliance.dataplane.access import Caller
     from appliance.dataplane.balance import BackendState
     from appliance.dataplane.loop.epoll import EpollSet
+    from appliance.dataplane.shares import Shares
     from appliance.dataplane.tcp.pipes import Pipe, PipePool
+    from appliance.model.names import Destination
 
 SIZE: Final = 1 << 16
 """Most bytes of one read. What recv(2) does not fill of it is given back at once."""
@@ -66,9 +69,14 @@ class PairOwner:
     A class and not a Protocol: mypyc makes attributes of Protocols slow.
     """
 
-    def __init__(self, epoll: EpollSet, pipes: PipePool) -> None:
+    def __init__(self, epoll: EpollSet, pipes: PipePool, shares: Shares, destination: Destination) -> None:
         self.epoll = epoll
         self.pipes = pipes
+        self.shares = shares
+        self.destination = destination
+        self.label = str(destination)
+        self.given_up = 0
+        """Connections that were reset because their caller held more than its share."""
 
     def forget(self, pair: Pair) -> None:
         """Note that a pair has ended."""
@@ -78,7 +86,7 @@ class PairOwner:
 class End:
     """One side of a pair, and the direction of bytes from it to its peer."""
 
-    __slots__ = ("fd", "flags", "mode", "moved", "odd", "pair", "peer", "pending", "pipe", "sock")
+    __slots__ = ("fd", "flags", "mode", "moved", "narrow", "odd", "pair", "peer", "pending", "pipe", "sock", "stuck")
     __deletable__ = ["peer"]  # noqa: RUF012 — in the form that mypyc requires
 
     peer: End
@@ -97,6 +105,10 @@ class End:
         self.pending = b""
         self.pipe: Pipe | None = None
         """`pending` or `pipe` holds what the peer did not take, while STUCK."""
+        self.stuck = 0
+        """Bytes of memory that this counts for, while STUCK."""
+        self.narrow = False
+        """Whether little is read ahead of the peer, because the caller has more than its share of what is stuck."""
 
     def ready(self, events: int) -> None:
         """Act on what epoll reports: nearly always a message to pass on."""
@@ -124,7 +136,7 @@ class End:
             return
         if sent < size:
             self.pending = data[sent:]
-            self.mode = STUCK
+            self._get_stuck()
         elif size == SIZE or self.odd:
             self._go_on(size)
 
@@ -156,6 +168,8 @@ class End:
             self._end()
             return
         if size == SIZE:
+            if self.pair.owner.shares.is_over(self.pair):
+                self._narrow()
             os.set_blocking(self.pair.client.fd, False)  # splice has no MSG_DONTWAIT; the backend's is set already
             self.peer.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
             self.mode = BULK
@@ -170,6 +184,7 @@ class End:
                 return
             self.pair.owner.pipes.give(self.pipe)
             self.pipe = None
+            self._get_loose()
             self.mode = BULK
         else:
             try:
@@ -182,6 +197,7 @@ class End:
             self.pending = self.pending[sent:]
             if self.pending:
                 return
+            self._get_loose()
             self.mode = MESSAGES
         self.ready(IN)
 
@@ -194,7 +210,7 @@ class End:
             return True
         for turn in range(TURNS):
             try:
-                size = os.splice(self.fd, pipe.write, SPLICE_SIZE, flags=SPLICE_FLAGS)
+                size = os.splice(self.fd, pipe.write, SIZE if self.narrow else SPLICE_SIZE, flags=SPLICE_FLAGS)
             except BlockingIOError:
                 break
             except OSError:
@@ -226,12 +242,40 @@ class End:
             while pipe.held:
                 pipe.held -= os.splice(pipe.read, self.peer.fd, pipe.held, flags=SPLICE_FLAGS)
         except BlockingIOError:
-            self.mode = STUCK
+            self._get_stuck()
             return False
         except OSError:
             self._peer_broke()
             return False
         return True
+
+    def _get_stuck(self) -> None:
+        """Wait until the peer takes bytes again; what has arrived meanwhile counts against the caller."""
+        self.mode = STUCK
+        if self.stuck:
+            return
+        pair = self.pair
+        shares = pair.owner.shares
+        if not self.narrow and shares.is_over(pair):
+            self._narrow()
+        self.stuck = receive_buffer(self.sock) + (len(self.pending) if self.pipe is None else self.pipe.held)
+        shares.begin_stuck(pair, self.stuck)
+
+    def _get_loose(self) -> None:
+        """Go on as before."""
+        pair = self.pair
+        shares = pair.owner.shares
+        if self.stuck:
+            shares.end_stuck(pair, self.stuck)
+            self.stuck = 0
+        if self.narrow and not shares.is_over(pair):
+            self.narrow = False
+            widen(self.sock)
+
+    def _narrow(self) -> None:
+        """Read little ahead of the peer from now on."""
+        self.narrow = True
+        narrow(self.sock)
 
     def _end(self) -> None:
         """Pass on the end of stream."""
@@ -254,13 +298,16 @@ class End:
     def drop(self) -> None:
         """Close this side."""
         self.mode = ENDED
+        if self.stuck:
+            self.pair.owner.shares.end_stuck(self.pair, self.stuck)
+            self.stuck = 0
         if self.pipe is not None:
             self.pair.owner.pipes.give(self.pipe)
             self.pipe = None
         self.pair.owner.epoll.close(self.sock)
 
 
-class Pair:
+class Pair(Holding):
     """A client's connection joined to a backend's."""
 
     __slots__ = ("backend", "broken", "caller", "client", "closed", "opened", "owner", "state")
@@ -269,6 +316,7 @@ class Pair:
     def __init__(
         self, owner: PairOwner, caller: Caller, state: BackendState, client: SocketType, backend: SocketType
     ) -> None:
+        super().__init__()
         self.owner = owner
         self.caller = caller
         self.state = state
@@ -280,6 +328,22 @@ class Pair:
         self.client.peer = self.backend
         self.backend.peer = self.client
         state.active += 1
+        owner.shares.add(self, caller, owner.label)
+
+    @property
+    def carried(self) -> int:
+        """Bytes in both directions so far."""
+        return self.client.moved + self.backend.moved
+
+    @property
+    def stuck(self) -> int:
+        """Bytes of memory that its stuck directions count for."""
+        return self.client.stuck + self.backend.stuck
+
+    def give_up(self) -> None:
+        """Reset it because its caller holds more than its share."""
+        self.owner.given_up += 1
+        self.reset()
 
     def reset(self) -> None:
         """End both connections with a reset."""
@@ -297,6 +361,7 @@ class Pair:
         client, backend = self.client, self.backend
         client.drop()
         backend.drop()
+        self.owner.shares.remove(self)
         # Without these references in a circle all of it is freed here and now, and the garbage collector stays asleep.
         del self.client, self.backend, client.peer, backend.peer
         state = self.state

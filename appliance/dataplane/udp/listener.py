@@ -20,6 +20,7 @@ Rules of this file:
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -86,12 +87,12 @@ class UdpListener(SessionOwner):
         A session ends after `idle` seconds without a datagram; there are at most `limit` of them. `on_empty` is called
         once nothing is left after `stop`. With `doors_only` another process serves the port.
         """
-        super().__init__(context.loop, Balancer(listener.backends, pauses=EJECT_SECONDS))
+        super().__init__(context.loop, Balancer(listener.backends, pauses=EJECT_SECONDS), listener.destination)
+        self._shares = context.shares
         self._epoll = context.epoll
         self._standstill = context.standstill
         self._namespaces: Mapping[str, WorkloadSockets] = context.namespaces
         self._wanted = listener
-        self.destination = listener.destination
         self.port = listener.port
         self._on_empty = on_empty
         self.accepted = 0
@@ -152,6 +153,7 @@ class UdpListener(SessionOwner):
             failed=self.failed,
             active=self.active,
             evicted=self.evicted,
+            given_up=self.given_up,
             dropped=self.dropped,
             backends=self.balancer.stats(),
         )
@@ -307,6 +309,11 @@ class UdpListener(SessionOwner):
                 self.balancer.failed(state)
                 tried += (state,)
                 continue
+            fd = sock.fileno()
+            if self._shares.is_crowded(fd) and not self._shares.make_room(fd):
+                sock.close()
+                self._on_no_descriptors(OSError(errno.EMFILE, "those that are left are for the control plane"))
+                break
             return self._add(Session(self, key, client, caller, sock, state))
         self.failed += 1
         return None
@@ -320,6 +327,7 @@ class UdpListener(SessionOwner):
         self._starving = False
         self._epoll.add(session.sock.fileno(), session, IN)
         self._sessions[session.key] = session
+        self._shares.add(session.holding, session.caller, self.label)
         self.accepted += 1
         session.state.opened += 1
         session.state.active += 1
@@ -356,6 +364,11 @@ class UdpListener(SessionOwner):
 
     def end(self, session: Session) -> None:
         """End this session now."""
+        if session.closed:
+            return
+        session.closed = True
+        self._shares.remove(session.holding)
+        session.holding.release()
         if session.draining:
             self._draining.remove(session)
         elif self._sessions.get(session.key) is session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from appliance.dataplane.shares import CalledHolding
 from appliance.dataplane.udp.batch import BatchReader
 from appliance.dataplane.udp.sockets import BUFFER, reply_control
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from appliance.dataplane.access import Caller
     from appliance.dataplane.balance import BackendState, Balancer
     from appliance.dataplane.udp.sockets import Client, Control
+    from appliance.model.names import Destination
 
     Key = tuple[str, int] | tuple[str, int, str]
     """Of a session: its client, and if that came through a door, the text of the door's NetnsId."""
@@ -28,9 +30,13 @@ class SessionOwner:
     A class and not a Protocol: mypyc makes attributes of Protocols slow.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, balancer: Balancer) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, balancer: Balancer, destination: Destination) -> None:
         self.loop = loop
         self.balancer = balancer
+        self.destination = destination
+        self.label = str(destination)
+        self.given_up = 0
+        """Sessions that ended because their caller held more than its share."""
         self.dropped = 0
         """Datagrams that could not be passed on."""
 
@@ -91,7 +97,9 @@ class Session(BatchReader):
         "caller",
         "client",
         "client_socket",
+        "closed",
         "draining",
+        "holding",
         "key",
         "owner",
         "quiet",
@@ -121,6 +129,9 @@ class Session(BatchReader):
         """Whether the client has sent a second datagram, for which it may have got a socket of its own."""
         self.draining = False
         """Whether it only waits for what its backend still answers."""
+        self.closed = False
+        self.holding = CalledHolding(self._give_up, self._carried)
+        """What counts against its caller's share."""
         self.sock = sock
         self.state = state
         self.started = owner.loop.time()
@@ -160,6 +171,13 @@ class Session(BatchReader):
             except OSError:  # the client's side: its route, its firewall or a full queue; it will ask again
                 self.owner.dropped += 1
         self.dense = count > 1
+
+    def _carried(self) -> int:
+        return self.bytes_in + self.bytes_out
+
+    def _give_up(self) -> None:
+        self.owner.given_up += 1
+        self.owner.end(self)
 
     def fail(self) -> None:
         """End the session after an error in its handler."""

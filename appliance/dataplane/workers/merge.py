@@ -6,14 +6,17 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from appliance.model.stats import BackendStats, ListenerStats
+from appliance.model.stats import BackendStats, ListenerStats, ShareStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from appliance.model.network import Listener
 
-ADDED = ("accepted", "refused", "failed", "active", "evicted", "dropped", "starved")
+ADDED = (
+    *("accepted", "refused", "failed", "active", "evicted", "dropped"),
+    *("starved", "stuck", "stuck_bytes", "given_up"),
+)
 """Fields of ListenerStats that add up."""
 BACKEND_ADDED = ("opened", "failed", "active", "bytes_in", "bytes_out")
 """The same of BackendStats."""
@@ -39,7 +42,20 @@ def merged(listener: Listener, parts: Iterable[ListenerStats]) -> ListenerStats:
 def ended(stats: ListenerStats) -> ListenerStats:
     """Return what stays of the counters of a worker that has ended: its connections are gone."""
     backends = tuple(replace(one, active=0, ejected=0.0) for one in stats.backends)
-    return replace(stats, active=0, backends=backends)
+    return replace(stats, active=0, stuck=0, stuck_bytes=0, backends=backends)
+
+
+def shares(parts: Iterable[ShareStats]) -> tuple[ShareStats, ...]:
+    """Return one entry for each caller of what several workers tell."""
+    found: dict[str, ShareStats] = {}
+    for part in parts:
+        before = found.get(part.caller)
+        if before is None:
+            found[part.caller] = part
+            continue
+        counts = {name: getattr(before, name) + getattr(part, name) for name in ("held", "stuck", "given_up")}
+        found[part.caller] = replace(before, last=max(before.last, part.last), **counts)
+    return tuple(found.values())
 
 
 def summed(parts: Iterable[Mapping[str, int]]) -> Mapping[str, int]:

@@ -376,6 +376,8 @@ class WorkerPool:
                 return merge.summed((self._past_dns, *(worker.dns_stats for worker in self._workers)))
             case api.CONNECTIONS:
                 return tuple(connection for answer in answers for connection in answer)
+            case api.SHARES:
+                return merge.shares(share for answer in answers for share in answer)
             case _:
                 return sum(answers)
 

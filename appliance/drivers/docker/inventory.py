@@ -20,6 +20,7 @@ import trio
 from appliance.drivers.docker.client import EVENTS_SILENCE
 from appliance.drivers.docker.http import CALL_TIMEOUT, NotFoundError, SilentError
 from appliance.drivers.docker.images import ImageLabels
+from appliance.drivers.docker.inspects import Inspects
 from appliance.drivers.docker.members import MemberStore
 from appliance.drivers.docker.network import is_bridge
 from appliance.drivers.docker.prestart import PrestartWatch
@@ -29,7 +30,7 @@ from appliance.drivers.docker.workload import shared_with
 from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.errors import RetryError, cause
 from appliance.faults import Faults
-from appliance.heartbeat import UNWATCHED, Part
+from appliance.heartbeat import Part
 from appliance.model.facts import RunState
 from appliance.retry import Schedule
 from appliance.text import plain
@@ -50,12 +51,15 @@ FIRST_LIST = 10.0
 """Seconds that the first list waits for inspects, which block while Docker starts a container."""
 LONGEST_LIST = 3 * CALL_TIMEOUT
 """Seconds without progress after which a list is stuck; a loaded Docker may need much of that."""
-LONGEST_INSPECT = 6 * CALL_TIMEOUT
-"""The same for an inspect: Docker holds it back while it starts a container."""
-INSPECTS = 16
-"""Inspects under way at once."""
 STARTING = "starting"
 """Of faults: a start that could not be followed, by its namespace's file."""
+CHANGE_NOTHING = frozenset(
+    {
+        *("attach", "commit", "copy", "detach", "exec_create", "exec_detach", "exec_die", "exec_start"),
+        *("export", "resize", "top"),
+    }
+)
+"""Events of containers after which inspect would say the same. Health checks cause three each time."""
 RECONNECT = Schedule((0.2, 0.4, 0.8, 1.6, 3.2, 5.0))
 """Seconds until Docker is tried again."""
 
@@ -86,12 +90,14 @@ class Inventory:
         rules remembered for this number are those of a namespace that is gone.
         """
         self._docker = docker
+        docker.complain = self._complain
         self._labelled = ImageLabels(docker, count_all=image_labels)
         self._bell = bell
         self._faults = faults or Faults()
         self._store = WorkloadStore(
             netns_dir=Path(netns_dir), changed=self._publish, fresh_netns=fresh_netns, faults=self._faults
         )
+        self._inspects = Inspects(self._ask, self._cannot_inspect)
         self._members = MemberStore(changed=lambda: bell(urgent=True))
         self._prestart = PrestartWatch(
             netns_dir,
@@ -100,22 +106,17 @@ class Inventory:
             self._members,
             listed=self._labelled.listed,
             list_networks=self._list_networks,
-            inspect=self._inspect,
+            inspect=self._inspects.begin,
             failed=lambda path, error: self._faults.report(
                 (STARTING, path), "a starting container is passed over until Docker shows it", cause(error)
             ),
         )
-        self._prober = Prober(lambda p: self._store.accepted(p.workload_id, p.netns, p.port))
-        self._limit = trio.CapacityLimiter(INSPECTS)
+        self._prober = Prober(lambda container, netns, ports: self._store.accepted(container, netns, *ports))
         self._sharing: dict[str, str] = {}
         """Containers → the container whose network they share."""
         self._meeting: set[str] = set()
-        self._inspecting: set[str] = set()
-        self._inspect_again: set[str] = set()
-        self._nursery: trio.Nursery | None = None
         self._since = 0.0
         """When the last event was that was taken, in seconds since the epoch."""
-        self._beat = UNWATCHED
         self._listed = False
         self.workloads: tuple[Workload, ...] = ()
         self.networks: tuple[DockerNetwork, ...] = ()
@@ -134,7 +135,7 @@ class Inventory:
     def parts(self) -> tuple[Part, ...]:
         """What follows Docker. All have started once everything was listed once."""
         return (
-            Part(name="docker inspects", run=self._inspect_on_demand),
+            Part(name="docker inspects", run=self._inspects.run),
             Part(name="prober", run=self._prober.run),
             Part(name="bridge members", run=self._members.run),
             Part(name="docker events", run=self._follow, silence=EVENTS_SILENCE + LONGEST_LIST),
@@ -142,26 +143,13 @@ class Inventory:
             Part(name="docker lists", run=self._list_now_and_then, silence=LONGEST_LIST),
         )
 
-    async def _inspect_on_demand(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
-        """Be there for inspects, until cancelled; those that were cut short or asked for meanwhile are made now."""
-        self._docker.complain = self._complain
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery, self._beat = nursery, beat
-                for container_id in list(self._inspect_again):
-                    self._inspect(container_id)
-                task_status.started()
-                await beat.sleep()
-        finally:
-            self._nursery = None
-
     @property
     def members(self) -> tuple[BridgeMember, ...]:
         """The containers on bridge networks, labelled or not."""
         return self._members.members
 
     def probe(self, wanted: frozenset[Probe]) -> None:
-        """Dial exactly these from now on, each until it accepts, which `Workload.accepting` then says.
+        """Ask about exactly these from now on, until each takes connections, which `Workload.accepting` then says.
 
         Those that have accepted, or ended, since the plan that wants them was begun are left out.
         """
@@ -260,7 +248,7 @@ class Inventory:
         wanted = {*labelled, *await self._differing_members()}
         if not (wait and await self._inspect_all(wanted)):
             for container_id in wanted:
-                self._inspect(container_id)
+                self._inspects.begin(container_id)
 
     async def _differing_members(self) -> frozenset[str]:
         """Return the containers on bridge networks that are not known as these networks show them."""
@@ -282,7 +270,7 @@ class Inventory:
         with trio.move_on_after(FIRST_LIST) as patience:
             async with trio.open_nursery() as nursery:
                 for container_id in wanted:
-                    self._inspect(container_id, nursery)
+                    self._inspects.begin(container_id, nursery)
         return not patience.cancelled_caught
 
     async def _list_networks(self) -> None:
@@ -331,23 +319,24 @@ class Inventory:
         action = event.action.partition(":")[0]  # `health_status: healthy`
         if event.kind == "network":
             self._take_network(action, event.id, event.attributes.get("container", ""))
-            return
+        elif action not in CHANGE_NOTHING:
+            self._take_container(action, event)
+
+    def _take_container(self, action: str, event: Event) -> None:
         for sharer in [workload for workload, owner in self._sharing.items() if owner == event.id]:
-            self._inspect(sharer)
+            self._inspects.begin(sharer)
         if action in {"start", "die", "destroy"}:
             self._store.end_connecting(event.id)
         self._members.take(action, event)
         if action == "destroy":
             self._remove(event.id)
-            if event.id in self._inspecting:
-                self._inspect(event.id)  # an answer under way may be older, and would bring it back
         elif self._is_labelled(event):
             if action == "die":
                 self._store.died(event)
             if action != "create":  # inspect would wait for the start; its event brings the rest
-                self._inspect(event.id)
+                self._inspects.begin(event.id)
         elif action == "start":  # without labels, but perhaps on a bridge
-            self._inspect(event.id)
+            self._inspects.begin(event.id)
 
     def _is_labelled(self, event: Event) -> bool:
         """Return whether the container of an event is labelled, and add it: at once, or when its image is known.
@@ -357,9 +346,10 @@ class Inventory:
         listed = self._labelled.at_once(event.listed())
         if listed is not None or event.id in self._store.by_id:
             return self._store.add(listed or event.listed())
-        if self._nursery is not None and event.id not in self._meeting:
+        nursery = self._inspects.nursery
+        if nursery is not None and event.id not in self._meeting:
             self._meeting.add(event.id)
-            self._nursery.start_soon(self._meet, event.id)
+            nursery.start_soon(self._meet, event.id)
         return True
 
     async def _meet(self, container_id: str) -> None:
@@ -374,69 +364,51 @@ class Inventory:
 
     def _take_network(self, action: str, network_id: str, container_id: str) -> None:
         if not container_id:
-            if self._nursery is not None:
-                self._nursery.start_soon(self._or_report, self._list_networks)
+            if self._inspects.nursery is not None:
+                self._inspects.nursery.start_soon(self._or_report, self._list_networks)
         elif self._store.is_settled(container_id) or self._members.is_settled(container_id):
             self._members.rejoin(container_id)
-            self._inspect(container_id)
+            self._inspects.begin(container_id)
         elif action == "connect":
             self._store.begin_connecting(container_id, network_id)
         else:
             self._store.end_connecting(container_id)
             if self._store.is_starting(container_id):  # it failed; Docker removes the namespace's file a minute later
-                self._inspect(container_id)
+                self._inspects.begin(container_id)
 
     def _remove(self, container_id: str) -> None:
         self._sharing.pop(container_id, None)
         self._meeting.discard(container_id)
+        self._inspects.forget(container_id)
         self._faults.drop(lambda key: key == ("inspect", container_id))
         self._store.remove(container_id)
         self._members.remove(container_id)
 
     # -- inspecting one container
 
-    def _inspect(self, container_id: str, nursery: trio.Nursery | None = None) -> None:
-        """Inspect it soon. If that is under way already, inspect it once more afterwards."""
-        nursery = nursery or self._nursery
-        if container_id in self._inspecting or nursery is None:
-            self._inspect_again.add(container_id)
-        else:
-            self._inspecting.add(container_id)
-            nursery.start_soon(self._inspect_until_fresh, container_id)
+    async def _ask(self, container_id: str) -> Callable[[], None]:
+        inspected = await self._labelled.inspect(container_id)
+        owner = await self._owner(inspected)
+        self.counts["inspects"] += 1
+        if any(j.network not in self._store.networks for j in inspected.joined):
+            await self._list_networks()
 
-    async def _inspect_until_fresh(self, container_id: str) -> None:
-        cut_short = False
-        try:
-            while True:
-                self._inspect_again.discard(container_id)
-                async with self._limit:
-                    with self._beat.another(f"inspecting container {container_id[:12]}", LONGEST_INSPECT):
-                        inspected = await self._labelled.inspect(container_id)
-                        owner = await self._owner(inspected)
-                self.counts["inspects"] += 1
-                if any(j.network not in self._store.networks for j in inspected.joined):
-                    await self._list_networks()
-                if container_id not in self._inspect_again:  # else an event came meanwhile: this answer may be old
-                    break
+        def take() -> None:
             self._faults.over(("inspect", container_id))
             self._store.update(inspected, owner)
             self._update_member(inspected)
-        except trio.Cancelled:
-            cut_short = True
-            raise
-        except NotFoundError:
+
+        return take
+
+    def _cannot_inspect(self, container_id: str, error: Exception) -> None:
+        if isinstance(error, NotFoundError):
             self._remove(container_id)
-        except RetryError as error:
+        elif isinstance(error, RetryError):
             self._faults.report(("inspect", container_id), "cannot inspect a container; will try again", error)
-        except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one container
+        else:
             self.counts["unreadable"] += 1
             words = "what Docker says of a container cannot be used; it is passed over"
             self._faults.report(("inspect", container_id), words, cause(error))
-        finally:
-            self._inspecting.discard(container_id)
-            self._inspect_again.discard(container_id)
-            if cut_short:
-                self._inspect_again.add(container_id)
 
     def _update_member(self, inspected: Inspected) -> None:
         """Take what a running one has on bridge networks; that another one runs not may be older than its start."""

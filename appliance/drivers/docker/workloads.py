@@ -151,15 +151,15 @@ class WorkloadStore:
         return None
 
     def awaits(self, container_id: str, netns: NetnsId, port: int) -> bool:
-        """Return whether a container is in this namespace still, and has not accepted on the TCP port yet."""
+        """Return whether a container is in this namespace still, and does not take connections on the TCP port yet."""
         found = self.by_id.get(container_id)
         return found is not None and found.netns is not None and found.netns.id == netns and port not in found.accepting
 
-    def accepted(self, container_id: str, netns: NetnsId, port: int) -> None:
-        """Note that a TCP port of a container has accepted a connection in this namespace."""
+    def accepted(self, container_id: str, netns: NetnsId, *ports: int) -> None:
+        """Note that TCP ports of a container take connections in this namespace."""
         before = self.by_id.get(container_id)
         if before is not None and before.netns is not None and before.netns.id == netns:
-            self._put(replace(before, accepting=before.accepting | {port}))
+            self._put(replace(before, accepting=before.accepting.union(ports)))
 
     def remove(self, container_id: str) -> None:
         """Remove a container that Docker no longer has; one that is not known is no error."""

@@ -42,7 +42,7 @@ class HostBridges:
         self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Read them until cancelled. Started once they were read, or could not be: then the former ones stay."""
-        with netlink.socket_here(netlink.NETLINK_ROUTE) as told:
+        with netlink.own_socket(netlink.NETLINK_ROUTE) as told:
             netlink.join(told, _RTNLGRP_IPV4_IFADDR)
             netlink.join(told, _RTNLGRP_IPV6_IFADDR)
             while True:

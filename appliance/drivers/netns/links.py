@@ -93,7 +93,7 @@ def _unreadable(path: str, error: OSError) -> RetryError:
 
 def _ports(path: str, inside: socket.socket) -> frozenset[str]:
     ends = []
-    with netlink.socket_here(netlink.NETLINK_ROUTE) as here:
+    with netlink.own_socket(netlink.NETLINK_ROUTE) as here:
         for link in _links(inside, _dump()):
             if link.kind == "veth" and link.peer_netns is not None:
                 with suppress(OSError):  # it has just gone, or its other end is elsewhere
@@ -124,7 +124,7 @@ def _number_of(path: str, here: socket.socket) -> int:
 
 def host_bridges() -> tuple[HostBridge, ...]:
     """Return the bridges of this host's own namespace, sorted by name. About 1 ms. Raises OSError."""
-    with netlink.socket_here(netlink.NETLINK_ROUTE) as sock:
+    with netlink.own_socket(netlink.NETLINK_ROUTE) as sock:
         links = [link for link in _links(sock, _dump("bridge")) if link.kind == "bridge"]
         held: dict[int, set[IPv4Address | IPv6Address]] = {}
         if links:

@@ -55,12 +55,7 @@ def socket_in(path: str, protocol: int) -> socket.socket:
     A socket stays in the namespace in which it was made, and keeps that alive: close it when the workload ends. About
     0.2 ms. Raises OSError.
     """
-    return entered(path, lambda: _bound(protocol))
-
-
-def socket_here(protocol: int) -> socket.socket:
-    """Return a bound, non-blocking netlink socket of this process's own namespace: the host's. Raises OSError."""
-    return _bound(protocol)
+    return entered(path, lambda: own_socket(protocol))
 
 
 def entered(path: str, make: Callable[[], T]) -> T:
@@ -96,7 +91,8 @@ def entered(path: str, make: Callable[[], T]) -> T:
     return made[0]
 
 
-def _bound(protocol: int) -> socket.socket:
+def own_socket(protocol: int) -> socket.socket:
+    """Return a bound, non-blocking netlink socket of the calling thread's network namespace. Raises OSError."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
     try:
         sock.bind((0, 0))

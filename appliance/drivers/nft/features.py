@@ -12,7 +12,16 @@ import structlog
 from appliance.drivers.process import run
 from appliance.errors import HostError, InputError, RetryError
 from appliance.model.names import Protocol
-from appliance.model.network import BridgeRuleset, HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.model.network import (
+    BridgeRuleset,
+    HostRuleset,
+    Netns,
+    NetnsId,
+    RegistryGuard,
+    Route,
+    VisitorRules,
+    WorkloadRuleset,
+)
 from appliance.model.numbers import parse_number
 from appliance.render.ruleset import render_bridge, render_host, render_workload
 from appliance.text import quoted
@@ -136,6 +145,9 @@ def samples() -> tuple[tuple[str, str], ...]:
         subnets=frozenset({n("192.0.2.0/24")}),
         listening=frozenset({(Protocol.TCP, 20001)}),
     )
+    guarded = RegistryGuard(
+        ports=frozenset({(Protocol.TCP, 8300)}), hosts=some, agents=some, bridges=frozenset({"br-0"})
+    )
     route = Route(vip=a("240.0.0.1"), port=80, protocol=Protocol.TCP, proxy_port=20001)
     visiting = replace(
         host,
@@ -148,5 +160,6 @@ def samples() -> tuple[tuple[str, str], ...]:
         ("rules of workloads without routes", render_workload(bare)),
         ("rules of the host", render_host(host)),
         ("rules of the host with visitors", render_host(visiting)),
+        ("rules of the host with a registry", render_host(replace(host, registry=guarded))),
         ("rules of the host without workloads", render_host(HostRuleset(proxy_ports=ports, dns_port=53))),
     )

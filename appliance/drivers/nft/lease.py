@@ -115,7 +115,7 @@ def renew(seconds: float) -> None:
         netlink.ACK | _NLM_F_CREATE,
         table + names + _nested(_NFTA_SET_ELEM_LIST_ELEMENTS, elements),
     )
-    with netlink.socket_here(netlink.NETLINK_NETFILTER) as sock:
+    with netlink.own_socket(netlink.NETLINK_NETFILTER) as sock:
         OWN.add(sock.getsockname()[0])
         begin, end = netlink.request(_BATCH_BEGIN, 0, batch), netlink.request(_BATCH_END, 0, batch)
         sock.send(b"".join((begin, empty, fill, end)))

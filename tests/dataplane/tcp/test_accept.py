@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tcpworld import CALLER, World, eventually
 
+from appliance.dataplane.access import Caller
+from appliance.dataplane.shares import CalledHolding
 from appliance.dataplane.sockets import listen
 from appliance.dataplane.standstill import Standstill
 from appliance.dataplane.tcp.accept import ACCEPTS, Acceptor
@@ -57,6 +59,30 @@ def test_every_client_is_taken_with_its_address(world: AcceptorWorld) -> None:
     """Also if more clients wait than are accepted at a time."""
     world.connect(2 * ACCEPTS + 1)
     eventually(lambda: world.taken == [CALLER] * (2 * ACCEPTS + 1))
+
+
+@pytest.mark.parametrize("only", [CALLER, "127.0.0.9"])
+def test_a_door_whose_workload_gives_way_accepts_slowly(world: AcceptorWorld, only: str) -> None:
+    """Its clients wait instead of being reset one by one; those of another door are taken at once."""
+    shares = world.context.shares
+    held = [CalledHolding(lambda: None, lambda: 0) for _ in range(100)]
+
+    def crowd() -> None:
+        for one in held:
+            shares.add(one, Caller(CALLER, local_only=False), "web")
+        shares.cap = 1
+        world.acceptor.only = only
+
+    world.call(crowd)
+    world.connect(10)
+    if only == CALLER:
+        eventually(lambda: world.call(lambda: world.acceptor.pausing))
+        assert 0 < len(world.taken) < 10
+    else:
+        eventually(lambda: len(world.taken) == 10)
+        assert not world.call(lambda: world.acceptor.pausing)
+    world.call(lambda: [shares.remove(one) for one in held])
+    eventually(lambda: len(world.taken) == 10)
 
 
 def test_a_pause_ends_by_itself(world: AcceptorWorld, monkeypatch: pytest.MonkeyPatch) -> None:

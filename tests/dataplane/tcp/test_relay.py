@@ -6,6 +6,7 @@ import hashlib
 import socket
 import struct
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -220,6 +221,74 @@ def test_a_slow_reader_stops_the_sender(world: World) -> None:
     server.close()
     eventually(world.idle)
     assert world.context.pipes.lent == 0
+
+
+def test_who_does_not_read_is_counted_while_it_does_not(world: World) -> None:
+    """The connection and the memory that it may take, of bulk and of messages alike."""
+    client, server = world.pair()
+    assert (world.stats().stuck, world.stats().stuck_bytes) == (0, 0)
+    sent = fill(server)
+    eventually(lambda: world.stats().stuck == 1)
+    assert world.stats().stuck_bytes == world.context.shares.stuck > 1 << 16
+    read_all(client, sent)
+    eventually(lambda: world.stats().stuck == world.context.shares.stuck == 0)
+    fill(server)
+    eventually(lambda: world.stats().stuck == 1)
+    reset(client)
+    eventually(lambda: world.context.shares.stuck == 0)
+
+
+def test_little_is_read_ahead_for_who_has_more_than_its_share(world: World) -> None:
+    """Of bulk that begins then, and of bulk that is under way; all of it arrives, and later it is as before."""
+    world.context.shares.room = 0
+    backend = world.backend()
+    listener = world.open(backend)
+
+    def held() -> list[int]:
+        return sorted(world.call(lambda: [pair.stuck for pair in listener.pairs]))
+
+    first = world.dial()
+    fill(world.accept(backend))
+    eventually(lambda: held()[-1] > 1 << 17)
+    second = world.dial()
+    server = world.accept(backend)
+    data = noise(LARGE, 1)
+    sender = in_thread(server.sendall, data)
+    eventually(lambda: all(held()))
+    narrow = held()[0]
+    assert narrow <= 4 << 16, "one read or splice, and a receive buffer of 64 KiB"
+    reset(first)
+    eventually(lambda: len(held()) == 1)
+    world.context.shares.room = 1 << 30
+    received = read_all(second, LARGE)
+    sender.join(DEADLINE)
+    assert received == data
+    assert not any(world.call(lambda: [pair.backend.narrow for pair in listener.pairs]))
+
+
+def test_the_newest_that_do_not_read_are_reset_when_memory_runs_short(world: World) -> None:
+    """Those of the caller that holds most; others go on."""
+    backend = world.backend()
+    listener = world.open(backend, callers=("127.0.0.1", "127.0.0.5"))
+    world.context.shares.most_stuck = 3 << 20
+    modest = world.dial("127.0.0.5", buffer=1 << 12)
+    world.accept(backend).send(bytes(1 << 18), socket.MSG_DONTWAIT)
+    eventually(lambda: world.stats().stuck == 1)
+    clients = []
+    for _ in range(30):
+        clients.append(world.dial())
+        server = world.accept(backend)
+        server.setblocking(False)
+        with suppress(BlockingIOError, ConnectionResetError):
+            while True:
+                server.send(bytes(1 << 16))
+        if world.stats().given_up:
+            break
+    eventually(lambda: world.context.shares.stuck <= 3 << 20)
+    assert world.stats().given_up
+    assert is_reset(clients[-1])
+    assert world.call(lambda: [pair for pair in listener.pairs if pair.caller.host == "127.0.0.5"])
+    modest.recv(1)
 
 
 @pytest.mark.parametrize("side", ["client", "server"])

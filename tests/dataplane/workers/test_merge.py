@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from tcpworld import backend_of, free_port, listener_of
 
-from appliance.dataplane.workers.merge import ended, lasting, merged, summed
-from appliance.model.stats import BackendStats, ListenerStats
+from appliance.dataplane.workers.merge import ended, lasting, merged, shares, summed
+from appliance.model.stats import BackendStats, ListenerStats, ShareStats
 
 LISTENER = listener_of(20001)
 
@@ -67,3 +67,11 @@ def test_what_stays_of_a_worker_that_ended() -> None:
     assert (stays.accepted, stays.active, stays.backends[0].opened, stays.backends[0].active) == (4, 0, 4, 0)
     assert lasting({"questions": 4, "held_now": 2}) == {"questions": 4}
     assert summed([{"questions": 4}, {"questions": 1, "ours": 2}]) == {"questions": 5, "ours": 2}
+
+
+def test_shares_of_one_caller_add_up() -> None:
+    """Each worker has a share of it; when it last gave way is the latest."""
+    one = ShareStats(caller="10.0.0.2", held=3, stuck=5, given_up=1, last=10.0)
+    other = replace(one, caller="10.0.0.3")
+    total = shares([one, other, replace(one, held=4, stuck=0, last=20.0)])
+    assert total == (ShareStats(caller="10.0.0.2", held=7, stuck=5, given_up=2, last=20.0), other)

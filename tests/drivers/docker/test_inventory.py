@@ -104,6 +104,37 @@ def test_start_event_brings_a_container(world):
     play(world, scene)
 
 
+def test_events_that_change_nothing_cause_no_inspect(world):
+    """A health check runs a command now and then: three events each time, for each container."""
+
+    async def scene():
+        world.docker.calls.clear()
+        for action in ("exec_create: /bin/sh -c true", "exec_start: /bin/sh -c true", "exec_die", "top", "attach"):
+            world.docker.tell("container", action, cid(2), **LABELS)
+        world.docker.tell("container", "rename", cid(2), **LABELS)
+        await until(lambda: f"inspect {cid(2)}" in world.docker.calls)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.docker.calls.count(f"inspect {cid(2)}") == 1
+
+    play(world, scene)
+
+
+def test_events_without_end_cause_few_inspects(world, autojump_clock):
+    """Of one container: after some in a row it is inspected at most twice a second."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(run_together, world.inventory.parts)
+            world.docker.calls.clear()
+            for _ in range(1000):
+                world.docker.tell("container", "rename", cid(2), **LABELS)
+                await trio.sleep(0.01)
+            assert 5 < world.docker.calls.count(f"inspect {cid(2)}") < 50
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
 def test_die_takes_it_out_at_once(world):
     """At `die` its addresses and namespace are gone before Docker is asked again, and the bell is urgent."""
 

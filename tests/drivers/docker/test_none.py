@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 
+from fakedocker import FakeDocker
+
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.none import NoContainers
 
@@ -23,5 +25,5 @@ def test_it_has_every_public_part_of_an_inventory(tmp_path):
         public = {name: getattr(one, name) for name in dir(one) if not name.startswith("_")}
         return {name: inspect.signature(part) if callable(part) else None for name, part in public.items()}
 
-    inventory = Inventory(None, netns_dir=str(tmp_path), bell=lambda *, urgent=False: None)
+    inventory = Inventory(FakeDocker(), netns_dir=str(tmp_path), bell=lambda *, urgent=False: None)
     assert parts(NoContainers()) == parts(inventory)

@@ -70,7 +70,7 @@ KNOWN_AS = netlink.request(88, 0, bytes(4) + netlink.attribute(1, number(7)))
 def ports(monkeypatch: pytest.MonkeyPatch, inside: bytes, **ends: bytes) -> frozenset[str]:
     """Return the ports of a namespace with these interfaces, which the host knows by number 7."""
     answers = {(18, int(name[1:])): end for name, end in ends.items()}
-    monkeypatch.setattr(netlink, "socket_here", lambda _: Kernel({(90, 0): KNOWN_AS, **answers}))
+    monkeypatch.setattr(netlink, "own_socket", lambda _: Kernel({(90, 0): KNOWN_AS, **answers}))
     return links._ports("/proc/self/ns/net", Kernel({(18, 0): inside}))
 
 
@@ -110,7 +110,7 @@ def test_bridges_and_what_the_host_has_there(monkeypatch):
     four, six = IPv4Address("172.18.0.1"), IPv6Address("fe80::1")
     dump = link(4, "docker0", "bridge", mac=0x0242AC120001) + link(3, "br-1", "bridge", mac=5)
     held = address(4, (2, four.packed)) + address(4, (1, six.packed)) + address(9, (2, b"\1\2\3\4")) + address(4)
-    monkeypatch.setattr(netlink, "socket_here", lambda _: Kernel({(18, 0): dump, (22, 0): held}))
+    monkeypatch.setattr(netlink, "own_socket", lambda _: Kernel({(18, 0): dump, (22, 0): held}))
     assert links.host_bridges() == (
         HostBridge(name="br-1", mac=5),
         HostBridge(name="docker0", mac=0x0242AC120001, addresses=frozenset({four, six})),
