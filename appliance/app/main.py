@@ -27,7 +27,7 @@ from appliance.check import host
 from appliance.drivers.docker.client import Docker
 from appliance.drivers.nft import features
 from appliance.errors import HostError, MeshboxError
-from appliance.lock import only_one
+from appliance.lock import only_one, squatted
 from appliance.model.finding import Level
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def run(config: Config) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     try:
         with only_one(Path(config.run_dir)):
+            if words := squatted():
+                log.warning(words)
             return bridge.run(partial(_main, config))
     except (MeshboxError, BaseExceptionGroup) as error:
         first: BaseException = error
