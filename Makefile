@@ -22,7 +22,7 @@ demo-cluster: setup  ## The same on three machines that share a mesh through Con
 
 test test-more: SETUP := --tests
 test: setup check  ## Checks and tests, one host and three in a mesh, on Docker Engines of their own (about 15 minutes, needs root).
-	@echo "make test: the tests that need no Docker run beside the others, and tell at the end"
+	@echo "make test: the tests that need no Docker run beside the others, and report at the end"
 	@mkdir -p build
 	@{ nice $(PYTHON_BIN)/pytest -m 'not system' $(ARGS); one=$$?; nice $(MAKE) --no-print-directory unit-compiled; test $$one$$? = 00; } \
 	>build/unit-tests.log 2>&1 & unit=$$!; \

@@ -174,6 +174,7 @@ def admin_api() -> str:
             (
                 ("400", "bad input; nothing was changed"),
                 ("404", "what was asked for is not there"),
+                ("500", "a fault in the appliance; its log has the cause"),
                 ("503", "it cannot be done now"),
             ),
         ),

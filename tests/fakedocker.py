@@ -1,4 +1,4 @@
-"""A Docker Engine in memory that refuses what the real one refuses, for tests of what talks to drivers/docker.py."""
+"""A Docker Engine in memory that refuses what the real one refuses, for tests of what talks to drivers/docker/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 
 from appliance.drivers.docker.client import ImageError
 from appliance.drivers.docker.http import ConflictError, DockerAbsentError, DockerError, NotFoundError
-from appliance.drivers.docker.types import Event, Inspected, Joined, Listed, NetworkMembers
+from appliance.drivers.docker.types import Event, Inspected, Joined, Listed
 from appliance.model.facts import DockerNetwork, RunState
 
 BRIDGE = DockerNetwork(
@@ -153,11 +153,11 @@ class FakeDocker:
         return tuple(self.nets.values())
 
     async def members(self, network):
-        """Describe a network."""
+        """Return the addresses on a network."""
         self._call("members", network)
         if network not in self.nets:
             raise NotFoundError(f"network {network} not found", status=404)
-        return NetworkMembers(network=self.nets[network], addresses=self.reserved.get(network, {}))
+        return self.reserved.get(network, {})
 
     async def ensure_network(self, name, *, subnet=None):
         """Make a bridge network."""

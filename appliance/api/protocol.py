@@ -57,7 +57,7 @@ class Appliance(Protocol):
         """Return all open pairs and sessions."""
 
     async def counters(self) -> Mapping[str, float]:
-        """Return further counters by name (`passes`, `steps`, `dns_queries`, …); they only grow."""
+        """Return further counters by name (`passes`, …). They only grow, except those that end in `_now`."""
 
     async def pull(self, services: Iterable[Service], tell: Callable[[str, str], None]) -> None:
         """Pull the images that these need here; `tell` gets an image and its state. Raises RetryError."""

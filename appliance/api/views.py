@@ -140,8 +140,8 @@ def routes(s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> list
                 "label": plain(b.label),
                 "local": b.local,
                 "weight": b.weight,
+                "retiring": b.retiring,
             }
-            row["retiring"] = b.retiring
             seen = of_backend.get(b)
             for field in ("opened", "failed", "active", "bytes_in", "bytes_out", "ejected"):
                 row[field] = getattr(seen, field) if seen is not None else 0

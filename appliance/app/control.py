@@ -77,7 +77,7 @@ class RunningAppliance:
         return await bridge.answer(self._parts.plane, CONNECTIONS)
 
     async def counters(self) -> Mapping[str, float]:
-        """Return further counters by name; they only grow."""
+        """Return further counters by name. They only grow, except those that end in `_now`."""
         parts = self._parts
         dns = await bridge.answer(parts.plane, DNS_STATS)
         return {

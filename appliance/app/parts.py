@@ -27,7 +27,6 @@ from appliance.drivers.host.resolvers import HostResolvers
 from appliance.drivers.netns import identity
 from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
-from appliance.drivers.nft.features import DOOR_RULES
 from appliance.drivers.nft.helper import NftHelper
 from appliance.drivers.registry import open_registry
 from appliance.faults import Faults
@@ -142,7 +141,7 @@ class Parts:
 
     def limit_to(self, nft: NftFeatures) -> None:
         """Do without doors where the kernel does not know their rules; the check before the start has said so."""
-        if DOOR_RULES not in nft.features:
+        if not nft.doors:
             self.facts.settings = replace(self.facts.settings, doors=False)
 
     async def _pairs_to(self, address: IPv4Address) -> int:

@@ -53,7 +53,7 @@ class Notifier:
                 sender.setblocking(False)
                 sender.sendto(state.encode(), self._address)
         except OSError as error:
-            log.warning("cannot tell systemd", state=state.split("=", maxsplit=1)[0], error=str(error))
+            log.warning("cannot notify systemd", state=state.split("=", maxsplit=1)[0], error=str(error))
 
 
 def _interval(environment: Mapping[str, str]) -> float | None:

@@ -240,8 +240,8 @@ def routes(context: typer.Context, as_json: Json = False) -> None:
 def hosts(context: typer.Context, as_json: Json = False) -> None:
     """Print lines for /etc/hosts with the names of the mesh, for a developer's machine.
 
-    The addresses are virtual: they work where rules redirect them, on this host with host_access, and on a computer
-    among its guests that has a route to vip_range through this host.
+    The addresses are virtual. They work on this host with host_access, and on its guests, which need a route to
+    vip_range through this host.
 
     Example: meshbox hosts | ssh laptop 'sudo tee -a /etc/hosts'
     """

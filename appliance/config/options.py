@@ -73,7 +73,9 @@ class Config:
     )
     vip_range: IPv4Network = _option("240.0.0.0/4", values.virtual_range, "where virtual IPs come from")
     proxy_ports: tuple[int, int] = _option("20000-29999", values.port_range, "ports of this host for the proxy")
-    dns_port: int = _option(53, values.integer(1, 65535), "port of the DNS server on the gateways of Docker networks")
+    dns_port: int = _option(
+        53, values.integer(1, 65535), "port of the DNS server, at this host's address on each Docker network"
+    )
     dns_upstreams: tuple[tuple[str, int], ...] = _option(
         "", values.upstreams, "resolvers for all other names", shown="those of /etc/resolv.conf"
     )
@@ -111,13 +113,13 @@ class Config:
         "*", values.connect_to, "what processes of this host may reach: a list like connect_to, or * for everything"
     )
     guests: frozenset[IPv4Address] = _option(
-        "", values.addresses, "other computers, by address or network, that may use this one as their gateway"
+        "", values.addresses, "other computers, by address or network, that may use the mesh through this one"
     )
     guest_connect_to: ConnectTo = _option(  # noqa: RUF009 — frozen, as the others
         "", values.connect_to, "what guests may reach, as host_connect_to"
     )
     dns_listen: frozenset[IPv4Address] = _option(
-        "127.66.0.53", values.addresses, "where DNS answers this host and guests, beside the Docker networks' gateways"
+        "127.66.0.53", values.addresses, "where DNS answers this host and guests, beside the Docker networks"
     )
     resolv_conf: str = _option(
         "/etc/resolv.conf", values.optional_path, "file to which host_access adds that server; empty: none"

@@ -55,7 +55,7 @@ class Doors:
         """Listen, then route virtual IPs there, then serve. About 1 ms.
 
         A door that is open as wanted only gets its route again: its connections go on. Raises NotYetError before the
-        namespace has the address, OSError or RetryError where the door cannot be opened; then nothing leads to it.
+        namespace has the address, and RetryError where the door cannot be opened; then nothing leads to it.
         """
         netns, path = wanted.netns, wanted.netns.path
         if not await addresses.wait(path, wanted.address, timeout=0):
@@ -70,9 +70,10 @@ class Doors:
         self._let_go(netns)
         try:
             tcp, udp, file = netlink.entered(path, partial(_listen, netns, self._plane.accepting))
-        except OSError:
+        except OSError as error:
             await self._drop_local_route(netns, wanted.vip_range)  # a former appliance may have left it
-            raise
+            words = f"cannot listen at its port {DOOR_PORT}: {error.strerror or error}"
+            raise RetryError(words) from error
         try:
             await routes.add_local_route(path, wanted.vip_range, wanted.address)
         except BaseException:

@@ -57,7 +57,6 @@ class HostEffects:
             case st.SwapListener():
                 self._plane.swap_listener(step.after)
             case st.CloseListener():
-                # Nobody may reach it, or nothing serves it any more: what is left ends too.
                 self._plane.close_listener(step.listener.destination)
                 self._plane.end_pairs(step.listener.destination)
             case st.SetDnsAddresses():

@@ -10,14 +10,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from appliance.model.stats import BackendStats
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from appliance.model.network import Backend
 
-EJECT_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""How long a backend is left out after its 1st, 2nd, … failure in a row; the last value repeats."""
+EJECT_SECONDS = Schedule((0.5, 1.0, 2.0, 5.0, 10.0))
+"""How long a backend that has failed is left out."""
 
 
 class BackendState:
@@ -70,7 +71,7 @@ class Balancer:
         backends: Iterable[Backend] = (),
         *,
         clock: Callable[[], float] = time.monotonic,
-        pauses: tuple[float, ...] = EJECT_SECONDS,
+        pauses: Schedule = EJECT_SECONDS,
     ) -> None:
         self._clock = clock
         self._pauses = pauses
@@ -138,9 +139,8 @@ class Balancer:
     def failed(self, state: BackendState) -> None:
         """Count a failed dial and leave the backend out for a while."""
         state.failed += 1
-        pause = self._pauses[min(state.failures, len(self._pauses) - 1)]
         state.failures += 1
-        state.ejected_until = self._clock() + pause
+        state.ejected_until = self._clock() + self._pauses.after(state.failures)
         self._ejected = True
 
     def succeeded(self, state: BackendState) -> None:

@@ -41,7 +41,6 @@ class InProcess:
         idle_udp: float = 60.0,
     ) -> None:
         """`idle_udp` is the seconds after which a silent UDP session ends."""
-        self._loop = loop
         self._idle_udp = idle_udp
         self._context = Context(loop)
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}

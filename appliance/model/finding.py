@@ -23,11 +23,6 @@ class Finding:
     words: str
     remedy: str = ""
 
-    @property
-    def line(self) -> str:
-        """What is wrong and how to mend it, in one line."""
-        return f"{self.words}: {self.remedy}" if self.remedy else self.words
-
 
 def ok(subject: str, words: str) -> Finding:
     """Return a finding that nothing is wrong."""

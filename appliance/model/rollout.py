@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from appliance.model.spec import Container
+
+_REVISION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -64,3 +67,8 @@ class Progress:
     ready: bool = False
     failed: bool = False
     machine: str = ""
+
+
+def is_revision(text: str) -> bool:
+    """Whether a text from a label or from Consul may be the revision of a container."""
+    return _REVISION.fullmatch(text) is not None

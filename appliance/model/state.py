@@ -62,7 +62,7 @@ class SwapListener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloseListener:
-    """Stop accepting; pairs drain."""
+    """Stop accepting, and end the pairs that are left: nobody may reach it, or nothing serves it any more."""
 
     listener: Listener
 

@@ -14,7 +14,7 @@ The order, and why:
     a namespace needs it its route to virtual IPs, which the rules have to meet first. Routes go before rules do.
  6. The DNS server listens, then the zone has the new names, then the registry the new announcements: nothing is
     announced before it works.
- 7. Listeners that go are closed when no rule leads to them any more; their pairs drain.
+ 7. Listeners that go are closed when no rule leads to them any more, and what is left of their pairs ends.
  8. Doors open last: each is a shorter way and not the only one, so nothing waits for it.
 """
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from structlog.testing import capture_logs
 
 from appliance.drivers.netns import identity
-from appliance.drivers.nft.features import DOOR_RULES, NftFeatures
+from appliance.drivers.nft.features import NftFeatures
 from appliance.model.facts import Probe
 from appliance.model.network import HostRuleset, NetnsId
 from appliance.model.registry import Interests
@@ -47,10 +47,10 @@ def test_first_pass_finds_what_was_asked_for_before_it(parts: Parts, monkeypatch
 
 def test_without_the_rules_of_doors_there_are_none(parts: Parts) -> None:
     """An old kernel does without; one that takes them changes nothing."""
-    every = NftFeatures(version=(1, 0, 6), features=frozenset({DOOR_RULES}))
+    every = NftFeatures(version=(1, 0, 6), doors=True)
     parts.limit_to(every)
     assert parts.facts.snapshot().settings.doors
-    parts.limit_to(replace(every, features=frozenset()))
+    parts.limit_to(replace(every, doors=False))
     assert not parts.facts.snapshot().settings.doors
 
 

@@ -88,4 +88,4 @@ def test_an_absent_manager_is_no_fault(tmp_path, capsys):
     Notifier({}).ready()
     assert capsys.readouterr() == ("", "")
     Notifier({"NOTIFY_SOCKET": f"{tmp_path}/nobody"}).ready()
-    assert "cannot tell systemd" in "".join(capsys.readouterr())
+    assert "cannot notify systemd" in "".join(capsys.readouterr())

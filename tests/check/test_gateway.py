@@ -17,10 +17,10 @@ def test_gateway_says_what_adds_the_rest() -> None:
     """One line names the options, the Consul and how to name another; with the local registry there is nothing."""
     docker, registry = gateway.gateway(Config(docker_socket="/nowhere"))
     assert docker.level is registry.level is Level.WARNING
-    assert RUN_OPTIONS in docker.line
-    assert "/nowhere" in docker.line
-    assert "Consul" not in docker.line
-    assert "MESHBOX_CONSUL" in registry.line
+    assert RUN_OPTIONS in docker.remedy
+    assert "/nowhere" in docker.words
+    assert "Consul" not in docker.words + docker.remedy
+    assert "MESHBOX_CONSUL" in registry.remedy
     consul = Consul(address="http://10.0.0.9:8500")
     (docker,) = gateway.gateway(Config(docker_socket="/nowhere", registry="consul", consul=consul))
     assert RUN_OPTIONS in docker.remedy
@@ -34,7 +34,7 @@ def test_gateway_that_is_wanted(tmp_path) -> None:
     for socket in ("docker.sock", "none.sock"):
         docker, _ = gateway.gateway(Config(gateway="yes", docker_socket=f"{tmp_path}/{socket}"))
         assert docker.level is Level.OK
-        assert "there is no" not in docker.line
+        assert "there is no" not in docker.words
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ RANGE = IPv4Network("240.0.0.0/4")
 
 def test_vip_range_that_is_too_small() -> None:
     """Names need room."""
-    assert "only 16 addresses" in ranges.vip_range(IPv4Network("240.0.0.0/28"), (), ()).line
+    assert "only 16 addresses" in ranges.vip_range(IPv4Network("240.0.0.0/28"), (), ()).words
 
 
 def test_vip_range_that_is_somebody_elses() -> None:
     """A Docker network or a route of the host in the range is named."""
     network = DockerNetwork(name="web", driver="bridge", subnets=(IPv4Network("240.1.0.0/16"),))
-    assert 'overlaps 240.1.0.0/16 of the Docker network "web"' in ranges.vip_range(RANGE, (network,), ()).line
-    assert "route to 10.0.0.0/8" in ranges.vip_range(IPv4Network("10.8.0.0/16"), (), [IPv4Network("10.0.0.0/8")]).line
+    assert 'overlaps 240.1.0.0/16 of the Docker network "web"' in ranges.vip_range(RANGE, (network,), ()).words
+    assert "route to 10.0.0.0/8" in ranges.vip_range(IPv4Network("10.8.0.0/16"), (), [IPv4Network("10.0.0.0/8")]).words
     assert ranges.vip_range(RANGE, (), [IPv4Network("10.0.0.0/8")]).level is Level.OK
 
 

@@ -133,7 +133,7 @@ def test_missing_address_is_said_and_not_awaited(world):
 def test_without_a_socket_nothing_leads_there(world):
     """Also what a former appliance may have left."""
     world.fail["listen"] = OSError(98, "in use")
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(RetryError, match=r"^cannot listen at its port 4: in use$"):
         world.does(world.doors.open, world.door())
     assert world.calls == [("listen",), DROP_ROUTE]
     assert world.doors.opened == {}

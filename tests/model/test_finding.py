@@ -8,15 +8,14 @@ from appliance.model.finding import Level, failed, ok, warning
 
 
 @pytest.mark.parametrize(
-    ("finding", "level", "line"),
+    ("finding", "level", "remedy"),
     [
-        (ok("nft", "nft 1.0.6"), Level.OK, "nft 1.0.6"),
-        (warning("nft", "nft is old", "install 1.0.6"), Level.WARNING, "nft is old: install 1.0.6"),
-        (failed("nft", "nft is missing", "install it"), Level.FAILED, "nft is missing: install it"),
+        (ok("nft", "nft 1.0.6"), Level.OK, ""),
+        (warning("nft", "nft is old", "install 1.0.6"), Level.WARNING, "install 1.0.6"),
+        (failed("nft", "nft is missing", "install it"), Level.FAILED, "install it"),
     ],
 )
-def test_line(finding, level, line):
-    """What is wrong comes before the remedy; what is well needs none."""
-    assert finding.level is level
-    assert finding.line == line
-    assert finding.subject == "nft"
+def test_levels(finding, level, remedy):
+    """What is wrong has a remedy; what is well needs none."""
+    assert (finding.subject, finding.level, finding.remedy) == ("nft", level, remedy)
+    assert finding.words.startswith("nft")

@@ -162,7 +162,7 @@ def test_listener_that_is_not_in_place() -> None:
     assert last.words == f"the listener on port {port} does not know this caller yet"
 
 
-def test_client_that_is_no_member() -> None:
+def test_client_that_is_not_in_the_mesh() -> None:
     """A stopped or impossible client is told at once."""
     assert ask(stopped(CLIENT), "apple.orange:80", SERVER)[-1].remedy == "start it"
     impossible = replace(CLIENT, problem="it uses the host's network")

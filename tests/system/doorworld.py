@@ -21,7 +21,7 @@ from appliance.control.doors import Doors
 from appliance.dataplane import api
 from appliance.dataplane.inprocess import InProcess
 from appliance.dataplane.workers.pool import WorkerPool
-from appliance.errors import NotYetError
+from appliance.errors import NotYetError, RetryError
 from appliance.model.names import Destination, Protocol
 from appliance.model.network import Backend, Listener, Route, WorkloadRuleset
 from appliance.plan.doors import doors
@@ -97,13 +97,13 @@ class Proxy:
                             await self.doors.open(door)
                         except NotYetError as missing:
                             await missing.wait()
-                        except OSError:  # one that was closed just now still has the port
+                        except RetryError:  # one that was closed just now still has the port
                             await trio.sleep(0.02)
 
         trio.run(main)
 
     def open_at_once(self, rules: WorkloadRuleset) -> None:
-        """Try once to open a door. Raises OSError, RetryError."""
+        """Try once to open a door. Raises RetryError."""
         (door,) = doors({rules.netns.id: rules}).values()
         trio.run(self.doors.open, door)
 
@@ -165,8 +165,9 @@ class Mesh:
         proxy.call(proxy.plane.open_listener, self.listener)
 
     def open(self) -> None:
-        """Open both doors."""
+        """Open both doors. Workers that are still starting answer once they serve them."""
         self.proxy.open(self.rules, self.served)
+        self.proxy.ask(api.LEFT)
 
     def dial(self, source: str | None = None) -> socket.socket:
         """Return a connection of the workload to the service."""

@@ -16,8 +16,9 @@ from doorworld import DIALLER, UNDECLARED, VIP, WEB, Mesh, eventually, packets, 
 from nsworld import REFUSED, SECONDS, WORKLOAD, World, inside
 
 from appliance.dataplane import api
-from appliance.errors import NotYetError
+from appliance.errors import NotYetError, RetryError
 from appliance.render.ruleset import DOOR_PORT, render_workload
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,7 +209,7 @@ def test_a_port_that_is_taken_leaves_the_longer_way(mesh: Mesh) -> None:
     )  # as an appliance that was killed leaves it
     mesh.world.ip("-n", mesh.world._name("workload"), *former)
     mesh.world.serve("the proxy's port", "host", "tcp", 29001)
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(RetryError, match=r"^cannot listen at its port 4: Address already in use$"):
         mesh.proxy.open_at_once(mesh.rules)
     assert mesh.workload.id not in mesh.proxy.doors.opened
     assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the proxy's port"
@@ -270,9 +271,8 @@ def test_a_gone_namespace_is_let_go(mesh: Mesh, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("mesh", [2], ids=["workers"], indirect=True)
 def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one also accepts from its socket inside the namespace, as long as it is not replaced."""
-    monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", (3600.0,))
+    monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", Schedule((3600.0,)))
     mesh.open()
-    mesh.proxy.ask(api.LEFT)
     os.kill(mesh.proxy.plane.pids[0], signal.SIGKILL)
     for _ in range(50):
         assert mesh.passes()
@@ -282,7 +282,6 @@ def test_a_worker_that_dies_costs_no_new_connection(mesh: Mesh, monkeypatch: pyt
 def test_a_worker_that_is_replaced_has_the_doors(mesh: Mesh) -> None:
     """The next one is told of them; with both replaced nobody else is left to accept."""
     mesh.open()
-    mesh.proxy.ask(api.LEFT)
     former = mesh.proxy.plane.pids
     for pid in former:
         os.kill(pid, signal.SIGKILL)

@@ -375,7 +375,7 @@ def test_newcomer(switch: Switch, tmp_path: Path) -> None:
             return computer.inside(*command, input="y\n", timeout=280, check=check).stdout
 
         (first,) = quoted(r"as root, with `(apt-get install [^`]*)` done")
-        (second,) = quoted(r"As a container, with `(apt-get install [^`]*)` done")
+        (second,) = quoted(r"Where there is no Docker, run `(apt-get install [^`]*)`")
         typed(first)
         assert f"needs Docker; {second}" in typed("make image", check=False)
         typed(second)

@@ -19,7 +19,7 @@ MAX_HELD = 256
 MAX_HELD_PER_ASKER = 8
 
 
-class HeldQuery:
+class ClientQuery:
     """A question on its way through the server."""
 
     __slots__ = ("asker", "data", "limit", "query", "send", "tcp")
@@ -36,11 +36,11 @@ class HeldQuery:
 class Hold:
     """The questions that are held, by asker. Their number and their time are bounded."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[HeldQuery], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[ClientQuery], None]) -> None:
         """`expired` is called with each question that was held for HOLD_SECONDS."""
         self._loop = loop
         self._expired = expired
-        self._held: dict[str, list[HeldQuery]] = {}
+        self._held: dict[str, list[ClientQuery]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._count = 0
 
@@ -51,7 +51,7 @@ class Hold:
         """Return the askers that wait at present; they may be released meanwhile."""
         return iter(tuple(self._held))
 
-    def add(self, asked: HeldQuery) -> bool:
+    def add(self, asked: ClientQuery) -> bool:
         """Hold a question; return False if there is no room for it."""
         held = self._held.get(asked.asker)
         if self._count >= MAX_HELD or (held is not None and len(held) >= MAX_HELD_PER_ASKER):
@@ -64,7 +64,7 @@ class Hold:
             held.append(asked)
         return True
 
-    def release(self, asker: str) -> list[HeldQuery]:
+    def release(self, asker: str) -> list[ClientQuery]:
         """Return the questions of an asker that waits, and hold them no longer."""
         self._timers.pop(asker).cancel()
         held = self._held.pop(asker)

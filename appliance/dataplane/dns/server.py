@@ -1,4 +1,4 @@
-"""The DNS server of this host's containers: UDP and TCP on the gateway addresses, a view for each asker.
+"""The DNS server of this host's containers: UDP and TCP on the bridge addresses, a view for each asker.
 
 A question takes the first of these that fits:
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from appliance.dataplane.dns.hold import HeldQuery, Hold
+from appliance.dataplane.dns.hold import ClientQuery, Hold
 from appliance.dataplane.dns.resolver import Resolver
 from appliance.dataplane.dns.tcp import DnsTcpListener, TcpLimits
 from appliance.render.dnsforward import encode_response
@@ -258,15 +258,15 @@ class DnsServer:
             self._stats["malformed"] += 1
             send(query)
         else:
-            self._route(HeldQuery(data, asker, send, query, tcp=tcp))
+            self._route(ClientQuery(data, asker, send, query, tcp=tcp))
 
-    def _route(self, asked: HeldQuery) -> None:
+    def _route(self, asked: ClientQuery) -> None:
         try:
             self._decide(asked)
         except Exception as error:  # noqa: BLE001 — whatever is wrong with a question, the next one is answered
             self._fail(asked.send, error)
 
-    def _decide(self, asked: HeldQuery) -> None:
+    def _decide(self, asked: ClientQuery) -> None:
         asker = IPv4Address(asked.asker)
         zone = self._zone
         if zone is None or not zone.knows(asker):
@@ -294,7 +294,7 @@ class DnsServer:
         log.error("a DNS question cannot be answered; it is passed over", exc_info=error)
         send(b"")
 
-    def _resolved(self, asked: HeldQuery, found: Resolved) -> None:
+    def _resolved(self, asked: ClientQuery, found: Resolved) -> None:
         try:
             message = encode_response(asked.query, found.response, age=found.age, limit=asked.limit, ede=found.ede)
         except Exception as error:  # noqa: BLE001 — others may wait for the same answer
@@ -310,14 +310,14 @@ class DnsServer:
         self._forget = None
         self._recent.clear()
 
-    def _keep(self, table: dict[tuple[str, bytes], bytes], asked: HeldQuery, message: bytes) -> None:
+    def _keep(self, table: dict[tuple[str, bytes], bytes], asked: ClientQuery, message: bytes) -> None:
         if asked.tcp:
             return
         if len(table) >= MAX_READY:
             table.clear()
         table[asked.asker, asked.data[2:]] = message[2:]
 
-    def _refuse(self, asked: HeldQuery, text: str, code: int = EDE_PROHIBITED) -> None:
+    def _refuse(self, asked: ClientQuery, text: str, code: int = EDE_PROHIBITED) -> None:
         self._stats["refused"] += 1
         reply = Reply(rcode=REFUSED, ede=Ede(code=code, text=text))
         asked.send(encode_reply(asked.query, reply, asked.limit))
@@ -326,13 +326,13 @@ class DnsServer:
         """Whether this asker has no view and may get one."""
         return self._zone is None or (not self._zone.knows(asker) and self._zone.expects(asker))
 
-    def _wait(self, asked: HeldQuery) -> None:
+    def _wait(self, asked: ClientQuery) -> None:
         if self._hold.add(asked):
             self._stats["held"] += 1
         else:
             self._stats["hold_overflowed"] += 1
             self._refuse(asked, "too many questions wait for their asker to join the mesh")
 
-    def _hold_expired(self, asked: HeldQuery) -> None:
+    def _hold_expired(self, asked: ClientQuery) -> None:
         self._stats["hold_expired"] += 1
         self._refuse(asked, f"{asked.asker} is no container of the mesh; does it have the label meshbox.service?")

@@ -182,7 +182,7 @@ class EpollSet:
             try:
                 handler.ready(events)
             except Exception:  # no error of one connection may end the loop
-                log.exception("connection handler failed")
+                log.exception("a handler of the data plane failed; what it served ends")
                 handler.fail()
         if self._closing:
             self._close_all()
@@ -193,7 +193,7 @@ class EpollSet:
                 sock.close()
             except OSError as error:
                 # Linux has released the descriptor nevertheless; a reset that came first may be reported here.
-                log.debug("close reported an error", error=str(error))
+                log.debug("an error was reported when a socket was closed", error=str(error))
         self._closing.clear()
 
 

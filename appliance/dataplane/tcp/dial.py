@@ -61,11 +61,11 @@ class DialOwner(PairOwner):
         """Join the client to its backend, whose socket has these events."""
         raise NotImplementedError
 
-    def unreachable(self, dial: Dial) -> None:
+    def unreachable(self) -> None:
         """Note that a client was reset because no backend could be reached."""
         raise NotImplementedError
 
-    def cancelled(self, dial: Dial) -> None:
+    def cancelled(self) -> None:
         """Note that a client was reset for another reason."""
         raise NotImplementedError
 
@@ -112,7 +112,7 @@ class Dial:
             owner.epoll.close(sock)
             self._failed(state, code)
         self._reset_client()
-        owner.unreachable(self)
+        owner.unreachable()
 
     def ready(self, events: int) -> None:
         """Hand the client over if the backend has accepted; try another backend if it has not."""
@@ -137,7 +137,7 @@ class Dial:
         self.owner.dials.discard(self)
         self.owner.epoll.close(self._sock)
         self._reset_client()
-        self.owner.cancelled(self)
+        self.owner.cancelled()
 
     def _failed(self, state: BackendState, code: int) -> None:
         self._tried += (state,)

@@ -125,12 +125,12 @@ class TcpListener(DialOwner):
         if events & NOT_OUT:
             pair.backend.ready(events)
 
-    def unreachable(self, dial: Dial) -> None:
+    def unreachable(self) -> None:
         """Note that a client was reset because no backend could be reached."""
         self.failed += 1
-        self.cancelled(dial)
+        self.cancelled()
 
-    def cancelled(self, dial: Dial) -> None:  # noqa: ARG002 — dials are counted where they are watched
+    def cancelled(self) -> None:
         """Note that a client was reset for another reason."""
         self._check_empty()
 

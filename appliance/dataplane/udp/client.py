@@ -28,13 +28,20 @@ class WorkloadSockets(Protocol):
         """Return one for what this client sends to that address of the door's socket. Raises OSError."""
 
 
-class PortSocket(BatchReader):
-    """A listener's socket at its port on all addresses of this host."""
+class ListenerSocket(BatchReader):
+    """A socket at which datagrams of any client come in."""
 
     def __init__(self, owner: SessionOwner, sock: SocketType) -> None:
         super().__init__()
         self.sock = sock
         self._owner = owner
+
+    def fail(self) -> None:
+        """Nothing to give up: the datagram whose handling failed is gone."""
+
+
+class PortSocket(ListenerSocket):
+    """A listener's socket at its port on all addresses of this host."""
 
     def ready(self, _events: int) -> None:
         """Pass the clients' datagrams to their backends."""
@@ -52,17 +59,9 @@ class PortSocket(BatchReader):
                 most = BATCH  # what is queued here came before what now comes in at the new socket
         self.dense = count > 1
 
-    def fail(self) -> None:
-        """Nothing to give up: the datagram whose handling failed is gone."""
 
-
-class AddressSocket(BatchReader):
+class AddressSocket(ListenerSocket):
     """A listener's socket at one address of this host."""
-
-    def __init__(self, owner: SessionOwner, sock: SocketType) -> None:
-        super().__init__()
-        self.sock = sock
-        self._owner = owner
 
     def ready(self, _events: int) -> None:
         """Pass the clients' datagrams to their backends."""
@@ -78,9 +77,6 @@ class AddressSocket(BatchReader):
             count += 1
             owner.take(size, client, sock, NO_CONTROL)
         self.dense = count > 1
-
-    def fail(self) -> None:
-        """Nothing to give up: the datagram whose handling failed is gone."""
 
 
 class ClientSocket(SessionSocket):

@@ -33,6 +33,7 @@ from appliance.dataplane.udp.client import AddressSocket, PortSocket, open_clien
 from appliance.dataplane.udp.session import Session, SessionOwner
 from appliance.dataplane.udp.sockets import BUFFER, PASSING, asked_address, bind_address, connect, listen
 from appliance.model.stats import Connection, ListenerStats
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     import asyncio
@@ -53,7 +54,7 @@ SESSIONS = 1024
 """Most sessions of one listener: each holds one file descriptor or two, of which small machines allow 20,000."""
 MAX_ADDRESS_SOCKETS = 16
 """Most addresses of this host at which a listener has sockets: containers' networks are few."""
-EJECT_SECONDS = (2.0, 5.0, 10.0)
+EJECT_SECONDS = Schedule((2.0, 5.0, 10.0))
 """As for connections, but longer: a client without an answer asks again after a second or so, and must not find the
 same backend again."""
 TICKS = 4
@@ -262,7 +263,7 @@ class UdpListener(SessionOwner):
             return False
         try:
             opened = AddressSocket(self, bind_address(sock, (address, self.port)))
-        except OSError:  # the address has just gone, or there are no descriptors are left: it works without one
+        except OSError:  # the address has just gone, or no descriptors are left: it works without one
             self._address_sockets[address] = None
             return False
         self._epoll.add(opened.sock.fileno(), opened, IN)

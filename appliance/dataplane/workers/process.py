@@ -13,6 +13,7 @@ import structlog
 
 from appliance.dataplane import api
 from appliance.dataplane.workers.channel import Channel
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-AGAIN = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""Seconds until a worker is replaced after its 1st, 2nd, … end in a row; the last value repeats."""
+AGAIN = Schedule((0.0, 0.2, 0.5, 1.0, 2.0, 5.0))
+"""Seconds until a worker that has ended is replaced."""
 STEADY = 60.0
 """Seconds of life after which an end counts as the 1st again."""
 END_SECONDS = 5.0
@@ -132,7 +133,7 @@ class WorkerProcess:
         channel.close()
         self._process = self._channel = None
         self._ends = 1 if monotonic() - self._began > STEADY else self._ends + 1
-        delay = AGAIN[min(self._ends, len(AGAIN)) - 1]
+        delay = AGAIN.after(self._ends)
         cause = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
         log.warning(
             "a worker of the data plane ended, and its connections with it; starting another",

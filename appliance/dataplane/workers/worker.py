@@ -72,7 +72,7 @@ class Worker:
             case messages.SetBackends():
                 self._set_backends(message)
             case messages.AcceptFor():
-                self._accept_for_missing(message, sockets)
+                self._accept_for(message, sockets)
             case messages.StopAcceptingFor():
                 self.plane.stop_accepting_for(message.slot)
             case messages.Close():
@@ -125,7 +125,7 @@ class Worker:
             self._listeners[listener.destination] = listener
             self.plane.swap_listener(listener)
 
-    def _accept_for_missing(self, message: messages.AcceptFor, sockets: list[int]) -> None:
+    def _accept_for(self, message: messages.AcceptFor, sockets: list[int]) -> None:
         if sockets:
             self.plane.accept_for(message.what, message.slot, _adopt(sockets[0], socket.SOCK_STREAM))
         else:

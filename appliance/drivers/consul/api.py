@@ -141,7 +141,7 @@ class ConsulApi:
         try:
             yield
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            words = f"{self.where} answered {doing} with what cannot be read ({cause(error)})"
+            words = f"{self.where}: the answer to {doing} cannot be read ({cause(error)})"
             raise ConsulError(words, READ_ADVICE) from error
 
     async def _call(self, doing: str, call: Any, needs: str) -> Any:

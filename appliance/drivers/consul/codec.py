@@ -8,7 +8,6 @@ key `<prefix>/epoch`                                    random; a Consul that ha
 
 from __future__ import annotations
 
-import re
 import textwrap
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from appliance.errors import HostError, InputError, cause
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination, Name, Protocol, check_port, parse_port_number
 from appliance.model.numbers import check_number, check_time, parse_number
+from appliance.model.rollout import is_revision
 from appliance.spec.parse import MAX_COUNT, parse_service, service_to_raw
 from appliance.text import plain, quoted
 
@@ -52,8 +52,6 @@ MAX_REVISIONS = 32
 """Revisions of one endpoint that are read; a rollout has two."""
 MAX_COMPLAINTS = 50
 """Entries of one answer that are named; the others are counted."""
-
-_REVISION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def machine_id(node: str) -> str:
@@ -331,7 +329,7 @@ def parse_revisions(counted: Iterable[tuple[object, object]]) -> tuple[tuple[str
     """Return the counts by revision. Only a deploy needs them, so what is not understood is left out."""
     found: dict[str, int] = {}
     for revision, count in counted:
-        if len(found) < MAX_REVISIONS and isinstance(revision, str) and _REVISION.fullmatch(revision):
+        if len(found) < MAX_REVISIONS and isinstance(revision, str) and is_revision(revision):
             with suppress(InputError):
                 found[revision] = parse_number(str(count)[:MAX_META], 0, MAX_COUNT)
     return tuple(sorted(found.items()))

@@ -252,7 +252,7 @@ class ConsulRegistry:
             ),
         )
         for problem in set(self._facts.problems) - set(before.problems):
-            log.warning("found in Consul", problem=problem)
+            log.warning("something in Consul needs attention", problem=problem)
         after = replace(self._facts, held_since=before.held_since, held_why=before.held_why, problems=before.problems)
         if after != before:
             self._unsaved.set()

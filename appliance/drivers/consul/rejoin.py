@@ -49,4 +49,4 @@ async def _join(api: ConsulApi, address: str) -> None:
         try:
             await api.join(address)
         except RetryError as error:
-            log.debug("Consul cannot join", agent=address, cause=str(error))
+            log.debug("the Consul agent cannot contact another one", agent=address, cause=str(error))

@@ -28,7 +28,7 @@ from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
-    from ipaddress import IPv4Network
+    from ipaddress import IPv4Address, IPv4Network
 
     from appliance.model.facts import DockerNetwork
 
@@ -195,8 +195,11 @@ class Docker:
             self.complain("network", one)
         return found
 
-    async def members(self, network: str) -> types.NetworkMembers:
-        """Return a network, by id or name, and its containers, starting ones included. Raises NotFoundError."""
+    async def members(self, network: str) -> dict[str, IPv4Address]:
+        """Return the addresses on a network, given by id or name, by container id. Raises NotFoundError.
+
+        Docker knows them before a starting container has its namespace.
+        """
         return types.parse_members(await self._http.call("GET", f"/networks/{quote(network)}"))
 
     async def ensure_network(self, name: str, *, subnet: IPv4Network | None = None) -> DockerNetwork:

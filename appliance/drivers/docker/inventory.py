@@ -10,6 +10,7 @@ Everything is listed afresh after each reconnect and every 30 s. While Docker is
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,7 +28,7 @@ from appliance.retry import Schedule
 from appliance.text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.types import Event, Inspected, Listed
@@ -180,23 +181,21 @@ class Inventory:
         try:
             await listing()
         except RetryError as error:
-            self._faults.report("docker list", "listing failed; will try again", error)
+            self._faults.report("docker list", "cannot list containers and networks; will try again", error)
         else:
             self._faults.over("docker list")
 
     async def _list(self, *, wait: bool = False) -> None:
         known = set(self._store.by_id)  # one that an event adds during the call is not missing
         await self._list_networks()
-        former = self._begin_list("container")
-        listed = await self._docker.containers()
-        self.counts["lists"] += 1
-        labelled = [entry.id for entry in listed if self._add(entry)]
-        passed_over = self._passed_over["container"]
-        if "" not in passed_over:  # else one of those that seem to be missing is perhaps there
-            for gone in known - {entry.id for entry in listed} - passed_over:
-                self._remove(gone)
-        self._end_list("container", former)
-        self._end_list("event", self._begin_list("event"))
+        with self._listing("event"), self._listing("container"):
+            listed = await self._docker.containers()
+            self.counts["lists"] += 1
+            labelled = [entry.id for entry in listed if self._add(entry)]
+            passed_over = self._passed_over["container"]
+            if "" not in passed_over:  # else one of those that seem to be missing is perhaps there
+                for gone in known - {entry.id for entry in listed} - passed_over:
+                    self._remove(gone)
         self._faults.drop(lambda key: isinstance(key, tuple) and key[0] == STARTING and not Path(key[1]).exists())
         if not (wait and await self._inspect_all(labelled)):
             for container_id in labelled:
@@ -211,12 +210,11 @@ class Inventory:
         return not patience.cancelled_caught
 
     async def _list_networks(self) -> None:
-        former = self._begin_list("network")
-        listed = await self._docker.networks()
+        with self._listing("network"):
+            listed = await self._docker.networks()
         passed_over = self._passed_over["network"]
         named = {n.name for n in listed}
         kept = [n for n in self.networks if n.name not in named and (n.name in passed_over or "" in passed_over)]
-        self._end_list("network", former)
         networks = tuple(sorted((*listed, *kept), key=lambda n: n.name))
         if networks != self.networks:
             self.networks = networks
@@ -232,13 +230,15 @@ class Inventory:
         words = f"what Docker says of a {kind} cannot be read; it is passed over"
         self._faults.report((kind, plain(entry.id)), words, entry.cause, id=plain(entry.id))
 
-    def _begin_list(self, kind: str) -> set[str]:
-        """Return the entries of the last list that could not be read, and forget them."""
+    @contextmanager
+    def _listing(self, kind: str) -> Iterator[None]:
+        """Note that entries can be read again, or are gone, unless this list passes them over, too, or fails."""
         former, self._passed_over[kind] = self._passed_over[kind], set()
-        return former
-
-    def _end_list(self, kind: str, former: set[str]) -> None:
-        """Note that those of the last list can be read now, or are gone."""
+        try:
+            yield
+        except BaseException:
+            self._passed_over[kind] |= former
+            raise
         for entry in former - self._passed_over[kind]:
             self._faults.over((kind, plain(entry)))
 
@@ -316,7 +316,7 @@ class Inventory:
         except NotFoundError:
             self._remove(container_id)
         except RetryError as error:
-            self._faults.report(("inspect", container_id), "inspecting a container failed; will try again", error)
+            self._faults.report(("inspect", container_id), "cannot inspect a container; will try again", error)
         except Exception as error:  # noqa: BLE001 — whatever it is, it is the problem of this one container
             self.counts["unreadable"] += 1
             words = "what Docker says of a container cannot be used; it is passed over"

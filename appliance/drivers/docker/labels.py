@@ -5,13 +5,13 @@ A bad label never raises: it becomes the workload's `problem`, in words for the 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from appliance.errors import InputError, did_you_mean
 from appliance.model.names import MAX_LABEL, Allowance, Name, Port, parse_label, parse_service_name
 from appliance.model.numbers import parse_number
+from appliance.model.rollout import is_revision
 from appliance.spec.fields import check_count
 from appliance.spec.parse import MAX_COUNT
 from appliance.text import plain, quoted
@@ -30,7 +30,6 @@ LONGEST = 65536
 """Characters of one of our labels."""
 
 _KNOWN = (SERVICE, CONTAINER, REPLICA, REVISION, PORTS, CONNECT_TO)
-_REVISION = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +102,7 @@ def _replica(text: str | None) -> int | None:
 
 
 def _revision(text: str | None) -> str | None:
-    if text is not None and not _REVISION.fullmatch(text):
+    if text is not None and not is_revision(text):
         raise InputError(f"{quoted(text)} is not a revision; meshbox sets it, leave it out elsewhere")
     return text
 

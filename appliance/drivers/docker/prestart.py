@@ -148,8 +148,8 @@ class PrestartWatch:
                 members = await self._docker.members(network)
             except NotFoundError:
                 continue
-            if container_id in members.addresses:
-                found.append(members.addresses[container_id])
+            if container_id in members:
+                found.append(members[container_id])
         return tuple(found)
 
     async def _publish_from_inside(self, container_id: str, netns: Netns) -> None:

@@ -55,15 +55,6 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkMembers:
-    """A network and its containers. Docker knows this before a starting container has its namespace."""
-
-    network: DockerNetwork
-    addresses: Mapping[str, IPv4Address]
-    """By container id."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
     """A container's endpoint on one Docker network; no addresses while it does not run."""
 
@@ -327,19 +318,16 @@ def parse_network(text: bytes) -> DockerNetwork:
         return _network(network)
 
 
-def parse_members(text: bytes) -> NetworkMembers:
-    """Parse `GET /networks/{id}`. Raises RetryError."""
+def parse_members(text: bytes) -> dict[str, IPv4Address]:
+    """Parse the addresses in `GET /networks/{id}`, by container id. Raises RetryError."""
     what = "description of a network"
     network = decode(text, _Network, what)
     with _promised(what):
-        return NetworkMembers(
-            network=_network(network),
-            addresses={
-                container_id: IPv4Interface(member.ipv4_address).ip
-                for container_id, member in (network.containers or {}).items()
-                if member.ipv4_address
-            },
-        )
+        return {
+            container_id: IPv4Interface(member.ipv4_address).ip
+            for container_id, member in (network.containers or {}).items()
+            if member.ipv4_address
+        }
 
 
 def parse_event(text: bytes) -> Event:

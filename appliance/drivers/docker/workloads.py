@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from appliance.model.network import NetnsId
 
 LAST_EXIT_CODE = 2**32 - 1
+"""containerd has 32 bits for an exit code."""
 STARTING_LIFE = 60.0
 """Seconds after which a container that Docker still does not show as running no longer counts as starting."""
 
@@ -185,7 +186,7 @@ class WorkloadStore:
         )
 
     def _identify(self, sandbox_key: str) -> Netns | None:
-        """Find the namespace file: in Docker's netns directory as we see it, or else where Docker itself sees it."""
+        """Find the namespace file: in `netns_dir`, or else where Docker says, which is reported as a fault."""
         for path in (self._netns_dir / Path(sandbox_key).name, Path(sandbox_key)):
             netns_id = identity.identify(str(path))
             if netns_id is not None:

@@ -1,1 +1,1 @@
-"""The name resolution of this host itself."""
+"""The host itself: its addresses, its DNS resolvers, and its resolver settings."""

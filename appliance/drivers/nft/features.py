@@ -26,9 +26,6 @@ OLDEST = (0, 9, 6)
 """The oldest nft that works. Concatenated `addr . port` values in maps, which the redirect needs, came with 0.9.4;
 0.9.6 corrects them."""
 
-DOOR_RULES = "rules of workloads with a door"
-"""The name of the rules that a host can do without."""
-
 _TIMEOUT = 10.0
 """Seconds that `nft --version` may take."""
 
@@ -38,15 +35,14 @@ class NftFeatures:
     """What the host's nft is and can do."""
 
     version: tuple[int, ...]
-    features: frozenset[str]
-    """Which of our rulesets, by their names in `samples` and DOOR_RULES, nft and the kernel accept."""
+    doors: bool
+    """Whether nft and the kernel accept the rules of doors, without which a host can do."""
 
 
 async def probe(dry_run: Callable[[str], Awaitable[None]]) -> NftFeatures:
-    """Return nft's version, and which of our rulesets `dry_run` says that nft and the kernel accept.
+    """Try our rulesets with `dry_run`, which raises RetryError for one that nft or the kernel refuses.
 
-    `dry_run` raises RetryError for a ruleset that is refused. Raises HostError with what to install when nft is missing
-    or too old, or when a ruleset that is needed is refused.
+    Raises HostError with what to install when nft is missing or too old, or when a ruleset that is needed is refused.
     """
     done = await run(["nft", "--version"], timeout=_TIMEOUT)
     version = parse_version(done.output)
@@ -59,13 +55,12 @@ async def probe(dry_run: Callable[[str], Awaitable[None]]) -> NftFeatures:
             await dry_run(text)
         except RetryError as error:
             raise HostError(f"this host cannot do the {name}: {error}; a kernel with nf_tables is needed") from error
-    features = {name for name, _ in samples()}
     try:
         await dry_run(door_sample())
-        features.add(DOOR_RULES)
     except RetryError as error:
         log.debug("this kernel refuses the rules of doors; going on without doors", cause=str(error))
-    return NftFeatures(version=version, features=frozenset(features))
+        return NftFeatures(version=version, doors=False)
+    return NftFeatures(version=version, doors=True)
 
 
 def parse_version(answer: str) -> tuple[int, ...]:

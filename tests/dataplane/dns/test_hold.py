@@ -9,7 +9,7 @@ import dns.message
 import pytest
 
 from appliance.dataplane.dns import hold
-from appliance.dataplane.dns.hold import HeldQuery, Hold
+from appliance.dataplane.dns.hold import ClientQuery, Hold
 from appliance.render.dnsmessage import Query, parse_query
 from appliance.render.dnswire import MAX_MESSAGE
 from tests.dataplane.dnsworld import run, until
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 ONE, OTHER = "172.17.0.2", "172.17.0.3"
 
 
-def question(asker: str, *, tcp: bool = False) -> HeldQuery:
+def question(asker: str, *, tcp: bool = False) -> ClientQuery:
     """Return a question of that asker."""
     data = dns.message.make_query("web.shop.mesh.internal", "A", use_edns=0, payload=1232).to_wire()
     query = parse_query(data)
     assert isinstance(query, Query)
-    return HeldQuery(data, asker, lambda _: None, query, tcp=tcp)
+    return ClientQuery(data, asker, lambda _: None, query, tcp=tcp)
 
 
-def held(test: Callable[[Hold, list[HeldQuery]], None]) -> None:
+def held(test: Callable[[Hold, list[ClientQuery]], None]) -> None:
     """Run a test with a Hold and the list of what expired."""
 
     async def main() -> None:
-        expired: list[HeldQuery] = []
+        expired: list[ClientQuery] = []
         test(Hold(asyncio.get_running_loop(), expired.append), expired)
 
     run(main)
@@ -41,7 +41,7 @@ def held(test: Callable[[Hold, list[HeldQuery]], None]) -> None:
 def test_questions_are_released_in_their_order() -> None:
     """And only those of the asker that got its view."""
 
-    def test(holding: Hold, expired: list[HeldQuery]) -> None:
+    def test(holding: Hold, expired: list[ClientQuery]) -> None:
         first, second, others = question(ONE), question(ONE), question(OTHER)
         assert all(map(holding.add, (first, others, second)))
         assert (len(holding), list(holding)) == (3, [ONE, OTHER])
@@ -56,7 +56,7 @@ def test_questions_are_released_in_their_order() -> None:
 def test_askers_may_be_released_while_they_are_gone_through() -> None:
     """A new zone does that."""
 
-    def test(holding: Hold, _expired: list[HeldQuery]) -> None:
+    def test(holding: Hold, _expired: list[ClientQuery]) -> None:
         holding.add(question(ONE))
         holding.add(question(OTHER))
         for asker in holding:
@@ -71,7 +71,7 @@ def test_room_is_bounded_for_each_asker_and_for_all(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(hold, "MAX_HELD", 3)
     monkeypatch.setattr(hold, "MAX_HELD_PER_ASKER", 2)
 
-    def test(holding: Hold, _expired: list[HeldQuery]) -> None:
+    def test(holding: Hold, _expired: list[ClientQuery]) -> None:
         assert [holding.add(question(ONE)) for _ in range(3)] == [True, True, False]
         assert [holding.add(question(OTHER)) for _ in range(2)] == [True, False]
         holding.release(ONE)
@@ -85,7 +85,7 @@ def test_the_time_runs_from_an_askers_first_question(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hold, "HOLD_SECONDS", 0.02)
 
     async def main() -> None:
-        expired: list[HeldQuery] = []
+        expired: list[ClientQuery] = []
         holding = Hold(asyncio.get_running_loop(), expired.append)
         first, second = question(ONE), question(ONE)
         holding.add(question(OTHER))

@@ -141,7 +141,7 @@ def test_a_handler_that_raises_is_told_and_others_go_on(loop: asyncio.AbstractEv
     assert bad.failed
     assert good.events
     assert not errors
-    assert [entry["event"] for entry in logs] == ["connection handler failed"]
+    assert [entry["event"] for entry in logs] == ["a handler of the data plane failed; what it served ends"]
     polls.close(one)
     polls.close(two)
     polls.shut()

@@ -35,6 +35,7 @@ from appliance.dataplane.workers.pool import WorkerPool
 from appliance.dataplane.workers.priority import NICE
 from appliance.model.names import Destination, Name
 from appliance.model.network import Backend, Listener, Zone
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,7 +210,7 @@ def test_death_of_a_worker_fails_no_new_connection(world: WorkersWorld) -> None:
 
 def test_a_worker_that_stays_away_is_stood_in_for(world: WorkersWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """No client waits for one that cannot be replaced, at an old or new port, as long as there is another."""
-    monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", (3600.0,))
+    monkeypatch.setattr("appliance.dataplane.workers.process.AGAIN", Schedule((3600.0,)))
     port, _ = world.serve()
     world.ask(api.STATS)  # both are up
     pid = world.workers.pids[0]

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from appliance.dataplane import api
 from appliance.dataplane.workers import process as module
 from appliance.dataplane.workers.process import WorkerProcess
+from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ def test_a_process_that_ends_is_replaced_after_a_growing_while(
     start: Callable[[str], Slot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log says why it ended, and when the next one comes."""
-    monkeypatch.setattr(module, "AGAIN", (0.0, 0.02, 3600.0))
+    monkeypatch.setattr(module, "AGAIN", Schedule((0.0, 0.02, 3600.0)))
     with capture_logs() as logs:
         slot = start("raise SystemExit(7)")
         slot.until(lambda: slot.ended == 3)
@@ -111,7 +112,7 @@ def test_after_a_steady_life_an_end_is_the_first_again(
     start: Callable[[str], Slot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that ran for long did not end because of how it began."""
-    monkeypatch.setattr(module, "AGAIN", (0.0, 3600.0))
+    monkeypatch.setattr(module, "AGAIN", Schedule((0.0, 3600.0)))
     monkeypatch.setattr(module, "STEADY", 0.0)
     slot = start("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with capture_logs() as logs:
@@ -123,7 +124,7 @@ def test_what_is_sent_while_there_is_none_is_for_the_next_ones_start(
     start: Callable[[str], Slot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next process is told everything anyway."""
-    monkeypatch.setattr(module, "AGAIN", (3600.0,))
+    monkeypatch.setattr(module, "AGAIN", Schedule((3600.0,)))
     slot = start("")
     slot.until(lambda: slot.ended)
     slot.worker.send(["lost"])
@@ -134,7 +135,7 @@ def test_one_that_cannot_be_started_is_tried_again(
     start: Callable[[str], Slot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For want of memory or processes, for example; that is logged."""
-    monkeypatch.setattr(module, "AGAIN", (0.0,))
+    monkeypatch.setattr(module, "AGAIN", Schedule((0.0,)))
     slot = start(READS)
     command, slot.worker._command = slot.worker._command, ("/nowhere/python",)
     slot.worker._process.kill()

@@ -37,11 +37,11 @@ def test_nobody_there():
 @pytest.mark.parametrize(
     ("fault", "complaint"),
     [
-        ({"status": 500}, r'failed at reading service "web": 500 rpc error: No cluster leader'),
-        ({"status": 403}, r'refuses reading service "web" .* needs service "web" \{ policy = "read" \}'),
-        ({"status": 429}, r'failed at reading service "web": 429'),
-        ({"no_leader": True}, r'failed at reading service "web": it has no leader: check the other Consul servers$'),
-        ({"refuse": True}, r"broke off reading .*http_max_conns_per_client"),
+        ({"status": 500}, r': reading service "web" failed: 500 rpc error: No cluster leader'),
+        ({"status": 403}, r' refuses reading service "web" .* needs service "web" \{ policy = "read" \}'),
+        ({"status": 429}, r': reading service "web" failed: 429'),
+        ({"no_leader": True}, r': reading service "web" failed: it has no leader: check the other Consul servers$'),
+        ({"refuse": True}, r" broke off reading .*http_max_conns_per_client"),
     ],
 )
 def test_what_consul_answers(consul_agent, fault, complaint):
@@ -52,7 +52,7 @@ def test_what_consul_answers(consul_agent, fault, complaint):
         async with trio.open_nursery() as nursery:
             await nursery.start(faulty.run)
             api = ConsulApi(ConsulSettings(address=faulty.address))
-            with pytest.raises(ConsulError, match=f"Consul at {faulty.address} {complaint}|{complaint}"):
+            with pytest.raises(ConsulError, match=f"^Consul at {faulty.address}{complaint}"):
                 await api.health("web")
             await api.aclose()
             nursery.cancel_scope.cancel()

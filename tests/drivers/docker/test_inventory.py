@@ -14,6 +14,7 @@ from appliance.drivers.docker import workload
 from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.types import Joined, Unreadable
 from appliance.drivers.netns import identity
+from appliance.errors import RetryError
 from appliance.model.facts import DockerNetwork, Probe, RunState
 from appliance.model.names import Port
 from appliance.retry import Schedule
@@ -594,6 +595,35 @@ def test_an_entry_that_cannot_be_read_is_not_missing(world, monkeypatch, known):
         monkeypatch.undo()
         monkeypatch.setattr("appliance.drivers.docker.inventory.FULL_LIST", 0.02)
         await until(lambda: not world.inventory._faults.current)
+
+    play(world, scene)
+
+
+def test_a_fault_is_over_even_if_a_list_fails_in_between(world, monkeypatch):
+    """What a list that fails leaves open, the next one settles: an entry that can be read again is no fault."""
+    monkeypatch.setattr("appliance.drivers.docker.inventory.FULL_LIST", 0.02)
+    containers, networks = world.docker.containers, world.docker.networks
+
+    async def readable_but_for(kind, name):
+        world.docker.complain(kind, Unreadable(id=name, cause="odd"))
+        return await (containers if kind == "container" else networks)()
+
+    async def fail():
+        raise RetryError("Docker is away")
+
+    async def scene():
+        faults = world.inventory._faults
+        monkeypatch.setattr(world.docker, "containers", lambda: readable_but_for("container", cid(3)))
+        monkeypatch.setattr(world.docker, "networks", lambda: readable_but_for("network", "odd"))
+        await until(lambda: {("container", cid(3)), ("network", "odd")} <= faults.current.keys())
+        monkeypatch.setattr(world.docker, "containers", fail)
+        await until(lambda: "docker list" in faults.current)
+        monkeypatch.setattr(world.docker, "networks", fail)
+        failed = faults.total
+        await until(lambda: faults.total > failed + 2)
+        monkeypatch.setattr(world.docker, "containers", containers)
+        monkeypatch.setattr(world.docker, "networks", networks)
+        await until(lambda: not faults.current)
 
     play(world, scene)
 
