@@ -49,6 +49,9 @@ MAX_IN_FLIGHT = 512
 
 MAX_WAITING_PER_ASKER = 128
 """Questions of one asker that may wait for upstreams, so that one asker cannot use up MAX_IN_FLIGHT."""
+OF_THE_FREE = 2
+"""How many times the free places of MAX_IN_FLIGHT an asker may have: several together cannot use them up either, as
+each stops while there is room for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,10 @@ class Resolver:
             tell(Resolved(entry.response, int(now - entry.since), entry.ede))
             return
         waiting = self._waiting.get(question)
-        full = self._waiting_by_asker[asker] >= MAX_WAITING_PER_ASKER
-        if full or (waiting is None and len(self._waiting) >= MAX_IN_FLIGHT):
+        most = MAX_WAITING_PER_ASKER
+        if waiting is None:
+            most = min(most, OF_THE_FREE * (MAX_IN_FLIGHT - len(self._waiting)))
+        if self._waiting_by_asker[asker] >= most:
             self.stats["overflowed"] += 1
             tell(_failure("too many questions are waiting for the upstream resolvers"))
             return
