@@ -271,6 +271,27 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     run(main)
 
 
+def test_an_asker_of_ever_new_names_pushes_out_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another asker has brought into the cache stays there."""
+    monkeypatch.setattr(module, "MAX_ENTRIES", 5)
+
+    async def main() -> None:
+        async with Upstream(good) as up:
+            resolver = Resolver(asyncio.get_running_loop(), lambda: [up.server])
+            for name in ("a.example", "b.example"):
+                await resolve(resolver, parsed(name), "172.18.0.6")
+            for i in range(20):
+                await resolve(resolver, parsed(f"n{i}.example"), "172.18.0.5")
+                assert len(resolver._cache) == len(resolver._brought_by) <= 5
+            before = len(up.asked)
+            for name in ("a.example", "b.example", "n19.example"):
+                await resolve(resolver, parsed(name), "172.18.0.7")
+            assert len(up.asked) == before
+            assert sum(map(len, resolver._brought.values())) == 5
+
+    run(main)
+
+
 def test_close_forgets_what_is_on_its_way() -> None:
     """After close no question is under way and no asker gets an answer."""
 
