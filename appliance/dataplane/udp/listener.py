@@ -426,4 +426,4 @@ class UdpListener(SessionOwner):
 def _weight(own: dict[Key, Session]) -> float:
     """Return how much a caller has of the sessions."""
     local_only = next(iter(own.values())).caller.local_only
-    return len(own) / PEER_SHARE if local_only else float(len(own))
+    return len(own) / (PEER_SHARE if local_only else 1)
