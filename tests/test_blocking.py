@@ -82,6 +82,7 @@ BOUNDED = {
     "drivers/local/store.py LocalStore._write *.exists": f"state_dir: {LOCAL}",
     "drivers/netns/owner.py *": "called in a thread",
     "drivers/host/paths.py *": "called in a thread",
+    "files.py *": "called in a thread, or at the start; with O_NONBLOCK in case that it is a FIFO",
     # sockets
     "app/systemd.py Notifier._tell sender.sendto": NONBLOCKING,
     "dataplane/dns/*.py * *.send*": NONBLOCKING,

@@ -20,7 +20,7 @@ BENCH = {
 }
 FILES = MODULES | BENCH
 
-GROUND = {"errors", "faults", "heartbeat", "image", "lock", "logs", "retry", "text"}
+GROUND = {"errors", "faults", "files", "heartbeat", "image", "lock", "logs", "retry", "text"}
 """All that may lie in the root of appliance/: what every room stands on."""
 ROOMS = (
     GROUND,

@@ -214,6 +214,8 @@ COUNTERS: Mapping[str, str] = {
     "dns_hold_expired": "Questions that waited in vain.",
     "dns_hold_overflowed": "Questions that were refused because too many waited.",
     "dns_unsent": "Answers that could not be sent.",
+    "dns_crowded_out": "Questions that were lost because too many of their asker waited.",
+    "dns_untold": "Questions of askers outside of the mesh that got no answer, as there were too many.",
     "dns_failed": "Questions that could not be answered for a reason that the log tells.",
     "dns_upstream_forwarded": "Questions that were sent to an upstream resolver.",
     "dns_upstream_cached": "Questions that were answered from the cache.",
@@ -223,6 +225,7 @@ COUNTERS: Mapping[str, str] = {
     "dns_upstream_overflowed": "Questions that were refused because too many were under way.",
     "dns_tcp_opened": "TCP connections to the DNS server.",
     "dns_tcp_refused": "TCP connections beyond its limits.",
+    "dns_tcp_gave_way": "TCP connections that were closed to make room for askers with fewer.",
     "dns_held_now": "Questions that wait at the moment. It also falls.",
     "dns_ready_now": "Encoded answers that are kept at the moment. It also falls.",
 }

@@ -28,7 +28,7 @@ from appliance.drivers.docker.client import Docker
 from appliance.drivers.nft import features
 from appliance.errors import HostError, MeshboxError
 from appliance.heartbeat import Part
-from appliance.lock import only_one
+from appliance.lock import only_one, squatted
 from appliance.model.finding import Level
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def run(config: Config) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     try:
         with only_one(Path(config.run_dir)):
+            if words := squatted():
+                log.warning(words)
             return bridge.run(partial(_main, config))
     except (MeshboxError, BaseExceptionGroup) as error:
         first: BaseException = error

@@ -17,7 +17,7 @@ from appliance.drivers.netns import identity, routes
 from appliance.drivers.nft.client import Nft
 from appliance.drivers.process import run
 from appliance.errors import HostError, RetryError
-from appliance.lock import only_one
+from appliance.lock import only_one, squatted
 from appliance.model.facts import RunState
 from appliance.render.ruleset import BRIDGE_TABLE, REMOVE, REMOVE_BRIDGE
 from appliance.text import plain
@@ -51,6 +51,8 @@ async def clean(config: Config, *, state: bool = False) -> Report:
     report = Report()
     run_dir = Path(config.run_dir)
     with only_one(run_dir):
+        if words := squatted():
+            report.left.append(words)
         try:
             async with Docker(config.docker_socket) as docker:
                 with trio.fail_after(DOCKER_TIMEOUT):

@@ -10,11 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appliance import files
 from appliance.drivers.local import statefile
 from appliance.drivers.local.statefile import DamagedError
 from appliance.drivers.netns import directory
 from appliance.errors import HostError
-from appliance.lock import only_one
+from appliance.files import UnsafeError
+from appliance.lock import TakenError, only_one, squatted
 from appliance.model.finding import Finding, failed, ok, warning
 
 if TYPE_CHECKING:
@@ -25,8 +27,11 @@ def state(config: Config) -> Finding:
     """Check whether this version can read the state, and whether it can be written."""
     folder = Path(config.state_dir)
     path = folder / "state.json"
+    unsafe = _unsafe(folder)
+    if unsafe is not None:
+        return failed("state_dir", unsafe.why, unsafe.remedy)
     try:
-        statefile.load(path.read_bytes(), str(path))
+        statefile.load(files.read(path), str(path))
     except FileNotFoundError:
         pass  # nothing has been deployed yet
     except DamagedError as error:
@@ -47,6 +52,9 @@ def state(config: Config) -> Finding:
 def run_dir(config: Config) -> Finding:
     """Check whether the folder of admin socket and lock can be written."""
     folder = Path(config.run_dir)
+    unsafe = _unsafe(folder)
+    if unsafe is not None:
+        return failed("run_dir", unsafe.why, unsafe.remedy)
     if not _writable(folder):
         return failed("run_dir", f"cannot write {folder}", "let root write there, or set run_dir to another folder")
     return ok("run_dir", f"{folder} can be written")
@@ -60,10 +68,13 @@ def lock(config: Config) -> list[Finding]:
             tempfile.TemporaryDirectory() as nowhere,
             only_one(folder if (folder / "lock").exists() else Path(nowhere)),
         ):
-            return []
-    except HostError as error:
+            words, _, remedy = squatted().rpartition(": ")
+            return [warning("lock", words, remedy)] if words else []
+    except TakenError as error:
         remedy = "look at its log; end it, or use its run_dir"
         return [failed("appliance", f"{error.words} and does not answer on {config.admin_socket}", remedy)]
+    except HostError as error:
+        return [failed("lock", error.words, error.remedy)]
 
 
 async def watch(config: Config) -> Finding:
@@ -73,6 +84,17 @@ async def watch(config: Config) -> Finding:
             return ok("netns_dir", f"{config.netns_dir} can be watched")
     except HostError as error:
         return failed("netns_dir", error.words, f"{error.remedy} (sysctl)")
+
+
+def _unsafe(folder: Path) -> UnsafeError | None:
+    """Return what is wrong with a folder that another user could change."""
+    try:
+        with files.open_folder(folder):
+            return None
+    except UnsafeError as error:
+        return error
+    except OSError:  # it is not there yet, or cannot be used at all
+        return None
 
 
 def _writable(folder: Path) -> bool:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from appliance.dataplane.sockets import NO_DESCRIPTORS, NONBLOCKING, bind_source
-from appliance.dataplane.udp.sockets import make_room
+from appliance.dataplane.sockets import IP_TRANSPARENT, NO_DESCRIPTORS, NONBLOCKING, bind_source
+from appliance.dataplane.udp.sockets import bind_beside, make_room
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -86,12 +86,18 @@ class NamespaceSockets:
             return None
         return sock
 
-    def answer_udp(self, address: Client, client: Client) -> SocketType:
-        """Return a UDP socket for what this client sends to that address in the namespace. Raises OSError."""
+    def answer_udp(self, door: SocketType, address: Client, client: Client) -> SocketType:
+        """Return a UDP socket for what this client sends to that address of the door's socket. Raises OSError.
+
+        Clients of one address share it among themselves (SO_REUSEADDR, socket(7)), but the door's socket with none of
+        them: so it keeps all other programs from the port.
+        """
         sock = self._udp_socket()
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
+            bind_beside(door, sock, address)
+            transparent = door.getsockopt(socket.IPPROTO_IP, IP_TRANSPARENT)
+            sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, transparent)  # rules lead to none without (door.nft)
             sock.connect(client)
         except OSError:
             sock.close()

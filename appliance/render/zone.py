@@ -102,10 +102,9 @@ class ZoneAnswers:
         if self._reverse is None:
             self._reverse = {address: name for name, address in self.zone.names.items()}
         name = self._reverse.get(network.network_address)
-        if name is None:
+        if name is None or name not in self.zone.views[asker]:
+            # As if it were nobody's: whoever asks for all addresses in turn must not learn all names.
             return _negative(query, len(query.name), NXDOMAIN)
-        if name not in self.zone.views[asker]:
-            return self._undeclared(asker, query, name, len(query.name))
         if query.qtype not in (QTYPE.PTR, _ANY):
             return _negative(query, len(query.name))
         return _positive(query, QTYPE.PTR, PTR(DNSLabel(_labels(name))))

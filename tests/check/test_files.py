@@ -63,6 +63,7 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch) -> None:
 
 def test_lock(tmp_path, monkeypatch) -> None:
     """A process that holds the lock and does not answer is named; without a lock there is nothing to say."""
+    monkeypatch.setattr(lock, "GUARD", ("127.66.0.2", os.getpid() % 64000 + 1024))
     monkeypatch.setattr(lock, "SOCKET", f"\0meshbox-test-{os.getpid()}")  # an appliance may run on this machine
     config = Config(run_dir=str(tmp_path / "run"))
     assert files.lock(config) == []

@@ -17,6 +17,7 @@ NOT_RUNNING = "meshbox is not running here"
 @pytest.fixture(autouse=True)
 def own_host(monkeypatch):
     """An appliance may run on the machine that runs the tests."""
+    monkeypatch.setattr(lock, "GUARD", ("127.66.0.2", os.getpid() % 64000 + 1024))
     monkeypatch.setattr(lock, "SOCKET", f"\0meshbox-test-{os.getpid()}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import socket
-from contextlib import closing
+from contextlib import ExitStack, closing
 from io import FileIO
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
@@ -145,14 +145,16 @@ def test_udp_is_dialled_from_the_dialler(sockets: NamespaceSockets) -> None:
 
 
 def test_udp_is_answered_from_what_was_asked(sockets: NamespaceSockets) -> None:
-    """The socket is connected to the client; an address that is taken is an error."""
-    with socket.socket(type=socket.SOCK_DGRAM) as client, socket.socket(type=socket.SOCK_DGRAM) as taken:
-        client.bind((WORKLOAD, 0))
-        taken.bind(("127.0.0.8", 0))
-        port = taken.getsockname()[1]
-        with closing(sockets.answer_udp(("127.0.0.7", port), client.getsockname())) as sock:
+    """Each socket is connected to its client, and clients share the address; one that is taken is an error."""
+    with ExitStack() as stack:
+        first, second, door, taken = (stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(4))
+        for each, address in ((first, WORKLOAD), (second, WORKLOAD), (door, "0.0.0.0"), (taken, "127.0.0.8")):
+            each.bind((address, 0))
+        port = door.getsockname()[1]
+        for client in (first, second):
+            sock = stack.enter_context(closing(sockets.answer_udp(door, ("127.0.0.7", port), client.getsockname())))
             assert sock.getpeername() == client.getsockname()
             sock.send(b"!")
             assert client.recvfrom(9) == (b"!", ("127.0.0.7", port))
         with pytest.raises(OSError, match="in use"):
-            sockets.answer_udp(("127.0.0.8", port), client.getsockname())
+            sockets.answer_udp(door, taken.getsockname(), first.getsockname())

@@ -132,7 +132,6 @@ def test_why_a_name_is_hidden() -> None:
     for name, rtype in (
         ("redis.flask", "A"),
         ("redis.flask.mesh.internal", "AAAA"),
-        ("9.3.17.240.in-addr.arpa", "PTR"),
     ):
         answer = ask(name, rtype, asker=OTHER)
         assert answer is not None
@@ -142,6 +141,20 @@ def test_why_a_name_is_hidden() -> None:
     answer = ask("redis.flask", zone=nameless)
     assert answer is not None
     assert answer.options[0].text == "redis.flask is not in connect_to of 172.18.0.5"
+
+
+@pytest.mark.parametrize("rtype", ["PTR", "ANY", "A", "SOA"])
+def test_an_address_of_a_hidden_name_is_nobodys(rtype: str) -> None:
+    """An asker that asks for all addresses in turn learns no names, nor which addresses have one."""
+    texts = []
+    for address in ("9.3.17.240", "8.3.17.240"):
+        answer = ask(f"{address}.in-addr.arpa", rtype, asker=OTHER)
+        assert answer is not None
+        assert (answer.rcode(), answer.options) == (dns.rcode.NXDOMAIN, ())
+        answer.id = 0
+        texts.append(answer.to_text().replace(address, ""))
+    assert texts[0] == texts[1]
+    assert "redis" not in texts[0]
 
 
 def test_no_explanation_for_what_nobody_has() -> None:

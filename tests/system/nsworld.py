@@ -25,7 +25,7 @@ import orjson
 import trio
 
 from appliance.dataplane.sockets import listen
-from appliance.dataplane.udp.sockets import listen_at_door
+from appliance.dataplane.udp import sockets
 from appliance.drivers.netns import identity, netlink, routes
 from appliance.model.network import Netns
 from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
@@ -190,7 +190,7 @@ class World:
         Probes that get there by UDP are called `label` and `, UDP`.
         """
         path = self.path(name)
-        self._servers[f"{label}, UDP"] = netlink.entered(path, lambda: listen_at_door(DOOR_PORT))
+        self._servers[f"{label}, UDP"] = netlink.entered(path, lambda: sockets.listen_at_door(DOOR_PORT))
         (sock,) = netlink.entered(path, lambda: listen(DOOR_PORT, 1, str(DOOR_ADDRESS), transparent=True))
         self._servers[label] = socket.socket(fileno=sock.detach())
         trio.run(routes.add_local_route, path, IPv4Network("240.0.0.0/4"), IPv4Address(WORKLOAD))

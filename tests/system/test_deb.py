@@ -183,6 +183,17 @@ def test_lintian_finds_no_errors(package: Path) -> None:
     assert [line for line in overridden if line.startswith("W:")] != []
 
 
+def test_the_service_is_as_closed_as_documented(unpacked: Path) -> None:
+    """By the judgement of systemd itself, and each of its capabilities is explained."""
+    unit = unpacked / "lib/systemd/system/meshbox.service"
+    said = run("systemd-analyze", "security", "--offline=yes", "--no-pager", unit).stdout
+    (exposure,) = quoted(r"`systemd-analyze security meshbox` shows an exposure of ([0-9.]+);")
+    assert f"exposure level for meshbox.service: {exposure} " in said.splitlines()[-1]
+    (rights,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit.read_text(), re.MULTILINE)
+    explained = re.findall(r"^\| `(CAP_\w+)` \|", (ROOT / "docs/guide/operating.md").read_text(), re.MULTILINE)
+    assert sorted(rights.split()) == sorted(explained)
+
+
 def test_default_configuration_is_the_default(unpacked: Path, tmp_path: Path) -> None:
     """As it is installed the file sets nothing, and is root's, as it may get a token; each of its options is valid."""
     assert (unpacked / "etc/meshbox/meshbox.toml").stat().st_mode & 0o777 == 0o640

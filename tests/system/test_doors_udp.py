@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from io import FileIO
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets, proxied
@@ -19,7 +21,7 @@ from appliance.dataplane import api
 from appliance.dataplane.namespace import NamespaceSockets
 from appliance.errors import RetryError
 from appliance.model.names import Destination
-from appliance.model.network import Backend, Listener
+from appliance.model.network import DATAGRAM_DOORS, Backend, Listener
 from appliance.render.ruleset import DOOR_PORT, render_workload
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 NAME = Destination.parse("web.shop:8080/udp")
+LOW_PORTS = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+"""The first port that every user may bind, of this thread's namespace."""
 SIZES = (1, 1472, 1473, 9000, 60000)
 
 
@@ -231,6 +235,104 @@ def test_another_backend_takes_over_from_one_that_refuses(mesh: UdpMesh) -> None
         mesh.swap(backends=(mesh.backend(81), mesh.backend(83)))
         for _ in range(20):
             carry(client, mesh.udp)
+
+
+STEAL = f"""
+import socket, sys
+kept = []
+for family, address in ((2, sys.argv[1]), (2, "0.0.0.0"), (10, "::"), (10, "::ffff:" + sys.argv[1])):
+    for options in ((), (2,), (15,), (2, 15)):  # SO_REUSEADDR, SO_REUSEPORT
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        if family == 10:
+            sock.setsockopt(41, 26, 0)  # IPV6_V6ONLY
+        for option in options:
+            sock.setsockopt(1, option, 1)
+        try:
+            sock.bind((address, {DOOR_PORT}))
+        except OSError:
+            continue
+        kept.append(sock)
+print(len(kept), flush=True)
+for sock in kept:
+    sock.setblocking(False)
+for _ in sys.stdin:
+    stolen = 0
+    for sock in kept:
+        try:
+            sock.sendto(b"forged", sock.recvfrom(100)[1])
+            stolen += 1
+        except OSError:
+            pass
+    print(stolen, flush=True)
+"""
+"""Another user's program in the namespace: takes the door's port in any way that works, and what comes in there."""
+
+
+class Thief:
+    """That program."""
+
+    def __init__(self, mesh: UdpMesh) -> None:
+        door = str(DATAGRAM_DOORS.network_address + mesh.named.port)
+        user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
+        enter = ["nsenter", f"--net={mesh.workload.path}", *user]
+        inside(mesh.workload.path, lambda: LOW_PORTS.write_text("0"))  # as Docker has it
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([*enter, sys.executable, "-c", STEAL, door], **pipes)  # type: ignore[call-overload]
+        self.bound = int(self.process.stdout.readline())
+        """Sockets that it could bind."""
+
+    def stolen(self) -> int:
+        """Return how many datagrams it has got since it was asked last; each is answered in the server's name."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_another_user_of_the_namespace_gets_nothing(mesh: UdpMesh) -> None:
+    """Neither the door's port, nor a client's datagrams or the way to answer them."""
+    mesh.open()
+    with mesh.client() as client:
+        carry(client, mesh.udp)
+        with Thief(mesh) as early:
+            assert not early.bound
+            carry(client, mesh.udp)
+            with Thief(mesh) as late:
+                assert not late.bound
+                carry(client, mesh.udp)
+                with mesh.client() as another:
+                    carry(another, mesh.udp)
+                assert not early.stolen() + late.stolen()
+
+
+def test_while_the_appliance_is_away_another_user_gets_nothing(mesh: UdpMesh) -> None:
+    """Though the port is free then, and route and rules still lead there: whoever asks is refused."""
+    mesh.open()
+    mesh.proxy.close_door(mesh.workload.id)
+    del mesh.proxy.doors.opened[mesh.workload.id]
+    mesh.proxy.ask(api.LEFT)
+    with Thief(mesh) as thief, mesh.client() as client:
+        assert thief.bound
+        assert refused(client)
+        assert not thief.stolen()
+
+
+def test_another_users_program_that_has_the_port_leaves_the_longer_way(mesh: UdpMesh) -> None:
+    """It is told, and what clients send goes through the host."""
+    host = mesh.world.serve("the proxy's port, UDP", "host", "udp", 29002)
+    host.settimeout(SECONDS)
+    with Thief(mesh) as thief, mesh.client() as client:
+        assert thief.bound
+        with pytest.raises(OSError, match="in use"):
+            mesh.proxy.open_at_once(mesh.rules)
+        carry(client, host)
+        assert not thief.stolen()
 
 
 def test_a_port_that_is_taken_leaves_the_longer_way(mesh: UdpMesh) -> None:

@@ -231,6 +231,26 @@ def test_whole_appliance(machine: WholeMachine) -> None:
     assert machine.shell(clean).startswith("removed: rules of this host\nremoved: rules in 3 containers")
 
 
+def test_without_privileges(machine: WholeMachine) -> None:
+    """With the capabilities that the documents name it does the same: rules, doors, names, and cleaning up."""
+    machine.shell(documented("docker run --detach"))
+    patiently(lambda: '"ready"' in logged(machine, "meshbox"), "it is ready")
+    machine.run_container("apple", IMAGE, service="orange", container="apple", ports="8080:7000")
+    machine.run_container("client", IMAGE, service="test", container="client", connect_to="apple.orange:8080")
+    said = ("exec", "meshbox", "meshbox")
+
+    def doors() -> list[object]:
+        return [row["door"] for row in orjson.loads(machine.docker(*said, "workloads", "--json"))]
+
+    patiently(lambda: doors() == ["open", "open"], "both doors are open")
+    results = machine.client("client", "tcp", "apple.orange", "8080", "20")
+    assert all(result.get("answer") for result in results), results
+    assert "appliance" in machine.docker(*said, "check")
+    assert [line for line in logged(machine, "meshbox").splitlines() if '"level":"error"' in line] == []
+    machine.docker("stop", "meshbox")
+    assert machine.docker("inspect", "--format", "{{.State.ExitCode}}", "meshbox") == "0"
+
+
 def files(machine: WholeMachine) -> str:
     """Return the paths that bear our name, in the machine's own folders."""
     return machine.shell("find /etc /run /var/lib /usr -iname '*meshbox*' | sort")

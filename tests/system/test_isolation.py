@@ -261,6 +261,41 @@ def test_every_kind_of_question_is_answered_inside(village: Machine, protocol: s
     assert len(large.answer[0]) == 100
 
 
+def test_names_of_addresses_are_told_to_those_that_declared_them(village: Machine) -> None:
+    """For others an address of a service is as one that nobody has, in every way."""
+    vip = virtual_address(village)
+    nobody = "240.77.77.77" if vip != "240.77.77.77" else "240.77.77.78"
+    questions = [(dns.reversename.from_address(address).to_text(), "PTR") for address in (vip, nobody)]
+    shown = []
+    for (name, _), answer in zip(questions, ask(village, "stranger", "udp", *questions), strict=True):
+        assert answer.rcode() == dns.rcode.NXDOMAIN
+        answer.id = 0
+        shown.append(answer.to_text().replace(name.removesuffix(".in-addr.arpa."), ""))
+    assert shown[0] == shown[1]
+    assert "server" not in shown[0]
+
+
+FLOOD = 2.0
+"""Seconds that an attack on DNS lasts."""
+
+
+@pytest.mark.parametrize(("attacker", "kind"), [("stranger", "foreign"), ("outsider", "made-up")])
+def test_one_container_keeps_no_other_from_names(village: Machine, attacker: str, kind: str) -> None:
+    """It asks at full speed, in its own name or in those of addresses that nobody has; a neighbour is answered."""
+    script = (ROOT / "bench/attackers/dns.py").read_text()
+    arguments = [kind, str(FLOOD), BRIDGE, "53", "10000"]
+    command = ("docker", "--host", f"unix://{village.socket}", "exec", attacker, "python3", "-c", script, *arguments)
+    vip = virtual_address(village)
+    questions = [(name, "A") for name in ("server.far", "server.far.mesh.internal", "server.far", "Server.Far")] * 5
+    attack = Program(village.netns, command, village.root / "attack.log")
+    try:
+        while attack.running:
+            for answer in ask(village, "friend", "udp", *questions):
+                assert [str(record) for rrset in answer.answer for record in rrset] == [vip]
+    finally:
+        assert attack.stop(seconds=20) == 0, attack.tail()
+
+
 def test_undeclared_virtual_address_is_refused(village: Machine) -> None:
     """Who did not declare the name is not told it, and refused at its virtual address; who did, at its other ports."""
     vip = virtual_address(village)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
@@ -27,7 +30,7 @@ from appliance.model.network import HostRuleset, Netns, NetnsId, Route, Workload
 from appliance.render.ruleset import REMOVE, render_host, render_workload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 pytestmark = pytest.mark.system
 
@@ -289,6 +292,47 @@ def test_workloads_reach_the_mesh_dns_also_from_a_network_that_is_not_dockers(wo
         assert world.probe("neighbour", "udp", HOST, 53) == REFUSED
     finally:
         world.nft("host", render_host(GUARD))
+
+
+def flood(world: World, name: str, sources: Sequence[str], number: int) -> int:
+    """Send so many datagrams to DNS from these addresses, made up or not; return how many of them got there."""
+    server = world.server("DNS over UDP")
+    server.setblocking(False)
+    got = 0
+    with ExitStack() as stack:
+        socks = [stack.enter_context(world.socket(name, "udp")) for _ in sources]
+        for sock, source in zip(socks, sources, strict=True):
+            sock.setsockopt(socket.IPPROTO_IP, 19, 1)  # IP_TRANSPARENT
+            sock.bind((source, 0))
+        for at in range(number):
+            socks[at % len(socks)].sendto(b"flood", (HOST, 53))
+            if at % 50 == 49:
+                with suppress(BlockingIOError):
+                    while server.recv(100):
+                        got += 1
+    return got
+
+
+def test_a_workload_that_asks_without_pause_loses_its_own_questions(world):
+    """Beyond a rate; others are heard meanwhile, and it is heard again as soon as it asks less."""
+    world.nft("host", render_host(replace(GUARD, workloads=GUARD.workloads | {IPv4Address(NEIGHBOUR)})))
+    try:
+        assert flood(world, "workload", [WORKLOAD], 500) == 500, "as many at once as a busy program asks"
+        assert flood(world, "workload", [WORKLOAD], 20_000) < 18_000
+        for protocol, heard in (("udp", "DNS over UDP"), ("tcp", "DNS over TCP")):
+            assert world.probe("neighbour", protocol, HOST, 53) == heard
+        threading.Event().wait(0.01)
+        assert world.probe("workload", "udp", OUTSIDE, 53) == "DNS over UDP"
+        assert 'comment "asks too often"' in world.list_table("host")
+    finally:
+        world.nft("host", render_host(GUARD))
+
+
+def test_askers_that_somebody_makes_up_are_few_at_a_time(world):
+    """However many addresses of the network they have; a workload is heard meanwhile."""
+    made_up = [f"172.30.7.{number}" for number in range(1, 61)]
+    assert flood(world, "neighbour", made_up, 10_000) < 6_000
+    assert world.probe("workload", "udp", OUTSIDE, 53) == "DNS over UDP"
 
 
 def test_the_dns_port_may_lie_among_the_proxys_ports(world, rules):

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 HOLD_SECONDS = 2.0
 """How long an asker without a view waits for it."""
 
-MAX_HELD = 256
+MAX_HELD = 2048
 MAX_HELD_PER_ASKER = 8
+GIVES_WAY = 0.25
+"""Seconds after which an asker gives way to a new one if there is no room. A container that starts is known by then as
+a rule; an address that somebody has made up never is."""
 
 
 class ClientQuery:
@@ -54,7 +57,9 @@ class Hold:
     def add(self, asked: ClientQuery) -> bool:
         """Hold a question; return False if there is no room for it."""
         held = self._held.get(asked.asker)
-        if self._count >= MAX_HELD or (held is not None and len(held) >= MAX_HELD_PER_ASKER):
+        if held is not None and len(held) >= MAX_HELD_PER_ASKER:
+            return False
+        if self._count >= MAX_HELD and (held is not None or not self._made_room()):
             return False
         self._count += 1
         if held is None:
@@ -70,6 +75,15 @@ class Hold:
         held = self._held.pop(asker)
         self._count -= len(held)
         return held
+
+    def _made_room(self) -> bool:
+        """Let the asker that has waited longest give way, if it has waited long enough."""
+        oldest = next(iter(self._held))
+        waited = HOLD_SECONDS - (self._timers[oldest].when() - self._loop.time())
+        if waited < GIVES_WAY:
+            return False
+        self._expire(oldest)
+        return True
 
     def _expire(self, asker: str) -> None:
         for asked in self.release(asker):

@@ -49,6 +49,9 @@ MAX_IN_FLIGHT = 512
 
 MAX_WAITING_PER_ASKER = 128
 """Questions of one asker that may wait for upstreams, so that one asker cannot use up MAX_IN_FLIGHT."""
+OF_THE_FREE = 2
+"""How many times the free places of MAX_IN_FLIGHT an asker may have: several together cannot use them up either, as
+each stops while there is room for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,9 @@ class Resolver:
         self._loop = loop
         self._upstreams = upstreams
         self._cache: dict[UpstreamKey, _Entry] = {}
+        self._brought: dict[str, dict[UpstreamKey, None]] = {}
+        """What is in the cache, by the asker whose question has brought it there, oldest first."""
+        self._brought_by: dict[UpstreamKey, str] = {}
         self._asks: dict[UpstreamKey, UpstreamQuery] = {}
         self._waiting: dict[UpstreamKey, list[tuple[str, Callable[[Resolved], None]]]] = {}
         self._waiting_by_asker: Counter[str] = Counter()
@@ -95,8 +101,10 @@ class Resolver:
             tell(Resolved(entry.response, int(now - entry.since), entry.ede))
             return
         waiting = self._waiting.get(question)
-        full = self._waiting_by_asker[asker] >= MAX_WAITING_PER_ASKER
-        if full or (waiting is None and len(self._waiting) >= MAX_IN_FLIGHT):
+        most = MAX_WAITING_PER_ASKER
+        if waiting is None:
+            most = min(most, OF_THE_FREE * (MAX_IN_FLIGHT - len(self._waiting)))
+        if self._waiting_by_asker[asker] >= most:
             self.stats["overflowed"] += 1
             tell(_failure("too many questions are waiting for the upstream resolvers"))
             return
@@ -162,12 +170,29 @@ class Resolver:
         return resolved
 
     def _keep(self, question: UpstreamKey, entry: _Entry) -> None:
+        """Keep the answer to a question for which somebody waits.
+
+        There being no room, the oldest goes of the asker that has brought most: ever new names push out no others'.
+        """
         if entry.until <= entry.since or len(entry.response.body) > MAX_KEPT_BODY:
             return
-        self._cache.pop(question, None)
+        if question in self._cache:
+            self._drop(question)
         while len(self._cache) >= MAX_ENTRIES:
-            del self._cache[next(iter(self._cache))]
+            most = max(self._brought.values(), key=len)
+            self._drop(next(iter(most)))
+        asker = self._waiting[question][0][0]
         self._cache[question] = entry
+        self._brought.setdefault(asker, {})[question] = None
+        self._brought_by[question] = asker
+
+    def _drop(self, question: UpstreamKey) -> None:
+        del self._cache[question]
+        asker = self._brought_by.pop(question)
+        brought = self._brought[asker]
+        del brought[question]
+        if not brought:
+            del self._brought[asker]
 
 
 def _failure(text: str) -> Resolved:

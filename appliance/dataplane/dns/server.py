@@ -2,10 +2,11 @@
 
 A question takes the first of these that fits:
 
-1. The very same bytes came from the same asker before: the answer is there, encoded (`_ready`, `_recent`).
+1. The very same bytes came from the same asker before: the answer is there, encoded (`_ready`, `_recent`). All others
+   take long, so their askers have turns.
 2. It cannot be read, or is of a kind that this server does not answer: an error, or silence.
 3. The asker has no view yet but may get one: the question is held, for 2 s at most. Any other asker without a view is
-   refused.
+   refused, few a second by UDP: addresses that somebody has made up must not fill the socket's queue.
 4. The name is ours: answered from the zone, and kept under 1 until the zone changes.
 5. The resolver asks upstream, or has the answer already.
 """
@@ -13,15 +14,19 @@ A question takes the first of these that fits:
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 import structlog
 
+from appliance.dataplane.dns.answers import NONE, EncodedAnswers
 from appliance.dataplane.dns.hold import ClientQuery, Hold
 from appliance.dataplane.dns.resolver import Resolver
 from appliance.dataplane.dns.tcp import DnsTcpListener, TcpLimits
+from appliance.dataplane.dns.turns import AT_A_TIME, Turns
+from appliance.dataplane.udp.sockets import make_room
 from appliance.render.dnsforward import encode_response
 from appliance.render.dnsmessage import (
     EDE_NOT_AUTHORITATIVE,
@@ -50,20 +55,25 @@ IP_FREEBIND = getattr(socket, "IP_FREEBIND", 15)
 BATCH = 64
 """Questions answered in a row before the rest of the loop gets its turn: about half a millisecond."""
 
-SLOW_BATCH = 8
-"""The same for questions that go through the codec: these take ten times as long."""
-
 RECEIVE_SIZE = 4096
 """Octets read of a datagram. No real question comes near; a longer one is cut and so answered with an error."""
 
 MAX_READY = 8192
-"""Encoded answers kept, in each of the two tables; a full one is emptied."""
+"""Encoded answers kept, in each of the two tables."""
 
 RECENT_SECONDS = 1.0
 """For how long an encoded upstream answer is told without counting down its TTLs: their unit is a second."""
 
-RECEIVE_BUFFER = 1 << 20
-"""Octets of a socket's receive queue; the kernel gives what net.core.rmem_max allows."""
+SEND_BUFFER = 1 << 20
+"""Octets of a socket's send queue. What leaves for an address that nobody has stays there for seconds (arp(7))."""
+SO_SNDBUFFORCE = 32
+"""From asm-generic/socket.h: beyond net.core.wmem_max, with CAP_NET_ADMIN."""
+
+STRANGERS = ""
+"""All askers without a view have turns together, as if they were one."""
+TOLD_A_SECOND = 10.0
+"""Refusals a second that askers without a view get by UDP, and how many at once. Each takes about a kilobyte of the
+send queue for three seconds where its asker does not exist."""
 
 
 DnsSockets = tuple[socket.socket, socket.socket]
@@ -79,7 +89,9 @@ def listen(address: IPv4Address, port: int) -> DnsSockets:
     try:
         for sock in (udp, tcp):
             sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        make_room(udp)
+        with suppress(PermissionError):
+            udp.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         udp.bind(where)
         tcp.bind(where)
@@ -115,13 +127,19 @@ class DnsServer:
         self._zone: ZoneAnswers | None = None
         self._udp: dict[IPv4Address, socket.socket] = {}
         self._tcp: dict[IPv4Address, DnsTcpListener] = {}
-        self._limits = TcpLimits()
-        self._ready: dict[tuple[str, bytes], bytes] = {}
-        """Answers behind the id, by asker and question behind the id. Valid until the zone changes."""
-        self._recent: dict[tuple[str, bytes], bytes] = {}
-        """The same for upstream answers, for RECENT_SECONDS."""
+        self._known: frozenset[str] = frozenset()
+        """The askers that have a view."""
+        self._limits = TcpLimits(lambda asker: asker in self._known)
+        self._turns = Turns(loop)
+        self._ready = EncodedAnswers(MAX_READY)
+        """Valid until the zone changes."""
+        self._recent = EncodedAnswers(MAX_READY)
+        """Upstream answers, for RECENT_SECONDS."""
         self._forget: asyncio.TimerHandle | None = None
         self._hold = Hold(loop, self._hold_expired)
+        self._may_tell = TOLD_A_SECOND
+        """Refusals that askers without a view may get now by UDP, as of `_told_at`."""
+        self._told_at = 0.0
         self._stats = dict.fromkeys(
             (
                 "questions",
@@ -134,6 +152,8 @@ class DnsServer:
                 "hold_expired",
                 "hold_overflowed",
                 "unsent",
+                "crowded_out",
+                "untold",
                 "failed",
             ),
             0,
@@ -160,6 +180,7 @@ class DnsServer:
     def set_zone(self, zone: Zone) -> None:
         """Answer from this zone from now on, and answer the askers that waited for their view."""
         self._zone = ZoneAnswers(zone)
+        self._known = frozenset(map(str, zone.views))
         self._ready.clear()
         self._recent.clear()
         for asker in self._hold:
@@ -176,6 +197,7 @@ class DnsServer:
             **{f"upstream_{name}": value for name, value in self._resolver.stats.items()},
             "tcp_opened": self._limits.opened,
             "tcp_refused": self._limits.refused,
+            "tcp_gave_way": self._limits.gave_way,
             "held_now": len(self._hold),
             "ready_now": len(self._ready),
         }
@@ -186,6 +208,7 @@ class DnsServer:
             self._close_address(address)
         for asker in self._hold:
             self._hold.release(asker)
+        self._turns.close()
         self._resolver.close()
         if self._forget is not None:
             self._forget.cancel()
@@ -209,21 +232,23 @@ class DnsServer:
     def _udp_readable(self, sock: socket.socket) -> None:
         """Answer what has come, BATCH questions at most. The hot path: two look-ups and two system calls each."""
         recvfrom, sendto = sock.recvfrom, sock.sendto
-        ready, recent = self._ready, self._recent
+        ready, recent = self._ready.by_asker.get, self._recent.by_asker.get
         known = slow = 0
         try:
             for _ in range(BATCH):
                 data, client = recvfrom(RECEIVE_SIZE)
-                key = (client[0], data[2:])
-                answer = ready.get(key) or recent.get(key)
+                host, question = client[0], data[2:]
+                answer = ready(host, NONE).get(question) or recent(host, NONE).get(question)
                 if answer is not None:
                     sendto(data[:2] + answer, client)
                     known += 1
                     continue
-                self._question(data, client[0], partial(self._send_udp, sock, client), tcp=False)
-                slow += 1
-                if slow == SLOW_BATCH:
-                    break
+                reply = partial(self._question, data, host, partial(self._send_udp, sock, client), tcp=False)
+                if slow < AT_A_TIME and not self._turns:
+                    slow += 1
+                    reply()
+                elif not self._turns.add(host if host in self._known else STRANGERS, reply):
+                    self._stats["crowded_out"] += 1
         except BlockingIOError:
             # Drained; or the send queue is full, and the asker of a lost answer asks again.
             pass
@@ -241,7 +266,9 @@ class DnsServer:
             self._stats["unsent"] += 1
 
     def _tcp_question(self, data: bytes, asker: str, send: Callable[[bytes], None]) -> None:
-        self._question(data, asker, send, tcp=True)
+        reply = partial(self._question, data, asker, send, tcp=True)
+        # The connections of an asker, and the questions of each that wait, are bounded.
+        self._turns.add(asker if asker in self._known else STRANGERS, reply, bounded=False)
 
     def _question(self, data: bytes, asker: str, send: Callable[[bytes], None], *, tcp: bool) -> None:
         """Answer through `send`, now or later, exactly once; with no bytes where silence is right."""
@@ -256,7 +283,7 @@ class DnsServer:
             send(b"")
         elif isinstance(query, bytes):
             self._stats["malformed"] += 1
-            send(query)
+            send(query if tcp or asker in self._known or self._tells() else b"")
         else:
             self._route(ClientQuery(data, asker, send, query, tcp=tcp))
 
@@ -273,7 +300,7 @@ class DnsServer:
             if self._waits(asker):
                 self._wait(asked)
             else:
-                self._refuse(asked, "only containers of this host's mesh are answered")
+                self._refuse_stranger(asked, "only containers of this host's mesh are answered")
             return
         query = asked.query
         reply = zone.answer(asker, query)
@@ -310,17 +337,32 @@ class DnsServer:
         self._forget = None
         self._recent.clear()
 
-    def _keep(self, table: dict[tuple[str, bytes], bytes], asked: ClientQuery, message: bytes) -> None:
-        if asked.tcp:
-            return
-        if len(table) >= MAX_READY:
-            table.clear()
-        table[asked.asker, asked.data[2:]] = message[2:]
+    def _keep(self, table: EncodedAnswers, asked: ClientQuery, message: bytes) -> None:
+        if not asked.tcp:
+            table.keep(asked.asker, asked.data[2:], message[2:])
 
     def _refuse(self, asked: ClientQuery, text: str, code: int = EDE_PROHIBITED) -> None:
         self._stats["refused"] += 1
         reply = Reply(rcode=REFUSED, ede=Ede(code=code, text=text))
         asked.send(encode_reply(asked.query, reply, asked.limit))
+
+    def _refuse_stranger(self, asked: ClientQuery, text: str) -> None:
+        if asked.tcp or self._tells():
+            self._refuse(asked, text)
+        else:
+            self._stats["refused"] += 1
+            asked.send(b"")
+
+    def _tells(self) -> bool:
+        """Whether an asker without a view is told something by UDP now."""
+        now = self._loop.time()
+        self._may_tell = min(self._may_tell + (now - self._told_at) * TOLD_A_SECOND, TOLD_A_SECOND)
+        self._told_at = now
+        if self._may_tell < 1:
+            self._stats["untold"] += 1
+            return False
+        self._may_tell -= 1
+        return True
 
     def _waits(self, asker: IPv4Address) -> bool:
         """Whether this asker has no view and may get one."""
@@ -331,8 +373,10 @@ class DnsServer:
             self._stats["held"] += 1
         else:
             self._stats["hold_overflowed"] += 1
-            self._refuse(asked, "too many questions wait for their asker to join the mesh")
+            self._refuse_stranger(asked, "too many questions wait for their asker to join the mesh")
 
     def _hold_expired(self, asked: ClientQuery) -> None:
         self._stats["hold_expired"] += 1
-        self._refuse(asked, f"{asked.asker} is no container of the mesh; does it have the label meshbox.service?")
+        self._refuse_stranger(
+            asked, f"{asked.asker} is no container of the mesh; does it have the label meshbox.service?"
+        )

@@ -99,17 +99,22 @@ class DnsTcpListener:
 
 
 class TcpLimits:
-    """How many connections there are, over all listeners."""
+    """How many connections there are, over all listeners. When these are too many, the asker with most gives way."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Callable[[str], bool] = lambda _: True) -> None:
+        """`known` says whether an asker has a view. One that has none gives way to all that have."""
         self.opened = 0
         self.refused = 0
+        self.gave_way = 0
+        self._known = known
         self._by_asker: Counter[str] = Counter()
         self._total = 0
+        self._open: set[TcpConnection] = set()
 
     def admit(self, asker: str) -> bool:
         """Count a new connection if there is room for it."""
-        if self._total >= MAX_CONNECTIONS or self._by_asker[asker] >= MAX_CONNECTIONS_PER_ASKER:
+        full = self._by_asker[asker] >= MAX_CONNECTIONS_PER_ASKER
+        if full or (self._total >= MAX_CONNECTIONS and not self._made_room(asker)):
             self.refused += 1
             return False
         self.opened += 1
@@ -117,8 +122,29 @@ class TcpLimits:
         self._by_asker[asker] += 1
         return True
 
-    def left(self, asker: str) -> None:
+    def begun(self, connection: TcpConnection) -> None:
+        """Note an admitted connection."""
+        self._open.add(connection)
+
+    def _made_room(self, asker: str) -> bool:
+        """Close one connection of those that hold most, the one without a question that was idle longest, if any."""
+
+        def weight(other: str) -> tuple[bool, int]:
+            return not self._known(other), self._by_asker[other] + (other == asker)
+
+        worst = max(self._open, key=lambda c: (weight(c.asker), not c.busy, -c.alive), default=None)
+        if worst is None or weight(worst.asker) < weight(asker):
+            return False
+        if weight(worst.asker) == weight(asker) and worst.busy:
+            return False
+        self.gave_way += 1
+        worst.close()
+        return True
+
+    def left(self, connection: TcpConnection) -> None:
         """Count the end of an admitted connection."""
+        self._open.discard(connection)
+        asker = connection.asker
         self._total -= 1
         self._by_asker[asker] -= 1
         if not self._by_asker[asker]:
@@ -133,7 +159,7 @@ class TcpConnection:
     ) -> None:
         self._loop = loop
         self._sock = sock
-        self._asker = asker
+        self.asker = asker
         self._listener = listener
         self._in = bytearray()
         self._out = bytearray()
@@ -144,9 +170,16 @@ class TcpConnection:
         self._writing = False
         self._closed = False
         self._parsing = False
-        self._alive = loop.time()
+        self.alive = loop.time()
+        """When it last brought a question, or took some of an answer."""
         self._timer = loop.call_later(IDLE_SECONDS, self._check_idle)
+        listener.limits.begun(self)
         self._update()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a question of its waits for its answer."""
+        return self._pending > 0
 
     def close(self) -> None:
         """End the connection; answers that come later are dropped."""
@@ -158,10 +191,10 @@ class TcpConnection:
         self._loop.remove_writer(self._sock)
         self._sock.close()
         self._listener.connections.discard(self)
-        self._listener.limits.left(self._asker)
+        self._listener.limits.left(self)
 
     def _check_idle(self) -> None:
-        rest = self._alive + IDLE_SECONDS - self._loop.time()
+        rest = self.alive + IDLE_SECONDS - self._loop.time()
         if rest <= 0:
             self.close()
         else:
@@ -205,9 +238,9 @@ class TcpConnection:
                 return False
             message = bytes(self._in[2 : 2 + size])
             del self._in[: 2 + size]
-            self._alive = self._loop.time()
+            self.alive = self._loop.time()
             self._pending += 1
-            self._listener.handle(message, self._asker, self._answer)
+            self._listener.handle(message, self.asker, self._answer)
         return True
 
     def _has_room(self) -> bool:
@@ -233,7 +266,7 @@ class TcpConnection:
             return
         if sent:
             del self._out[:sent]
-            self._alive = self._loop.time()
+            self.alive = self._loop.time()
 
     def _writable(self) -> None:
         self._flush()

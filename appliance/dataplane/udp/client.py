@@ -24,8 +24,8 @@ class WorkloadSockets(Protocol):
     def dial_udp(self, address: Client) -> SocketType | None:
         """Return one that is connected to the workload; None if that cannot be dialled there. Raises OSError."""
 
-    def answer_udp(self, address: Client, client: Client) -> SocketType:
-        """Return one for what this client sends to that address. Raises OSError."""
+    def answer_udp(self, door: SocketType, address: Client, client: Client) -> SocketType:
+        """Return one for what this client sends to that address of the door's socket. Raises OSError."""
 
 
 class ListenerSocket(BatchReader):
@@ -140,10 +140,10 @@ class ClientSocket(SessionSocket):
 
 def open_client_socket(session: Session, sockets: WorkloadSockets) -> ClientSocket | None:
     """Return a socket of its own for a session's client; None if it can have none."""
-    address = asked_address(session.asked)
-    if address is None or session.arrival is None:
+    address, door = asked_address(session.asked), session.arrival
+    if address is None or door is None:
         return None
     try:
-        return ClientSocket(session, sockets.answer_udp((address, session.arrival.getsockname()[1]), session.client))
+        return ClientSocket(session, sockets.answer_udp(door, (address, door.getsockname()[1]), session.client))
     except OSError:  # no descriptors left, as a rule
         return None

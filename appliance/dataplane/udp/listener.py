@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -66,6 +66,8 @@ TRIES = 3
 """Most backends tried for one datagram."""
 SECOND_CHANCES = 16
 """Most busy sessions passed over when one has to go."""
+PEER_SHARE: Final = 4
+"""A peer machine speaks for several callers, it is not known how many: it may have so many times the sessions."""
 
 
 class UdpListener(SessionOwner):
@@ -106,6 +108,8 @@ class UdpListener(SessionOwner):
         self._limit = limit
         self._timer: asyncio.TimerHandle | None = None
         self._sessions: dict[Key, Session] = {}
+        self._by_caller: dict[str, dict[Key, Session]] = {}
+        """The same by the caller's key, oldest first."""
         self._draining: set[Session] = set()
         self._access = Access.of(listener)
         self._address_sockets: dict[str, AddressSocket | None] = {}
@@ -255,8 +259,7 @@ class UdpListener(SessionOwner):
 
     def renew(self, former: Session, tried: tuple[BackendState, ...] = ()) -> Session | None:
         """Open another session for the client of one that has ended or is about to."""
-        if self._sessions.get(former.key) is former:
-            del self._sessions[former.key]
+        self._remove(former)
         another = self._sessions.get(former.key) or self._open(former.key, former.client, former.caller.host, tried)
         if another is not None:
             another.take_over(former)
@@ -295,7 +298,7 @@ class UdpListener(SessionOwner):
             self.refused += 1
             return None
         if len(self._sessions) >= self._limit:
-            self._evict()
+            self._evict(caller.host)
         while len(tried) < TRIES:
             state = self.balancer.pick(local_only=caller.local_only, tried=tried)
             if state is None:
@@ -328,6 +331,7 @@ class UdpListener(SessionOwner):
         self._epoll.add(session.sock.fileno(), session, IN)
         self._sessions[session.key] = session
         self._shares.add(session.holding, session.caller, self.label)
+        self._by_caller.setdefault(session.caller.host, {})[session.key] = session
         self.accepted += 1
         session.state.opened += 1
         session.state.active += 1
@@ -352,8 +356,7 @@ class UdpListener(SessionOwner):
         if len(self._draining) >= self._limit:
             self.end(session)
             return
-        if self._sessions.get(session.key) is session:
-            del self._sessions[session.key]
+        self._remove(session)
         session.draining = True
         self._draining.add(session)
         self.loop.call_later(DRAIN_SECONDS, self._end_drained, session)
@@ -371,8 +374,8 @@ class UdpListener(SessionOwner):
         session.holding.release()
         if session.draining:
             self._draining.remove(session)
-        elif self._sessions.get(session.key) is session:
-            del self._sessions[session.key]
+        else:
+            self._remove(session)
         session.state.active -= 1
         self._epoll.close(session.sock)
         own = session.client_socket
@@ -385,16 +388,33 @@ class UdpListener(SessionOwner):
         if self.stopped and not self.active:
             self._close()
 
-    def _evict(self) -> None:
-        """End the oldest session that is not in use; all being in use, the oldest."""
+    def _remove(self, session: Session) -> None:
+        """Take a session out of the tables, if it is there."""
+        if self._sessions.get(session.key) is not session:
+            return
+        del self._sessions[session.key]
+        own = self._by_caller[session.caller.host]
+        del own[session.key]
+        if not own:
+            del self._by_caller[session.caller.host]
+
+    def _evict(self, host: str) -> None:
+        """End a session of the caller that has most; if that is the one with this key, never another's.
+
+        Of its sessions the oldest that is not in use goes; all being in use, the oldest.
+        """
+        own = max(self._by_caller.values(), key=_weight)
+        asking = self._by_caller.get(host)
+        if asking is not None and _weight(asking) == _weight(own):
+            own = asking
         for _ in range(SECOND_CHANCES):
-            session = next(iter(self._sessions.values()))
+            session = next(iter(own.values()))
             if session.quiet:
                 break
             session.quiet = 1
-            self._sessions[session.key] = self._sessions.pop(session.key)
+            own[session.key] = own.pop(session.key)
         self.evicted += 1
-        self.end(next(iter(self._sessions.values())))
+        self.end(next(iter(own.values())))
 
     def _on_tick(self) -> None:
         for session in list(self._sessions.values()):
@@ -418,3 +438,9 @@ class UdpListener(SessionOwner):
             if opened is not None:
                 self._epoll.close(opened.sock)
         self._on_empty(self)
+
+
+def _weight(own: dict[Key, Session]) -> float:
+    """Return how much a caller has of the sessions."""
+    local_only = next(iter(own.values())).caller.local_only
+    return len(own) / (PEER_SHARE if local_only else 1)

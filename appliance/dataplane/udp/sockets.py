@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from appliance.dataplane.sockets import bind_source
+from appliance.dataplane.sockets import IP_TRANSPARENT, bind_source
 
 if TYPE_CHECKING:
     from socket import SocketType
@@ -27,6 +29,9 @@ PKTINFO = struct.Struct("=i4s4s")
 PKTINFO_SPACE = socket.CMSG_SPACE(PKTINFO.size)
 SO_RCVBUFFORCE = 33
 """From asm-generic/socket.h: beyond net.core.rmem_max, with CAP_NET_ADMIN."""
+
+MOST_UID = 2**32 - 3
+"""The greatest user id but one; the greatest stands for none (chown(2))."""
 
 BUFFER = memoryview(bytearray(1 << 16))
 """One for all, larger than any UDP datagram: what is read is sent before anything else is read."""
@@ -48,10 +53,15 @@ def listen(port: int) -> SocketType:
 def listen_at_door(port: int) -> SocketType:
     """Return such a socket for a door, in the namespace that this thread has entered. Raises OSError (EADDRINUSE).
 
-    It shares the port with the sockets that clients get there (SO_REUSEADDR, socket(7)).
+    The rules there (nft/door.nft) lead datagrams to sockets with IP_TRANSPARENT only. Programs without a capability can
+    have none: so they are given nothing, also while the appliance is away and the port is free.
     """
     sock = listen(port)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
@@ -69,22 +79,41 @@ def connect(address: tuple[str, int], source: tuple[str, int] | None = None) -> 
 
 
 def bind_address(sock: SocketType, address: tuple[str, int]) -> SocketType:
-    """Return a socket that takes over from a listening one what is sent to this one address. Raises OSError.
-
-    The two may share the port only while this runs (SO_REUSEADDR, socket(7)); every other program is refused it.
-    """
+    """Return a socket that takes over from a listening one what is sent to this one address. Raises OSError."""
     one = _socket()
     try:
-        for each in (sock, one):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind(address)
+        bind_beside(sock, one, address)
     except OSError:
         one.close()
         raise
-    finally:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return one
+
+
+def bind_beside(sock: SocketType, one: SocketType, address: tuple[str, int]) -> None:
+    """Bind a new socket at one address of the port that `sock` has at all addresses. Raises OSError.
+
+    They may share the port during the bind alone (SO_REUSEPORT, socket(7)); every other program is refused it always.
+    The kernel lets sockets of one owner share only. So both have an owner meanwhile that nobody can guess: otherwise a
+    program of the same user would get in between when it tries without pause.
+    """
+    both = (sock, one)
+    former = os.fstat(sock.fileno()).st_uid
+    nobody = int.from_bytes(os.urandom(4), "big") % MOST_UID + 1
+    try:
+        for each in both:
+            _give(each, nobody)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        one.bind(address)
+    finally:
+        for each in both:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+            _give(each, former)
+
+
+def _give(sock: SocketType, uid: int) -> None:
+    """Change a socket's owner, where this process may (CAP_CHOWN). Rules for users see it, so it is for a moment."""
+    with suppress(PermissionError):
+        os.fchown(sock.fileno(), uid, -1)
 
 
 def asked_address(asked: Control) -> str | None:

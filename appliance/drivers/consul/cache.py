@@ -14,9 +14,9 @@ import orjson
 import structlog
 import trio
 
+from appliance import files
 from appliance.config import values
 from appliance.drivers.consul.codec import parse_address, parse_allows, parse_presence_port, parse_revisions
-from appliance.drivers.local import statefile
 from appliance.errors import cause
 from appliance.model.facts import Endpoint, Machine
 from appliance.model.names import Destination, check_port
@@ -58,13 +58,13 @@ class Cache:
     async def read(self) -> CachedFacts:
         """Return what the file holds, or empty facts when it cannot be read."""
         try:
-            return load(await trio.to_thread.run_sync(self._path.read_bytes, abandon_on_cancel=True))
+            return load(await trio.to_thread.run_sync(files.read, self._path, abandon_on_cancel=True))
         except OSError:
             return CachedFacts()
 
     async def write(self, known: CachedFacts) -> None:
         """Replace the file. Raises OSError."""
-        await trio.to_thread.run_sync(statefile.write, self._path, dump(known))
+        await trio.to_thread.run_sync(files.replace, self._path, dump(known))
 
 
 def dump(known: CachedFacts) -> bytes:

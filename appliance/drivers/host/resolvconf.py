@@ -144,7 +144,9 @@ def _write(path: Path, text: str) -> bool:
 
 def _replace(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.meshbox")
+    beside.unlink(missing_ok=True)
     try:
+        beside.touch(exist_ok=False)  # so that nothing is written where a link leads
         beside.write_bytes(content)
         if path.exists():
             shutil.copystat(path, beside)

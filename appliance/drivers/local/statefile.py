@@ -1,8 +1,7 @@
-"""The state on disk as JSON: specs, tombstones, allocations. Written atomically; each part is checked when read."""
+"""The state on disk as JSON: specs, tombstones, allocations. Each part is checked when read."""
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -138,22 +137,6 @@ def _entries(raw: dict[str, Any], key: str, parsers: tuple[Any, Any], faults: li
         except Exception as error:  # noqa: BLE001 — it is the problem of this one entry
             faults.append(f"{key}: {cause(error)}")
     return found
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replace the file's content atomically, even when the power fails. Raises OSError."""
-    new = path.with_name(f"{path.name}.new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def set_aside(path: Path, now: float) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from appliance import files
 from appliance.drivers.consul import cache
 from appliance.drivers.local import statefile
 from appliance.drivers.local.statefile import DamagedError, State
@@ -71,7 +72,7 @@ class LocalStore:
         Raises HostError when a newer meshbox wrote it or it cannot be read.
         """
         try:
-            content = await trio.to_thread.run_sync(self._path.read_bytes, abandon_on_cancel=True)
+            content = await trio.to_thread.run_sync(files.read, self._path, abandon_on_cancel=True)
             self._state = statefile.load(content, str(self._path))
         except FileNotFoundError:
             self._state = State()
@@ -179,7 +180,7 @@ class LocalStore:
 
     def _save(self, content: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        statefile.write(self._path, content)
+        files.replace(self._path, content)
 
     def _publish(self, *, ring: bool = True) -> None:
         self.facts = RegistryFacts(specs=self.specs, tombstones=self.tombstones, allocations=self.allocations)

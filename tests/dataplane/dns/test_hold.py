@@ -80,6 +80,30 @@ def test_room_is_bounded_for_each_asker_and_for_all(monkeypatch: pytest.MonkeyPa
     held(test)
 
 
+def test_the_asker_that_has_waited_longest_gives_way_to_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it has waited longer than containers that start: addresses that somebody makes up do not hold all places."""
+    monkeypatch.setattr(hold, "MAX_HELD", 3)
+    monkeypatch.setattr(hold, "GIVES_WAY", 0.02)
+
+    async def main() -> None:
+        expired: list[ClientQuery] = []
+        holding = Hold(asyncio.get_running_loop(), expired.append)
+        made_up = [question(f"172.17.1.{number}") for number in range(3)]
+        assert all(map(holding.add, made_up))
+        assert not holding.add(question(ONE))
+        start = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > start + 0.03)
+        starting = question(ONE)
+        assert holding.add(starting)
+        assert expired == made_up[:1]
+        assert not holding.add(question(ONE)), "only for its first question"
+        assert holding.release(ONE) == [starting]
+        for asker in holding:
+            holding.release(asker)
+
+    run(main)
+
+
 def test_the_time_runs_from_an_askers_first_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then all of its questions expire, each once; what was released does not."""
     monkeypatch.setattr(hold, "HOLD_SECONDS", 0.02)

@@ -228,6 +228,28 @@ def test_one_asker_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> No
     run(main)
 
 
+def test_several_askers_cannot_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stops while there is room left for one that has asked nothing yet."""
+    monkeypatch.setattr(module, "MAX_IN_FLIGHT", 64)
+
+    async def main() -> None:
+        async with Upstream(lambda _: None) as up:
+            resolver = Resolver(asyncio.get_running_loop(), lambda: [up.server])
+            told: list[Resolved] = []
+            for i in range(100):
+                for asker in range(8):
+                    resolver.resolve(parsed(f"n{i}-{asker}.example"), f"172.18.0.{asker}", told.append)
+            shares = [resolver._waiting_by_asker[f"172.18.0.{asker}"] for asker in range(8)]
+            assert max(shares) - min(shares) <= 1, "equal shares"
+            before = len(resolver._waiting)
+            for asker in range(8, 11):
+                resolver.resolve(parsed(f"late{asker}.example"), f"172.18.0.{asker}", told.append)
+            assert len(resolver._waiting) == before + 3
+            resolver.close()
+
+    run(main)
+
+
 def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest entry makes room for a new one, and large answers are not kept."""
     monkeypatch.setattr(module, "MAX_ENTRIES", 3)
@@ -245,6 +267,27 @@ def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             for _ in range(2):
                 assert (await resolve(resolver, parsed("big.example"))).response.counts == (20, 0, 0)
             assert len(up.asked) == 7
+
+    run(main)
+
+
+def test_an_asker_of_ever_new_names_pushes_out_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another asker has brought into the cache stays there."""
+    monkeypatch.setattr(module, "MAX_ENTRIES", 5)
+
+    async def main() -> None:
+        async with Upstream(good) as up:
+            resolver = Resolver(asyncio.get_running_loop(), lambda: [up.server])
+            for name in ("a.example", "b.example"):
+                await resolve(resolver, parsed(name), "172.18.0.6")
+            for i in range(20):
+                await resolve(resolver, parsed(f"n{i}.example"), "172.18.0.5")
+                assert len(resolver._cache) == len(resolver._brought_by) <= 5
+            before = len(up.asked)
+            for name in ("a.example", "b.example", "n19.example"):
+                await resolve(resolver, parsed(name), "172.18.0.7")
+            assert len(up.asked) == before
+            assert sum(map(len, resolver._brought.values())) == 5
 
     run(main)
 

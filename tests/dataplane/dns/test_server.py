@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
@@ -262,6 +262,62 @@ def test_few_can_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     run(main)
 
 
+def test_a_flood_of_one_asker_keeps_no_other_waiting() -> None:
+    """However many different names it asks for, of others or of ours: the other is answered among its first ones."""
+
+    async def main() -> None:
+        async with world() as w:
+            assert await w.address("flask.flask", OTHER) == "240.0.0.1"
+            loop = asyncio.get_running_loop()
+            names = [f"r{i}.{'mesh.internal' if i % 2 else 'example'}" for i in range(3000)]
+            wires = [dns.message.make_query(name, "A").to_wire() for name in names]
+            with socket.socket(type=socket.SOCK_DGRAM) as flood, socket.socket(type=socket.SOCK_DGRAM) as victim:
+                for sock, source in ((flood, ASKER), (victim, OTHER)):
+                    sock.setblocking(False)
+                    sock.bind((source, 0))
+                    sock.connect(w.at)
+                before = w.server.stats()["questions"]
+                for wire in wires:
+                    flood.send(wire)
+                for name in ("redis.flask", "flask.flask", "www.example.com"):
+                    victim.send(dns.message.make_query(name, "A").to_wire())
+                async with asyncio.timeout(10):
+                    for _ in range(3):
+                        await loop.sock_recv(victim, 4096)
+                stats = w.server.stats()
+                assert stats["questions"] - before < len(wires) // 2, "it did not wait for all of them"
+                assert stats["crowded_out"] > 0
+
+    run(main)
+
+
+def test_addresses_that_nobody_has_get_few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they send: what leaves for them stays in the socket's queue for seconds, where others' answers wait."""
+    monkeypatch.setattr(hold, "HOLD_SECONDS", 0.05)
+
+    async def main() -> None:
+        async with world() as w:
+            query = dns.message.make_query("redis.flask", "A").to_wire()
+            socks = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(40)]
+            for number, sock in enumerate(socks):
+                sock.setblocking(False)
+                sock.bind((f"127.{number % 2}.7.{number + 1}", 0))
+                sock.connect(w.at)
+                for data in (query, query[:14]):
+                    sock.send(data)
+            await until(lambda: w.server.stats()["refused"] + w.server.stats()["malformed"] == 80)
+            assert await w.address("redis.flask") == "240.0.0.2"
+            told = 0
+            for sock in socks:
+                with sock, suppress(BlockingIOError):
+                    for _ in range(2):
+                        told += bool(sock.recv(4096))
+            assert 1 <= told <= 2 * module.TOLD_A_SECOND
+            assert w.server.stats()["untold"] == 80 - told
+
+    run(main)
+
+
 def test_large_answers_need_tcp() -> None:
     """Over UDP an answer beyond the asker's size is cut (TC); over TCP it comes whole, from memory."""
 
@@ -369,7 +425,7 @@ def test_a_resolv_conf_that_names_us() -> None:
 
 
 def test_the_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that is full is emptied, whatever fills it."""
+    """A table that is full loses what fills it."""
     monkeypatch.setattr(module, "MAX_READY", 10)
 
     async def main() -> None:

@@ -224,10 +224,9 @@ def test_pending_questions_are_bounded() -> None:
     run(main)
 
 
-def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_of_an_asker_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond its share an asker's connection is closed at once; another asker still gets in; ended ones make room."""
     monkeypatch.setattr(module, "MAX_CONNECTIONS_PER_ASKER", 2)
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 3)
 
     async def main() -> None:
         async with serving(echo) as world:
@@ -237,18 +236,88 @@ def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await ended(reader)
             writer.close()
             other = await connect(world.server, "127.0.0.2")
-            other[1].write(framed(b"q"))
-            assert await read(other[0]) == b"q"
-            reader, writer = await connect(world.server, "127.0.0.3")
-            assert await ended(reader)
-            writer.close()
+            assert await works(other)
             kept[0][1].close()
             await until(lambda: len(world.listener.connections) == 2)
             again = await connect(world.server)
-            again[1].write(framed(b"q"))
-            assert await read(again[0]) == b"q"
+            assert await works(again)
             for _, open_writer in (kept[1], other, again):
                 open_writer.close()
+
+    run(main)
+
+
+async def works(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bool:
+    """Whether a question is answered."""
+    connection[1].write(framed(b"q"))
+    return await read(connection[0]) == b"q"
+
+
+def test_an_asker_with_most_connections_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all places are taken: the connection that was idle longest is closed, and never one of others."""
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 4)
+
+    async def main() -> None:
+        async with serving(echo) as world:
+            first, second, third = [await connect(world.server) for _ in range(3)]
+            other = await connect(world.server, "127.0.0.2")
+            for connection in (other, third, first, second):
+                assert await works(connection)
+                now = asyncio.get_running_loop().time()  # of milliseconds
+                await until(lambda now=now: asyncio.get_running_loop().time() > now + 0.001)
+            newcomer = await connect(world.server, "127.0.0.3")
+            assert await works(newcomer)
+            assert await ended(third[0])
+            again = await connect(world.server)
+            assert await works(again)
+            assert await ended(first[0]), "its own gives way to an asker with most"
+            for connection in (other, second, newcomer):
+                assert await works(connection)
+            assert (world.limits.gave_way, world.limits.refused) == (2, 0)
+
+    run(main)
+
+
+def test_connections_that_wait_for_answers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No asker has more than another then, so the newcomer is turned away."""
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+    sends: list[Send] = []
+
+    async def main() -> None:
+        async with serving(lambda _data, _asker, send: sends.append(send)) as world:
+            busy = [await connect(world.server, f"127.0.0.{number}") for number in (1, 2)]
+            for _, writer in busy:
+                writer.write(framed(b"q"))
+            await until(lambda: len(sends) == 2)
+            reader, _ = await connect(world.server, "127.0.0.3")
+            assert await ended(reader)
+            for send in sends:
+                send(b"answer")
+            for reader, _ in busy:
+                assert await read(reader) == b"answer"
+            assert (world.limits.gave_way, world.limits.refused) == (0, 1)
+
+    run(main)
+
+
+def test_unknown_askers_give_way_to_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many addresses somebody makes up: they hold no place that a container of the mesh asks for."""
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 4)
+
+    async def main() -> None:
+        async with serving(lambda data, _, send: None if data == b"wait" else send(data)) as world:
+            world.limits._known = {"127.0.0.1", "127.0.0.2"}.__contains__
+            unknown = [await connect(world.server, f"127.0.1.{number}") for number in range(1, 5)]
+            for _, writer in unknown:
+                writer.write(framed(b"wait"))
+            await until(lambda: [c.busy for c in world.listener.connections] == [True] * 4)
+            known = [await connect(world.server, f"127.0.0.{number}") for number in (1, 2, 1, 2)]
+            for connection in known:
+                assert await works(connection)
+            reader, _ = await connect(world.server, "127.0.1.9")
+            assert await ended(reader)
+            for connection in known:
+                assert await works(connection)
 
     run(main)
 

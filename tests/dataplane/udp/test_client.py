@@ -118,7 +118,7 @@ def test_a_session_gets_no_socket_where_none_can_be(world: World) -> None:
         def dial_udp(self, _address: object) -> None:
             """Dial nothing."""
 
-        def answer_udp(self, _address: object, _client: object) -> socket.socket:
+        def answer_udp(self, _door: object, _address: object, _client: object) -> socket.socket:
             raise OSError(errno.EMFILE, "Too many open files")
 
     own, session = own_socket(world, 0)

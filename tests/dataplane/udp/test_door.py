@@ -35,13 +35,13 @@ class FakeSockets:
     def dial_udp(self, _address: Client) -> None:
         """It cannot be dialled from its namespace."""
 
-    def answer_udp(self, address: Client, client: Client) -> socket.socket:
+    def answer_udp(self, door: socket.socket, address: Client, client: Client) -> socket.socket:
         self.made.append((address, client))
         if self.short:
             raise OSError(errno.EMFILE, "Too many open files")
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        sockets.bind_beside(door, sock, address)
         self.bound()
         sock.connect(client)
         return sock
@@ -56,7 +56,7 @@ class Doors(World):
         self.sockets = FakeSockets()
         door = Door(netns=NETNS, caller=IPv4Address(CALLER), dialler=IPv4Address("240.0.0.0"))
         self.port = free_port()
-        self.door = UdpDoor(self.epoll, door, sockets.listen_at_door(self.port), self.led)
+        self.door = UdpDoor(self.epoll, door, sockets.listen(self.port), self.led)
 
     def lead(self, *servers: Socket) -> Client:
         """Let the door lead to a new listener for these servers; return where to send."""

@@ -475,6 +475,41 @@ def test_sessions_are_bounded(world: World) -> None:
     assert (stats.evicted, stats.accepted, stats.active, stats.backends[0].active) == (2, 5, 3, 3)
 
 
+def test_a_caller_evicts_its_own_sessions_first(world: World) -> None:
+    """However many ports it sends from: another's datagrams go on to the same backend from the same port."""
+    server, other = world.socket(), world.socket("127.0.0.3")
+    udp, port = world.open(backend(server), limit=6)
+    udp.swap(replace(udp._wanted, callers=frozenset(map(IPv4Address, (CALLER, "127.0.0.3")))))
+    other.send(b"first", port)
+    _, seen = server.receive()
+    for turn in range(4):
+        for _ in range(8):
+            world.socket().send(b"flood", port)
+            server.receive()
+        other.send(b"%d" % turn, port)
+        assert server.receive() == (b"%d" % turn, seen)
+    assert udp.stats().evicted == 32 - 5
+    for number in range(6):
+        world.socket("127.0.0.3").send(b"%d" % number, port)
+        server.receive()
+    assert sorted(len(own) for own in udp._by_caller.values()) == [3, 3], "and the greedy one gives way to others"
+
+
+def test_a_peer_machine_is_more_than_one_caller(world: World) -> None:
+    """It speaks for its containers, so a workload with more than its share of sessions gives way to it."""
+    server = world.socket()
+    udp, port = world.open(backend(server), limit=10)
+    for host, number in ((PEER, 6), (CALLER, 12)):
+        for _ in range(number):
+            world.socket(host).send(b"?", port)
+            server.receive()
+    assert {host: len(own) for host, own in udp._by_caller.items()} == {PEER: 6, CALLER: 4}
+    for _ in range(12):
+        world.socket(PEER).send(b"?", port)
+        server.receive()
+    assert {host: len(own) for host, own in udp._by_caller.items()} == {PEER: 8, CALLER: 2}
+
+
 def test_a_flood_of_clients_that_are_all_in_use_still_lets_new_ones_in(world: World) -> None:
     """Then the oldest goes, after a bounded search."""
     server = world.socket()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tcpworld import open_descriptors
@@ -16,9 +18,9 @@ from appliance.dataplane.udp.sockets import (
     PKTINFO_SPACE,
     asked_address,
     bind_address,
+    bind_beside,
     connect,
     listen,
-    listen_at_door,
     packed_address,
     reply_control,
 )
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEADLINE = 5.0
+OPTIONS = ((), (socket.SO_REUSEADDR,), (socket.SO_REUSEPORT,), (socket.SO_REUSEADDR, socket.SO_REUSEPORT))
+"""What a program may ask for to share a port."""
 
 
 @pytest.fixture
@@ -81,28 +85,59 @@ def test_a_socket_at_an_address_takes_over_what_is_sent_there(stack: ExitStack) 
         asker.sendto(address.encode(), (address, port))
     assert at_one.recv(99) == b"127.0.0.7"
     assert everywhere.recv(99) == b"127.0.0.8"
-    for address in ("127.0.0.7", "127.0.0.9", "0.0.0.0"):
-        with socket.socket(type=socket.SOCK_DGRAM) as other:
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with pytest.raises(OSError, match="in use"):
-                other.bind((address, port))
+    for option, address in product(OPTIONS, ("127.0.0.7", "127.0.0.9", "0.0.0.0")):
+        refuse(option, (address, port))
 
 
 def test_a_doors_socket_shares_its_port_with_those_of_clients(stack: ExitStack) -> None:
-    """Which are bound beside it and connected; what others send still comes in at the door."""
+    """Which are bound beside it and connected; what others send still comes in at the door.
+
+    No other program can share the port, whatever it asks for: it would take what clients send.
+    """
     port = free_port()
-    door, one, other = plain(stack, listen_at_door(port)), client(stack), client(stack)
-    own = client(stack)
-    own.close()
-    own = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
-    own.settimeout(DEADLINE)
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    own.bind(("127.0.0.7", port))
-    own.connect(one.getsockname())
-    one.sendto(b"one", ("127.0.0.7", port))
-    other.sendto(b"other", ("127.0.0.7", port))
-    assert own.recv(99) == b"one"
-    assert door.recv(99) == b"other"
+    door, other = plain(stack, listen(port)), client(stack)
+    for _ in range(2):
+        one, own = client(stack), stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        own.settimeout(DEADLINE)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bind_beside(door, own, ("127.0.0.7", port))
+        own.connect(one.getsockname())
+        one.sendto(b"one", ("127.0.0.7", port))
+        other.sendto(b"other", ("127.0.0.7", port))
+        assert own.recv(99) == b"one"
+        assert door.recv(99) == b"other"
+    for option, address in product(OPTIONS, ("127.0.0.7", "127.0.0.9", "0.0.0.0")):
+        refuse(option, (address, port))
+
+
+def test_the_port_is_shared_with_nobody_even_during_the_bind(stack: ExitStack) -> None:
+    """A program that tries without pause gets there in the moment in which the sockets may share their port."""
+    port = free_port()
+    door, tried = plain(stack, listen(port)), []
+
+    class Bound(socket.socket):
+        """During whose bind the other program tries. One of the same user as well, where owners can be changed."""
+
+        def bind(self, address: Any) -> None:
+            assert door.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
+            for option, host in product(OPTIONS if os.geteuid() == 0 else OPTIONS[:2], ("127.0.0.7", "0.0.0.0")):
+                refuse(option, (host, port))
+                tried.append(option)
+            super().bind(address)
+
+    own = stack.enter_context(Bound(type=socket.SOCK_DGRAM))
+    bind_beside(door, own, ("127.0.0.7", port))
+    assert tried
+    assert os.fstat(door.fileno()).st_uid == os.fstat(own.fileno()).st_uid == os.geteuid()
+
+
+def refuse(options: tuple[int, ...], address: tuple[str, int]) -> None:
+    """Try to bind as another program would, which is refused."""
+    with socket.socket(type=socket.SOCK_DGRAM) as other:
+        for option in options:
+            other.setsockopt(socket.SOL_SOCKET, option, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(address)
 
 
 def test_a_backend_is_asked_from_its_source(stack: ExitStack) -> None:

@@ -11,7 +11,7 @@ from foreign import EVIL, HUGE, check_shown, encode, put, spoilt
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from appliance.drivers.local.statefile import SCHEMA, DamagedError, State, dump, load, set_aside, write
+from appliance.drivers.local.statefile import SCHEMA, DamagedError, State, dump, load, set_aside
 from appliance.errors import HostError
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name
@@ -131,20 +131,6 @@ def test_many_damaged_entries_are_counted():
     """The message stays bearable."""
     with pytest.raises(DamagedError, match=r"and 80 more$"):
         load(raw(tombstones={f"s{number}": "x" for number in range(100)}), "f")
-
-
-def test_write_replaces_as_a_whole(tmp_path):
-    """The file is the old one or the new one; a failed write leaves the old, and nobody else may read it."""
-    path = tmp_path / "state.json"
-    write(path, b"old")
-    write(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert list(tmp_path.iterdir()) == [path]
-    (tmp_path / "state.json.new").mkdir()
-    with pytest.raises(OSError):
-        write(path, b"newer")
-    assert path.read_bytes() == b"new"
 
 
 def test_set_aside_overwrites_nothing(tmp_path):
