@@ -175,7 +175,7 @@ def test_clients_wait_while_it_is_not_known_whose_addresses_are_whose(
         world.keep(client)
         return True
 
-    acceptor = world.call(Acceptor, world.context, "host", sock, take, word)
+    acceptor = world.call(Acceptor, world.context, "host", sock, take, standstill=word)
     world.connect(port=port)
     eventually(lambda: acceptor.pausing)
     world.connect()
