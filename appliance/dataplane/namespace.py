@@ -95,9 +95,10 @@ class NamespaceSockets:
         sock = self._udp_socket()
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bind_beside(door, sock, address)
+            # First: once it is bound, it gets what other clients send, and rules lead to none without (door.nft).
             transparent = door.getsockopt(socket.IPPROTO_IP, IP_TRANSPARENT)
-            sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, transparent)  # rules lead to none without (door.nft)
+            sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, transparent)
+            bind_beside(door, sock, address)
             sock.connect(client)
         except OSError:
             sock.close()

@@ -211,9 +211,9 @@ class World:
         listed = orjson.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         return str(next(a["local"] for entry in listed for a in entry.get("addr_info", ()) if "local" in a))
 
-    def list_table(self, name: str) -> str:
+    def list_table(self, name: str, table: str = "inet meshbox") -> str:
         """Return our table as nft writes it; nothing when there is none."""
-        command = ["nsenter", f"--net={self.path(name)}", "nft", "list", "table", "inet", "meshbox"]
+        command = ["nsenter", f"--net={self.path(name)}", "nft", "list", "table", *table.split()]
         return subprocess.run(command, check=False, capture_output=True, text=True).stdout
 
     def close_servers(self) -> None:

@@ -329,7 +329,7 @@ def test_another_users_program_that_has_the_port_leaves_the_longer_way(mesh: Udp
     host.settimeout(SECONDS)
     with Thief(mesh) as thief, mesh.client() as client:
         assert thief.bound
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(RetryError, match="in use"):
             mesh.proxy.open_at_once(mesh.rules)
         carry(client, host)
         assert not thief.stolen()

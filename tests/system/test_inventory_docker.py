@@ -157,7 +157,7 @@ def test_addresses_from_inside_the_namespace(idle, monkeypatch):
         return ()
 
     async def scene(f):
-        monkeypatch.setattr(f.inventory._prestart, "_reserved_addresses", nothing)
+        monkeypatch.setattr(f.inventory._prestart, "_reserved", nothing)
         await f.labelled("one")
         now = await f.settled("one")
         early = [w for w in f.history["one"] if w.netns is not None and not w.started_at]
@@ -366,6 +366,6 @@ def test_nothing_is_leaked(idle):
         assert counts[-1] <= counts[0] + 2
         assert not f.inventory._store._starting
         assert not f.inventory._store.connecting
-        assert not f.inventory._inspecting
+        assert not f.inventory._inspects._under_way
 
     play(idle, scene)

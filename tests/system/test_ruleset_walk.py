@@ -56,6 +56,7 @@ GUARD = HostRuleset(
     proxy_ports=(20000, 29999),
     dns_port=53,
     workloads=frozenset({IPv4Address(WORKLOAD)}),
+    from_anywhere=frozenset({IPv4Address(WORKLOAD)}),
     published=frozenset({(IPv4Address(WORKLOAD), Protocol.TCP, 8088), (IPv4Address(WORKLOAD), Protocol.UDP, 8088)}),
     dns_addresses=frozenset({IPv4Address(HOST)}),
     subnets=frozenset({IPv4Network("172.30.0.0/16")}),
@@ -315,7 +316,8 @@ def flood(world: World, name: str, sources: Sequence[str], number: int) -> int:
 
 def test_a_workload_that_asks_without_pause_loses_its_own_questions(world):
     """Beyond a rate; others are heard meanwhile, and it is heard again as soon as it asks less."""
-    world.nft("host", render_host(replace(GUARD, workloads=GUARD.workloads | {IPv4Address(NEIGHBOUR)})))
+    both = GUARD.workloads | {IPv4Address(NEIGHBOUR)}
+    world.nft("host", render_host(replace(GUARD, workloads=both, from_anywhere=both)))
     try:
         assert flood(world, "workload", [WORKLOAD], 500) == 500, "as many at once as a busy program asks"
         assert flood(world, "workload", [WORKLOAD], 20_000) < 18_000

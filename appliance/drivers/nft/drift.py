@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-BETWEEN = Schedule((1.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0))
+BETWEEN = Schedule((1.0, 1.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0))
 """Least seconds between two reports of one namespace, by the number of those in a row, so that a quarrel over the rules
 stays cheap: putting them back takes up to 40 ms of CPU."""
 
