@@ -53,6 +53,7 @@ def deployed(routes: Sequence[tuple[str, int, int]], door_port: int = DOOR_PORT)
         proxy_ports=PROXY_PORTS,
         dns_port=DNS_PORT,
         workloads=frozenset((IPv4Address(CLIENT_IP), IPv4Address(SERVER_IP))),
+        from_anywhere=frozenset((IPv4Address(CLIENT_IP), IPv4Address(SERVER_IP))),
         dns_addresses=HOSTS,
         subnets=SUBNETS,
         listening=frozenset((Protocol(protocol), port) for protocol, _, port in routes),
