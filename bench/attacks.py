@@ -1,4 +1,4 @@
-"""What one container may do to all others, at full speed: `attacks.py NAME SECONDS ADDRESS PORT`.
+"""What one container may do to all others, at full speed: `python -m bench.attacks NAME SECONDS ADDRESS PORT`.
 
 Run it inside a network namespace that the test or work has made, and nowhere else. Each ends by itself after SECONDS.
 """
@@ -13,6 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+
+from bench.attackers import dns, sessions
 
 HELD = 9500
 """Connections that are held at once, or tried to be: more than an appliance with 20,000 open files can have."""
@@ -78,6 +81,10 @@ ATTACKS: dict[str, Callable[[float, str, int], None]] = {
     "memory": unread,
     "nft events": floods,
     "quarrel": quarrel,
+    "dns foreign": partial(dns.attack, "foreign"),
+    "dns made-up": partial(dns.attack, "made-up"),
+    "dns tcp": partial(dns.attack, "tcp"),
+    "udp sessions": sessions.attack,
 }
 """By name. `bench/works/shares.py` makes a case of each."""
 

@@ -1,8 +1,9 @@
-"""Callers that notice how others are served: `callers.py SECONDS ADDRESS PORT NETNS …`.
+"""Callers that notice how others are served: `callers.py SECONDS NAME ADDRESS PORT DNS NETNS …`.
 
-One caller in each network namespace makes 50 requests a second on a connection that it keeps, and a new connection with
-one request every second. Prints one line of JSON: how many requests, how many failed, and their times in ms. The
-sockets belong to the namespaces; the program itself runs in its own.
+One caller in each network namespace makes 50 requests a second on a connection that it keeps. Every second one of them
+is on a new connection, and another asks the DNS server at the address DNS for NAME, which must be ADDRESS. Prints one
+line of JSON: how many requests, how many failed, and their times in ms. The sockets belong to the namespaces; the
+program itself runs in its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import socket
 import sys
 import time
+from functools import partial
 from statistics import quantiles
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,14 +29,17 @@ RATE = 50
 PATIENCE = 5.0
 """Seconds without an answer after which a request has failed."""
 WORD = b"x" * 64
+DNS_PORT = 53
 
 
 class Caller:
     """One of them."""
 
-    def __init__(self, path: str, address: tuple[str, int]) -> None:
+    def __init__(self, path: str, name: str, address: tuple[str, int], dns: str) -> None:
         self._path = path
+        self._name = name
         self._address = address
+        self._dns = dns
         self.times: list[float] = []
         self.failed: list[str] = []
 
@@ -48,6 +53,8 @@ class Caller:
             number += 1
             if number % RATE == 0:
                 await self._timed(self._once())
+            elif number % RATE == RATE // 2:
+                await self._timed(self._look_up(number))
             elif kept is None:
                 kept = await self._timed(self._connected())
             elif await self._timed(self._ask(kept)) is None:
@@ -96,6 +103,20 @@ class Caller:
             left -= len(data)
         return True
 
+    async def _look_up(self, number: int) -> bool:
+        """Ask what address the name has."""
+        labels = b"".join(bytes([len(label)]) + label.encode() for label in self._name.split("."))
+        question = (number & 65535).to_bytes(2) + b"\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1"
+        loop = asyncio.get_running_loop()
+        with netlink.entered(self._path, partial(socket.socket, type=socket.SOCK_DGRAM)) as sock:
+            sock.setblocking(False)
+            sock.connect((self._dns, DNS_PORT))
+            await loop.sock_sendall(sock, question)
+            answer = await loop.sock_recv(sock, 1000)
+        if not answer.endswith(socket.inet_aton(self._address[0])):
+            raise ConnectionAbortedError
+        return True
+
     async def _once(self) -> bool:
         sock = await self._connected()
         try:
@@ -104,9 +125,9 @@ class Caller:
             sock.close()
 
 
-async def main(seconds: float, address: str, port: int, paths: list[str]) -> None:
+async def main(seconds: float, name: str, address: tuple[str, int], dns: str, paths: list[str]) -> None:
     """Let all of them ask, and tell what they met."""
-    callers = [Caller(path, (address, port)) for path in paths]
+    callers = [Caller(path, name, address, dns) for path in paths]
     until = time.monotonic() + seconds
     await asyncio.gather(*(one.run(until, number / RATE / len(callers)) for number, one in enumerate(callers)))
     times = sorted(one for caller in callers for one in caller.times)
@@ -119,4 +140,4 @@ async def main(seconds: float, address: str, port: int, paths: list[str]) -> Non
 
 
 if __name__ == "__main__":
-    asyncio.run(main(float(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:]))
+    asyncio.run(main(float(sys.argv[1]), sys.argv[2], (sys.argv[3], int(sys.argv[4])), sys.argv[5], sys.argv[6:]))

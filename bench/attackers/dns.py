@@ -1,4 +1,4 @@
-"""DNS at full speed: `python bench/attackers/dns.py KIND SECONDS SERVER [PORT [RATE]]`.
+"""DNS at full speed: `python -m bench.attackers.dns KIND SECONDS SERVER [PORT [RATE]]`.
 
 Kinds, each with what Docker gives to every container:
 
@@ -83,13 +83,17 @@ def connections(until: float, server: str, port: int) -> None:
                 held.remove(sock)
 
 
+def attack(kind: str, until: float, server: str, port: int, rate: int = 0) -> None:
+    """Ask without end, until that time of the monotonic clock."""
+    if kind == "tcp":
+        connections(until, server, port)
+    else:
+        datagrams(kind, until, server, port, rate)
+
+
 def main(kind: str, seconds: str, server: str, port: str = "53", rate: str = "0") -> None:
     """Attack."""
-    until = time.monotonic() + float(seconds)
-    if kind == "tcp":
-        connections(until, server, int(port))
-    else:
-        datagrams(kind, until, server, int(port), int(rate))
+    attack(kind, time.monotonic() + float(seconds), server, int(port), int(rate))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bench.lab import Lab
 
 IMAGE = "meshbox-test"
-ATTACKS_PROGRAM, CALLERS_PROGRAM = str(ROOT / "bench/attacks.py"), str(ROOT / "bench/callers.py")
+CALLERS_PROGRAM = str(ROOT / "bench/callers.py")
 CALLERS, QUICK_CALLERS = 20, 4
 SECONDS, QUICK_SECONDS = 30.0, 3.0
 SETTLE = 60.0
@@ -83,15 +83,18 @@ class Scene:
         self._used: dict[str, float] = {}
         """CPU seconds of each attack."""
         run = machine.run_container
-        for name in ("good", "held"):
-            run(name, IMAGE, service=name, container=name, ports="7000")
+        run("good", IMAGE, service="good", container="good", ports="7000")
+        run("held", IMAGE, service="held", container="held", ports="7000,7000/udp")
         run("source", IMAGE, "python3", "-c", SOURCE, service="source", container="source", ports="7000")
-        run("attacker", IMAGE, service="bad", container="bad", connect_to="held.held,source.source")
+        self._run_attacker()
         self._callers = [f"caller{number}" for number in range(QUICK_CALLERS if lab.quick else CALLERS)]
         for name in self._callers:
             run(name, IMAGE, service=name, container=name, connect_to="good.good")
         self._good = self._vip("caller0", "good")
-        self._targets = {row: self._vip("attacker", "source" if row == "memory" else "held") for row in ATTACKS}
+        self._dns = str(machine.inspect("caller0")["NetworkSettings"]["Networks"]["bridge"]["Gateway"])
+        servers = {"held": self._vip("attacker", "held"), "source": self._vip("attacker", "source")}
+        self._targets = {row: (servers["source" if row == "memory" else "held"], "7000") for row in ATTACKS}
+        self._targets |= {row: (self._dns, "53") for row in ATTACKS if row.startswith("dns")}
 
     def _vip(self, client: str, name: str) -> str:
         """Wait until a container reaches another one; return the address that it gets for it."""
@@ -107,7 +110,7 @@ class Scene:
         """Let the attacker do its worst while the others ask."""
         if row == "ports":
             return self._declare(",".join(str(number) for number in range(10_000, 10_000 + PORTS)))
-        command = self._nsenter("attacker", row, str(self.seconds + 1), self._targets[row], "7000")
+        command = self._nsenter("attacker", row, str(self.seconds + 1), *self._targets[row])
         server = self._machine.inspect("source" if row == "memory" else "held")["State"]["Pid"]
         before, served = self._own_cpu(), cpu_seconds(server)
         with subprocess.Popen(command, cwd=ROOT) as attacker:
@@ -161,7 +164,7 @@ class Scene:
 
     def _ask(self) -> Sample:
         paths = [self._netns(name) for name in self._callers]
-        command = [PYTHON, CALLERS_PROGRAM, str(self.seconds), self._good, "7000", *paths]
+        command = [PYTHON, CALLERS_PROGRAM, str(self.seconds), "good.good", self._good, "7000", self._dns, *paths]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchError(f"the callers ended: {done.stderr[-800:]}")
@@ -170,13 +173,20 @@ class Scene:
             print(f"failed: {met['failed']} ({', '.join(met['why'])})", file=sys.stderr)
         return {figure.name: met.get(figure.name, 0.0) for figure in FIGURES}
 
+    def _run_attacker(self) -> None:
+        to = "held.held,source.source"
+        self._machine.run_container("attacker", IMAGE, service="bad", container="bad", connect_to=to)
+
     def _settle(self) -> None:
-        """Wait until nothing is left of an attack."""
+        """Put another container in the attacker's place, and wait until nothing is left of the attack."""
+        self._machine.docker("rm", "--force", "attacker")
         deadline = time.monotonic() + SETTLE
         while any(row["client_name"] == "attacker" for row in self._machine.show("connections")):
             if time.monotonic() > deadline:
                 raise BenchError(f"connections of the attacker are left after {SETTLE:.0f} s")
             threading.Event().wait(0.5)
+        self._run_attacker()
+        self._vip("attacker", "held")
 
     def _own_cpu(self) -> float:
         return sum(map(cpu_seconds, family(self._machine.appliance.pid)))
@@ -190,7 +200,7 @@ class Scene:
         return ["nsenter", f"--net={self._netns(container)}", *self._command(*words)]
 
     def _command(self, *words: str) -> list[str]:
-        return [PYTHON, ATTACKS_PROGRAM, *words]
+        return [PYTHON, "-m", "bench.attacks", *words]
 
 
 @contextmanager

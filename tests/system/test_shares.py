@@ -70,8 +70,8 @@ def attack(mesh: Machine, name: str) -> Iterator[None]:
     """Attack from within the attacker's namespace, for MOST_SECONDS at most."""
     address = mesh.client("attacker", "resolve", "held.held")["addresses"][0]
     netns = mesh.netns_dir / mesh.inspect("attacker")["NetworkSettings"]["SandboxKey"].rpartition("/")[2]
-    command = [sys.executable, str(ROOT / "bench/attacks.py"), name, str(MOST_SECONDS), address, "7000"]
-    with subprocess.Popen(["nsenter", f"--net={netns}", *command]) as attacker:
+    command = [sys.executable, "-m", "bench.attacks", name, str(MOST_SECONDS), address, "7000"]
+    with subprocess.Popen(["nsenter", f"--net={netns}", *command], cwd=ROOT) as attacker:
         try:
             yield
             assert attacker.poll() is None, "it had to go on until now"
