@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
@@ -80,6 +81,15 @@ def test_the_kernel_takes_every_golden_ruleset(world, golden):
     """Empty sets, ranges of one port, IPv6: pushed twice, since a replace must find its own table."""
     push(world, golden.read_text(), golden.read_text())
     assert world.list_table("workload", BRIDGE_TABLE if golden.name.startswith("bridge") else TABLE)
+
+
+@pytest.mark.parametrize("golden", sorted(GOLDEN.iterdir()), ids=lambda path: path.name)
+def test_no_ruleset_needs_the_files_that_name_protocols_and_ports(world, golden):
+    """The image has no /etc/protocols (Debian's netbase), where nft looks up what it does not know."""
+    without = "mount --bind /dev/null /etc/protocols && mount --bind /dev/null /etc/services && exec nft -f -"
+    command = ["nsenter", f"--net={world.path('workload')}", "unshare", "--mount", "sh", "-c", without]
+    done = subprocess.run(command, input=golden.read_bytes(), check=False, capture_output=True)
+    assert not done.returncode, done.stderr
 
 
 def test_a_refused_push_leaves_the_former_rules(world):
