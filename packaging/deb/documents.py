@@ -31,6 +31,8 @@ EXAMPLES = {
     "dns_upstreams": '["9.9.9.9"]',
     "docker_subnet": '"10.210.0.0/24"',
     "meta": '{ zone = "a" }',
+    "allow_host_paths": '["/srv/data"]',
+    "allow_privileged": '["NET_RAW"]',
 }
 """For options whose default is no value that could stand in the file."""
 LITERAL = re.compile(r"\d+(\.\d+)?|true|false")
