@@ -80,7 +80,7 @@ def _container(name: Name, spec: Service | None, workloads: Sequence[Workload], 
     seen = sorted({f"{e.destination.port}/{e.destination.protocol}" for e in served})
     for e in served:
         elsewhere[e.node] = max(elsewhere.get(e.node, 0), e.weight)
-    here = sum(missing(w, declaration(w, s.specs).ports) is None for w in workloads)
+    here = sum(missing(w, declaration(w, s.specs).ports, s.now) is None for w in workloads)
     return {
         "name": str(name),
         "image": declared.image if declared is not None else _shared(plain(w.image) for w in workloads),
@@ -101,7 +101,7 @@ def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | No
     rows = []
     for w in sorted(s.workloads, key=lambda w: (w.name, w.replica or 0, w.docker_name)):
         declared = declaration(w, s.specs)
-        waits = missing(w, declared.ports)
+        waits = missing(w, declared.ports, s.now)
         rows.append(
             {
                 "name": str(w.name),
@@ -273,7 +273,7 @@ def _not_yet_announced(name: Name, s: Snapshot, have: HostState) -> str | None:
     for w in s.workloads:
         if container is None or w.name != name or w.revision != revision(container):
             continue
-        for port in container.ports if missing(w, container.ports) is None else ():
+        for port in container.ports if missing(w, container.ports, s.now) is None else ():
             destination = Destination(name=name, port=port.mesh, protocol=port.protocol)
             listener = have.listeners.get(destination)
             if listener is None:

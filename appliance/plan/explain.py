@@ -253,7 +253,7 @@ def _not_serving(workload: Workload, destination: Destination, s: Snapshot) -> s
     ]
     if not ports or serves(workload, ports[0]):
         return None
-    return f"{workload.docker_name} is {missing(workload, ports) or 'not ready'}"
+    return f"{workload.docker_name} is {missing(workload, ports, s.now) or 'not ready'}"
 
 
 def _offered(name: Name, s: Snapshot) -> frozenset[Destination]:

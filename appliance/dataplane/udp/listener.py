@@ -194,7 +194,7 @@ class UdpListener(SessionOwner):
         if session.draining:
             self.end(session)
             return
-        if not session.state.failures:
+        if not session.state.failures and not session.state.spare:
             log.warning(
                 "UDP backend refuses datagrams; left out for a while",
                 destination=str(self.destination),
