@@ -165,19 +165,19 @@ def _route_sets(ruleset: WorkloadRuleset, routes: Iterable[Route]) -> _Sets:
         if not ruleset.door:
             continue
         at = f"{r.vip} . {int(r.port)}"
+        door = DATAGRAM_DOORS.network_address + int(r.proxy_port)
         if r.protocol is Protocol.UDP:
-            door = DATAGRAM_DOORS.network_address + int(r.proxy_port)
             vips.append(f"{door} : {r.vip}")
             ports.append(f"{door} : {int(r.port)}")
-            if r in ruleset.closed:
-                closed.append(at)
-            else:
-                datagrams.append(f"{at} : {door}")
-        elif r not in ruleset.closed:
+        if r in ruleset.closed:
+            closed.append(f"{dialled}{int(r.port)}")
+        elif r.protocol is Protocol.UDP:
+            datagrams.append(f"{at} : {door}")
+        else:
             inside.append(at)
-    sets = {"routes": to, "allowed": allowed, "inside": inside}
+    sets = {"routes": to, "allowed": allowed, "inside": inside, "closed": closed}
     if ruleset.door:
-        sets |= {"datagrams": datagrams, "vips": vips, "ports": ports, "closed": closed}
+        sets |= {"datagrams": datagrams, "vips": vips, "ports": ports}
     return {name: frozenset(elements) for name, elements in sets.items()}
 
 
