@@ -36,8 +36,8 @@ def may_open(workload: Workload, port: Port, ports: Iterable[Port]) -> bool:
     """Whether a TCP port that is not served may open when a client comes, as another of its `ports` listens already."""
     return (
         port.protocol is Protocol.TCP
-        and port.container not in workload.accepting
         and workload.state is RunState.RUNNING
+        and not serves(workload, port)
         and any(p.protocol is Protocol.TCP and serves(workload, p) for p in ports)
     )
 

@@ -245,14 +245,15 @@ class Closings:
         same = rulesets is self._open
         if same and not self._concerned:
             return
-        changed = [listeners[d] for d in (self._concerned if same else listeners) if d in listeners]
-        closed = [x for x in changed if all(b.retiring for b in x.backends)]
+        changed = [listeners[d] for d in self._concerned if d in listeners] if same else []
+        looked_at = changed if same else listeners.values()
+        closed = [x for x in looked_at if all(b.retiring for b in x.backends)]
         routes = _after(self._routes if same else frozenset(), _routes_to(changed), _routes_to(closed))
         ports = _after(self._ports if same else frozenset(), _ports(changed), _ports(closed))
-        closed = [x for x in changed if not any(b.local for b in x.backends)]
-        to_peers = _after(self._to_peers if same else frozenset(), _ports(changed), _ports(closed))
         yield
-        host = replace(host_ruleset, closed=ports, closed_to_peers=to_peers if host_ruleset.peers else frozenset())
+        closed = [x for x in looked_at if not any(b.local for b in x.backends)] if host_ruleset.peers else []
+        to_peers = _after(self._to_peers if same else frozenset(), _ports(changed), _ports(closed))
+        host = replace(host_ruleset, closed=ports, closed_to_peers=to_peers)
         yield
         if not same or routes is not self._routes:
             self.rulesets = yield from self._close(rulesets, routes)

@@ -237,6 +237,20 @@ def test_another_backend_takes_over_from_one_that_refuses(mesh: UdpMesh) -> None
             carry(client, mesh.udp)
 
 
+def test_a_client_is_told_that_its_server_has_ended(mesh: UdpMesh) -> None:
+    """Before the appliance hears of it, from its first datagram on, as without a mesh; then it is served again."""
+    mesh.open()
+    mesh.swap(backends=(mesh.backend(83),))
+    with mesh.client() as client:
+        for _ in range(3):
+            client.send(b"question")
+            with pytest.raises(ConnectionRefusedError):
+                client.recv(100)
+        mesh.swap(backends=(mesh.backend(81),))
+        carry(client, mesh.udp)
+        carry(client, mesh.udp)
+
+
 STEAL = f"""
 import socket, sys
 kept = []
