@@ -319,7 +319,7 @@ class Machine:
         return self.docker("run", "--detach", f"--name={name}", *marks, *options, image, *command)
 
     def pause(self, container: str) -> None:
-        """`docker pause`. On a busy machine runc gives up at times ("unable to freeze"), and undoes what it has done."""
+        """`docker pause`. On a busy machine runc gives up at times ("unable to freeze"), and undoes it."""
 
         def paused() -> bool:
             with suppress(DockerError):
