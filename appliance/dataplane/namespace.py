@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from appliance.dataplane.sockets import IP_TRANSPARENT, NO_DESCRIPTORS, NONBLOCKING, bind_source
-from appliance.dataplane.udp.sockets import bind_beside, make_room
+from appliance.dataplane.udp.sockets import RAW, bind_beside, make_room
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -32,7 +32,6 @@ log = structlog.get_logger()
 FEW: Final = 4
 """Sockets made at a time."""
 DATAGRAM: Final = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-RAW: Final = socket.SOCK_RAW | socket.SOCK_NONBLOCK
 CLONE_NEWNET: Final = 0x40000000
 """linux/sched.h; os.setns and os.CLONE_NEWNET come with Python 3.12."""
 OWN_NETNS = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -106,17 +105,13 @@ class NamespaceSockets:
             raise
         return sock
 
-    def send_icmp(self, message: bytes, address: str) -> None:
-        """Send an ICMP message to an address of the workload, in its namespace. Raises OSError."""
+    def icmp(self) -> SocketType:
+        """Return a socket that sends ICMP messages in the workload's namespace. Raises OSError."""
         _enter(self._netns.fileno())
         try:
-            sock = SocketType(socket.AF_INET, RAW, socket.IPPROTO_ICMP)
+            return SocketType(socket.AF_INET, RAW, socket.IPPROTO_ICMP)
         finally:
             _return()
-        try:
-            sock.sendto(message, (address, 0))
-        finally:
-            sock.close()
 
     def close(self) -> None:
         """Let go of the namespace: it can end once nothing of it is open."""

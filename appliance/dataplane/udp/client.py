@@ -27,8 +27,8 @@ class WorkloadSockets(Protocol):
     def answer_udp(self, door: SocketType, address: Client, client: Client) -> SocketType:
         """Return one for what this client sends to that address of the door's socket. Raises OSError."""
 
-    def send_icmp(self, message: bytes, address: str) -> None:
-        """Send an ICMP message to an address of the workload. Raises OSError."""
+    def icmp(self) -> SocketType:
+        """Return one that sends ICMP messages there. Raises OSError."""
 
 
 class ListenerSocket(BatchReader):

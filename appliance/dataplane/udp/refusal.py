@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from socket import SocketType
 from typing import TYPE_CHECKING, Final
 
-from appliance.dataplane.udp.sockets import asked_address
+from appliance.dataplane.udp.sockets import RAW, asked_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,6 @@ ICMP: Final = struct.Struct("!BBHI")
 PORT_UNREACHABLE: Final = (3, 3)
 DATAGRAM: Final = struct.Struct("!BBHHHBBH4s4sHHHH")
 """The headers of what was refused, IPv4 without options (RFC 791) and UDP (RFC 768): all that an error must quote."""
-RAW: Final = socket.SOCK_RAW | socket.SOCK_NONBLOCK
 
 
 def pass_on(session: Session, error: OSError, listener: Listener, namespaces: Mapping[str, WorkloadSockets]) -> None:
@@ -39,13 +38,16 @@ def pass_on(session: Session, error: OSError, listener: Listener, namespaces: Ma
         return
     with suppress(OSError):  # the client has gone, or this process may not: it waits for its timeout
         if len(session.key) == 2:
-            asked = _asked(session)
-            if asked is not None:
-                with closing(SocketType(socket.AF_INET, RAW, socket.IPPROTO_ICMP)) as sock:
-                    sock.sendto(port_unreachable(session.client, asked), (session.client[0], 0))
-        elif listener.vip is not None and session.key[2] in namespaces:
-            dialled = (str(listener.vip), listener.destination.port)
-            namespaces[session.key[2]].send_icmp(port_unreachable(session.client, dialled), session.client[0])
+            _send(SocketType(socket.AF_INET, RAW, socket.IPPROTO_ICMP), session.client, _asked(session))
+        elif (namespace := namespaces.get(str(session.key[-1]))) is not None:
+            _send(namespace.icmp(), session.client, _dialled(listener))
+
+
+def _send(sock: SocketType, client: Client, asked: Client | None) -> None:
+    """Send it, and close the socket. Raises OSError."""
+    with closing(sock):
+        if asked is not None:
+            sock.sendto(port_unreachable(client, asked), (client[0], 0))
 
 
 def port_unreachable(client: Client, asked: Client) -> bytes:
@@ -65,8 +67,13 @@ def _asked(session: Session) -> Client | None:
     return (found, port)
 
 
+def _dialled(listener: Listener) -> Client | None:
+    """Return what a client of a door has dialled."""
+    return None if listener.vip is None else (str(listener.vip), listener.destination.port)
+
+
 def _checksum(data: bytes) -> int:
     """Return the checksum of an even number of bytes (RFC 1071)."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
