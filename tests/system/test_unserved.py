@@ -106,6 +106,7 @@ def test_connections_are_refused_until_the_server_listens(served: Machine) -> No
     run_client(served)
     wait_until_placed(served, "server", "client")
     assert met(served, "tcp", "server.far") == REFUSED
+    assert met(served, "udp", "server.far", 3) == REFUSED
     assert from_host(served, "server.far") == "ECONNREFUSED"
     said = served.meshbox("why", "client.near", "server.far:7000", check=False).stdout
     assert "nothing serves server.far:7000/tcp: connections are refused until something does" in said
