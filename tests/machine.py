@@ -318,6 +318,16 @@ class Machine:
         marks = [f"--label=meshbox.{key}={value}" for key, value in labels.items()]
         return self.docker("run", "--detach", f"--name={name}", *marks, *options, image, *command)
 
+    def pause(self, container: str) -> None:
+        """`docker pause`. On a busy machine runc gives up at times ("unable to freeze"), and undoes it."""
+
+        def paused() -> bool:
+            with suppress(DockerError):
+                self.docker("pause", container)
+            return str(self.inspect(container)["State"]["Status"]) == "paused"
+
+        wait_until(paused, f"{container} is paused")
+
     def inspect(self, container: str) -> dict[str, Any]:
         """Return what Docker knows of a container."""
         found: dict[str, Any] = orjson.loads(self.docker("inspect", container))[0]

@@ -130,7 +130,7 @@ def _open_files(_: Reading) -> float:
 
 def _ready(reading: Reading) -> float:
     s = reading.facts
-    return sum(missing(w, declaration(w, s.specs).ports) is None for w in s.workloads)
+    return sum(missing(w, declaration(w, s.specs).ports, s.now) is None for w in s.workloads)
 
 
 def _up_for(reading: Reading) -> float:

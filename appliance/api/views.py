@@ -8,9 +8,9 @@ from appliance.errors import InputError
 from appliance.model.facts import RunState
 from appliance.model.names import Destination, Name
 from appliance.plan.backends import refused_addresses
-from appliance.plan.explain import door
+from appliance.plan.explain import door, spare
 from appliance.plan.policy import declaration
-from appliance.plan.readiness import missing
+from appliance.plan.readiness import may_open, missing
 from appliance.plan.replicas.rollout import revision
 from appliance.text import plain
 
@@ -80,7 +80,7 @@ def _container(name: Name, spec: Service | None, workloads: Sequence[Workload], 
     seen = sorted({f"{e.destination.port}/{e.destination.protocol}" for e in served})
     for e in served:
         elsewhere[e.node] = max(elsewhere.get(e.node, 0), e.weight)
-    here = sum(missing(w, declaration(w, s.specs).ports) is None for w in workloads)
+    here = sum(missing(w, declaration(w, s.specs).ports, s.now) is None for w in workloads)
     return {
         "name": str(name),
         "image": declared.image if declared is not None else _shared(plain(w.image) for w in workloads),
@@ -101,7 +101,7 @@ def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | No
     rows = []
     for w in sorted(s.workloads, key=lambda w: (w.name, w.replica or 0, w.docker_name)):
         declared = declaration(w, s.specs)
-        waits = missing(w, declared.ports)
+        waits = missing(w, declared.ports, s.now)
         rows.append(
             {
                 "name": str(w.name),
@@ -122,10 +122,17 @@ def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | No
                 "rules": w.netns is not None and w.netns.id in have.rulesets,
                 "door": door(w.netns.id, have, cause) if w.netns is not None else None,
                 "problem": w.problem,
-                "note": w.note,
+                "note": "; ".join(filter(None, (w.note, _on_demand(w, declared.ports)))) or None,
             }
         )
     return rows
+
+
+def _on_demand(w: Workload, ports: Sequence[Port]) -> str | None:
+    """Say which ports of a container are taken for such as open on demand; an operator may have meant others."""
+    found = [str(p.container) for p in ports if may_open(w, p, ports)]
+    words = "do not listen, and are" if len(found) > 1 else "does not listen, and is"
+    return f"port {', '.join(found)} {words} dialled when a client comes" if found else None
 
 
 def routes(s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> list[Row]:
@@ -144,6 +151,7 @@ def routes(s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> list
                 "local": b.local,
                 "weight": b.weight,
                 "retiring": b.retiring,
+                "spare": spare(b) if b.spare else None,
             }
             seen = of_backend.get(b)
             for field in ("opened", "failed", "active", "bytes_in", "bytes_out", "ejected"):
@@ -273,7 +281,7 @@ def _not_yet_announced(name: Name, s: Snapshot, have: HostState) -> str | None:
     for w in s.workloads:
         if container is None or w.name != name or w.revision != revision(container):
             continue
-        for port in container.ports if missing(w, container.ports) is None else ():
+        for port in container.ports if missing(w, container.ports, s.now) is None else ():
             destination = Destination(name=name, port=port.mesh, protocol=port.protocol)
             listener = have.listeners.get(destination)
             if listener is None:

@@ -112,9 +112,9 @@ def routes(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         head = (row["destination"], row["vip"], row["proxy_port"], len(row["callers"]))
         for number, b in enumerate(row["backends"] or [{}]):
-            out = f"left out for {b['ejected']:.1f} s" if b.get("ejected") else ""
+            out = f"left out for {b['ejected']:.1f} s" if b.get("ejected") else b.get("spare") or ""
             opened = (b.get("opened"), b.get("active"), b.get("failed"), out)
-            place = f"{b['label'] or 'backend'} {b['address']}" if b else "no backend"
+            place = f"{b['label'] or 'backend'} {b['address']}" if b else "nothing serves it: refused"
             lines.append((*(head if number == 0 else ("", "", "", "")), place, *opened))
     columns = ("DESTINATION", "VIRTUAL IP", "PROXY PORT", "CALLERS", "BACKEND", "OPENED", "ACTIVE", "FAILED", "NOTE")
     _table(columns, ([" " if cell == "" else cell for cell in line] for line in lines), "no destinations yet")

@@ -35,7 +35,9 @@ class BackendState:
         "failures",
         "netns",
         "opened",
+        "paused",
         "source",
+        "spare",
     )
 
     def __init__(self, backend: Backend) -> None:
@@ -57,6 +59,8 @@ class BackendState:
     def take(self, backend: Backend) -> None:
         """Take what has changed; address and port are the same."""
         self.backend = backend
+        self.spare = backend.spare
+        self.paused = backend.paused
         self.source = (str(backend.source), 0) if backend.source is not None else None
         """Where to dial from, with port 0."""
         self.netns = "" if backend.netns is None else str(backend.netns)
@@ -91,6 +95,8 @@ class Balancer:
             if state is None:
                 state = BackendState(backend)
             state.take(backend)
+            if state.spare:
+                self.alive(state)
             self.states[key] = state
         self._rebuild()
         return list(former.values())
@@ -117,7 +123,7 @@ class Balancer:
     def pick(self, *, local_only: bool = False, tried: tuple[BackendState, ...] = ()) -> BackendState | None:
         """Return a backend at random by weight, or None.
 
-        Ejected ones are chosen only when nothing else is left; those in `tried` never.
+        Ejected ones are chosen only when nothing else is left, spares after them; those in `tried` never.
         """
         if self._ejected:
             self._rebuild()
@@ -137,8 +143,10 @@ class Balancer:
         return rest[bisect_right(weights, random() * weights[-1])]
 
     def failed(self, state: BackendState) -> None:
-        """Count a failed dial and leave the backend out for a while."""
+        """Count a failed dial and leave the backend out for a while, unless it is a spare: there is no other then."""
         state.failed += 1
+        if state.spare:
+            return
         state.failures += 1
         state.ejected_until = self._clock() + self._pauses.after(state.failures)
         self._ejected = True
@@ -166,7 +174,8 @@ class Balancer:
         for local_only in (False, True):
             allowed = [s for s in self.states.values() if _may_serve(s.backend, local_only=local_only)]
             staying = [s for s in allowed if not s.backend.retiring] or allowed
-            pool = [s for s in staying if s in usable] or staying
+            ready = [s for s in staying if not s.spare] or staying
+            pool = [s for s in ready if s in usable] or ready
             self._pools[local_only] = (pool, list(accumulate(float(s.backend.weight) for s in pool)))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from appliance.dataplane.sockets import IP_TRANSPARENT, NO_DESCRIPTORS, NONBLOCKING, bind_source
-from appliance.dataplane.udp.sockets import bind_beside, make_room
+from appliance.dataplane.udp.sockets import RAW, bind_beside, make_room
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -104,6 +104,14 @@ class NamespaceSockets:
             sock.close()
             raise
         return sock
+
+    def icmp(self) -> SocketType:
+        """Return a socket that sends ICMP messages in the workload's namespace. Raises OSError."""
+        _enter(self._netns.fileno())
+        try:
+            return SocketType(socket.AF_INET, RAW, socket.IPPROTO_ICMP)
+        finally:
+            _return()
 
     def close(self) -> None:
         """Let go of the namespace: it can end once nothing of it is open."""

@@ -71,6 +71,8 @@ class Workload:
     """Docker's health check; None where it has none."""
     accepting: frozenset[int] = frozenset()
     """Container TCP ports that have taken connections since this start."""
+    accepting_since: float = 0.0
+    """When the first of these was found, in seconds since the epoch; 0 before."""
     exit_code: int | None = None
     started_at: float = 0.0
     """Seconds since the epoch; 0 when it never ran."""

@@ -40,7 +40,7 @@ class Netns:
 class Backend:
     """Somewhere a listener may send a connection.
 
-    `weight` is the number of healthy replicas behind it (1 for a container, n for a peer machine's proxy).
+    `weight` is the number of ready replicas behind it (1 for a container, n for a peer machine's proxy; 1 for a spare).
     `local` backends are containers of this host; only those serve callers that are peer machines.
     """
 
@@ -56,6 +56,15 @@ class Backend:
     """For a peer's proxy: the address of this host that it lets in, whatever other ones there are. None: any."""
     netns: NetnsId | None = None
     """For a container: its namespace, from within which it is dialled where the data plane has a door there."""
+    on_demand: bool = False
+    """It may begin to listen when a client comes (FTP's data ports), so it is dialled then, and may well refuse."""
+    paused: bool = False
+    """Its program stands still; its kernel takes connections, and what is sent waits for the program."""
+
+    @property
+    def spare(self) -> bool:
+        """Whether it gets connections only where there is no other, and is not to blame for what fails."""
+        return self.on_demand or self.paused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +156,9 @@ class WorkloadRuleset:
     proxy_ports: tuple[int, int]
     """First and last port of the proxy's range, inclusive."""
     routes: frozenset[Route] = frozenset()
+    closed: frozenset[Route] = frozenset()
+    """Those of the routes that nothing serves at present: through the door they are refused at once, as the host does
+    on the way through it. Empty where there is no door."""
     gateways: frozenset[IPv4Address | IPv6Address] = frozenset()
     """Addresses of this host on the namespace's networks: where the proxy's connections come from."""
     hosts: frozenset[IPv4Address] = frozenset()
@@ -214,6 +226,10 @@ class HostRuleset:
     """Subnets of every Docker network here: an asker in one of them may wait for its view (Zone.subnets)."""
     listening: frozenset[tuple[Protocol, int]] = frozenset()
     """The proxy's listeners. Other ports within `proxy_ports` belong to others: not ours to guard."""
+    closed: frozenset[tuple[Protocol, int]] = frozenset()
+    """Those of them behind which nothing serves callers of this host: they refuse at once."""
+    closed_to_peers: frozenset[tuple[Protocol, int]] = frozenset()
+    """Those behind which no container of this host serves: they refuse other machines. Empty without such."""
     visitors: VisitorRules | None = None
     registry: RegistryGuard | None = None
 
@@ -258,7 +274,10 @@ class Zone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What we tell the registry: this machine serves `destination` at its proxy port with `weight` replicas."""
+    """What we tell the registry: this machine serves `destination` at its proxy port with `weight` replicas.
+
+    With weight 0 it has spare backends only, for callers that have no other.
+    """
 
     destination: Destination
     proxy_port: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from appliance.model.facts import Allocations
@@ -236,5 +236,15 @@ def netns_of(step: Step) -> NetnsId | None:
 
 
 def same_aim(one: Step, other: Step) -> bool:
-    """Whether both steps lead to the same, from wherever."""
-    return type(one) is type(other) and getattr(one, "after", one) == getattr(other, "after", other)
+    """Whether both steps lead to the same, from wherever; of rules, but for what is closed in them at the moment."""
+    return type(one) is type(other) and _aim(one) == _aim(other)
+
+
+def _aim(step: Step) -> object:
+    match step:
+        case PushRuleset():
+            return replace(step.after, closed=frozenset())
+        case PushHostRuleset():
+            return replace(step.after, closed=frozenset(), closed_to_peers=frozenset())
+        case _:
+            return getattr(step, "after", step)

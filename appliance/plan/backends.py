@@ -6,10 +6,11 @@ from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
+from appliance.model.facts import RunState
 from appliance.model.names import Protocol
 from appliance.model.network import Backend, Registration
 from appliance.plan.containers import container_subnets
-from appliance.plan.readiness import serves
+from appliance.plan.readiness import is_ready, may_open, serves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,20 +29,30 @@ def local_backends(
     """Return the containers of this host that can take connections; `addresses` by Docker id.
 
     A container in `retiring` gets no new connections except from peers that have not heard of it yet. It gets no
-    datagrams: a lost one is sent again, and a session must not stay where it ends soon.
+    datagrams: a lost one is sent again, and a session must not stay where it ends soon. A paused one, and one whose
+    port may open when a client comes, are spares: they are there for what nothing else serves.
     """
     found: dict[Destination, list[Backend]] = {}
     for container in containers:
-        address = addresses.get(container.workload.id)
+        workload = container.workload
+        address = addresses.get(workload.id)
         if address is None:
             continue
-        label, going = container.workload.docker_name, container.workload.id in retiring
+        going = workload.id in retiring
         for destination, port in container.offers:
-            if serves(container.workload, port) and not (going and port.protocol is Protocol.UDP):
-                # Dialled from inside its namespace, a connection would bypass the rules that it may have there.
-                netns = None if container.workload.own_rules else container.netns
+            served = serves(workload, port)
+            on_demand = not served and not going and may_open(workload, port, container.declared.ports)
+            if (served or on_demand) and not (going and port.protocol is Protocol.UDP):
                 backend = Backend(
-                    address=address, port=port.container, local=True, label=label, retiring=going, netns=netns
+                    address=address,
+                    port=port.container,
+                    local=True,
+                    label=workload.docker_name,
+                    retiring=going,
+                    # Dialled from inside its namespace, a connection would bypass the rules that it may have there.
+                    netns=None if workload.own_rules else container.netns,
+                    on_demand=on_demand,
+                    paused=workload.state is RunState.PAUSED,
                 )
                 found.setdefault(destination, []).append(backend)
     return found
@@ -79,13 +90,22 @@ def refused_addresses(s: Snapshot) -> dict[IPv4Address, str]:
 def remote_backends(s: Snapshot) -> dict[Destination, list[Backend]]:
     """Return the proxies of other machines that serve something, to be dialled from this machine's own address.
 
-    Those at an address that no other machine can have are left out (`refused_addresses`).
+    Those at an address that no other machine can have are left out (`refused_addresses`). One of weight 0 has only
+    spares itself, and is one.
     """
     node, source, refused = s.settings.node, own_address(s), refused_addresses(s)
     found: dict[Destination, list[Backend]] = {}
     for e in s.endpoints:
-        if e.node != node and e.weight > 0 and not (refused and e.address in refused):
-            backend = Backend(address=e.address, port=e.port, local=False, weight=e.weight, label=e.node, source=source)
+        if e.node != node and not (refused and e.address in refused):
+            backend = Backend(
+                address=e.address,
+                port=e.port,
+                local=False,
+                weight=e.weight or 1,
+                label=e.node,
+                source=source,
+                on_demand=not e.weight,
+            )
             found.setdefault(e.destination, []).append(backend)
     return found
 
@@ -100,7 +120,7 @@ def choose(
     chosen = {d: _sorted(backends) for d, backends in local.items()}
     for destination, backends in remote.items():
         here = local.get(destination, [])
-        if not (prefer_local and any(not b.retiring for b in here)):
+        if not (prefer_local and any(not (b.retiring or b.spare) for b in here)):
             chosen[destination] = _sorted([*here, *backends])
     return chosen
 
@@ -109,19 +129,29 @@ def registrations(
     local: Mapping[Destination, list[Backend]],
     ports: Mapping[Destination, int],
     containers: Iterable[MeshContainer] = (),
+    now: float = 0.0,
 ) -> dict[Destination, Registration]:
-    """Return what this machine announces: what it serves itself, weighted by its ready replicas."""
-    revisions = {c.workload.docker_name: c.workload.revision for c in containers}
+    """Return what this machine announces: what it serves itself, weighted by its ready replicas.
+
+    What only spares serve is announced with weight 0: other machines come here where there is nothing else. A port that
+    opens on demand counts among the revisions of a container that is ready without it, so that no deploy waits for it.
+    """
+    made = {c.workload.docker_name: c for c in containers if c.workload.revision is not None}
     found = {}
     for d, backends in local.items():
         staying = _sorted([b for b in backends if not b.retiring])
-        made = [revision for b in staying if (revision := revisions.get(b.label)) is not None]
         if staying and d in ports:
+            counted = Counter(
+                str(c.workload.revision)
+                for b in staying
+                if (c := made.get(b.label)) is not None
+                if not b.spare or is_ready(c.workload, c.declared.ports, now)
+            )
             found[d] = Registration(
                 destination=d,
                 proxy_port=ports[d],
-                weight=len(staying),
-                revisions=tuple(sorted(Counter(made).items())) if made else (),
+                weight=sum(not b.spare for b in staying),
+                revisions=tuple(sorted(counted.items())) if counted else (),
             )
     return found
 

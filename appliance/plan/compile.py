@@ -2,6 +2,7 @@
 
     specs, workloads ─► containers ─► who may reach what ─► virtual IPs, ports ─► rules, names, sockets   (skeleton.py)
     readiness, endpoints of other machines ─────────────────────────────────► backends, announcements  (backends.py)
+                                                                            ► what refuses for want of any (rulesets.py)
 
 A running appliance keeps one `Compiler`: when only readiness or endpoints have changed, which is nearly always, the
 first line is skipped, and all that stays the same is the same object.
@@ -19,12 +20,14 @@ from appliance.plan.doors import doors, routes
 from appliance.plan.interests import interests
 from appliance.plan.portclaims import PortClaims
 from appliance.plan.probes import probes
+from appliance.plan.readiness import settling
 from appliance.plan.replicas.rollout import claims, refused, retiring, rollout, startable
+from appliance.plan.rulesets import Closings
 from appliance.plan.skeleton import Skeleton, Skeletons
 from appliance.plan.turns import at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Collection, Generator, Mapping
 
     from appliance.model.facts import Probe, Snapshot
     from appliance.model.names import Destination
@@ -63,6 +66,7 @@ class Compiler:
     def __init__(self) -> None:
         self._containers = MeshContainers()
         self._skeletons = Skeletons()
+        self._closings = Closings()
         self._claims = PortClaims()
         self._skeleton: Skeleton | None = None
         self._backends: dict[Destination, tuple[Backend, ...]] = {}
@@ -83,22 +87,23 @@ class Compiler:
         skeleton = yield from self._skeletons.of(s, containers, frozenset(remote))
         local = local_backends(containers, skeleton.addresses, retiring(s, actions))
         yield
-        self._listen(skeleton, choose(local, remote, prefer_local=s.settings.prefer_local))
+        concerned = self._listen(skeleton, choose(local, remote, prefer_local=s.settings.prefer_local))
         yield
+        yield from self._closings.of(skeleton.rulesets, skeleton.host_ruleset, self._listeners, concerned)
         if self._rulesets is not skeleton.rulesets:
             self._rulesets = skeleton.rulesets
             self._doors, self._routes = doors(skeleton.rulesets), routes(skeleton.rulesets)
             yield
         want = HostState(
             listeners=self._listeners,
-            rulesets=skeleton.rulesets,
+            rulesets=self._closings.rulesets,
             doors=self._doors,
             routes=self._routes,
-            host_ruleset=skeleton.host_ruleset,
+            host_ruleset=self._closings.host_ruleset,
             bridge_ruleset=self._claims.of(s, containers),
             dns_addresses=skeleton.dns_addresses,
             zone=skeleton.zone,
-            registrations=registrations(local, skeleton.allocations.ports, containers),
+            registrations=registrations(local, skeleton.allocations.ports, containers, s.now),
             allocations=skeleton.allocations,
             shortage=skeleton.shortage,
         )
@@ -110,7 +115,7 @@ class Compiler:
             claims=claimed,
             refused=refused(s),
             probes=probes(containers),
-            due=due,
+            due=min(due, settling(containers, s.now)),
         )
 
     def _interests_of(self, s: Snapshot) -> Interests:
@@ -121,14 +126,14 @@ class Compiler:
             self._interests = inputs, interests(s)
         return self._interests[1]
 
-    def _listen(self, skeleton: Skeleton, backends: dict[Destination, tuple[Backend, ...]]) -> None:
-        """Put the backends into the sockets; touch only those that changed."""
+    def _listen(self, skeleton: Skeleton, backends: dict[Destination, tuple[Backend, ...]]) -> Collection[Destination]:
+        """Put the backends into the sockets; touch only those that changed, and return them."""
         before = self._backends
         same = skeleton is self._skeleton
         concerned = (
             [d for d in before.keys() | backends.keys() if before.get(d) != backends.get(d)]
             if same
-            else skeleton.sockets
+            else skeleton.sockets.keys()
         )
         listeners = dict(self._listeners) if same else {}
         for d in concerned:
@@ -139,3 +144,4 @@ class Compiler:
             former = self._listeners.get(d)
             listeners[d] = former if former == listener and former is not None else listener
         self._skeleton, self._backends, self._listeners = skeleton, backends, listeners
+        return concerned

@@ -12,14 +12,14 @@ from appliance.model.facts import RunState
 from appliance.model.names import Allowance, Destination, Protocol
 from appliance.model.state import Subject
 from appliance.plan.policy import catalogue, declaration, may_reach
-from appliance.plan.readiness import missing, serves
+from appliance.plan.readiness import may_open, missing, serves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
     from appliance.model.facts import Snapshot, Workload
     from appliance.model.names import Name
-    from appliance.model.network import NetnsId
+    from appliance.model.network import Backend, NetnsId
     from appliance.model.state import HostState
     from appliance.model.stats import ListenerStats
 
@@ -58,6 +58,15 @@ def door(netns: NetnsId | None, have: HostState, cause: Cause) -> str | None:
     return f"no: {next(filter(None, causes), 'it is not open yet')}"
 
 
+def spare(backend: Backend) -> str:
+    """Return in words what a spare backend is: there is no other where one gets connections."""
+    if backend.paused:
+        return "paused: callers wait until it goes on"
+    if backend.local:
+        return "does not listen: dialled when a client comes, as another of its ports listens"
+    return "nothing is ready there: reached where nothing else is"
+
+
 def why(
     client: Workload,
     wanted: Allowance,
@@ -93,7 +102,8 @@ def _client(client: Workload) -> Station:
             station="client", passed=False, words=f"{what}, which cannot be in the mesh", remedy=client.problem
         )
     if client.state is not RunState.RUNNING or client.netns is None:
-        return Station(station="client", passed=False, words=f"{what}, which is {client.state}", remedy="start it")
+        remedy = "unpause it" if client.state is RunState.PAUSED else "start it"
+        return Station(station="client", passed=False, words=f"{what}, which is {client.state}", remedy=remedy)
     return Station(
         station="client",
         passed=True,
@@ -221,7 +231,8 @@ def _backends(destination: Destination, s: Snapshot, have: HostState, stats: Ite
         return Station(
             station="backends",
             passed=False,
-            words="no backend is ready" + (f": {'; '.join(waiting)}" if waiting else ""),
+            words=f"nothing serves {destination}: connections are refused until something does"
+            + (f" ({'; '.join(waiting)})" if waiting else ""),
             remedy="look at `meshbox workloads` and the container's log"
             if waiting
             else f'deploy or start service "{destination.name.service}"',
@@ -234,6 +245,8 @@ def _backends(destination: Destination, s: Snapshot, have: HostState, stats: Ite
         if count is not None and count.ejected > 0:
             out += 1
             state = f" (refused connections; left out for {count.ejected:.1f} s)"
+        elif backend.spare:
+            state = f" ({spare(backend)})"
         words.append(f"{backend.label or 'backend'} at {backend.address}:{backend.port}{state}")
     return Station(
         station="backends",
@@ -251,9 +264,9 @@ def _not_serving(workload: Workload, destination: Destination, s: Snapshot) -> s
         for p in declaration(workload, s.specs).ports
         if (p.mesh, p.protocol) == (destination.port, destination.protocol)
     ]
-    if not ports or serves(workload, ports[0]):
+    if not ports or serves(workload, ports[0]) or may_open(workload, ports[0], declaration(workload, s.specs).ports):
         return None
-    return f"{workload.docker_name} is {missing(workload, ports) or 'not ready'}"
+    return f"{workload.docker_name} is {missing(workload, ports, s.now) or 'not ready'}"
 
 
 def _offered(name: Name, s: Snapshot) -> frozenset[Destination]:

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from appliance.plan.containers import MeshContainer
 
 
+_ALIVE = (RunState.RUNNING, RunState.PAUSED)
+"""The kernel answers for a program that stands still."""
+
+
 def probes(containers: Iterable[MeshContainer]) -> frozenset[Probe]:
-    """Return the declared ports of running containers that have not accepted yet.
+    """Return the declared ports of containers that run, or are paused, which have not accepted yet.
 
     A container that has not started is left out: before its interface is up, a dial would hang until the kernel asks
     ARP again.
@@ -22,7 +26,7 @@ def probes(containers: Iterable[MeshContainer]) -> frozenset[Probe]:
     return frozenset(
         Probe(w.id, w.netns.id, w.addresses[0], port.container, w.netns.path)
         for container in containers
-        if (w := container.workload).state is RunState.RUNNING and w.started_at
+        if (w := container.workload).state in _ALIVE and w.started_at
         if w.netns is not None and w.addresses
         for port in container.declared.ports
         if port.protocol is Protocol.TCP and port.container not in w.accepting

@@ -5,9 +5,9 @@ How they read as text is decided in render/ruleset.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from appliance.model.network import HostRuleset, Netns, RegistryGuard, Route, VisitorRules, WorkloadRuleset
 from appliance.plan.containers import container_subnets
@@ -17,14 +17,18 @@ from appliance.plan.turns import in_turns, reused
 from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from appliance.model.facts import Allocations, Machine, Snapshot
     from appliance.model.names import Destination, Protocol
-    from appliance.model.network import NetnsId
+    from appliance.model.network import Listener, NetnsId
     from appliance.plan.containers import Group
     from appliance.plan.turns import Turns
     from appliance.plan.visitors import VisitorGroup
+
+    Ports = frozenset[tuple[Protocol, int]]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,3 +212,87 @@ def may_call(machine: Machine) -> bool:
 def _others(s: Snapshot) -> list[Machine]:
     """Return the other machines. One that claims an address of this host is none: no call from there is let in."""
     return [m for m in s.machines if m.node != s.settings.node and m.address not in s.host_addresses]
+
+
+class Closings:
+    """Puts into the rules what is closed, for one pass after another: nothing serves it.
+
+    The rules refuse what the proxy could only accept and reset: in callers' namespaces for what comes through doors,
+    and on the host for all else. What did not change is the same object, and a change of readiness touches only
+    namespaces that reach what it concerns.
+    """
+
+    def __init__(self) -> None:
+        self.rulesets: Mapping[NetnsId, WorkloadRuleset] = {}
+        self.host_ruleset: HostRuleset | None = None
+        self._open: Mapping[NetnsId, WorkloadRuleset] | None = None
+        """The rules before anything was closed in them."""
+        self._routes: frozenset[Route] = frozenset()
+        self._ports: Ports = frozenset()
+        self._to_peers: Ports = frozenset()
+        self._concerned: frozenset[Destination] = frozenset()
+        """What has changed since a pass got to its end."""
+
+    def of(
+        self,
+        rulesets: Mapping[NetnsId, WorkloadRuleset],
+        host_ruleset: HostRuleset,
+        listeners: Mapping[Destination, Listener],
+        concerned: Collection[Destination],
+    ) -> Turns[None]:
+        """Close in these rules what has no backends. With the same rules only `concerned` destinations have changed."""
+        self._concerned = self._concerned.union(concerned)
+        same = rulesets is self._open
+        if same and not self._concerned:
+            return
+        changed = [listeners[d] for d in self._concerned if d in listeners] if same else []
+        looked_at = changed if same else listeners.values()
+        closed = [x for x in looked_at if all(b.retiring for b in x.backends)]
+        routes = _after(self._routes if same else frozenset(), _routes_to(changed), _routes_to(closed))
+        ports = _after(self._ports if same else frozenset(), _ports(changed), _ports(closed))
+        yield
+        closed = [x for x in looked_at if not any(b.local for b in x.backends)] if host_ruleset.peers else []
+        to_peers = _after(self._to_peers if same else frozenset(), _ports(changed), _ports(closed))
+        host = replace(host_ruleset, closed=ports, closed_to_peers=to_peers)
+        yield
+        if not same or routes is not self._routes:
+            self.rulesets = yield from self._close(rulesets, routes)
+        self.host_ruleset = self.host_ruleset if host == self.host_ruleset else host
+        self._routes, self._ports, self._to_peers = routes, ports, to_peers
+        self._open, self._concerned = rulesets, frozenset()
+
+    def _close(
+        self, rulesets: Mapping[NetnsId, WorkloadRuleset], routes: frozenset[Route]
+    ) -> Turns[Mapping[NetnsId, WorkloadRuleset]]:
+        """Return these rules with those of their routes closed that are among `routes`."""
+        former = self._open or {}
+        moved = routes ^ self._routes
+
+        def current(netns: NetnsId) -> WorkloadRuleset:
+            plain, known = rulesets[netns], self.rulesets.get(netns)
+            if known is not None and former.get(netns) is plain and moved.isdisjoint(plain.routes):
+                return known
+            closed = plain.routes & routes if plain.door else frozenset()
+            found = replace(plain, closed=closed) if closed else plain
+            return known if known is not None and known == found else found
+
+        found = yield from in_turns(current, rulesets)
+        return dict(zip(rulesets, found, strict=True))
+
+
+def _after(before: frozenset[_T], changed: Iterable[_T], closed: Iterable[_T]) -> frozenset[_T]:
+    """Return what is closed after these changes; the same object where that is nothing else."""
+    after = before.difference(changed).union(closed)
+    return before if after == before else after
+
+
+def _routes_to(listeners: Iterable[Listener]) -> list[Route]:
+    return [
+        Route(vip=x.vip, port=x.destination.port, protocol=x.destination.protocol, proxy_port=x.port)
+        for x in listeners
+        if x.vip is not None
+    ]
+
+
+def _ports(listeners: Iterable[Listener]) -> list[tuple[Protocol, int]]:
+    return [(x.destination.protocol, x.port) for x in listeners]

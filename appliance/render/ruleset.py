@@ -9,6 +9,7 @@ Names of interfaces come from the kernel; only those are written that mean thems
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -118,14 +119,18 @@ def change_workload(before: WorkloadRuleset | None, after: WorkloadRuleset) -> s
     old, new = _workload_sets(before), _workload_sets(after)
     if _ranges_differ(old, new):
         return render_workload(after)
-    differing = before.routes ^ after.routes  # compares the many equal routes once, not twice
+    # compares the many equal routes once, not twice
+    differing = (before.routes ^ after.routes) | (before.closed ^ after.closed)
     gone = _route_sets(before, before.routes & differing)
     come = _route_sets(after, after.routes & differing)
-    return _change(gone | _minus(old, new), come | _minus(new, old))
+    return _change(_minus(gone, come) | _minus(old, new), _minus(come, gone) | _minus(new, old))
 
 
 def change_host(before: HostRuleset | None, after: HostRuleset) -> str:
     """Return the text that brings the host's table from `before` to `after`, as `change_workload` does."""
+    if before is not None and replace(before, closed=after.closed, closed_to_peers=after.closed_to_peers) == after:
+        old, new = _closed_sets(before), _closed_sets(after)  # readiness alone has changed: the rest is not written
+        return _change(_minus(old, new), _minus(new, old))
     if before is None or _host_values(before) != _host_values(after):
         return render_host(after)
     old, new = _host_sets(before), _host_sets(after)
@@ -152,19 +157,25 @@ def _workload_values(r: WorkloadRuleset) -> dict[str, str]:
 
 
 def _route_sets(ruleset: WorkloadRuleset, routes: Iterable[Route]) -> _Sets:
-    to, allowed, inside, datagrams, vips, ports = [], [], [], [], [], []
+    to, allowed, inside, datagrams, vips, ports, closed = [], [], [], [], [], [], []
     for r in routes:
         dialled = f"{r.vip} . {r.protocol.value} . "
         to.append(f"{dialled}{int(r.port)} : {ruleset.proxy} . {int(r.proxy_port)}")
         allowed.append(f"{dialled}{int(r.proxy_port)}")
-        if ruleset.door and r.protocol is Protocol.TCP:
-            inside.append(f"{r.vip} . {int(r.port)}")
-        elif ruleset.door:
-            door = DATAGRAM_DOORS.network_address + int(r.proxy_port)
-            datagrams.append(f"{r.vip} . {int(r.port)} : {door}")
+        if not ruleset.door:
+            continue
+        at = f"{r.vip} . {int(r.port)}"
+        door = DATAGRAM_DOORS.network_address + int(r.proxy_port)
+        if r.protocol is Protocol.UDP:
             vips.append(f"{door} : {r.vip}")
             ports.append(f"{door} : {int(r.port)}")
-    sets = {"routes": to, "allowed": allowed, "inside": inside}
+        if r in ruleset.closed:
+            closed.append(f"{dialled}{int(r.port)}")
+        elif r.protocol is Protocol.UDP:
+            datagrams.append(f"{at} : {door}")
+        else:
+            inside.append(at)
+    sets = {"routes": to, "allowed": allowed, "inside": inside, "closed": closed}
     if ruleset.door:
         sets |= {"datagrams": datagrams, "vips": vips, "ports": ports}
     return {name: frozenset(elements) for name, elements in sets.items()}
@@ -200,8 +211,16 @@ def _host_sets(r: HostRuleset) -> _Sets:
         "subnets": _networks(r.subnets),
         "listening": frozenset(f"{protocol.value} . {int(port)}" for protocol, port in r.listening),
     }
+    sets |= _closed_sets(r)
     sets |= {} if r.visitors is None else _visitor_sets(r.visitors)
     return sets if r.registry is None else sets | _registry_sets(r.registry)
+
+
+def _closed_sets(r: HostRuleset) -> _Sets:
+    sets = {"closed": r.closed, "closed_to_peers": r.closed_to_peers}
+    return {
+        name: frozenset(f"{protocol.value} . {int(port)}" for protocol, port in ports) for name, ports in sets.items()
+    }
 
 
 def _registry_sets(g: RegistryGuard) -> _Sets:

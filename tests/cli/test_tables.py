@@ -95,12 +95,16 @@ def test_routes(shown):
     backend = {"label": "shop-1", "address": "172.17.0.2:80", "opened": 5, "active": 1, "failed": 0, "ejected": 0.0}
     row = {"destination": "web.shop:80/tcp", "vip": "240.0.0.1", "proxy_port": 20000, "callers": ["a", "b"]}
     second = {**backend, "label": "", "ejected": 1.25}
-    lines = shown(tables.routes, [{**row, "backends": [backend, second]}, {**row, "backends": []}])[1:]
+    spare = {**backend, "spare": "paused"}
+    lines = shown(
+        tables.routes, [{**row, "backends": [backend, second]}, {**row, "backends": []}, {**row, "backends": [spare]}]
+    )[1:]
     head = ["web.shop:80/tcp", "240.0.0.1", "20000", "2"]
     assert lines == [
         [*head, "shop-1", "172.17.0.2:80", "5", "1", "0"],
         ["backend", "172.17.0.2:80", "5", "1", "0", "left", "out", "for", "1.2", "s"],
-        [*head, "no", "backend", "-", "-", "-"],
+        [*head, "nothing", "serves", "it:", "refused", "-", "-", "-"],
+        [*head, "shop-1", "172.17.0.2:80", "5", "1", "0", "paused"],
     ]
 
 

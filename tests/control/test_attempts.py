@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from math import inf
 
 import pytest
@@ -10,9 +12,18 @@ import trio.testing
 
 from appliance.control.attempts import NOW, Attempts
 from appliance.errors import NotYetError, RetryError
-from appliance.model.names import Destination
-from appliance.model.network import Registration
-from appliance.model.state import Register, subject_of
+from appliance.model.names import Destination, Protocol
+from appliance.model.network import HostRuleset, Netns, NetnsId, Registration, Route, WorkloadRuleset
+from appliance.model.state import PushHostRuleset, PushRuleset, Register, subject_of
+
+RULES = WorkloadRuleset(
+    netns=Netns(id=NetnsId(device=4, inode=1), path="/netns/1"),
+    proxy=IPv4Address("172.18.0.1"),
+    dns_port=53,
+    vip_range=IPv4Network("240.0.0.0/4"),
+    proxy_ports=(20000, 29999),
+)
+GUARD = HostRuleset(proxy_ports=(20000, 29999), dns_port=53)
 
 
 def step(name: str = "web.shop", weight: int = 1) -> Register:
@@ -53,6 +64,20 @@ def test_subjects_do_not_wait_for_each_other():
     assert not attempts.held(other, 0.3)
     assert attempts.held(one, 0.3)
     assert attempts.next_due(0.3) == pytest.approx(10.0), "what is due already does not start a pass of its own"
+
+
+def test_readiness_is_no_other_aim():
+    """It changes often, and would have a namespace that refuses its rules tried again each time."""
+    attempts = Attempts(lambda: None)
+    route = Route(vip=IPv4Address("240.0.0.1"), port=80, protocol=Protocol.TCP, proxy_port=20001)
+    rules = replace(RULES, routes=frozenset({route}))
+    attempts.failed(PushRuleset(before=None, after=rules), RetryError("no"))
+    attempts.failed(PushHostRuleset(before=None, after=GUARD), RetryError("no"))
+    assert attempts.held(PushRuleset(before=None, after=replace(rules, closed=rules.routes)), 0.0)
+    assert not attempts.held(PushRuleset(before=None, after=RULES), 0.0)
+    unserved = frozenset({(Protocol.TCP, 20001)})
+    assert attempts.held(PushHostRuleset(before=None, after=replace(GUARD, closed=unserved)), 0.0)
+    assert not attempts.held(PushHostRuleset(before=None, after=replace(GUARD, dns_port=54)), 0.0)
 
 
 def test_another_aim_is_not_held():

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+import pytest
+
 from appliance.dataplane.balance import EJECT_SECONDS, Balancer
 from appliance.model.network import Backend
 
@@ -93,6 +95,34 @@ def test_all_failing_is_better_than_none() -> None:
     for state in balancer.states.values():
         balancer.failed(state)
     assert shares(balancer, 200).keys() == {1, 2}
+
+
+@pytest.mark.parametrize("kind", ["on_demand", "paused"])
+def test_a_spare_serves_where_nothing_else_does(kind: str) -> None:
+    """Not beside one that is left out either, which may be back; to peers a remote one is no other."""
+    spare = replace(backend(1), **{kind: True})
+    balancer = Balancer([spare, backend(2)], clock=Clock())
+    assert shares(balancer, 200).keys() == {2}
+    balancer.failed(balancer.states["10.0.0.2", 80])
+    assert shares(balancer, 200).keys() == {2}
+    assert balancer.pick(tried=(balancer.states["10.0.0.2", 80],)) is balancer.states["10.0.0.1", 80]
+    assert shares(Balancer([spare]), 10).keys() == {1}
+    elsewhere = Balancer([spare, backend(3, local=False)])
+    assert shares(elsewhere, 200).keys() == {3}
+    assert shares(elsewhere, 200, local_only=True).keys() == {1}
+
+
+def test_a_spare_is_not_to_blame() -> None:
+    """A port that opens on demand may well refuse; one that was left out when it was paused is a spare at once."""
+    balancer = Balancer([replace(backend(1), on_demand=True)], clock=Clock())
+    state = balancer.states["10.0.0.1", 80]
+    balancer.failed(state)
+    assert (state.failed, state.failures, state.ejected_until) == (1, 0, 0.0)
+    balancer = Balancer([backend(1)], clock=Clock())
+    state = balancer.states["10.0.0.1", 80]
+    balancer.failed(state)
+    balancer.update([replace(backend(1), paused=True)])
+    assert (state.failures, state.ejected_until) == (0, 0.0)
 
 
 def test_a_retry_goes_elsewhere() -> None:

@@ -63,14 +63,15 @@ def test_containers_with_rules_of_their_own_are_dialled_from_the_host():
 
 
 def test_remote_backends():
-    """Other machines' proxies with their weight; not our own announcement, and nothing without replicas."""
+    """Other machines' proxies with their weight, not our own; one without ready replicas is a spare."""
     endpoints = (
         endpoint("web.web:80", "m2", weight=3, at="10.0.0.2"),
         endpoint("web.web:80", "here", at="10.0.0.1"),
         endpoint("web.web:80", "m3", weight=0, at="10.0.0.3"),
     )
     s = snapshot(endpoints=endpoints)
-    assert remote_backends(s) == {WEB: [remote(2, 3)]}
+    assert remote_backends(s) == {WEB: [remote(2, 3), replace(remote(3), on_demand=True)]}
+    s = snapshot(endpoints=endpoints[:2])
     source = IPv4Address("10.0.0.1")
     s = replace(s, machines=(machine("here", str(source)),), host_addresses=frozenset({source}))
     assert remote_backends(s) == {WEB: [replace(remote(2, 3), source=source)]}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,13 +64,100 @@ def test_nothing_is_announced_before_it_is_ready():
     for server in (
         replace(SERVER, accepting=frozenset()),
         replace(SERVER, healthy=False),
-        replace(SERVER, state=RunState.PAUSED),
         stopped(SERVER),
     ):
         want = compile_host(snapshot(server, CLIENT))
         assert want.listeners[APPLE].backends == ()
         assert want.registrations == {}
         assert APPLE.name in want.zone.names
+
+
+PAUSED = replace(SERVER, state=RunState.PAUSED, healthy=False)
+FTP = container(2, "apple.orange", ports=("21:21", "80:8080"), accepting=frozenset({21}), accepting_since=1000.0)
+
+
+@pytest.mark.parametrize("server", [PAUSED, FTP], ids=["paused", "on demand"])
+def test_a_spare_serves_where_nothing_else_does(server):
+    """It is announced with no weight, so that other machines too come only where they find nothing else."""
+    want = compile_host(snapshot(server, CLIENT))
+    (backend,) = want.listeners[APPLE].backends
+    assert (backend.paused, backend.on_demand) == (server is PAUSED, server is FTP)
+    assert want.registrations[APPLE].weight == 0
+    assert not any(rules.closed for rules in want.rulesets.values())
+    there = {"endpoints": (endpoint("apple.orange:80", "m2", weight=0),)}
+    (backend,) = compile_host(snapshot(CLIENT, **there)).listeners[APPLE].backends
+    assert (backend.on_demand, backend.weight) == (True, 1)
+    nearest = replace(snapshot(server, CLIENT, endpoints=(endpoint("apple.orange:80", "m2"),)))
+    nearest = replace(nearest, settings=replace(SETTINGS, prefer_local=True))
+    assert backends(nearest) == ["m2", "c2"], "what is ready elsewhere is better than a spare here"
+
+
+def test_what_opens_on_demand_counts_for_deploys_once_nothing_waits_for_it():
+    """Other machines wait for revisions; the plan itself says when that time has come."""
+    ftp = spec("orange", declared("apple", ports=(21, 80)))
+    server = managed(2, ftp, accepting=frozenset({21}), accepting_since=1000.0)
+    for now, revisions in ((1004.0, ()), (1010.5, ((server.revision, 1),))):
+        plan = at_once(Compiler().compile(snapshot(server, CLIENT, specs=[ftp], now=now)))
+        assert plan.want.registrations[APPLE].weight == 0
+        assert plan.want.registrations[APPLE].revisions == revisions
+        assert plan.due == (pytest.approx(1010.0 - now) if now < 1010.0 else inf)
+
+
+def closed(want) -> dict[int, set[int]]:
+    """What each namespace refuses through its door, by the ports of the mesh."""
+    return {n.inode: {route.port for route in rules.closed} for n, rules in want.rulesets.items()}
+
+
+def test_what_nothing_serves_is_closed():
+    """In the namespaces that reach it and on the host, until it has a backend; to peers until one is here."""
+    other = container(5, "pear.orange", ports=("81:81",))
+    stranger = container(4, "a.a")
+    unready = replace(SERVER, accepting=frozenset())
+    m2 = {"machines": (machine("here", "10.0.0.1"), machine("m2", "10.0.0.9"))}
+    there = {"endpoints": (endpoint("apple.orange:80", "m2"),)}
+    for facts, inside, host, to_peers in (
+        (snapshot(unready, other, CLIENT, stranger), {2: {80}, 3: {80}, 4: set(), 5: {80}}, {80}, set()),
+        (snapshot(SERVER, other, CLIENT), {2: set(), 3: set(), 5: set()}, set(), set()),
+        (snapshot(unready, CLIENT, **m2), {2: {80}, 3: {80}}, {80}, {80}),
+        (snapshot(unready, CLIENT, **m2, **there), {2: set(), 3: set()}, set(), {80}),
+        (snapshot(stopped(SERVER), CLIENT), {3: {80}}, {80}, set()),
+    ):
+        want = compile_host(facts)
+        ports = {port: d.port for d, port in want.allocations.ports.items()}
+        assert closed(want) == inside
+        assert {ports[port] for _, port in want.host_ruleset.closed} == host
+        assert {ports[port] for _, port in want.host_ruleset.closed_to_peers} == to_peers
+    without = compile_host(replace(snapshot(unready, CLIENT), settings=replace(SETTINGS, doors=False)))
+    assert closed(without) == {2: set(), 3: set()}
+    assert without.host_ruleset.closed
+
+
+def test_what_retires_is_closed_to_all_but_peers():
+    """They may not have heard of it yet."""
+    server = managed(2, spec("orange", declared("apple", ports=(80,))))
+    m2 = {"machines": (machine("here", "10.0.0.1"), machine("m2", "10.0.0.9"))}
+    want = compile_host(snapshot(server, CLIENT, tombstones={"orange": 5.0}, **m2))
+    assert closed(want)[3] == {80}
+    assert want.host_ruleset.closed
+    assert not want.host_ruleset.closed_to_peers
+
+
+def test_readiness_touches_only_the_namespaces_that_reach_it():
+    """The rules of all others are the same objects, also after a pass that was cut short."""
+    pear = container(5, "pear.pear", ports=("81:81",))
+    facts = snapshot(SERVER, CLIENT, pear)
+    compiler = Compiler()
+    before = at_once(compiler.compile(facts)).want
+    work = compiler.compile(snapshot(replace(SERVER, accepting=frozenset()), CLIENT, pear))
+    for _ in range(6):
+        next(work)
+    work.close()
+    after = at_once(compiler.compile(snapshot(replace(SERVER, accepting=frozenset()), CLIENT, pear))).want
+    assert closed(after) == {2: {80}, 3: {80}, 5: set()}
+    assert after.rulesets[pear.netns.id] is before.rulesets[pear.netns.id]
+    assert after.rulesets[CLIENT.netns.id].routes is before.rulesets[CLIENT.netns.id].routes
+    again = at_once(compiler.compile(facts)).want
+    assert again == before
 
 
 def test_old_revision_serves_until_the_new_one_is_ready():
@@ -149,6 +238,17 @@ def test_memory_changes_nothing(sequence):
         allocations = want.allocations
 
 
+def rules_agree(want, ruleset) -> bool:
+    """Whether a namespace and the host refuse just what no listener could send anywhere."""
+    served = {x.port for x in want.listeners.values() if any(not b.retiring for b in x.backends)}
+    inside = {route.proxy_port for route in ruleset.closed}
+    routes = {route.proxy_port for route in ruleset.routes}
+    host = {port for _, port in want.host_ruleset.closed}
+    return (
+        inside == (routes - served if ruleset.door else set()) and host.isdisjoint(served) and routes - served <= host
+    )
+
+
 @given(snapshots())
 def test_invariants(s):
     """Nobody shares a virtual IP or port; every route has its listener, which lets that workload in; names resolve."""
@@ -164,9 +264,12 @@ def test_invariants(s):
     for netns, ruleset in want.rulesets.items():
         for route in ruleset.routes:
             assert ports[route.proxy_port].callers >= addresses[netns]
+        assert rules_agree(want, ruleset)
     for view in want.zone.views.values():
         assert view <= want.zone.names.keys()
     assert want.registrations.keys() <= want.listeners.keys()
     for d, registration in want.registrations.items():
-        assert registration.weight == sum(b.local and not b.retiring for b in want.listeners[d].backends)
+        staying = [b for b in want.listeners[d].backends if b.local and not b.retiring]
+        assert staying
+        assert registration.weight == sum(not b.spare for b in staying)
     assert want.dns_addresses == want.host_ruleset.dns_addresses

@@ -12,7 +12,7 @@ from appliance.model.state import Subject
 from appliance.model.stats import BackendStats, ListenerStats
 from appliance.plan.compile import compile_host
 from appliance.plan.explain import find_client, why
-from tests.plan.cases import BRIDGE, SETTINGS, container, stopped
+from tests.plan.cases import BRIDGE, SETTINGS, container, endpoint, stopped
 
 SERVER = container(2, "apple.orange", ports=(80, "53/udp"))
 TCP = Protocol.TCP
@@ -79,7 +79,38 @@ def test_backend_that_is_not_ready() -> None:
     last = ask(CLIENT, "apple.orange:80", starting, CLIENT)[-1]
     assert last.station == "backends"
     assert not last.passed
+    assert last.words.startswith("nothing serves apple.orange:80/tcp: connections are refused until something does")
     assert "c2 is waiting for port 80" in last.words
+
+
+@pytest.mark.parametrize(
+    ("server", "endpoints", "words"),
+    [
+        (replace(SERVER, state=RunState.PAUSED), (), "c2 at 172.18.0.2:80 (paused: callers wait until it goes on)"),
+        (
+            container(2, "apple.orange", ports=(80, 21), accepting=frozenset({21})),
+            (),
+            "c2 at 172.18.0.2:80 (does not listen: dialled when a client comes, as another of its ports listens)",
+        ),
+        (
+            replace(SERVER, accepting=frozenset()),
+            (endpoint("apple.orange:80", "m2", weight=0),),
+            "m2 at 10.0.0.9:20000 (nothing is ready there: reached where nothing else is); c2 is waiting for port 80",
+        ),
+    ],
+    ids=["paused", "on demand", "elsewhere"],
+)
+def test_spare_backends(server, endpoints, words) -> None:
+    """The way goes on, and it says what the client finds there."""
+    s = replace(facts(server, CLIENT), endpoints=endpoints)
+    last = why(CLIENT, Allowance.parse("apple.orange:80"), s, compile_host(s), (), lambda _: None)[-1]
+    assert (last.passed, last.words) == (True, words)
+
+
+def test_paused_client() -> None:
+    """It says what to do about it."""
+    last = ask(replace(CLIENT, state=RunState.PAUSED), "apple.orange:80", SERVER, CLIENT)[-1]
+    assert (last.station, last.passed, last.remedy) == ("client", False, "unpause it")
 
 
 def test_all_backends_left_out() -> None:

@@ -39,14 +39,18 @@ def test_what_has_accepted_is_left_alone() -> None:
         replace(SERVER, problem="it uses the host's network"),
         replace(SERVER, attachments=()),
         replace(SERVER, netns=None),
-        replace(SERVER, state=RunState.PAUSED),
         stopped(SERVER),
     ],
-    ids=["not started", "problem", "no address", "no namespace", "paused", "stopped"],
+    ids=["not started", "problem", "no address", "no namespace", "stopped"],
 )
 def test_nobody_is_dialled_that_cannot_answer(other) -> None:
     """Its program does not run, or there is no way to it."""
     assert dialled(other) == set()
+
+
+def test_the_kernel_answers_for_a_paused_program() -> None:
+    """So one that was paused before the appliance started becomes a backend too."""
+    assert dialled(replace(SERVER, state=RunState.PAUSED)) == dialled(SERVER)
 
 
 def test_deployed_spec_wins_over_labels() -> None:

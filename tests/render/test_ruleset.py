@@ -90,6 +90,8 @@ HOST_FULL = HostRuleset(
     dns_addresses=frozenset({IPv4Address("172.18.0.1")}),
     subnets=frozenset({IPv4Network("172.18.0.0/16")}),
     listening=frozenset({(Protocol.TCP, 20001), (Protocol.UDP, 20002)}),
+    closed=frozenset({(Protocol.TCP, 20001)}),
+    closed_to_peers=frozenset({(Protocol.TCP, 20001), (Protocol.UDP, 20002)}),
 )
 
 HOST_VISITORS = replace(
@@ -125,6 +127,7 @@ BRIDGE_FULL = replace(
 )
 
 DOOR = replace(FULL, door=True, address=IPv4Address("172.18.0.2"))
+CLOSED = replace(DOOR, closed=frozenset(r for r in FULL.routes if r.port == 8080))
 
 TEXTS = {
     "host-visitors.nft": render_host(HOST_VISITORS),
@@ -132,6 +135,7 @@ TEXTS = {
     "workload-bare.nft": render_workload(BARE),
     "workload-full.nft": render_workload(FULL),
     "workload-door.nft": render_workload(DOOR),
+    "workload-closed.nft": render_workload(CLOSED),
     "host-bare.nft": render_host(HOST_BARE),
     "host-full.nft": render_host(HOST_FULL),
     "bridge-bare.nft": render_bridge(BRIDGE_BARE),
@@ -269,6 +273,26 @@ def test_changes_of_the_hosts_table():
         assert change_host(HOST_FULL, after) == render_host(after)
 
 
+def test_a_change_of_readiness_is_some_elements():
+    """Nothing else of the rules is written, however much there is."""
+    tcp, udp = (next(r for r in CLOSED.closed if r.protocol is protocol) for protocol in Protocol)
+    assert change_workload(DOOR, replace(DOOR, closed=frozenset({tcp}))) == (
+        "delete element inet meshbox inside {\n\t198.18.3.9 . 8080\n}\n"
+        "add element inet meshbox closed {\n\t198.18.3.9 . tcp . 8080\n}\n"
+    )
+    assert change_workload(CLOSED, replace(DOOR, closed=frozenset({tcp}))) == (
+        "delete element inet meshbox closed {\n\t198.18.3.9 . udp . 8080\n}\n"
+        "add element inet meshbox datagrams {\n\t198.18.3.9 . 8080 : 127.66.78.34\n}\n"
+    )
+    assert udp in CLOSED.closed
+    assert change_host(HOST_FULL, replace(HOST_FULL, closed=frozenset({(Protocol.UDP, 20002)}))) == (
+        "delete element inet meshbox closed {\n\ttcp . 20001\n}\nadd element inet meshbox closed {\n\tudp . 20002\n}\n"
+    )
+    assert change_host(HOST_FULL, replace(HOST_FULL, closed_to_peers=frozenset())) == (
+        "delete element inet meshbox closed_to_peers {\n\ttcp . 20001,\n\tudp . 20002\n}\n"
+    )
+
+
 def test_changes_of_port_claims():
     """A delta for ports that come and go, which leaves the lease as it is; the whole, with a new one, otherwise."""
     less = replace(BRIDGE_FULL, macs=frozenset({("veth1", 0x0242AC120002)}))
@@ -303,12 +327,14 @@ def rulesets(draw):
         st.lists(st.tuples(st.integers(1, 6), st.integers(1, 3), st.sampled_from(Protocol)), unique=True, max_size=8)
     )
     ports = draw(st.lists(st.integers(20000, 20012), unique=True, min_size=8, max_size=8))
+    routes = [
+        route(f"240.0.0.{vip}", port, protocol, proxy)
+        for (vip, port, protocol), proxy in zip(destinations, ports, strict=False)
+    ]
     return replace(
         BARE,
-        routes=frozenset(
-            route(f"240.0.0.{vip}", port, protocol, proxy)
-            for (vip, port, protocol), proxy in zip(destinations, ports, strict=False)
-        ),
+        routes=frozenset(routes),
+        closed=frozenset(one for one in routes if draw(st.booleans())),
         published=frozenset(draw(st.sets(st.tuples(st.sampled_from(Protocol), st.integers(1, 3))))),
     )
 

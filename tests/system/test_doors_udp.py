@@ -231,10 +231,25 @@ def test_another_backend_takes_over_from_one_that_refuses(mesh: UdpMesh) -> None
         carry(client, mesh.udp)
         mesh.swap(backends=(mesh.backend(83),))
         client.send(b"lost")
-        eventually(lambda: not [c for c in mesh.proxy.ask(api.CONNECTIONS) if not c.draining])
+        with pytest.raises(ConnectionRefusedError):  # there is no other
+            client.recv(100)
         mesh.swap(backends=(mesh.backend(81), mesh.backend(83)))
         for _ in range(20):
             carry(client, mesh.udp)
+
+
+def test_a_client_is_told_that_its_server_has_ended(mesh: UdpMesh) -> None:
+    """Before the appliance hears of it, from its first datagram on, as without a mesh; then it is served again."""
+    mesh.open()
+    mesh.swap(backends=(mesh.backend(83),))
+    with mesh.client() as client:
+        for _ in range(3):
+            client.send(b"question")
+            with pytest.raises(ConnectionRefusedError):
+                client.recv(100)
+        mesh.swap(backends=(mesh.backend(81),))
+        carry(client, mesh.udp)
+        carry(client, mesh.udp)
 
 
 STEAL = f"""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +92,37 @@ def test_deploy_waits_for_every_machine(trio: Cluster) -> None:
     assert set(census.replicas) == {"0", "1", "2", "3", "4"}
     assert census.longest() <= TTL, census.overlaps
     assert load.failures == []
+
+
+def test_what_no_machine_serves_is_refused(trio: Cluster) -> None:
+    """On every machine until the server listens, also by its own machine; while it is paused, callers wait for it."""
+    one, two, _ = trio.machines
+    wait = ("sh", "-c", "until [ -e /tmp/go ]; do sleep 0.02; done; exec python3 /srv/server.py")
+    two.run_container("late", IMAGE, *wait, service="late", container="server", ports="7000")
+    dial = "import socket, sys; print(socket.socket().connect_ex((sys.argv[1], int(sys.argv[2]))))"
+    try:
+        wait_until(
+            lambda: any(row["destination"] == "server.late:7000/tcp" for row in two.show("routes")), "it is known"
+        )
+        for machine in (one, two):
+            wait_until(lambda m=machine: heard(m, 1, host="server.late") == {"ECONNREFUSED": 1}, "it has its rules")
+            assert heard(machine, 20, host="server.late") == {"ECONNREFUSED": 20}
+        (port,) = (row["proxy_port"] for row in two.show("routes") if row["destination"] == "server.late:7000/tcp")
+        said = one.exec(sys.executable, "-c", dial, two.address, str(port)).stdout
+        assert said.strip() == str(errno.ECONNREFUSED), "machines that still believe in it are refused as well"
+        two.docker("exec", "late", "touch", "/tmp/go")
+        name = two.docker("exec", "late", "hostname")
+        for machine in trio:
+            wait_until(lambda m=machine: heard(m, 1, host="server.late") == {name: 1}, "it is reached")
+        two.pause("late")
+        wait_until(lambda: two.consul.get("/v1/health/service/late")[0]["Service"]["Meta"]["replicas"] == "0", "told")
+        with ThreadPoolExecutor() as workers:
+            waiting = [workers.submit(heard, m, 1, host="server.late") for m in trio]
+            wait_until(lambda: len(two.show("connections")) >= len(waiting), "they wait")
+            two.docker("unpause", "late")
+            assert [found.result() for found in waiting] == [{name: 1}] * 3
+    finally:
+        two.docker("rm", "--force", "late")
 
 
 def test_constraint_pins(trio: Cluster) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import socket
 import threading
 from contextlib import ExitStack, suppress
@@ -26,8 +28,8 @@ from nsworld import (
 )
 
 from appliance.model.names import Protocol
-from appliance.model.network import HostRuleset, Netns, NetnsId, Route, WorkloadRuleset
-from appliance.render.ruleset import REMOVE, render_host, render_workload
+from appliance.model.network import HostRuleset, Netns, NetnsId, Route, VisitorRules, WorkloadRuleset
+from appliance.render.ruleset import REMOVE, change_host, change_workload, render_host, render_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -202,6 +204,108 @@ def test_who_reaches_a_workload(world, sender, protocol, address, port, gets):
 def test_who_reaches_the_proxy(world, sender, protocol, address, port, gets):
     """Workloads, machines of the mesh, and the host itself; a program with a port in our range is left alone."""
     assert world.probe(sender, protocol, address, port) == gets
+
+
+UNSERVED = frozenset({(Protocol.TCP, 20001), (Protocol.UDP, 20002)})
+
+
+def answers(world: World, name: str, address: str, port: int) -> set[int | None]:
+    """Return the errors of 20 connections, and of datagrams sent: as where no program listens, sending is none."""
+    found: set[int | None] = set()
+    for _ in range(20):
+        with world.socket(name, "tcp") as sock:
+            found.add(sock.connect_ex((address, port)))
+    with world.socket(name, "udp") as sock:
+        sock.connect((address, port if port == 8080 else port + 1))
+        for _ in range(2):
+            sock.send(b"question")
+            try:
+                sock.recv(100)
+            except OSError as error:
+                found.add(error.errno)
+    return found
+
+
+def test_what_nothing_serves_is_refused_as_where_no_program_listens(world, rules):
+    """Through the door and through the host, from the first packet on; what is open goes on, and then it works."""
+    closed = replace(rules, closed=RULES.routes if rules.door else frozenset())
+    server = world.server("the door" if rules.door else "the TCP listener")
+    with world.socket("workload", "tcp") as open_one:
+        open_one.connect((VIP, 8080))
+        with server.accept()[0] as accepted:
+            world.nft("host", change_host(GUARD, replace(GUARD, closed=UNSERVED)))
+            world.nft("workload", change_workload(rules, closed))
+            try:
+                assert answers(world, "workload", VIP, 8080) == {errno.ECONNREFUSED}
+                open_one.sendall(b"question")
+                assert accepted.recv(100) == b"question"
+                counted = world.list_table("workload") + world.list_table("host")
+                assert re.search(r'counter packets [1-9].*"nothing serves it"', counted)
+            finally:
+                world.nft("workload", change_workload(closed, rules))
+                world.nft("host", change_host(replace(GUARD, closed=UNSERVED), GUARD))
+    for protocol in ("tcp", "udp"):
+        assert world.probe("workload", protocol, VIP, 8080) != REFUSED
+
+
+def test_before_the_door_is_open_the_host_refuses(world, rules):
+    """Rules for a door stand before anything leads there."""
+    world.nft("host", render_host(replace(GUARD, closed=UNSERVED)))
+    route = ("local", "240.0.0.0/4", "dev", "lo")
+    if rules.door:
+        world.ip("-n", world._name("workload"), "route", "del", *route)
+    world.nft("workload", render_workload(replace(rules, closed=RULES.routes)))
+    try:
+        assert answers(world, "workload", VIP, 8080) == {errno.ECONNREFUSED}
+    finally:
+        world.nft("workload", render_workload(rules))
+        world.nft("host", render_host(GUARD))
+        if rules.door:
+            world.ip("-n", world._name("workload"), "route", "add", *route, "src", WORKLOAD)
+
+
+def test_machines_are_refused_what_no_container_here_serves(world):
+    """Whether or not others serve it for callers of this host; those are let in meanwhile, and so are peers else."""
+    peer = replace(GUARD, peers=frozenset({IPv4Address(OUTSIDE)}), closed_to_peers=UNSERVED)
+    world.nft("host", render_host(peer))
+    try:
+        assert answers(world, "outside", HOST_OUTSIDE, 20001) == {errno.ECONNREFUSED}
+        assert world.probe("host", "tcp", "127.0.0.1", 20001) == "the TCP listener"
+        world.nft("host", change_host(peer, replace(peer, closed_to_peers=frozenset(), closed=UNSERVED)))
+        assert world.probe("outside", "tcp", HOST_OUTSIDE, 20001) == "the TCP listener"
+        assert world.probe("outside", "udp", HOST_OUTSIDE, 20002) == "the UDP listener"
+    finally:
+        world.nft("host", render_host(GUARD))
+
+
+def test_the_host_and_its_guests_are_refused_what_nothing_serves(world):
+    """By what they dial, a virtual IP; other programs with ports in the range are left alone."""
+    visitors = VisitorRules(
+        vip_range=RULES.vip_range,
+        host_routes=RULES.routes,
+        guest_routes=RULES.routes,
+        guests=frozenset({IPv4Address(OUTSIDE)}),
+    )
+    guard = replace(GUARD, visitors=visitors, from_anywhere=GUARD.from_anywhere | visitors.guests)
+    guard = replace(guard, workloads=GUARD.workloads | visitors.guests)
+    routes = (
+        ("host", ("240.0.0.0/4", "dev", "lo", "src", "127.0.0.1")),
+        ("outside", ("240.0.0.0/4", "via", HOST_OUTSIDE)),
+    )
+    for name, route in routes:
+        world.ip("-n", world._name(name), "route", "add", *route)
+    try:
+        world.nft("host", render_host(guard))
+        for name in ("host", "outside"):
+            assert world.probe(name, "tcp", VIP, 8080) == "the TCP listener"
+        world.nft("host", change_host(guard, replace(guard, closed=UNSERVED)))
+        for name in ("host", "outside"):
+            assert answers(world, name, VIP, 8080) == {errno.ECONNREFUSED}
+        assert world.probe("host", "tcp", "127.0.0.1", 20500) == "another program"
+    finally:
+        world.nft("host", render_host(GUARD))
+        for name, route in routes:
+            world.ip("-n", world._name(name), "route", "del", *route)
 
 
 def test_machines_of_the_mesh_reach_the_proxy_but_not_the_mesh_dns(world):

@@ -32,7 +32,7 @@ log = structlog.get_logger()
 MOST_BACKENDS = 3
 """Backends tried for one client."""
 TIMEOUT = 3.0
-"""Seconds in which a backend must accept."""
+"""Seconds in which a backend must accept that is not paused."""
 SWEEP = 0.5
 """Seconds between checks of the dials under way."""
 
@@ -79,7 +79,7 @@ class DialOwner(PairOwner):
 class Dial(Holding):
     """One client that waits for a backend."""
 
-    __slots__ = ("_sock", "_tried", "began", "caller", "client", "owner", "state")
+    __slots__ = ("_sock", "_tried", "began", "caller", "client", "owner", "patient", "state")
 
     _sock: SocketType
     state: BackendState
@@ -91,6 +91,8 @@ class Dial(Holding):
         self.caller = caller
         self._tried: tuple[BackendState, ...] = ()
         self.began = 0.0
+        self.patient = False
+        """Whether it has waited for a program that is paused."""
 
     def give_up(self) -> None:
         """Reset the client, whose caller holds more than its share."""
@@ -129,6 +131,27 @@ class Dial(Holding):
             self.retry(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
         else:
             self.owner.connected(self, self._sock, events)
+
+    def late(self) -> None:
+        """Wait on for a backend that is paused while there is no other, then dial anew; give up one that is not.
+
+        The kernel of a paused program takes connections until their queue is full. Then it is asked again, less and
+        less often, and the dialling one gives up after some two minutes (tcp_syn_retries, ip-sysctl(7)): as anywhere.
+        """
+        balancer = self.owner.balancer
+        paused = self.state.paused and balancer.states.get(self.state.address) is self.state
+        if paused:
+            other = balancer.pick(local_only=self.caller.local_only, tried=self._tried)
+            if other is None or other.paused:
+                self.patient = True
+                return
+        self.owner.dials.discard(self)
+        if paused or self.patient:
+            self.patient = False
+            self.owner.epoll.close(self._sock)
+            self.start()
+        else:
+            self.retry(errno.ETIMEDOUT)
 
     def retry(self, code: int) -> None:
         """Give up this backend for the reason `code` (an errno) and try another one."""
@@ -231,6 +254,5 @@ class Dials:
                 break
             late.append(dial)
         for dial in late:
-            self.discard(dial)
-            dial.retry(errno.ETIMEDOUT)
+            dial.late()
         self._timer = self._loop.call_later(SWEEP, self._sweep) if self._dials else None

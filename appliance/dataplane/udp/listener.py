@@ -12,7 +12,7 @@ Rules of this file:
 - A session whose backend goes drains: it stays open for a second for what that backend still answers. The client's next
   datagram opens another.
 - Any error on a session's socket ends the session; the client's next datagram opens another. An ICMP error makes the
-  balancer leave the backend out for a while, like a refused TCP connection.
+  balancer leave the backend out for a while, like a refused TCP connection, and goes on to the client (refusal.py).
 - A wake-up reads one datagram while traffic is sparse, because a second read that finds nothing costs a tenth of a
   datagram's CPU time, and up to BATCH while it is dense: never more, so that no socket starves the others.
 - Only OSError can happen here, and none reaches the loop.
@@ -30,6 +30,7 @@ from appliance.dataplane.access import Access
 from appliance.dataplane.balance import Balancer
 from appliance.dataplane.loop.epoll import IN
 from appliance.dataplane.sockets import NO_DESCRIPTORS
+from appliance.dataplane.udp import refusal
 from appliance.dataplane.udp.client import AddressSocket, PortSocket, open_client_socket
 from appliance.dataplane.udp.session import Session, SessionOwner
 from appliance.dataplane.udp.sockets import BUFFER, PASSING, asked_address, bind_address, connect, listen
@@ -194,7 +195,7 @@ class UdpListener(SessionOwner):
         if session.draining:
             self.end(session)
             return
-        if not session.state.failures:
+        if not session.state.failures and not session.state.spare:
             log.warning(
                 "UDP backend refuses datagrams; left out for a while",
                 destination=str(self.destination),
@@ -202,6 +203,7 @@ class UdpListener(SessionOwner):
                 error=error.strerror,
             )
         self.balancer.failed(session.state)
+        refusal.pass_on(session, error, self._wanted, self._namespaces)
         own = session.client_socket
         if own is not None and own.session is session:
             self._drain(session)  # what the client has sent meanwhile is for another backend

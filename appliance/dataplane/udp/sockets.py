@@ -33,6 +33,9 @@ SO_RCVBUFFORCE = 33
 MOST_UID = 2**32 - 3
 """The greatest user id but one; the greatest stands for none (chown(2))."""
 
+RAW = socket.SOCK_RAW | socket.SOCK_NONBLOCK
+"""The type of sockets for ICMP messages (raw(7), with CAP_NET_RAW)."""
+
 BUFFER = memoryview(bytearray(1 << 16))
 """One for all, larger than any UDP datagram: what is read is sent before anything else is read."""
 BUFFERS = [BUFFER]

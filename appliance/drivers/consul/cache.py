@@ -157,6 +157,6 @@ def _endpoint(e: Any) -> Endpoint:
         node=values.node(e["node"]),
         address=parse_address(e["address"]),
         port=check_port(e["port"]),
-        weight=check_number(e["weight"], 1, MAX_COUNT),
+        weight=check_number(e["weight"], 0, MAX_COUNT),
         revisions=parse_revisions(e.get("revisions", {}).items()),
     )

@@ -367,7 +367,7 @@ def _endpoint(entry: Mapping[str, Any]) -> Endpoint | None:
         revisions=parse_revisions(one.partition(":")[::2] for one in meta.get("revisions", "").split()),
     )
     ours = service["ID"] == destination_id(endpoint.node, endpoint.destination)
-    return endpoint if ours and endpoint.weight > 0 else None
+    return endpoint if ours else None
 
 
 def _protocol(value: object) -> Protocol:

@@ -97,7 +97,7 @@ class WorkloadStore:
         self._starting.pop(now.id, None)
         before = self.by_id.get(now.id)
         if before is not None and before.netns == now.netns and before.started_at in {0.0, now.started_at}:
-            now = replace(now, accepting=before.accepting)
+            now = replace(now, accepting=before.accepting, accepting_since=before.accepting_since)
         elif now.netns is not None:
             self._fresh_netns(now.netns.id)
         started = now.started_at and (before is None or before.started_at != now.started_at)
@@ -159,7 +159,8 @@ class WorkloadStore:
         """Note that TCP ports of a container take connections in this namespace."""
         before = self.by_id.get(container_id)
         if before is not None and before.netns is not None and before.netns.id == netns:
-            self._put(replace(before, accepting=before.accepting.union(ports)))
+            since = before.accepting_since or time.time()
+            self._put(replace(before, accepting=before.accepting.union(ports), accepting_since=since))
 
     def remove(self, container_id: str) -> None:
         """Remove a container that Docker no longer has; one that is not known is no error."""
@@ -221,6 +222,7 @@ def _stopped(before: Workload) -> Workload:
         netns=None,
         attachments=(),
         accepting=frozenset(),
+        accepting_since=0.0,
         healthy=None,
         problem=before.fixed_problem,
     )

@@ -41,6 +41,7 @@ MOVED_DRAIN = 3.0
 MOVED_GRACE = 3.0
 """Seconds that its program has to end by itself then. All together, and up to 2 s until it is heard of, are within the
 15 s after which a machine without a heartbeat is taken for dead."""
+_ALIVE = (RunState.RUNNING, RunState.PAUSED)
 _STOPPED = (RunState.EXITED, RunState.CREATED)
 _GOING = (RunState.REMOVING, RunState.DEAD)
 """Never to run again, but their names are taken until Docker has removed them."""
@@ -97,7 +98,7 @@ def rollout(s: Snapshot) -> tuple[Action, ...]:
         placed = placement(service, s.settings, s.machines)
         here = [replica for replica, node in enumerate(placed) if node == s.settings.node]
         actions += _surplus(s, service, placed, managed.get(service.name, {}))
-        actions += _service(service, here, managed.get(service.name, {}), s.busy)
+        actions += _service(s, service, here, managed.get(service.name, {}))
     for name in s.tombstones.keys() - s.specs.keys():
         for key, workloads in managed.get(name, {}).items():
             actions += _retire(key, workloads, "its service was removed")
@@ -137,11 +138,11 @@ def claims(s: Snapshot) -> tuple[frozenset[str], float]:
         declared = {c.name: c for c in service.containers}
         wanted = {c.name: revision(c) for c in service.containers}
         here = {key: _current(managed.get(name, {}).get(key, []), wanted[key.container]) for key in keys}
-        ready = all(w is not None and is_ready(w, declared[key.container].ports) for key, w in here.items())
+        ready = all(w is not None and is_ready(w, declared[key.container].ports, s.now) for key, w in here.items())
         if ready and all(d in s.announced for d in _destinations(service)):
             continue
         for key, w in here.items():
-            if w is not None and w.state is RunState.RUNNING and w.started_at:
+            if w is not None and w.state in _ALIVE and w.started_at:
                 left = w.started_at + CLAIM - s.now
                 if 0 < left <= CLAIM:
                     due = min(due, left)
@@ -162,7 +163,7 @@ def progress(s: Snapshot) -> tuple[Progress, ...]:
         workloads = managed.get(key.service, {}).get(key, [])
         current = _current(workloads, revision(container))
         if current is not None:
-            waits = missing(current, container.ports)
+            waits = missing(current, container.ports, s.now)
             state = waits or "ready"
         else:
             waits = "old revision serves" if workloads else "to be created"
@@ -222,7 +223,7 @@ def _surplus(
 
 def _serves(s: Snapshot, service: Service, node: str, share: int) -> bool:
     """Whether the node announces each destination of the service with its full share of replicas."""
-    announced = {e.destination: e.weight for e in s.endpoints if e.node == node}
+    announced = {e.destination: max(e.weight, sum(dict(e.revisions).values())) for e in s.endpoints if e.node == node}
     return all(announced.get(d, 0) >= share for d in _destinations(service))
 
 
@@ -235,7 +236,7 @@ def _destinations(service: Service) -> Iterator[Destination]:
 
 
 def _service(
-    service: Service, here: list[int], managed: Mapping[ReplicaKey, list[Workload]], busy: frozenset[ReplicaKey]
+    s: Snapshot, service: Service, here: list[int], managed: Mapping[ReplicaKey, list[Workload]]
 ) -> list[Action]:
     """Create, start and replace the service's containers on this machine."""
     wanted = {c.name: revision(c) for c in service.containers}
@@ -257,15 +258,15 @@ def _service(
             former = [w for w in workloads if w is not current]
             if current is None and former:
                 behind = True
-                held = held or key in busy
+                held = held or key in s.busy
                 continue
             if current is None:
                 actions.append(Create(key=key, container=c, revision=wanted[c.name]))
             elif current.state in _STOPPED:
                 actions.append(Start(key=key, workload_id=current.id))
-            ready = current is not None and is_ready(current, c.ports)
+            ready = current is not None and is_ready(current, c.ports, s.now)
             held = held or not ready
-            actions += _superseded(key, former, everything=ready or bool(c.volumes))
+            actions += _superseded(key, former, s.now, everything=ready or bool(c.volumes))
         if behind:
             outdated.append(replica)
     if outdated and not held:
@@ -273,9 +274,9 @@ def _service(
     return actions
 
 
-def _superseded(key: ReplicaKey, former: list[Workload], *, everything: bool) -> list[Action]:
+def _superseded(key: ReplicaKey, former: list[Workload], now: float, *, everything: bool) -> list[Action]:
     """Retire former revisions: all of them, or all but the one that serves until the new one is ready."""
-    serving = max(former, key=lambda w: (is_ready(w, w.ports), w.started_at, w.id), default=None)
+    serving = max(former, key=lambda w: (is_ready(w, w.ports, now), w.started_at, w.id), default=None)
     gone = former if everything else [w for w in former if w is not serving]
     return _retire(key, gone, "a new revision takes its place")
 

@@ -133,6 +133,71 @@ def test_a_backend_that_does_not_answer_is_given_up(world: World) -> None:
     assert stats[port].opened == 0
 
 
+def paused(sock: socket.socket) -> Backend:
+    """The same while its program stands still."""
+    return replace(backend_of(sock), paused=True)
+
+
+def drain(backend: socket.socket) -> None:
+    """Accept what the queue is full of, as the program does once it runs again."""
+    backend.accept()[0].close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_clients_of_a_paused_program_wait(world: World) -> None:
+    """Longer than for any other, also once its queue is full; they are served when it goes on."""
+    mute = silent(world)
+    world.open(paused(mute))
+    clients = [world.dial() for _ in range(3)]
+    eventually(lambda: len(world.context.dials) == 3)
+    eventually(lambda: all(one.patient for one in list(world.context.dials._dials)))
+    drain(mute)
+    mute.listen(16)
+    world.swap(mute)
+    for _ in clients:
+        world.accept(mute).sendall(b"here again")
+    assert [client.recv(20) for client in clients] == [b"here again"] * 3
+    (counted,) = world.stats().backends
+    assert (counted.failed, counted.ejected) == (0, 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_another_replica_takes_over_from_a_paused_one(world: World) -> None:
+    """Also those that wait already; when the paused one has gone instead, they wait no longer."""
+    mute, backend = silent(world), world.backend()
+    world.open(paused(mute))
+    client = world.dial()
+    eventually(lambda: [one.patient for one in list(world.context.dials._dials)] == [True])
+    world.swap(paused(mute), backend)
+    world.accept(backend).sendall(b"hello")
+    assert client.recv(10) == b"hello"
+    world.swap(paused(mute))
+    client = world.dial()
+    eventually(lambda: [one.patient for one in list(world.context.dials._dials)] == [True])
+    world.swap()
+    assert is_reset(client)
+
+
+def test_a_port_that_opens_on_demand_is_dialled_at_once(world: World) -> None:
+    """It may refuse, which says nothing of the next time: it is neither left out nor told of."""
+    backend = world.backend()
+    port = replace(backend_of(backend), on_demand=True)
+    backend.close()
+    world.open(port)
+    for _ in range(3):
+        assert world.turned_away()
+    back = world.keep(socket.socket())
+    back.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    back.bind((str(port.address), port.port))
+    back.listen()
+    client = world.dial()
+    world.accept(back).sendall(b"data")
+    assert client.recv(20) == b"data"
+    (counted,) = world.stats().backends
+    assert (counted.failed, counted.opened, counted.ejected) == (3, 1, 0)
+    assert not [entry for entry in world.logs if entry["event"] == "backend left out for a while"]
+
+
 @pytest.mark.usefixtures("impatient")
 def test_backends_that_do_not_answer_end_in_a_reset(world: World) -> None:
     """A client waits no longer than the time limit for each backend."""

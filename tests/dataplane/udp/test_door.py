@@ -35,6 +35,10 @@ class FakeSockets:
     def dial_udp(self, _address: Client) -> None:
         """It cannot be dialled from its namespace."""
 
+    def icmp(self) -> socket.socket:
+        """It may send none."""
+        raise PermissionError
+
     def answer_udp(self, door: socket.socket, address: Client, client: Client) -> socket.socket:
         self.made.append((address, client))
         if self.short:

@@ -456,7 +456,7 @@ def test_any_registration_of_an_endpoint(bad):
     assert len(endpoints) + len(complaints) <= 2
     for e in endpoints:
         assert 1 <= e.port <= 65535
-        assert 1 <= e.weight <= 1000
+        assert 0 <= e.weight <= 1000
         assert all(0 <= count <= 1000 for _, count in e.revisions)
         check_shown(e.node)
     cache.dump(cache.CachedFacts(endpoints=endpoints))
@@ -531,6 +531,14 @@ def test_more_revisions_than_consul_stores():
     ((found,), _) = codec.parse_endpoints([entry(arguments)])
     assert len(found.revisions) == 7
     assert set(found.revisions) < set(many)
+
+
+def test_what_only_spares_serve_is_announced_with_no_replicas():
+    """Consul wants a weight of 1 at least, but nobody asks it to balance; others read the number of replicas."""
+    service = serving(weight=0)
+    assert (service["meta"]["replicas"], service["weights"]["Passing"]) == ("0", 1)
+    ((endpoint,), problems) = codec.parse_endpoints([entry(service)])
+    assert (endpoint.weight, problems) == (0, ())
 
 
 def test_more_replicas_than_are_read():

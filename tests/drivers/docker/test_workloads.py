@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import IPv4Address
 
 import pytest
@@ -164,9 +165,14 @@ def test_accepting_is_of_one_namespace(scene):
     netns = scene.workload.netns.id
     scene.store.accepted(cid(2), netns, 80)
     assert scene.workload.accepting == {80}
+    since = scene.workload.accepting_since
+    assert 0 < since <= time.time()
+    scene.store.accepted(cid(2), netns, 81)
+    scene.store.update(scene.inspected, None)
+    assert (scene.workload.accepting, scene.workload.accepting_since) == ({80, 81}, since), "that of the first port"
     scene.store.died(Event(kind="container", action="die", id=cid(2), time=1000.0))
     scene.store.accepted(cid(2), netns, 80)
-    assert scene.workload.accepting == frozenset()
+    assert (scene.workload.accepting, scene.workload.accepting_since) == (frozenset(), 0.0)
 
 
 def test_namespace_elsewhere_is_found_and_reported(scene, tmp_path):
