@@ -101,7 +101,8 @@ def test_start_without_a_known_network_waits(scene):
     scene.store.add(scene.inspected.listed)
     assert scene.begin_start(attached=False)
     assert scene.workload.netns is None
-    assert scene.store.seen_before_start == 0
+    scene.store.punctuality.ended(scene.workload.id)
+    assert scene.store.punctuality.late == 0
 
 
 def test_start_of_nobody_known_is_no_start(scene):
