@@ -104,7 +104,7 @@ def test_from_nothing():
 
 
 def test_everything_goes():
-    """Removal is the reverse: announcement, name, rules, and the listener last. A new namespace does not wait for it."""
+    """Removal is the reverse: announcement, name, rules, and the listener last. A new namespace does not wait."""
     have = state(SERVER, CLIENT)
     other = state(container(4, "x.x"), before=have)
     assert kinds(diff(have, other)) == [

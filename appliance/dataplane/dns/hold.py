@@ -21,7 +21,7 @@ MAX_HELD_PER_ASKER = 64
 """A program may look up many names at once when it starts, each for IPv4 and IPv6."""
 GIVES_WAY = 1.0
 """Seconds after which an asker gives way to a new one if there is no room. A container that starts is known by then as
-a rule; an address that somebody has made up never is. Of these the host's rules let 1,000 a second in (nft/host.nft)."""
+a rule; an address that somebody has made up never is. The host's rules let 1,000 of these a second in."""
 
 
 class ClientQuery:

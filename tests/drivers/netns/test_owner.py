@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +76,7 @@ def test_what_is_no_process(text):
 def test_a_process_has_run_its_program_once_it_has_executed_one():
     """A child that has not executed anything has not; that is not taken for granted of one that nobody sees."""
     read, write = os.pipe()
+    executed, preparing = os.pipe()
     pid = os.fork()
     if pid == 0:  # as the runtime's: it prepares itself, and executes the program when it is told to
         try:
@@ -89,12 +89,13 @@ def test_a_process_has_run_its_program_once_it_has_executed_one():
         assert known is not None
         assert not owner.runs_program(known[0])
         assert owner.runs_program(known[0]._replace(started=known[0].started - 1)), "its number was another's"
+        os.close(preparing)
         os.write(write, b"x")
-        while not owner.runs_program(known[0]):
-            time.sleep(0.001)
+        assert os.read(executed, 1) == b"", "executing a program closes the child's end"
+        assert owner.runs_program(known[0])
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        os.close(read)
-        os.close(write)
+        for descriptor in (read, write, executed):
+            os.close(descriptor)
     assert owner.runs_program(known[0]), "it is gone"
