@@ -102,7 +102,7 @@ class WorkloadStore:
             now = replace(now, accepting=before.accepting)
         elif now.netns is not None:
             self._fresh_netns(now.netns.id)
-            if now.started_at > self._began and owner is None:  # a start that nobody has seen
+            if now.started_at > self._began and not self._is_shared(now):  # a start that nobody has seen
                 self.punctuality.await_rules(now.netns.id, now.id, None)
         if now.problem is not None:
             self.punctuality.came_to_nothing(now.id)
@@ -189,6 +189,10 @@ class WorkloadStore:
         """Return whether it runs and Docker has said so: inspect will answer at once."""
         found = self.by_id.get(container_id)
         return found is not None and found.state in _ALIVE and container_id not in self._starting
+
+    def _is_shared(self, one: Workload) -> bool:
+        """Return whether another container of the mesh is in its namespace, which has rules then."""
+        return any(w.netns == one.netns for w in self.by_id.values() if w.id != one.id)
 
     def _start_under_way(self, container_id: str) -> bool:
         starting = self._starting.get(container_id)
