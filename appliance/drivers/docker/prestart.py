@@ -178,10 +178,12 @@ class PrestartWatch:
         return tuple(sorted(networks))
 
     async def _places(self, networks: tuple[str, ...]) -> tuple[Attachment, ...]:
-        """Return its places on networks, without addresses; a network as new as itself is asked for."""
-        if any(name not in self._store.networks for name in networks):
+        """Return its places on networks, without addresses; networks as new as itself are asked for."""
+        places = attach_by_name(networks, self._store.networks)
+        if not places and any(name not in self._store.networks for name in networks):
             await self._list_networks()
-        return attach_by_name(networks, self._store.networks)
+            places = attach_by_name(networks, self._store.networks)
+        return places
 
     async def _describe(self, start: _Start, networks: tuple[str, ...]) -> bool:
         """Publish it as Docker describes it; return whether that told its addresses."""
@@ -191,7 +193,9 @@ class PrestartWatch:
             if found:
                 await self._publish(start, await self._attach(start, found))
         except MeshboxError as error:
-            _comes_late(start.netns, error)
+            if identity.identify(start.netns.path) == start.netns.id:
+                words = "what Docker gave a starting container comes late; its addresses are not held to ports yet"
+                log.warning(words, netns=start.netns.path, cause=str(error))
             return False
         return bool(found)
 
