@@ -52,6 +52,8 @@ class FakeDocker:
         """Inspect of these waits, as while Docker starts them."""
         self.answer_gate: dict[str, trio.Event] = {}
         """The answer of these, as it is when they are asked, is on its way until then."""
+        self.members_gate: trio.Event | None = None
+        """Descriptions of networks wait for it, as while Docker joins a container to them."""
         self.clock = 1000.0
         self.since: list[float] = []
         self.told: list[Event] = []
@@ -185,6 +187,8 @@ class FakeDocker:
     async def members(self, network):
         """Return the addresses on a network."""
         self._call("members", network)
+        if self.members_gate is not None:
+            await self.members_gate.wait()
         if network not in self.nets:
             raise NotFoundError(f"network {network} not found", status=404)
         return NetworkMembers(

@@ -125,6 +125,7 @@ class Parts:
                 nft_helper=self.nft_helper,
                 watch=self.drift,
                 registry=self.registry,
+                rules_in_place=self.inventory.punctuality.rules_in_place,
             ).carry_out,
             faults=self.faults,
             followers=PlanFollowers(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.nft.helper import NftHelper
     from appliance.drivers.registry import Registry
-    from appliance.model.network import VipRoute, WorkloadRuleset
+    from appliance.model.network import NetnsId, VipRoute, WorkloadRuleset
 
 
 class HostEffects:
@@ -37,7 +37,10 @@ class HostEffects:
         nft_helper: NftHelper,
         watch: RulesetWatch,
         registry: Registry,
+        rules_in_place: Callable[[NetnsId], None] = lambda _: None,
     ) -> None:
+        """`rules_in_place` is called with each namespace whose rules were pushed, as soon as they are in force."""
+        self._rules_in_place = rules_in_place
         self._plane = plane
         self._doors = doors
         self._nft = nft
@@ -100,6 +103,7 @@ class HostEffects:
         if not after.door and (step.before is None or netns.id in self._doors.opened):
             await self._doors.clear(netns, after.vip_range)
         await self._nft.push(netns.path, change)
+        self._rules_in_place(netns.id)
         if step.before is None:
             self._watch.add(netns)
 

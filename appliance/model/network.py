@@ -257,7 +257,7 @@ class Zone:
     """What the DNS server answers, by asker.
 
     `names` has every known name; `views` says which of them an asker may see. An asker in no view whose address
-    lies in one of `subnets` waits up to 2 s for its view; one elsewhere is refused.
+    lies in one of `subnets` waits up to 4.5 s for its view; one elsewhere is refused.
     """
 
     suffix: str

@@ -2,6 +2,9 @@
 
 The order, and why:
 
+ 0. New namespaces get their rules before everything else: their programs are about to start, and until then nothing
+    that these rules lead to is missed. Where nothing is in place yet, after a start of the appliance, they wait for
+    their place under 5: then their programs run, and what they dial is to be served first.
  1. Allocations go to disk before anything uses them.
  2. What is no longer served is deregistered, and names that go leave the zone: nobody is sent there any more.
  3. Listeners swap. A caller that was added is let in before its rules lead it here; one that was removed is
@@ -10,8 +13,8 @@ The order, and why:
     new one whose namespace has no rules yet, and then the list of callers is all that keeps that one out.
  4. The host's ruleset and that of its bridges, then new listeners open, which strangers are kept from by then.
  5. Doors that go are closed while their rules still stand: without these a program of the workload would get what is
-    led to the door. Then the workloads' rulesets (new namespaces first: their programs are about to start), and where
-    a namespace needs it its route to virtual IPs, which the rules have to meet first. Routes go before rules do.
+    led to the door. Then the workloads' rulesets, and where a namespace needs it its route to virtual IPs, which the
+    rules have to meet first. Routes go before rules do.
  6. The DNS server listens, then the zone has the new names, then the registry the new announcements: nothing is
     announced before it works.
  7. Listeners that go are closed when no rule leads to them any more, and what is left of their pairs ends.
@@ -39,7 +42,8 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
 
     There is no step back to having no host ruleset or no zone: the appliance ends with those, not its plans.
     """
-    steps: list[st.Step] = []
+    starting = [] if have.host_ruleset is None else _new_rulesets(have, want)
+    steps: list[st.Step] = [*starting]
     if have.allocations != want.allocations:
         steps.append(st.KeepAllocations(allocations=want.allocations))
     new, changed, gone = _compared(have.registrations, want.registrations)
@@ -57,7 +61,7 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
     elif want.bridge_ruleset is None and have.bridge_ruleset is not None:
         steps.append(st.DropBridgeRuleset())
     steps += opened
-    steps += _namespaces(have, want)
+    steps += _namespaces(have, want, [] if starting else _new_rulesets(have, want))
     if have.dns_addresses != want.dns_addresses:
         steps.append(st.SetDnsAddresses(before=have.dns_addresses, after=want.dns_addresses))
     if want.zone is not None and narrowed != want.zone:
@@ -139,12 +143,17 @@ def _listeners(have: st.HostState, want: st.HostState) -> tuple[list[st.Step], l
     return swapped, opened, [st.CloseListener(listener=x) for x in gone if x.port not in needed]
 
 
-def _namespaces(have: st.HostState, want: st.HostState) -> list[st.Step]:
+def _new_rulesets(have: st.HostState, want: st.HostState) -> list[st.Step]:
+    new, _, _ = _compared(have.rulesets, want.rulesets)
+    return [st.PushRuleset(before=None, after=after) for after in new]
+
+
+def _namespaces(have: st.HostState, want: st.HostState, new_rulesets: list[st.Step]) -> list[st.Step]:
     """Return what changes inside workloads' namespaces, without the doors that open."""
     _, _, closed = _compared(have.doors, want.doors)
     steps: list[st.Step] = [st.CloseDoor(door=door) for door in closed]
-    new, changed, gone = _compared(have.rulesets, want.rulesets)
-    steps += [st.PushRuleset(before=None, after=after) for after in new]
+    _, changed, gone = _compared(have.rulesets, want.rulesets)
+    steps += new_rulesets
     steps += [st.PushRuleset(before=before, after=after) for before, after in changed]
     added, moved, dropped = _compared(have.routes, want.routes)
     steps += [st.AddRoute(before=None, after=after) for after in added]

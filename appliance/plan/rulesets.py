@@ -120,7 +120,7 @@ def workload_rulesets(
             published=g.published,
             internal=g.internal,
             address=g.address,
-            door=s.settings.doors and g.address is not None,
+            door=s.settings.doors,  # also before the address is known: these rules need not change then
         )
         for g in groups
     }

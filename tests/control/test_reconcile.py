@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from appliance.control.reconcile import DEBOUNCE, FRESH, FULL_PASS, TURN, URGENT, Reconciler
+from appliance.control.reconcile import DEBOUNCE, FRESH, FULL_PASS, MOST_CUT, TURN, URGENT, Reconciler
 from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
 from appliance.heartbeat import Heartbeat, Heartbeats
@@ -532,6 +532,58 @@ def test_bell_comes_before_doors(autojump_clock) -> None:
             assert len(host.effects.doors) == 3 * TURN + 1
             before = host.effects.calls[: host.effects.calls.index("push /netns/200")]
             assert sum(call.startswith("door") for call in before) == TURN
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_a_start_cuts_a_pass_short(autojump_clock) -> None:
+    """Its rules come next, before names, doors and what else the pass has left, which the one after it takes up."""
+    host = Host(SERVER)
+    late = workload(200, "late.orange")
+
+    def appear() -> None:
+        host.facts = replace(host.facts, workloads=(SERVER, CLIENT, late))
+        host.reconciler.ring(urgent=True)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            host.effects.calls.clear()
+            host.effects.meanwhile["host ruleset"] = appear
+            host.facts = replace(host.facts, workloads=(SERVER, CLIENT))
+            await host.reconciler.settle()
+            calls = [call for call in host.effects.calls if call.split()[0] not in {"keep", "swap"}]
+            assert calls[:3] == ["push /netns/3", "host ruleset", "push /netns/200"]
+            assert {"zone", "door /netns/3", "door /netns/200"} <= set(calls)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=autojump_clock)
+
+
+def test_starts_without_end_leave_time_for_the_rest(autojump_clock) -> None:
+    """After MOST_CUT a pass goes on to its end, however many containers start meanwhile."""
+    host = Host(SERVER)
+    number = 200
+
+    def appear() -> None:
+        nonlocal number
+        autojump_clock.jump(MOST_CUT / 4)
+        number += 1
+        if number < 220:
+            host.facts = replace(host.facts, workloads=(*host.facts.workloads, workload(number, "late.orange")))
+            host.reconciler.ring(urgent=True)
+            host.effects.meanwhile["push"] = appear
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(host.reconciler.run)
+            host.effects.calls.clear()
+            appear()
+            await trio.sleep(10)
+            calls = "".join({"push": "p", "zone": "z"}.get(call.split()[0], "") for call in host.effects.calls)
+            assert max(map(len, calls.split("z"))) == 4, calls
+            assert len(host.effects.doors) == 20
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=autojump_clock)

@@ -81,15 +81,15 @@ def test_shared_namespace_has_the_routes_of_both():
     assert found[inside(2)].reach == reaching(APPLE, PEAR)
 
 
-def test_door_needs_an_address_and_the_setting():
-    """A namespace without an IPv4 address, or with doors switched off, gets rules that lead to the host."""
+def test_rules_for_a_door_need_the_setting():
+    """With doors switched off, rules lead to the host. The address does not matter: it comes after the rules."""
     s = snapshot(ONE)
     routes = at_once(RouteMaps().of(BOTH, groups(ONE), {ONE.id: reaching()}))
     assert workload_rulesets(s, groups(ONE), routes)[inside(2)].door
     off = replace(s, settings=replace(SETTINGS, doors=False))
     assert not workload_rulesets(off, groups(ONE), routes)[inside(2)].door
     bare = tuple(replace(g, address=None) for g in groups(ONE))
-    assert not workload_rulesets(s, bare, routes)[inside(2)].door
+    assert workload_rulesets(s, bare, routes)[inside(2)].door
 
 
 def test_host_ruleset():

@@ -108,6 +108,7 @@ def test_known_before_the_program_runs(idle):
             now = await f.settled("one")
             early = [w for w in f.history["one"] if w.netns is not None and not w.started_at]
             assert early, "it was not published before its start"
+            f.inventory.punctuality.rules_in_place(now.netns.id)
             assert (early[-1].netns, early[-1].addresses) == (now.netns, now.addresses)
             assert early[-1].healthy is False
             assert now.netns.id == identity.identify(now.netns.path)
@@ -115,7 +116,7 @@ def test_known_before_the_program_runs(idle):
             f.history.clear()
             await f.docker("restart", "--time=0", "one")
             await until(lambda before=now: f.get("one").started_at > before.started_at)
-        assert f.inventory.seen_before_start == 5
+        assert (f.inventory.punctuality.in_time, f.inventory.punctuality.late) == (0, 5), "these had no rules"
 
     play(idle, scene)
 

@@ -148,18 +148,19 @@ async def _expect(path, wanted) -> None:
 def test_the_owner_of_a_namespace_is_read_from_its_process(world):
     """By the control group of a process inside, before Docker says anything; nobody yet is no error."""
     path = world.path("workload")
-    assert trio.run(owner.find_container, path) is None
+    assert trio.run(owner.find_owner, path) is None
     with control_group(f"docker-{ID}.scope") as group:
         enter = f"echo $$ > {group}/cgroup.procs; exec sleep 60"
         with subprocess.Popen(["nsenter", f"--net={path}", "sh", "-c", enter]) as process:
             try:
                 while ID not in Path(f"/proc/{process.pid}/cgroup").read_text():
                     assert process.poll() is None
-                assert trio.run(owner.find_container, path) == ID
-                assert trio.run(owner.find_container, world.path("neighbour")) is None
+                found = trio.run(owner.find_owner, path)
+                assert (found.container, found.process.pid) == (ID, process.pid)
+                assert trio.run(owner.find_owner, world.path("neighbour")) is None
             finally:
                 process.kill()
-    assert trio.run(owner.find_container, "/run/netns/mbd-nowhere") is None
+    assert trio.run(owner.find_owner, "/run/netns/mbd-nowhere") is None
 
 
 @contextmanager

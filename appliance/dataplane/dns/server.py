@@ -5,8 +5,9 @@ A question takes the first of these that fits:
 1. The very same bytes came from the same asker before: the answer is there, encoded (`_ready`, `_recent`). All others
    take long, so their askers have turns.
 2. It cannot be read, or is of a kind that this server does not answer: an error, or silence.
-3. The asker has no view yet but may get one: the question is held, for 2 s at most. Any other asker without a view is
-   refused, few a second by UDP: addresses that somebody has made up must not fill the socket's queue.
+3. The asker has no view yet but may get one: the question is held, for 4.5 s at most, and then it has failed, so that
+   its asker asks again. Any other asker without a view is refused. By UDP few a second are told either: addresses that
+   somebody has made up must not fill the socket's queue.
 4. The name is ours: answered from the zone, and kept under 1 until the zone changes.
 5. The resolver asks upstream, or has the answer already.
 """
@@ -30,8 +31,10 @@ from appliance.dataplane.udp.sockets import make_room
 from appliance.render.dnsforward import encode_response
 from appliance.render.dnsmessage import (
     EDE_NOT_AUTHORITATIVE,
+    EDE_NOT_READY,
     EDE_PROHIBITED,
     REFUSED,
+    SERVFAIL,
     Ede,
     Reply,
     encode_reply,
@@ -373,10 +376,16 @@ class DnsServer:
             self._stats["held"] += 1
         else:
             self._stats["hold_overflowed"] += 1
-            self._refuse_stranger(asked, "too many questions wait for their asker to join the mesh")
+            self._end_wait(asked, "too many questions wait for their asker to join the mesh")
 
     def _hold_expired(self, asked: ClientQuery) -> None:
         self._stats["hold_expired"] += 1
-        self._refuse_stranger(
-            asked, f"{asked.asker} is no container of the mesh; does it have the label meshbox.service?"
-        )
+        self._end_wait(asked, f"{asked.asker} is no container of the mesh; does it have the label meshbox.service?")
+
+    def _end_wait(self, asked: ClientQuery, text: str) -> None:
+        """Say that nobody knows: the asker may be known when it asks again. Silence by UDP says the same."""
+        if asked.tcp or self._tells():
+            reply = Reply(rcode=SERVFAIL, ede=Ede(code=EDE_NOT_READY, text=text))
+            asked.send(encode_reply(asked.query, reply, asked.limit))
+        else:
+            asked.send(b"")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from appliance.drivers.docker.client import Docker
+    from appliance.drivers.docker.punctuality import Punctuality
     from appliance.drivers.docker.types import Event, Inspected, Listed
     from appliance.heartbeat import Heartbeat
     from appliance.model.facts import BridgeMember, DockerNetwork, Probe, Workload
@@ -127,9 +128,9 @@ class Inventory:
         """Ids of entries that could not be read, by kind, since the last list."""
 
     @property
-    def seen_before_start(self) -> int:
-        """How many containers were seen before their program ran."""
-        return self._store.seen_before_start
+    def punctuality(self) -> Punctuality:
+        """Whether rules were in place before programs ran."""
+        return self._store.punctuality
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -318,7 +319,7 @@ class Inventory:
     def _take(self, event: Event) -> None:
         action = event.action.partition(":")[0]  # `health_status: healthy`
         if event.kind == "network":
-            self._take_network(action, event.id, event.attributes.get("container", ""))
+            self._take_network(action, event.attributes.get("name") or event.id, event.attributes.get("container", ""))
         elif action not in CHANGE_NOTHING:
             self._take_container(action, event)
 
@@ -362,7 +363,7 @@ class Inventory:
         finally:
             self._meeting.discard(container_id)
 
-    def _take_network(self, action: str, network_id: str, container_id: str) -> None:
+    def _take_network(self, action: str, network: str, container_id: str) -> None:
         if not container_id:
             if self._inspects.nursery is not None:
                 self._inspects.nursery.start_soon(self._or_report, self._list_networks)
@@ -370,7 +371,7 @@ class Inventory:
             self._members.rejoin(container_id)
             self._inspects.begin(container_id)
         elif action == "connect":
-            self._store.begin_connecting(container_id, network_id)
+            self._store.begin_connecting(container_id, network)
         else:
             self._store.end_connecting(container_id)
             if self._store.is_starting(container_id):  # it failed; Docker removes the namespace's file a minute later

@@ -9,7 +9,7 @@ from appliance.model.facts import Attachment, DockerNetwork
 from appliance.model.finding import Finding, warning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 
@@ -25,6 +25,12 @@ def bridge_address(network: DockerNetwork | None) -> IPv4Address | None:
         if gateway.version == 4:
             return gateway
     return None
+
+
+def attach_by_name(names: Iterable[str], networks: Mapping[str, DockerNetwork]) -> tuple[Attachment, ...]:
+    """Return the places on those of these networks that are bridges, without addresses."""
+    known = [networks[name] for name in names if name in networks]
+    return tuple(Attachment(network=n.name, address=None, gateway=bridge_address(n)) for n in known if is_bridge(n))
 
 
 def attach_by_address(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from appliance.drivers.docker.punctuality import Punctuality
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,7 +24,7 @@ class NoContainers:
         self.networks: tuple[DockerNetwork, ...] = ()
         self.members: tuple[BridgeMember, ...] = ()
         self.connected = False
-        self.seen_before_start = 0
+        self.punctuality = Punctuality()
         self.counts: Mapping[str, int] = {}
         self.parts: tuple[Part, ...] = ()
 

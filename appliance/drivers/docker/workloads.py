@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from appliance.drivers.docker import workload
+from appliance.drivers.docker.punctuality import Punctuality
 from appliance.drivers.netns import identity
 from appliance.errors import InputError
 from appliance.model.facts import Attachment, DockerNetwork, RunState, Workload
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from appliance.drivers.docker.types import Event, Inspected, Listed
+    from appliance.drivers.netns.owner import Process
     from appliance.faults import Faults
     from appliance.model.network import NetnsId
 
@@ -60,15 +62,15 @@ class WorkloadStore:
         self._faults = faults
         self._starting: dict[str, _Starting] = {}
         self.connecting: dict[str, list[str]] = {}
-        """Containers between `network connect` and `start`, oldest first → ids of those networks."""
+        """Containers between `network connect` and `start`, oldest first → those networks, by name."""
         self.networks: dict[str, DockerNetwork] = {}
         self.by_id: dict[str, Workload] = {}
-        self.seen_before_start = 0
-        """Containers seen before their program ran, since the start."""
+        self.punctuality = Punctuality()
+        self._began = time.time()
 
-    def begin_connecting(self, container_id: str, network_id: str) -> None:
-        """Note that Docker has connected a container that does not run yet to a network."""
-        self.connecting.setdefault(container_id, []).append(network_id)
+    def begin_connecting(self, container_id: str, network: str) -> None:
+        """Note that Docker has connected a container that does not run yet to a network, by name."""
+        self.connecting.setdefault(container_id, []).append(network)
 
     def end_connecting(self, container_id: str) -> None:
         """Note that its start has ended, well or not."""
@@ -100,13 +102,20 @@ class WorkloadStore:
             now = replace(now, accepting=before.accepting, accepting_since=before.accepting_since)
         elif now.netns is not None:
             self._fresh_netns(now.netns.id)
+            if now.started_at > self._began and not self._is_shared(now):  # a start that nobody has seen
+                self.punctuality.await_rules(now.netns.id, now.id, None)
+        if now.problem is not None:
+            self.punctuality.came_to_nothing(now.id)
         started = now.started_at and (before is None or before.started_at != now.started_at)
         self._put(now, urgent=bool(started))  # it is dialled from the next pass on
 
-    def begin_start(self, container_id: str, netns: Netns, attachments: tuple[Attachment, ...]) -> bool:
+    def begin_start(
+        self, container_id: str, netns: Netns, attachments: tuple[Attachment, ...], process: Process | None = None
+    ) -> bool:
         """Publish a container whose program does not run yet; return whether further attachments are of interest.
 
-        Without any attachment, or when the namespace is gone again, nothing is published.
+        Without any attachment, or when the namespace is gone again, nothing is published. Attachments need no address:
+        without one, the namespace has its rules, and nobody is let in yet. `process` is the container's first one.
         """
         before = self.by_id.get(container_id)
         starting = self._starting.get(container_id)
@@ -115,7 +124,7 @@ class WorkloadStore:
         if not attachments or identity.identify(netns.path) != netns.id:
             return True
         if starting is None or starting.netns != netns:
-            self.seen_before_start += 1
+            self.punctuality.await_rules(netns.id, container_id, process)
             self._starting[container_id] = _Starting(netns=netns, since=time.time())
             self._fresh_netns(netns.id)
         self._put(
@@ -139,6 +148,7 @@ class WorkloadStore:
         if before is None or event.time < (starting.since if starting else before.started_at):
             return  # not ours, or the end of a former run
         self._starting.pop(event.id, None)
+        self.punctuality.ended(event.id)
         self._put(replace(_stopped(before), exit_code=_exit_code(event)), urgent=True)
 
     def abandon_start(self, path: str) -> str | None:
@@ -146,6 +156,7 @@ class WorkloadStore:
         for container_id, starting in self._starting.items():
             if starting.netns.path == path:
                 del self._starting[container_id]
+                self.punctuality.came_to_nothing(container_id)
                 self._put(_stopped(self.by_id[container_id]))
                 return container_id
         return None
@@ -166,17 +177,23 @@ class WorkloadStore:
         """Remove a container that Docker no longer has; one that is not known is no error."""
         self._starting.pop(container_id, None)
         self.connecting.pop(container_id, None)
+        self.punctuality.came_to_nothing(container_id)
         if self.by_id.pop(container_id, None) is not None:
             self._changed(urgent=True)
 
-    def is_starting(self, container_id: str) -> bool:
-        """Return whether its namespace was seen, and Docker has not shown it as running yet."""
-        return container_id in self._starting
+    def is_starting(self, container_id: str, netns: Netns | None = None) -> bool:
+        """Return whether its namespace (this one) was seen, and Docker has not shown it as running yet."""
+        starting = self._starting.get(container_id)
+        return starting is not None and netns in {None, starting.netns}
 
     def is_settled(self, container_id: str) -> bool:
         """Return whether it runs and Docker has said so: inspect will answer at once."""
         found = self.by_id.get(container_id)
         return found is not None and found.state in _ALIVE and container_id not in self._starting
+
+    def _is_shared(self, one: Workload) -> bool:
+        """Return whether another container of the mesh is in its namespace, which has rules then."""
+        return any(w.netns == one.netns for w in self.by_id.values() if w.id != one.id)
 
     def _start_under_way(self, container_id: str) -> bool:
         starting = self._starting.get(container_id)

@@ -20,9 +20,10 @@ AT_ONCE = max(2, min(8, len(os.sched_getaffinity(0)) // 2))
 """Namespaces pushed to at the same time. Each push keeps a core busy, and what carries traffic needs one too: on two
 cores, four at once stalled it for 8 ms, two for 5 ms."""
 
-SHORT = 4096
+SHORT = 16384
 """Most characters of a transaction that goes to the helper, if that is running. For one element, nsenter and nft take
-6 ms of CPU, of which the transaction is 1. For a whole ruleset their start is little, and several can run at once."""
+6 ms of CPU, of which the transaction is 1; for a whole ruleset with few routes 12, of which it is 6, and containers
+that start cannot wait for both cores. For long ones their start is little, and several can run at once."""
 
 
 class Nft:

@@ -53,9 +53,15 @@ class World:
         return workload
 
 
+async def no_address(_path, **_limits):
+    """Wait as in a namespace whose interfaces do not come."""
+    await trio.sleep_forever()
+
+
 @pytest.fixture
-def world(tmp_path):
-    """A world in which Docker runs one labelled container, c2."""
+def world(tmp_path, monkeypatch):
+    """A world in which Docker runs one labelled container, c2. Namespaces show no address: they are the test's own."""
+    monkeypatch.setattr("appliance.drivers.netns.addresses.wait", no_address)
     made = World(tmp_path)
     made.docker.add(2, LABELS)
     return made
@@ -321,14 +327,14 @@ def test_container_is_published_before_its_program_runs(world):
         world.rings.clear()
         world.fresh.clear()
         path = world.namespace("three")
-        await until(lambda: world.only.netns)
+        await until(lambda: world.only.addresses)
         assert f"inspect {one}" not in world.docker.calls, "it would wait for the start"
         assert world.only.state is RunState.RUNNING
         assert world.only.addresses == (IPv4Address("172.17.0.3"),)
         assert world.only.attachments[0].gateway == IPv4Address("172.17.0.1")
         assert world.only.netns.path == path
         assert (world.only.healthy, world.only.accepting, world.only.started_at) == (False, frozenset(), 0.0)
-        assert world.rings == [True]
+        assert world.rings == [True, True], "for its rules, and for its address"
         assert world.fresh == [world.only.netns.id]
         world.docker.change(
             one,
@@ -413,7 +419,7 @@ def test_network_as_new_as_its_container(world):
         world.docker.tell("network", "connect", "new", container=one, name="new")
         await until(lambda: world.inventory.counts["events"] == 2 and world.inventory.workloads)
         world.namespace("three")
-        await until(lambda: world.only.netns)
+        await until(lambda: world.only.addresses)
         assert world.only.attachments[0].network == "new"
         assert world.only.attachments[0].gateway == IPv4Address("10.9.0.1")
 
@@ -702,7 +708,7 @@ def test_a_fault_is_over_even_if_a_list_fails_in_between(world, monkeypatch):
 def test_any_error_at_a_start_is_that_starts_problem(world, monkeypatch):
     """It is named until its namespace is gone; what Docker says later counts as ever."""
     monkeypatch.setattr("appliance.drivers.docker.inventory.FULL_LIST", 0.02)
-    monkeypatch.setattr("appliance.drivers.netns.owner.find_container", raising)
+    monkeypatch.setattr("appliance.drivers.netns.owner.find_owner", raising)
 
     async def scene():
         path = world.namespace("three")

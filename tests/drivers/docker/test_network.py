@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from appliance.drivers.docker.network import (
     attach_by_address,
+    attach_by_name,
     bridge_address,
     creation_body,
     is_bridge,
@@ -27,6 +28,13 @@ def test_attach_by_address():
     found, foreign = attach_by_address(addresses, [BRIDGE, LAN])
     assert [(a.network, a.gateway) for a in found] == [("bridge", IPv4Address("172.17.0.1"))]
     assert foreign == (IPv4Address("10.1.1.1"),)
+
+
+def test_attach_by_name():
+    """Bridges are known with this host's address there, before the container has one; others are left out."""
+    known = {n.name: n for n in (BRIDGE, LAN)}
+    (place,) = attach_by_name(("bridge", "lan", "gone"), known)
+    assert (place.network, place.address, place.gateway) == ("bridge", None, IPv4Address("172.17.0.1"))
 
 
 def test_bridge_address_skips_the_other_family():

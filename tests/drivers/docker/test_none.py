@@ -15,7 +15,7 @@ def test_nothing_is_ever_there():
     none = NoContainers()
     assert none.parts == ()
     assert (none.workloads, none.networks, none.connected) == ((), (), False)
-    assert (none.seen_before_start, dict(none.counts)) == (0, {})
+    assert (none.punctuality.in_time, none.punctuality.late, dict(none.counts)) == (0, 0, {})
 
 
 def test_it_has_every_public_part_of_an_inventory(tmp_path):

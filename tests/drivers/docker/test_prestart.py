@@ -15,6 +15,7 @@ from appliance.drivers.docker.prestart import PrestartWatch
 from appliance.drivers.docker.types import Event
 from appliance.drivers.docker.workloads import WorkloadStore
 from appliance.drivers.netns import addresses, identity, owner
+from appliance.drivers.netns.owner import Owner, Process
 from appliance.faults import Faults
 from appliance.model.facts import DockerNetwork, RunState
 
@@ -94,8 +95,13 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path):
-    """A world with Docker's netns directory."""
+def world(tmp_path, monkeypatch):
+    """A world with Docker's netns directory. Namespaces show no address: they are the test's own."""
+
+    async def no_address(_path, **_limits):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(addresses, "wait", no_address)
     made = World(tmp_path)
     made.directory.mkdir()
     return made
@@ -107,7 +113,7 @@ def test_namespace_is_published_with_its_addresses(world):
     async def main():
         async with world.watched():
             path = world.namespace("one")
-            await until(lambda: world.published)
+            await until(lambda: world.published and world.published[0].addresses)
             (workload,) = world.published
             assert (workload.id, workload.addresses) == (cid(2), (ADDRESS,))
             assert (workload.netns.id, workload.netns.path) == (identity.identify(path), path)
@@ -128,11 +134,11 @@ def test_nothing_is_guessed(world, monkeypatch):
     world.docker.reserved["bridge"][cid(3)] = IPv4Address("172.17.0.3")
     owners = {str(world.directory / "known"): cid(3)}
 
-    async def find_container(path):
+    async def find_owner(path):
         await trio.lowlevel.checkpoint()
-        return owners.get(path)
+        return Owner(owners[path], Process(1, 1)) if path in owners else None
 
-    monkeypatch.setattr(owner, "find_container", find_container)
+    monkeypatch.setattr(owner, "find_owner", find_owner)
 
     async def main():
         async with world.watched():
@@ -210,7 +216,7 @@ def test_a_network_as_new_as_its_container_is_listed_first(world):
     async def main():
         async with world.watched():
             world.namespace("one")
-            await until(lambda: world.published)
+            await until(lambda: world.published and world.published[0].addresses)
             assert [a.network for a in world.published[0].attachments] == ["new"]
             assert world.listings == 1
 
@@ -221,6 +227,7 @@ def test_addresses_that_no_network_tells_are_read_inside_until_the_start(world, 
     """The first one is published at once, those of further networks as they come; after the start nobody looks."""
     world.docker.nets["new"] = NEW
     world.docker.reserved.clear()
+    world.store.begin_connecting(cid(2), "new")
     inside = [ADDRESS]
     reads = 0
 
@@ -242,8 +249,7 @@ def test_addresses_that_no_network_tells_are_read_inside_until_the_start(world, 
     async def main():
         async with world.watched():
             world.namespace("one")
-            await until(lambda: world.published)
-            assert world.published[0].addresses == (ADDRESS,)
+            await until(lambda: world.published and world.published[0].addresses == (ADDRESS,))
             inside.append(IPv4Address("10.9.0.2"))
             await until(lambda: len(world.published[0].addresses) == 2)
             assert world.listings == 1
@@ -252,5 +258,38 @@ def test_addresses_that_no_network_tells_are_read_inside_until_the_start(world, 
             before = reads
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert reads == before
+
+    trio.run(main)
+
+
+def test_nothing_waits_for_docker_to_describe_a_network(world, monkeypatch):
+    """A container is published without its address at once, with the one inside as soon as that is there.
+
+    What Docker says in the end is taken too, but does not bring back a container that has ended meanwhile.
+    """
+    world.docker.members_gate = described = trio.Event()
+    there = trio.Event()
+
+    async def wait(_path, **_limits):
+        await there.wait()
+        return (ADDRESS,)
+
+    monkeypatch.setattr(addresses, "wait", wait)
+
+    async def main():
+        async with world.watched():
+            path = world.namespace("one")
+            await until(lambda: world.published)
+            (place,) = world.published[0].attachments
+            assert (place.network, place.address, place.gateway) == ("bridge", None, BRIDGE.gateways[0])
+            there.set()
+            await until(lambda: world.published[0].addresses == (ADDRESS,))
+            assert world.members.put_there == []
+            world.store.died(Event(kind="container", action="die", id=cid(2), time=9e9))
+            assert world.published == []
+            described.set()
+            await until(lambda: world.members.put_there == [(cid(2), path, (ADDRESS,))])
+            await trio.testing.wait_all_tasks_blocked()
+            assert world.published == []
 
     trio.run(main)

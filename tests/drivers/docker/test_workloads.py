@@ -97,12 +97,29 @@ def test_late_namespace_is_nothing_new(scene):
     assert scene.workload.started_at == 900.0
 
 
+def test_starts_are_counted_when_their_rules_are_in_place(scene):
+    """One that was not seen is late, unless its namespace is another's, or it began before the store did."""
+    scene.store.update(scene.inspected, None)
+    scene.store.punctuality.rules_in_place(scene.workload.netns.id)
+    assert scene.store.punctuality.late == 0, "it runs for long"
+    scene.store.remove(cid(2))
+    scene.docker.change(cid(2), started_at=9e9)
+    scene.store.update(scene.inspected, None)
+    scene.docker.add(3, LABELS, started_at=9e9)
+    scene.store.update(scene.docker.there[cid(3)], None)
+    assert scene.workload.netns == scene.store.by_id[cid(3)].netns
+    for _ in range(2):
+        scene.store.punctuality.rules_in_place(scene.workload.netns.id)
+    assert (scene.store.punctuality.in_time, scene.store.punctuality.late) == (0, 1)
+
+
 def test_start_without_a_known_network_waits(scene):
     """Without a bridge network for its address there is nothing to publish yet, but later addresses are wanted."""
     scene.store.add(scene.inspected.listed)
     assert scene.begin_start(attached=False)
     assert scene.workload.netns is None
-    assert scene.store.seen_before_start == 0
+    scene.store.punctuality.ended(scene.workload.id)
+    assert scene.store.punctuality.late == 0
 
 
 def test_start_of_nobody_known_is_no_start(scene):
