@@ -33,6 +33,8 @@ NAME = Destination.parse("web.shop:8080/udp")
 LOW_PORTS = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 """The first port that every user may bind, of this thread's namespace."""
 SIZES = (1, 1472, 1473, 9000, 60000)
+SO_NO_CHECK = 11
+"""From asm-generic/socket.h: send with a checksum of 0, which says that there is none."""
 
 
 class UdpMesh(Mesh):
@@ -109,6 +111,24 @@ def test_both_ends_stay_in_their_namespaces(mesh: UdpMesh) -> None:
     after = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
     assert after[0] - before[0] < 10
     assert after[1] - before[1] < 10
+
+
+@pytest.mark.parametrize("answers_without", [False, True], ids=["", "answers too"])
+def test_without_a_checksum_it_arrives_whole(mesh: UdpMesh, *, answers_without: bool) -> None:
+    """What has none (RFC 768) must not seem to have a wrong one; neither on the way, nor while the appliance is away."""
+    mesh.open()
+    with mesh.client() as client, mesh.client() as other:
+        client.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        mesh.udp.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, answers_without)
+        for size in SIZES:
+            for each in (client, other):
+                assert carry(each, mesh.udp, os.urandom(size)) == f"::ffff:{DIALLER}"
+        mesh.proxy.close_door(mesh.workload.id)
+        del mesh.proxy.doors.opened[mesh.workload.id]
+        eventually(lambda: not mesh.proxy.ask(api.CONNECTIONS))
+        client.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
 
 
 def tracked() -> int:
