@@ -116,6 +116,20 @@ def _give(sock: SocketType, uid: int) -> None:
         os.fchown(sock.fileno(), uid, -1)
 
 
+def raw(most: int) -> SocketType:
+    """Return a socket that sends whole IPv4 packets, in the namespace that this thread has entered (raw(7)).
+
+    It keeps next to nothing of what others send by that protocol. Raises OSError: EPERM without CAP_NET_RAW; EMFILE
+    where only descriptors from `most` on are left.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+    if sock.fileno() >= most:
+        sock.close()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+    return sock
+
+
 def asked_address(asked: Control) -> str | None:
     """Return which address of this host a datagram asked, by its control data."""
     packed = packed_address(asked)
