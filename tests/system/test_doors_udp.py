@@ -10,21 +10,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from io import FileIO
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
 from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets, proxied
-from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
+from nsworld import HOST_OUTSIDE, NEIGHBOUR, OUTSIDE, REFUSED, SECONDS, WORKLOAD, World, inside
 
 from appliance.dataplane import api
 from appliance.dataplane.namespace import NamespaceSockets
 from appliance.dataplane.udp import sockets as udp_sockets
 from appliance.errors import RetryError
-from appliance.model.names import Destination
-from appliance.model.network import DATAGRAM_DOORS, Backend, Listener
-from appliance.render.ruleset import DOOR_PORT, render_workload
+from appliance.model.names import Destination, Protocol
+from appliance.model.network import DATAGRAM_DOORS, Backend, HostRuleset, Listener, VisitorRules
+from appliance.render.ruleset import DOOR_PORT, render_host, render_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -329,16 +329,32 @@ def _waits(sock: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("mesh", [0], ids=[""], indirect=True)
-def test_without_a_door_it_is_refused_at_once_too(mesh: UdpMesh) -> None:
-    """The host says so, and connection tracking in the client's namespace translates what it says."""
+@pytest.mark.parametrize("caller", ["workload", "host"])
+def test_who_comes_by_the_host_is_refused_at_once_too(mesh: UdpMesh, caller: str) -> None:
+    """A workload without a door, and the host itself: connection tracking translates what the host's socket says."""
+    host = mesh.world.path("host")
+    mesh.world.ip("-n", mesh.world._name("host"), "route", "add", "default", "via", OUTSIDE)
+    routes = frozenset(route for route in mesh.rules.routes if route.protocol is Protocol.UDP)
+    mesh.world.nft(
+        "host",
+        render_host(
+            HostRuleset(
+                proxy_ports=(20000, 29999),
+                dns_port=53,
+                workloads=frozenset({IPv4Address(WORKLOAD)}),
+                from_bridges=frozenset({("br0", IPv4Address(WORKLOAD))}),
+                listening=frozenset({(Protocol.UDP, 29002)}),
+                visitors=VisitorRules(vip_range=IPv4Network("240.0.0.0/4"), host_routes=routes),
+            )
+        ),
+    )
+    mesh.proxy.plane._context.refusals._host = inside(host, lambda: udp_sockets.raw(1 << 20))
     mesh.proxy.call(mesh.proxy.plane.close_listener, NAME)
-    path = mesh.world.path("host")
-    refusals = mesh.proxy.plane._context.refusals
-    refusals._host = inside(path, lambda: udp_sockets.raw(1 << 20))
-    mesh.named = replace(mesh.named, backends=())
-    mesh.proxy.call(mesh.proxy.plane.open_listener, mesh.named, inside(path, lambda: udp_sockets.listen(29002)))
-    with mesh.client() as client:
-        client.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+    callers = frozenset(map(IPv4Address, (WORKLOAD, HOST_OUTSIDE)))
+    nobody = replace(mesh.named, backends=(), callers=callers)
+    mesh.proxy.call(mesh.proxy.plane.open_listener, nobody, inside(host, lambda: udp_sockets.listen(29002)))
+    with mesh.world.socket(caller, "udp") as client:
+        client.connect((VIP, 8080))
         for _ in range(3):
             client.send(b"anybody?")
             with pytest.raises(ConnectionRefusedError):
