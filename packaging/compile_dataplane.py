@@ -27,6 +27,7 @@ MODULES = (
     "appliance.dataplane.access",
     "appliance.dataplane.balance",
     "appliance.dataplane.context",
+    "appliance.dataplane.holding",
     "appliance.dataplane.loop.epoll",
     "appliance.dataplane.namespace",
     "appliance.dataplane.shares",
@@ -41,6 +42,7 @@ MODULES = (
     "appliance.dataplane.udp.client",
     "appliance.dataplane.udp.door",
     "appliance.dataplane.udp.listener",
+    "appliance.dataplane.udp.places",
     "appliance.dataplane.udp.session",
 )
 """What runs for each message, datagram or connection."""

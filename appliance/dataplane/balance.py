@@ -142,6 +142,13 @@ class Balancer:
         weights = list(accumulate(float(s.backend.weight) for s in rest))
         return rest[bisect_right(weights, random() * weights[-1])]
 
+    def can_serve(self, *, local_only: bool) -> bool:
+        """Whether there is a backend that is neither left out nor a spare."""
+        if self._ejected:
+            self._rebuild()
+        now = self._clock()
+        return any(s.ejected_until <= now and not s.spare for s in self._pools[local_only][0])
+
     def failed(self, state: BackendState) -> None:
         """Count a failed dial and leave the backend out for a while, unless it is a spare: there is no other then."""
         state.failed += 1

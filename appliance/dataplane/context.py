@@ -9,6 +9,7 @@ from appliance.dataplane.shares import Shares
 from appliance.dataplane.standstill import Standstill
 from appliance.dataplane.tcp.dial import Dials
 from appliance.dataplane.tcp.pipes import PipePool
+from appliance.dataplane.udp.refusal import Refusals
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,9 +33,11 @@ class Context:
         self.standstill = Standstill()
         self.namespaces: dict[str, NamespaceSockets] = {}
         """The namespaces that have a door, by the text of their NetnsId: workloads are dialled from there."""
+        self.refusals = Refusals(self.namespaces, self.shares.most)
 
     def close(self) -> None:
         """Release everything; no listener, door or pair may be open any more."""
         self.dials.close()
+        self.refusals.close()
         self.epoll.shut()
         self.pipes.close()

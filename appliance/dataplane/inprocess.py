@@ -11,6 +11,7 @@ from appliance.dataplane.tcp.door import TcpDoor
 from appliance.dataplane.tcp.listener import TcpListener
 from appliance.dataplane.udp.door import UdpDoor
 from appliance.dataplane.udp.listener import UdpListener
+from appliance.dataplane.udp.places import IDLE
 from appliance.model.names import Destination, Protocol
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ class InProcess:
         *,
         dns_upstreams: Callable[[], Sequence[tuple[str, int]]],
         dns_port: int,
-        idle_udp: float = 60.0,
+        idle_udp: float = IDLE,
     ) -> None:
-        """`idle_udp` is the seconds after which a silent UDP session ends."""
+        """`idle_udp` is the seconds after which a silent UDP session without any answer ends."""
         self._idle_udp = idle_udp
         self._context = Context(loop)
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from appliance.dataplane.sockets import IP_TRANSPARENT, NO_DESCRIPTORS, NONBLOCKING, bind_source
-from appliance.dataplane.udp.sockets import RAW, bind_beside, make_room
+from appliance.dataplane.udp.sockets import bind_beside, make_room, raw
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -52,6 +52,7 @@ class NamespaceSockets:
         self._tcp: list[SocketType] = []
         self._udp: list[SocketType] = []
         """Sockets made in advance."""
+        self._raw: SocketType | None = None
         self._not_before = 0.0
         self._caller = str(door.caller)
 
@@ -105,18 +106,23 @@ class NamespaceSockets:
             raise
         return sock
 
-    def icmp(self) -> SocketType:
-        """Return a socket that sends ICMP messages in the workload's namespace. Raises OSError."""
-        _enter(self._netns.fileno())
-        try:
-            return SocketType(socket.AF_INET, RAW, socket.IPPROTO_ICMP)
-        finally:
-            _return()
+    def raw(self, most: int) -> SocketType:
+        """Return the socket that sends whole packets in there; it is made once. Raises OSError (sockets.raw)."""
+        if self._raw is None:
+            _enter(self._netns.fileno())
+            try:
+                self._raw = raw(most)
+            finally:
+                _return()
+        return self._raw
 
     def close(self) -> None:
         """Let go of the namespace: it can end once nothing of it is open."""
         for sock in (*self._tcp, *self._udp):
             sock.close()
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = None
         self._tcp.clear()
         self._udp.clear()
         self._netns.close()

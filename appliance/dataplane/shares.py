@@ -7,7 +7,8 @@ file:
 - A workload is one caller, by its key. A peer machine is not: its proxy speaks for many, and bounds each itself. Its
   connections to one destination count together, and their share is PEER_WEIGHT times as large. Those go first that
   carried least, and of these the oldest: idle ones that pile up, rather than those of callers that come and go.
-- Each caller has a list of what it holds, newest first, and a count. So nothing here looks at all connections.
+- Each caller has a list of what it holds, newest first, and a count (holding.py). So nothing here looks at all
+  connections. Datagram sessions that seem to have ended go before all else, the oldest first.
 - The kernel gives out the lowest free descriptor (open(2)). So the first one at the mark says that all below are in
   use, whoever in this process has opened them. How many connections there were then is how many there may be: what is
   closed later leaves holes, which new descriptors fill. That costs two comparisons for each connection.
@@ -25,13 +26,15 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from appliance.dataplane.holding import Holder
 from appliance.model.stats import ShareStats
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from appliance.dataplane.access import Caller
+    from appliance.dataplane.holding import Holding
 
 log = structlog.get_logger()
 
@@ -49,8 +52,6 @@ there are 1 in SLACK fewer connections than when the mark was reached, it is not
 SEARCH: Final = 0.1
 """Seconds until another search."""
 NO_CAP: Final = 1 << 60
-CHANCES: Final = 64
-"""Most connections of a peer that are passed over for one that is given up, because they were used meanwhile."""
 TOLD = 60.0
 """Seconds between two log lines about one caller."""
 MOST_KEPT = 256
@@ -62,121 +63,6 @@ MOST: Final = 8
 """The same of the part beyond which the newest stuck connections of those that hold most are reset."""
 IN_A_TURN: Final = 32
 """Connections reset for want of memory before traffic has its turn."""
-
-
-class Holding:
-    """What a caller has: a pair, a dial under way, or a session; the base of these."""
-
-    __slots__ = ("holder", "newer", "older", "seen")
-
-    def __init__(self) -> None:
-        self.holder: Holder | None = None
-        """Whose it is; None before it counts and after it has ended."""
-        self.newer: Holding | None = None
-        self.older: Holding | None = None
-        """Its neighbours in the list of its holder."""
-        self.seen = 0
-        """What it had carried when it was last looked at."""
-
-    @property
-    def carried(self) -> int:
-        """Bytes in both directions so far."""
-        return 0
-
-    @property
-    def stuck(self) -> int:
-        """Bytes of memory that its stuck directions count for."""
-        return 0
-
-    def give_up(self) -> None:
-        """End it now, because its caller holds more than its share."""
-        raise NotImplementedError
-
-
-class CalledHolding(Holding):
-    """One that stands for something which has another base: a class has one native base only."""
-
-    __slots__ = ("_carried", "_end", "_stuck")
-
-    def __init__(self, end: Callable[[], None], carried: Callable[[], int], *, stuck: int = 0) -> None:
-        super().__init__()
-        self._end: Callable[[], None] | None = end
-        self._carried: Callable[[], int] | None = carried
-        self._stuck = stuck
-
-    @property
-    def carried(self) -> int:
-        """Bytes in both directions so far."""
-        return 0 if self._carried is None else self._carried()
-
-    @property
-    def stuck(self) -> int:
-        """Bytes of memory that it counts for."""
-        return self._stuck
-
-    def give_up(self) -> None:
-        """End it now, because its caller holds more than its share."""
-        if self._end is not None:
-            self._end()
-
-    def release(self) -> None:
-        """Let go of what it stands for: without a circle that is freed at once."""
-        self._end = self._carried = None
-
-
-class Holder:
-    """What one caller holds; or a peer, of one destination."""
-
-    __slots__ = ("held", "host", "key", "newest", "oldest", "stuck", "weight")
-
-    def __init__(self, key: str, host: str, weight: int) -> None:
-        self.key = key
-        self.host = host
-        self.weight = weight
-        """Of how many callers it has the share."""
-        self.held = 0
-        self.stuck = 0
-        """Bytes of memory that its stuck directions count for."""
-        self.newest: Holding | None = None
-        self.oldest: Holding | None = None
-
-    def add(self, one: Holding) -> None:
-        """Put it first in the list."""
-        one.holder = self
-        one.older = self.newest
-        if self.newest is None:
-            self.oldest = one
-        else:
-            self.newest.newer = one
-        self.newest = one
-        self.held += 1
-
-    def remove(self, one: Holding) -> None:
-        """Take it out of the list."""
-        newer, older = one.newer, one.older
-        if newer is None:
-            self.newest = older
-        else:
-            newer.older = older
-        if older is None:
-            self.oldest = newer
-        else:
-            older.newer = newer
-        one.newer = one.older = one.holder = None
-        self.held -= 1
-
-    def next(self) -> Holding | None:
-        """Return what gives way next: the newest, or of a peer's the oldest that was not used since the last look."""
-        if self.weight == 1:
-            return self.newest
-        for _ in range(CHANCES):
-            one = self.oldest
-            if one is None or one.carried == one.seen:
-                break
-            one.seen = one.carried
-            self.remove(one)
-            self.add(one)
-        return self.oldest
 
 
 class GaveWay:
@@ -251,6 +137,12 @@ class Shares:
             if self.held < self._forget_cap_below:
                 self.cap = NO_CAP
                 self._forget_cap_below = 0
+
+    def keep(self, one: Holding) -> None:
+        """Note that it has not ended soon after it began. Nothing to do if it does not count."""
+        holder = one.holder
+        if holder is not None:
+            holder.keep(one)
 
     # Descriptors
 
@@ -371,7 +263,7 @@ class Shares:
                 over = holder.stuck - share * holder.weight
                 if over > 0:
                     self._tell(holder, "memory", holder.stuck)
-                one = holder.newest
+                one = holder.kept.newest
                 while one is not None and over > 0:
                     if one.stuck:
                         over -= one.stuck

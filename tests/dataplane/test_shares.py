@@ -16,7 +16,8 @@ from tcpworld import World, eventually, open_descriptors
 
 from appliance.dataplane import shares
 from appliance.dataplane.access import Caller
-from appliance.dataplane.shares import PEER_WEIGHT, CalledHolding, Shares, level
+from appliance.dataplane.holding import CalledHolding
+from appliance.dataplane.shares import PEER_WEIGHT, Shares, level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 from dataclasses import replace
 from io import FileIO
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
 from doorworld import DIALLER, VIP, Mesh, Proxy, eventually, packets, proxied
-from nsworld import NEIGHBOUR, REFUSED, SECONDS, WORKLOAD, World, inside
+from nsworld import HOST_OUTSIDE, NEIGHBOUR, OUTSIDE, REFUSED, SECONDS, WORKLOAD, World, inside
 
 from appliance.dataplane import api
 from appliance.dataplane.namespace import NamespaceSockets
+from appliance.dataplane.udp import sockets as udp_sockets
 from appliance.errors import RetryError
-from appliance.model.names import Destination
-from appliance.model.network import DATAGRAM_DOORS, Backend, Listener
-from appliance.render.ruleset import DOOR_PORT, render_workload
+from appliance.model.names import Destination, Protocol
+from appliance.model.network import DATAGRAM_DOORS, Backend, HostRuleset, Listener, VisitorRules
+from appliance.render.ruleset import DOOR_PORT, render_host, render_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +35,10 @@ NAME = Destination.parse("web.shop:8080/udp")
 LOW_PORTS = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 """The first port that every user may bind, of this thread's namespace."""
 SIZES = (1, 1472, 1473, 9000, 60000)
+IP_RECVERR = 11
+"""From linux/in.h (ip(7))."""
+SO_NO_CHECK = 11
+"""From asm-generic/socket.h: send with a checksum of 0, which says that there is none."""
 
 
 class UdpMesh(Mesh):
@@ -109,6 +115,24 @@ def test_both_ends_stay_in_their_namespaces(mesh: UdpMesh) -> None:
     after = packets(mesh.world, "workload"), packets(mesh.world, "neighbour")
     assert after[0] - before[0] < 10
     assert after[1] - before[1] < 10
+
+
+@pytest.mark.parametrize("answers_without", [False, True], ids=["", "answers too"])
+def test_without_a_checksum_it_arrives_whole(mesh: UdpMesh, *, answers_without: bool) -> None:
+    """What has none (RFC 768) must not seem to have a wrong one: on the way, and while the appliance is away."""
+    mesh.open()
+    with mesh.client() as client, mesh.client() as other:
+        client.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, 1)
+        mesh.udp.setsockopt(socket.SOL_SOCKET, SO_NO_CHECK, answers_without)
+        for size in SIZES:
+            for each in (client, other):
+                assert carry(each, mesh.udp, os.urandom(size)) == f"::ffff:{DIALLER}"
+        mesh.proxy.close_door(mesh.workload.id)
+        del mesh.proxy.doors.opened[mesh.workload.id]
+        eventually(lambda: not mesh.proxy.ask(api.CONNECTIONS))
+        client.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
 
 
 def tracked() -> int:
@@ -231,25 +255,126 @@ def test_another_backend_takes_over_from_one_that_refuses(mesh: UdpMesh) -> None
         carry(client, mesh.udp)
         mesh.swap(backends=(mesh.backend(83),))
         client.send(b"lost")
-        with pytest.raises(ConnectionRefusedError):  # there is no other
-            client.recv(100)
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+        eventually(lambda: not [c for c in mesh.proxy.ask(api.CONNECTIONS) if not c.draining])
         mesh.swap(backends=(mesh.backend(81), mesh.backend(83)))
         for _ in range(20):
             carry(client, mesh.udp)
 
 
-def test_a_client_is_told_that_its_server_has_ended(mesh: UdpMesh) -> None:
-    """Before the appliance hears of it, from its first datagram on, as without a mesh; then it is served again."""
+def test_a_port_without_a_program_is_refused_at_once(mesh: UdpMesh) -> None:
+    """Each datagram of a connected client, the first one too, as on a plain network; until a program is there."""
     mesh.open()
     mesh.swap(backends=(mesh.backend(83),))
-    with mesh.client() as client:
-        for _ in range(3):
-            client.send(b"question")
+    with mesh.client() as client, mesh.client() as elsewhere:
+        local = mesh.world.socket("workload", "udp")
+        local.bind(("127.0.0.2", 0))
+        local.connect((VIP, 8080))
+        with local:
+            for each in (client, elsewhere, local):
+                for _ in range(3):
+                    each.send(b"anybody?")
+                    with pytest.raises(ConnectionRefusedError):
+                        each.recv(1)
+        server = mesh.serve("a late server", 83)
+        carry(client, server)
+        carry(client, server)
+        carry(client, server)
+        server.close()
+        for _ in range(2):
+            client.send(b"still there?")
             with pytest.raises(ConnectionRefusedError):
-                client.recv(100)
-        mesh.swap(backends=(mesh.backend(81),))
-        carry(client, mesh.udp)
-        carry(client, mesh.udp)
+                client.recv(1)
+        mesh.swap(backends=())
+        for each in (client, elsewhere):
+            each.send(b"anybody?")
+            with pytest.raises(ConnectionRefusedError):
+                each.recv(1)
+
+
+def test_the_error_names_what_was_asked(mesh: UdpMesh) -> None:
+    """To a client that is not connected, and wants to know (IP_RECVERR, ip(7)); nobody else hears of it."""
+    mesh.open()
+    mesh.swap(backends=(mesh.backend(83),))
+    with mesh.world.socket("workload", "udp") as client, mesh.client() as other:
+        client.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        client.sendto(b"anybody?", (VIP, 8080))
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+        _, ((_, _, error),), _, asked = client.recvmsg(100, 100, socket.MSG_ERRQUEUE)
+        assert asked == (VIP, 8080)
+        assert (error[4:7], error[20:24]) == (bytes((2, 3, 3)), socket.inet_aton(VIP)), "ICMP, type, code; by whom"
+        assert not other.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def test_another_backend_is_asked_before_a_client_is_refused(mesh: UdpMesh) -> None:
+    """It asks again, and is served: no error stops it."""
+    mesh.open()
+    mesh.swap(backends=(mesh.backend(81), mesh.backend(83)))
+    for _ in range(20):
+        with mesh.client() as client:
+            client.send(b"question")
+            while not _waits(mesh.udp):
+                assert not client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                client.send(b"question")
+            data, sender = mesh.udp.recvfrom(100)
+            mesh.udp.sendto(data, sender)
+            assert client.recv(100) == b"question"
+
+
+def _waits(sock: socket.socket) -> bool:
+    ready, _, _ = select.select([sock], [], [], 0.1)
+    return bool(ready)
+
+
+@pytest.mark.parametrize("mesh", [0], ids=[""], indirect=True)
+@pytest.mark.parametrize("caller", ["workload", "host"])
+def test_who_comes_by_the_host_is_refused_at_once_too(mesh: UdpMesh, caller: str) -> None:
+    """A workload without a door, and the host itself: connection tracking translates what the host's socket says."""
+    host = mesh.world.path("host")
+    mesh.world.ip("-n", mesh.world._name("host"), "route", "add", "default", "via", OUTSIDE)
+    routes = frozenset(route for route in mesh.rules.routes if route.protocol is Protocol.UDP)
+    mesh.world.nft(
+        "host",
+        render_host(
+            HostRuleset(
+                proxy_ports=(20000, 29999),
+                dns_port=53,
+                workloads=frozenset({IPv4Address(WORKLOAD)}),
+                from_bridges=frozenset({("br0", IPv4Address(WORKLOAD))}),
+                listening=frozenset({(Protocol.UDP, 29002)}),
+                visitors=VisitorRules(vip_range=IPv4Network("240.0.0.0/4"), host_routes=routes),
+            )
+        ),
+    )
+    mesh.proxy.plane._context.refusals._host = inside(host, lambda: udp_sockets.raw(1 << 20))
+    mesh.proxy.call(mesh.proxy.plane.close_listener, NAME)
+    callers = frozenset(map(IPv4Address, (WORKLOAD, HOST_OUTSIDE)))
+    nobody = replace(mesh.named, backends=(), callers=callers)
+    mesh.proxy.call(mesh.proxy.plane.open_listener, nobody, inside(host, lambda: udp_sockets.listen(29002)))
+    with mesh.world.socket(caller, "udp") as client:
+        client.connect((VIP, 8080))
+        for _ in range(3):
+            client.send(b"anybody?")
+            with pytest.raises(ConnectionRefusedError):
+                client.recv(1)
+
+
+@pytest.mark.parametrize("mesh", [0], ids=[""], indirect=True)
+def test_a_namespace_in_which_a_client_was_told_is_let_go(mesh: UdpMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket that tells would keep it alive."""
+    monkeypatch.setattr("appliance.control.doors.LOOK", 0.01)
+    mesh.open()
+    mesh.swap(backends=())
+    with mesh.client() as client:
+        client.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+    mesh.world.close_servers()
+    mesh.world.delete("workload")
+    mesh.proxy.look(until=lambda: mesh.workload.id not in mesh.proxy.doors.opened)
+    eventually(lambda: not mesh.world.has_link("host", "workload"))
 
 
 STEAL = f"""

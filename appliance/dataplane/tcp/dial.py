@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from appliance.dataplane.holding import Holding
 from appliance.dataplane.loop.epoll import ERR, HUP
-from appliance.dataplane.shares import Holding
 from appliance.dataplane.sockets import KEEPALIVE, NONBLOCKING, bind_source, reset_on_close
 from appliance.dataplane.tcp.relay import PairOwner
 

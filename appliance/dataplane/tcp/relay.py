@@ -16,8 +16,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from appliance.dataplane.holding import Holding
 from appliance.dataplane.loop.epoll import ERR, HUP, IN, NOT_OUT, OUT, PRI, RDHUP
-from appliance.dataplane.shares import Holding
 from appliance.dataplane.sockets import narrow, receive_buffer, reset_on_close, widen
 
 if TYPE_CHECKING:

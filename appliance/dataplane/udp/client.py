@@ -27,9 +27,6 @@ class WorkloadSockets(Protocol):
     def answer_udp(self, door: SocketType, address: Client, client: Client) -> SocketType:
         """Return one for what this client sends to that address of the door's socket. Raises OSError."""
 
-    def icmp(self) -> SocketType:
-        """Return one that sends ICMP messages there. Raises OSError."""
-
 
 class ListenerSocket(BatchReader):
     """A socket at which datagrams of any client come in."""

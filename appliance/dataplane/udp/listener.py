@@ -9,10 +9,12 @@ Rules of this file:
   tenth of a round trip.
 - A client that asks through the door in its namespace (door.py) gets a socket of its own there with its second datagram
   (`ClientSocket`), and its answers from that.
+- Which sessions stay, for how long, and which ones give way, places.py says.
 - A session whose backend goes drains: it stays open for a second for what that backend still answers. The client's next
   datagram opens another.
 - Any error on a session's socket ends the session; the client's next datagram opens another. An ICMP error makes the
-  balancer leave the backend out for a while, like a refused TCP connection, and goes on to the client (refusal.py).
+  balancer leave the backend out for a while, like a refused TCP connection. Where no other one is left the client is
+  told (refusal.py).
 - A wake-up reads one datagram while traffic is sparse, because a second read that finds nothing costs a tenth of a
   datagram's CPU time, and up to BATCH while it is dense: never more, so that no socket starves the others.
 - Only OSError can happen here, and none reaches the loop.
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -30,8 +32,8 @@ from appliance.dataplane.access import Access
 from appliance.dataplane.balance import Balancer
 from appliance.dataplane.loop.epoll import IN
 from appliance.dataplane.sockets import NO_DESCRIPTORS
-from appliance.dataplane.udp import refusal
 from appliance.dataplane.udp.client import AddressSocket, PortSocket, open_client_socket
+from appliance.dataplane.udp.places import ANSWERED, IDLE, RETURNED, Places
 from appliance.dataplane.udp.session import Session, SessionOwner
 from appliance.dataplane.udp.sockets import BUFFER, PASSING, asked_address, bind_address, connect, listen
 from appliance.model.stats import Connection, ListenerStats
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
     from socket import SocketType
 
+    from appliance.dataplane.access import Caller
     from appliance.dataplane.balance import BackendState
     from appliance.dataplane.context import Context
     from appliance.dataplane.udp.client import WorkloadSockets
@@ -53,22 +56,17 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SESSIONS = 1024
-"""Most sessions of one listener: each holds one file descriptor or two, of which small machines allow 20,000."""
+"""Most brief sessions of one listener. Each holds one file descriptor or two, of which small machines allow 20,000:
+shares.py bounds what all listeners have."""
 MAX_ADDRESS_SOCKETS = 16
 """Most addresses of this host at which a listener has sockets: containers' networks are few."""
 EJECT_SECONDS = Schedule((2.0, 5.0, 10.0))
 """As for connections, but longer: a client without an answer asks again after a second or so, and must not find the
 same backend again."""
-TICKS = 4
-"""The idle timeout is checked this often in its length: a session ends after 1 to 1 + 1/TICKS times the timeout."""
 DRAIN_SECONDS = 1.0
 """For how long a backend that goes may still answer what it was asked."""
 TRIES = 3
 """Most backends tried for one datagram."""
-SECOND_CHANCES = 16
-"""Most busy sessions passed over when one has to go."""
-PEER_SHARE: Final = 4
-"""A peer machine speaks for several callers, it is not known how many: it may have so many times the sessions."""
 
 
 class UdpListener(SessionOwner):
@@ -79,7 +77,7 @@ class UdpListener(SessionOwner):
         context: Context,
         listener: Listener,
         *,
-        idle: float = 60.0,
+        idle: float = IDLE,
         limit: int = SESSIONS,
         on_empty: Callable[[UdpListener], None] = lambda _: None,
         sock: SocketType | None = None,
@@ -87,11 +85,12 @@ class UdpListener(SessionOwner):
     ) -> None:
         """Open the port, or take over `sock`. Raises OSError (EADDRINUSE).
 
-        A session ends after `idle` seconds without a datagram; there are at most `limit` of them. `on_empty` is called
-        once nothing is left after `stop`. With `doors_only` another process serves the port.
+        A session without any answer ends after `idle` seconds without a datagram; there are at most `limit` brief ones.
+        `on_empty` is called once nothing is left after `stop`. With `doors_only` another process serves the port.
         """
         super().__init__(context.loop, Balancer(listener.backends, pauses=EJECT_SECONDS), listener.destination)
         self._shares = context.shares
+        self._refusals = context.refusals
         self._epoll = context.epoll
         self._standstill = context.standstill
         self._namespaces: Mapping[str, WorkloadSockets] = context.namespaces
@@ -101,16 +100,12 @@ class UdpListener(SessionOwner):
         self.accepted = 0
         self.refused = 0
         self.failed = 0
-        self.evicted = 0
-        """Sessions ended early to make room for new ones."""
         self.stopped = False
         self._closed = False
-        self._tick = idle / TICKS
-        self._limit = limit
+        self._most_draining = limit
         self._timer: asyncio.TimerHandle | None = None
         self._sessions: dict[Key, Session] = {}
-        self._by_caller: dict[str, dict[Key, Session]] = {}
-        """The same by the caller's key, oldest first."""
+        self._places = Places(context.loop, context.shares, limit=limit, idle=idle)
         self._draining: set[Session] = set()
         self._access = Access.of(listener)
         self._address_sockets: dict[str, AddressSocket | None] = {}
@@ -157,7 +152,7 @@ class UdpListener(SessionOwner):
             refused=self.refused,
             failed=self.failed,
             active=self.active,
-            evicted=self.evicted,
+            evicted=self._places.evicted,
             given_up=self.given_up,
             dropped=self.dropped,
             backends=self.balancer.stats(),
@@ -190,8 +185,16 @@ class UdpListener(SessionOwner):
             if session.key[2:] == (netns,) or session.state.netns == netns:
                 self._drain(session)
 
+    def on_answer(self, session: Session) -> None:
+        """Note that the session's backend is there."""
+        self.balancer.alive(session.state)
+        self._places.move(session, ANSWERED)
+
     def on_refused(self, session: Session, error: OSError) -> None:
-        """Leave out the backend that refused this session's datagrams, and end the session."""
+        """Leave out the backend that refused this session's datagrams, and end the session.
+
+        Its client asks another one with its next datagram, if there is one; otherwise it is told.
+        """
         if session.draining:
             self.end(session)
             return
@@ -203,7 +206,8 @@ class UdpListener(SessionOwner):
                 error=error.strerror,
             )
         self.balancer.failed(session.state)
-        refusal.pass_on(session, error, self._wanted, self._namespaces)
+        if not self.balancer.can_serve(local_only=session.caller.local_only):
+            self._refuse(session.key, session.client, session.caller, session.arrival, session.asked)
         own = session.client_socket
         if own is not None and own.session is session:
             self._drain(session)  # what the client has sent meanwhile is for another backend
@@ -218,9 +222,12 @@ class UdpListener(SessionOwner):
         """
         if self._standstill.holds:
             return False
-        session = self._sessions.get(client) or self._open(client, client, client[0])
+        session = self._sessions.get(client)
         if session is None:
-            return False
+            session = self._open(client, client, client[0], arrival, asked)
+            if session is None:
+                return False
+            session.seen = size
         if session.arrival is not arrival or session.asked != asked:
             session.reply_from(arrival, asked)
         self.pass_on(session, size)
@@ -232,9 +239,10 @@ class UdpListener(SessionOwner):
         """Pass a datagram in BUFFER that came through a door to its backend."""
         session = self._sessions.get(key)
         if session is None:
-            session = self._open(key, client, caller_key)
+            session = self._open(key, client, caller_key, arrival, asked)
             if session is None:
                 return
+            session.seen = size
             session.reply_from(arrival, asked)
         elif not session.asked_again:
             session.asked_again = True
@@ -254,6 +262,8 @@ class UdpListener(SessionOwner):
         session.quiet = 0
         session.bytes_in += size
         session.state.bytes_in += size
+        if ANSWERED <= session.standing <= RETURNED:
+            self._places.move(session, session.standing + 1)
         try:
             session.sock.send(BUFFER[:size])
         except OSError as error:
@@ -262,7 +272,10 @@ class UdpListener(SessionOwner):
     def renew(self, former: Session, tried: tuple[BackendState, ...] = ()) -> Session | None:
         """Open another session for the client of one that has ended or is about to."""
         self._remove(former)
-        another = self._sessions.get(former.key) or self._open(former.key, former.client, former.caller.host, tried)
+        another = self._sessions.get(former.key)
+        if another is None:
+            host = former.caller.host
+            another = self._open(former.key, former.client, host, former.arrival, former.asked, tried)
         if another is not None:
             another.take_over(former)
         return another
@@ -294,16 +307,23 @@ class UdpListener(SessionOwner):
                     return
         self.dropped += 1
 
-    def _open(self, key: Key, client: Client, caller_key: str, tried: tuple[BackendState, ...] = ()) -> Session | None:
+    def _open(
+        self,
+        key: Key,
+        client: Client,
+        caller_key: str,
+        arrival: SocketType | None,
+        asked: Control,
+        tried: tuple[BackendState, ...] = (),
+    ) -> Session | None:
         caller = self._access.caller(caller_key)
         if caller is None or self.stopped:
             self.refused += 1
             return None
-        if len(self._sessions) >= self._limit:
-            self._evict(caller.host)
         while len(tried) < TRIES:
             state = self.balancer.pick(local_only=caller.local_only, tried=tried)
             if state is None:
+                self._refuse(key, client, caller, arrival, asked)
                 break
             try:
                 sock = self._connect(state)
@@ -315,7 +335,7 @@ class UdpListener(SessionOwner):
                 tried += (state,)
                 continue
             fd = sock.fileno()
-            if self._shares.is_crowded(fd) and not self._shares.make_room(fd):
+            if self._shares.is_crowded(fd) and not self._places.make_room(caller, fd):
                 sock.close()
                 self._on_no_descriptors(OSError(errno.EMFILE, "those that are left are for the control plane"))
                 break
@@ -333,12 +353,12 @@ class UdpListener(SessionOwner):
         self._epoll.add(session.sock.fileno(), session, IN)
         self._sessions[session.key] = session
         self._shares.add(session.holding, session.caller, self.label)
-        self._by_caller.setdefault(session.caller.host, {})[session.key] = session
+        self._places.add(session, session.caller)
         self.accepted += 1
         session.state.opened += 1
         session.state.active += 1
         if self._timer is None:
-            self._timer = self.loop.call_later(self._tick, self._on_tick)
+            self._timer = self.loop.call_later(self._places.tick, self._on_tick)
         return session
 
     def _on_no_descriptors(self, error: OSError) -> None:
@@ -355,7 +375,7 @@ class UdpListener(SessionOwner):
 
     def _drain(self, session: Session) -> None:
         """Give the client a new session with its next datagram; this one is for answers only."""
-        if len(self._draining) >= self._limit:
+        if len(self._draining) >= self._most_draining:
             self.end(session)
             return
         self._remove(session)
@@ -395,35 +415,22 @@ class UdpListener(SessionOwner):
         if self._sessions.get(session.key) is not session:
             return
         del self._sessions[session.key]
-        own = self._by_caller[session.caller.host]
-        del own[session.key]
-        if not own:
-            del self._by_caller[session.caller.host]
+        self._places.remove(session)
 
-    def _evict(self, host: str) -> None:
-        """End a session of the caller that has most; if that is the one with this key, never another's.
-
-        Of its sessions the oldest that is not in use goes; all being in use, the oldest.
-        """
-        own = max(self._by_caller.values(), key=_weight)
-        asking = self._by_caller.get(host)
-        if asking is not None and _weight(asking) == _weight(own):
-            own = asking
-        for _ in range(SECOND_CHANCES):
-            session = next(iter(own.values()))
-            if session.quiet:
-                break
-            session.quiet = 1
-            own[session.key] = own.pop(session.key)
-        self.evicted += 1
-        self.end(next(iter(own.values())))
+    def _refuse(self, key: Key, client: Client, caller: Caller, arrival: SocketType | None, asked: Control) -> None:
+        """Tell a client that nobody takes what it has sent."""
+        if len(key) > 2:
+            if self._wanted.vip is not None:
+                vip = (str(self._wanted.vip), self.destination.port)
+                self._refusals.refuse(caller.host, str(key[-1]), client, vip)
+        elif arrival is not None:
+            address = asked_address(asked) or str(arrival.getsockname()[0])
+            self._refusals.refuse(caller.host, "", client, (address, self.port))
 
     def _on_tick(self) -> None:
         for session in list(self._sessions.values()):
-            session.quiet += 1
-            if session.quiet > TICKS:
-                self.end(session)
-        self._timer = self.loop.call_later(self._tick, self._on_tick) if self._sessions else None
+            self._places.age(session)
+        self._timer = self.loop.call_later(self._places.tick, self._on_tick) if self._sessions else None
 
     def _close(self) -> None:
         if self._closed:
@@ -440,9 +447,3 @@ class UdpListener(SessionOwner):
             if opened is not None:
                 self._epoll.close(opened.sock)
         self._on_empty(self)
-
-
-def _weight(own: dict[Key, Session]) -> float:
-    """Return how much a caller has of the sessions."""
-    local_only = next(iter(own.values())).caller.local_only
-    return len(own) / (PEER_SHARE if local_only else 1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from appliance.dataplane.shares import CalledHolding
+from appliance.dataplane.holding import CalledHolding
 from appliance.dataplane.udp.batch import BatchReader
+from appliance.dataplane.udp.places import ASKING, Placed
 from appliance.dataplane.udp.sockets import BUFFER, reply_control
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class SessionOwner:
         """Open another session for the client of one that is draining."""
         raise NotImplementedError
 
+    def on_answer(self, session: Session) -> None:
+        """Note that the session's backend has answered for the first time."""
+        raise NotImplementedError
+
     def on_refused(self, session: Session, error: OSError) -> None:
         """Note that the session's backend refused a datagram."""
         raise NotImplementedError
@@ -85,34 +90,29 @@ class SessionSocket(BatchReader):
         self.closed = False
 
 
-class Session(BatchReader):
+class Session(Placed):
     """One client's datagrams to one backend, and back."""
 
     __slots__ = (
         "arrival",
         "asked",
         "asked_again",
-        "bytes_in",
-        "bytes_out",
         "caller",
         "client",
         "client_socket",
         "closed",
         "draining",
-        "holding",
         "key",
         "owner",
-        "quiet",
         "reply",
         "sock",
-        "started",
         "state",
     )
 
     def __init__(
         self, owner: SessionOwner, key: Key, client: Client, caller: Caller, sock: SocketType, state: BackendState
     ) -> None:
-        super().__init__()
+        super().__init__(CalledHolding(self._give_up, self._carried, brief=True), owner.loop.time())
         self.owner = owner
         self.key = key
         self.client = client
@@ -130,15 +130,8 @@ class Session(BatchReader):
         self.draining = False
         """Whether it only waits for what its backend still answers."""
         self.closed = False
-        self.holding = CalledHolding(self._give_up, self._carried)
-        """What counts against its caller's share."""
         self.sock = sock
         self.state = state
-        self.started = owner.loop.time()
-        self.quiet = 0
-        """Ticks since the last datagram in either direction."""
-        self.bytes_in = 0
-        self.bytes_out = 0
 
     def ready(self, _events: int) -> None:
         """Pass the backend's datagrams to the client."""
@@ -154,11 +147,11 @@ class Session(BatchReader):
                 self.owner.on_refused(self, error)
                 return
             count += 1
-            if not self.bytes_out:
-                self.owner.balancer.alive(state)
             self.quiet = 0
             self.bytes_out += size
             state.bytes_out += size
+            if self.standing == ASKING:
+                self.owner.on_answer(self)
             try:
                 if self.client_socket is not None:
                     self.client_socket.sock.send(BUFFER[:size])
@@ -177,6 +170,10 @@ class Session(BatchReader):
 
     def _give_up(self) -> None:
         self.owner.given_up += 1
+        self.owner.end(self)
+
+    def end(self) -> None:
+        """End now."""
         self.owner.end(self)
 
     def fail(self) -> None:

@@ -33,8 +33,6 @@ SO_RCVBUFFORCE = 33
 MOST_UID = 2**32 - 3
 """The greatest user id but one; the greatest stands for none (chown(2))."""
 
-RAW = socket.SOCK_RAW | socket.SOCK_NONBLOCK
-"""The type of sockets for ICMP messages (raw(7), with CAP_NET_RAW)."""
 
 BUFFER = memoryview(bytearray(1 << 16))
 """One for all, larger than any UDP datagram: what is read is sent before anything else is read."""
@@ -117,6 +115,20 @@ def _give(sock: SocketType, uid: int) -> None:
     """Change a socket's owner, where this process may (CAP_CHOWN). Rules for users see it, so it is for a moment."""
     with suppress(PermissionError):
         os.fchown(sock.fileno(), uid, -1)
+
+
+def raw(most: int) -> SocketType:
+    """Return a socket that sends whole IPv4 packets, in the namespace that this thread has entered (raw(7)).
+
+    It keeps next to nothing of what others send by that protocol. Raises OSError: EPERM without CAP_NET_RAW; EMFILE
+    where only descriptors from `most` on are left.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW)
+    if sock.fileno() >= most:
+        sock.close()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+    return sock
 
 
 def asked_address(asked: Control) -> str | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from appliance.dataplane import api
 from appliance.dataplane.dns import server
 from appliance.dataplane.sockets import listen as listen_tcp
+from appliance.dataplane.udp.places import IDLE
 from appliance.dataplane.udp.sockets import listen as listen_udp
 from appliance.dataplane.workers import merge, messages
 from appliance.dataplane.workers.process import WorkerProcess
@@ -58,7 +59,7 @@ class WorkerPool:
         command: Sequence[str],
         dns_upstreams: Callable[[], Sequence[tuple[str, int]]],
         dns_port: int,
-        idle_udp: float = 60.0,
+        idle_udp: float = IDLE,
     ) -> None:
         """`command` starts a worker, with the descriptor of its channel added. Nothing runs before `start`."""
         self._loop = loop

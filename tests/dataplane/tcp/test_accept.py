@@ -10,7 +10,7 @@ import pytest
 from tcpworld import CALLER, World, eventually
 
 from appliance.dataplane.access import Caller
-from appliance.dataplane.shares import CalledHolding
+from appliance.dataplane.holding import CalledHolding
 from appliance.dataplane.sockets import listen
 from appliance.dataplane.standstill import Standstill
 from appliance.dataplane.tcp.accept import ACCEPTS, Acceptor

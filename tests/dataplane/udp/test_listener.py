@@ -15,7 +15,7 @@ from appliance.dataplane.udp.batch import BATCH
 from appliance.dataplane.udp.listener import MAX_ADDRESS_SOCKETS, UdpListener
 from appliance.dataplane.udp.session import Session
 from appliance.model.network import Backend
-from tests.dataplane.udpworld import CALLER, PEER, STRANGER, World, backend, listener
+from tests.dataplane.udpworld import CALLER, PEER, STRANGER, Socket, World, backend, listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -381,6 +381,75 @@ def test_without_a_backend_datagrams_are_counted_and_dropped(world: World) -> No
     assert udp.active == 0
 
 
+class Told:
+    """Stands for what tells clients (refusal.Refusals)."""
+
+    def __init__(self, world: World, udp: UdpListener) -> None:
+        self.clients: list[tuple[str, str, tuple[str, int], tuple[str, int]]] = []
+        udp._refusals = world.context.refusals
+        udp._refusals.refuse = lambda *words: self.clients.append(words)  # type: ignore[method-assign]
+
+    def count(self) -> int:
+        """Return how often clients were told since the last time."""
+        told, self.clients = self.clients, []
+        return len(told)
+
+
+def test_a_client_is_told_when_no_backend_takes_its_datagram(world: World) -> None:
+    """For each that is lost: where there is none, where the only one refuses, and where none can be dialled."""
+    server, client = world.socket(), world.socket()
+    udp, port = world.open()
+    told = Told(world, udp)
+    client.send(b"nobody", port)
+    world.until(lambda: bool(told.clients))
+    assert told.clients == [(CALLER, "", client.address, port)]
+    assert told.count() == 1
+    udp.swap(listener(udp.port, backend(server)))
+    client.send(b"somebody", port)
+    server.receive()
+    server.close()
+    for _ in range(3):
+        client.send(b"nobody", port)
+        world.turn()
+        assert told.count() >= 1
+    udp.swap(listener(udp.port, Backend(address=IPv4Address("127.0.0.9"), port=99999, local=True, label="bad")))
+    client.send(b"nobody", port)
+    world.turn()
+    assert told.count() == 1
+
+
+def test_a_client_is_not_told_while_another_backend_is_there(world: World) -> None:
+    """It asks again and is served; once all refuse it is told."""
+    dead, alive = world.socket(), world.socket()
+    udp, port = world.open(backend(dead), backend(alive))
+    told = Told(world, udp)
+    dead.close()
+    for _ in range(20):
+        world.socket().send(b"?", port)
+        world.turn()
+    assert not told.clients
+    alive.close()
+    client = world.socket()
+    for _ in range(2):
+        client.send(b"?", port)
+        world.turn()
+    assert told.count()
+
+
+def test_a_stranger_is_told_nothing(world: World) -> None:
+    """Nor is anybody for want of file descriptors, which may be there again at once."""
+    server = world.socket()
+    udp, port = world.open(backend(server))
+    told = Told(world, udp)
+    world.socket(STRANGER).send(b"?", port)
+    world.until(lambda: udp.stats().refused == 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "connect", _no_descriptors)
+        world.socket().send(b"?", port)
+        world.until(lambda: udp.stats().failed == 1)
+    assert not told.clients
+
+
 def test_a_backend_without_a_route_is_passed_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connect that fails goes to the next backend."""
     bad, good, client = world.socket(), world.socket(), world.socket()
@@ -456,23 +525,63 @@ def test_a_port_in_use_is_an_error_of_opening(world: World) -> None:
 
 
 def test_sessions_are_bounded(world: World) -> None:
-    """At the limit the oldest session that is not in use makes room; it is counted."""
+    """At the limit the one that has been silent longest makes room; it is counted."""
     server = world.socket()
     udp, port = world.open(backend(server), limit=3)
     clients = [world.socket() for _ in range(5)]
-    for number, client in enumerate(clients[:3]):
-        client.send(b"%d" % number, port)
+    for number in (0, 1, 2, 0, 3, 4):
+        clients[number].send(b"%d" % number, port)
         server.receive()
-    for session in list(udp._sessions.values())[1:]:
-        session.quiet = 1
-    clients[3].send(b"3", port)
-    server.receive()
-    assert _clients(udp) == {clients[0].address, clients[2].address, clients[3].address}
-    clients[4].send(b"4", port)
-    server.receive()
     assert _clients(udp) == {clients[0].address, clients[3].address, clients[4].address}
     stats = udp.stats()
     assert (stats.evicted, stats.accepted, stats.active, stats.backends[0].active) == (2, 5, 3, 3)
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_long_session_stays_beside_any_number_of_short_ones(world: World, again: int) -> None:
+    """It has spoken after an answer, even if only once; questions come from the same caller and from others."""
+    server, long = world.socket(), world.socket()
+    udp, port = world.open(backend(server), limit=8)
+    udp.swap(replace(udp._wanted, callers=frozenset(map(IPv4Address, (CALLER, "127.0.0.3")))))
+    seen = set()
+
+    def ask(client: Socket, data: bytes) -> tuple[str, int]:
+        client.send(data, port)
+        _, session = server.receive()
+        server.send(b"!", session)
+        assert client.receive() == (b"!", port)
+        return session
+
+    for _ in range(1 + again):
+        seen.add(ask(long, b"long"))
+    for number in range(40):
+        short = world.socket(CALLER if number % 3 else "127.0.0.3")
+        ask(short, b"short")
+        short.close()
+    seen.add(ask(long, b"long"))
+    assert len(seen) == 1
+    assert udp.active == 8 + 1
+    assert udp.stats().evicted == 40 - 8
+
+
+def test_many_answers_under_way_arrive(world: World) -> None:
+    """At the limit those that were answered make room, and not those that wait for a slow backend."""
+    server = world.socket()
+    udp, port = world.open(backend(server), limit=8)
+    for _ in range(8):
+        over = world.socket()
+        over.send(b"?", port)
+        server.send(b"!", server.receive()[1])
+        over.receive()
+    asking = [world.socket() for _ in range(8)]
+    for client in asking:
+        client.send(b"?", port)
+    waiting = [server.receive()[1] for _ in asking]
+    for session in waiting:
+        server.send(b"!", session)
+    for client in asking:
+        assert client.receive() == (b"!", port)
+    assert udp.stats().evicted == 8
 
 
 def test_a_caller_evicts_its_own_sessions_first(world: World) -> None:
@@ -492,7 +601,7 @@ def test_a_caller_evicts_its_own_sessions_first(world: World) -> None:
     for number in range(6):
         world.socket("127.0.0.3").send(b"%d" % number, port)
         server.receive()
-    assert sorted(len(own) for own in udp._by_caller.values()) == [3, 3], "and the greedy one gives way to others"
+    assert _counts(udp) == {CALLER: 3, "127.0.0.3": 3}, "and the greedy one gives way to others"
 
 
 def test_a_peer_machine_is_more_than_one_caller(world: World) -> None:
@@ -503,11 +612,11 @@ def test_a_peer_machine_is_more_than_one_caller(world: World) -> None:
         for _ in range(number):
             world.socket(host).send(b"?", port)
             server.receive()
-    assert {host: len(own) for host, own in udp._by_caller.items()} == {PEER: 6, CALLER: 4}
+    assert _counts(udp) == {PEER: 6, CALLER: 4}
     for _ in range(12):
         world.socket(PEER).send(b"?", port)
         server.receive()
-    assert {host: len(own) for host, own in udp._by_caller.items()} == {PEER: 8, CALLER: 2}
+    assert _counts(udp) == {PEER: 8, CALLER: 2}
 
 
 def test_a_flood_of_clients_that_are_all_in_use_still_lets_new_ones_in(world: World) -> None:
@@ -520,6 +629,10 @@ def test_a_flood_of_clients_that_are_all_in_use_still_lets_new_ones_in(world: Wo
         server.receive()
     assert udp.active == 20
     assert clients[-1].address in _clients(udp)
+
+
+def _counts(udp: UdpListener) -> dict[str, int]:
+    return {host: sum(own.counts) for host, own in udp._places.callers.items()}
 
 
 def _clients(udp: UdpListener) -> set[tuple[str, int]]:

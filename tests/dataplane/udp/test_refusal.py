@@ -1,106 +1,163 @@
-"""What a client hears whose datagram nobody has taken."""
+"""What clients are told, by a socket that keeps it; tests/system/test_doors_udp.py has kernels that believe it."""
 
 from __future__ import annotations
 
 import errno
 import socket
 import struct
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from structlog.testing import capture_logs
 
-from appliance.dataplane.udp.refusal import port_unreachable
-from tests.dataplane.udpworld import CALLER, World, backend
+from appliance.dataplane.udp import refusal
+from appliance.dataplane.udp.refusal import AGAIN, BURST, MOST_CALLERS, RATE, Refusals, checksum, port_unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from appliance.dataplane.udp.sockets import Client
+
+CLIENT, ASKED = ("192.0.2.7", 40000), ("240.1.1.1", 8080)
+
+
+class Raw:
+    """Stands for a raw socket, and for a namespace that has one."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[bytes, Client]] = []
+        self.refuses = 0
+        self.closed = False
+        self.asked = 0
+
+    def raw(self, most: int) -> Raw:
+        """Return itself."""
+        assert most == 500
+        self.asked += 1
+        if self.refuses:
+            raise OSError(self.refuses, "refused")
+        return self
+
+    def sendto(self, data: bytes, to: Client) -> None:
+        """Keep it."""
+        if self.refuses:
+            raise OSError(self.refuses, "refused")
+        self.sent.append((data, to))
+
+    def close(self) -> None:
+        """Be closed."""
+        self.closed = True
+
+
+class Clock:
+    """The time."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """Return it."""
+        return self.now
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    """A loop with a listener on it."""
-    made = World()
-    yield made
-    made.close()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Stand for the kernel's."""
+    made = Clock()
+    monkeypatch.setattr(refusal, "time", made)
+    return made
 
 
-def test_the_message_quotes_the_datagram() -> None:
-    """Type 3, code 3, then both headers; each checksum is right: over all of it, it adds up to none."""
-    message = port_unreachable(("10.1.2.3", 40000), ("240.0.0.9", 53))
-    assert message[:2] == b"\x03\x03"
-    assert folded(message) == 0xFFFF
-    quoted = message[8:]
-    assert len(quoted) == 28
-    assert quoted[0] == 0x45
-    assert quoted[9] == socket.IPPROTO_UDP
-    assert (socket.inet_ntoa(quoted[12:16]), socket.inet_ntoa(quoted[16:20])) == ("10.1.2.3", "240.0.0.9")
-    assert struct.unpack("!HHH", quoted[20:26]) == (40000, 53, 8)
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Raw:
+    """Return the host's socket."""
+    made = Raw()
+    monkeypatch.setattr(refusal, "raw", made.raw)
+    return made
 
 
-def folded(data: bytes) -> int:
-    """The one's complement sum."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    return (total & 0xFFFF) + (total >> 16)
+def test_the_packet_says_who_sent_what() -> None:
+    """RFC 792: from who was asked to who has asked, with the headers of the datagram; all checksums are right."""
+    packet = port_unreachable(CLIENT, ASKED)
+    to, by = socket.inet_aton(CLIENT[0]), socket.inet_aton(ASKED[0])
+    assert (packet[0], packet[9], packet[12:16], packet[16:20]) == (0x45, 1, by, to)
+    icmp = packet[20:]
+    assert (icmp[:2], checksum(icmp)) == (b"\3\3", 0)
+    sent = icmp[8:]
+    assert (sent[0], sent[9], sent[12:16], sent[16:20], checksum(sent[:20])) == (0x45, 17, to, by, 0)
+    assert struct.unpack(">HH", sent[20:24]) == (CLIENT[1], ASKED[1])
+    assert len(sent) == int.from_bytes(sent[2:4], "big") == 28
 
 
-def error_of(world: World, sock: socket.socket) -> int:
-    """Wait until an error is there, and return it."""
-    found: list[int] = []
-
-    def look() -> bool:
-        found.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
-        return found[-1] != 0
-
-    world.until(look)
-    return found[-1]
+def test_a_checksum_is_that_of_rfc_1071() -> None:
+    """The example of section 3, and carries of both kinds."""
+    assert checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0xFFFF ^ 0xDDF2
+    assert checksum(b"\xff\xff" * 9) == 0
 
 
-def client_of(world: World, at: tuple[str, int]) -> socket.socket:
-    """A socket that is connected to a listener."""
-    sock = socket.socket(type=socket.SOCK_DGRAM)
-    sock.setblocking(False)
-    sock.bind((CALLER, 0))
-    sock.connect(at)
-    return sock
+def test_a_client_is_told_where_it_is(host: Raw) -> None:
+    """In its namespace by what that has, otherwise by the host's socket, which is made once."""
+    within = Raw()
+    refusals = Refusals({"4:1": within}, 500)
+    refusals.refuse("192.0.2.7", "4:1", CLIENT, ASKED)
+    assert not host.asked
+    for _ in range(2):
+        refusals.refuse("192.0.2.7", "", CLIENT, ASKED)
+    refusals.refuse("192.0.2.7", "gone", CLIENT, ASKED)
+    said = (port_unreachable(CLIENT, ASKED), (CLIENT[0], 0))
+    assert within.sent == [said]
+    assert host.sent == [said, said]
+    assert host.asked == 1
+    refusals.close()
+    assert host.closed
+    assert not within.closed, "that is the namespace's"
+    refusals.close()
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_client_is_told_when_no_backend_is_left(world: World, number: int) -> None:
-    """By its first datagram where there is one backend; else once none is left that has not refused."""
-    gone = [world.socket() for _ in range(number)]
-    backends = [backend(sock) for sock in gone]
-    for sock in gone:
-        sock.close()
-    udp, at = world.open(*backends)
-    with client_of(world, at) as client:
-        for _ in range(number):
-            failed = sum(one.failed for one in udp.stats().backends)
-            client.send(b"question")
-            world.until(lambda failed=failed: sum(one.failed for one in udp.stats().backends) > failed)
-        assert error_of(world, client) == errno.ECONNREFUSED
+def test_a_caller_is_told_so_often_and_no_more(host: Raw, clock: Clock) -> None:
+    """Whatever it sends: each has a rate of its own, and few are remembered."""
+    refusals = Refusals({}, 500)
+    for _ in range(1000):
+        refusals.refuse("greedy", "", CLIENT, ASKED)
+    assert len(host.sent) == BURST
+    refusals.refuse("modest", "", CLIENT, ASKED)
+    assert len(host.sent) == BURST + 1
+    clock.now += 0.5
+    for _ in range(1000):
+        refusals.refuse("greedy", "", CLIENT, ASKED)
+    assert len(host.sent) == BURST + 1 + RATE / 2
+    for number in range(2 * MOST_CALLERS):
+        refusals.refuse(str(number), "", CLIENT, ASKED)
+    assert len(refusals._left) == MOST_CALLERS
 
 
-def test_nobody_is_told_while_another_backend_is_left(world: World) -> None:
-    """The next datagram gets that one."""
-    gone, server = world.socket(), world.socket()
-    dead = replace(backend(gone), weight=1000)
-    gone.close()
-    udp, at = world.open(dead, backend(server))
-    with client_of(world, at) as client:
-        client.send(b"question")
-        world.until(lambda: any(one.failed for one in udp.stats().backends) or bool(server.queued()))
-        world.turn()
-        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+@pytest.mark.parametrize(("number", "remedy"), [(errno.EPERM, "CAP_NET_RAW"), (errno.EMFILE, "tried again")])
+def test_without_a_raw_socket_it_is_told_once(host: Raw, clock: Clock, number: int, remedy: str) -> None:
+    """Clients wait then. Others' namespaces may have one; this one is asked again after a while."""
+    within = Raw()
+    refusals = Refusals({"4:1": within}, 500)
+    host.refuses = number
+    with capture_logs() as logs:
+        for _ in range(3):
+            refusals.refuse("192.0.2.7", "", CLIENT, ASKED)
+        assert host.asked == 1
+        refusals.refuse("192.0.2.7", "4:1", CLIENT, ASKED)
+        assert len(within.sent) == 1
+        clock.now += AGAIN
+        refusals.refuse("192.0.2.7", "", CLIENT, ASKED)
+        assert host.asked == 2
+    (line,) = logs
+    assert remedy in line["event"]
+    host.refuses = 0
+    clock.now += AGAIN
+    refusals.refuse("192.0.2.7", "", CLIENT, ASKED)
+    assert len(host.sent) == 1
 
 
-def test_a_spare_that_refuses_is_told_of_each_time(world: World) -> None:
-    """It is never left out, so it is asked again and again."""
-    gone = world.socket()
-    spare = replace(backend(gone), on_demand=True)
-    gone.close()
-    _, at = world.open(spare)
-    with client_of(world, at) as client:
-        for _ in range(2):
-            client.send(b"question")
-            assert error_of(world, client) == errno.ECONNREFUSED
+def test_a_client_that_cannot_be_told_harms_nobody(host: Raw) -> None:
+    """Its route has gone, or its rules refuse what comes from there."""
+    refusals = Refusals({}, 500)
+    refusals.refuse("192.0.2.7", "", CLIENT, ASKED)
+    host.refuses = errno.ENETUNREACH
+    refusals.refuse("192.0.2.7", "", CLIENT, ASKED)
+    host.refuses = 0
+    refusals.refuse("192.0.2.7", "", CLIENT, ASKED)
+    assert len(host.sent) == 2
