@@ -19,7 +19,7 @@ from appliance.dataplane.udp import sockets
 from appliance.drivers.netns import addresses, identity, netlink, routes
 from appliance.errors import NotYetError, RetryError
 from appliance.heartbeat import UNWATCHED
-from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
+from appliance.render.ruleset import DOOR_PORT
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Network
@@ -125,6 +125,6 @@ def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], SocketTy
             raise FileNotFoundError(f"network namespace {netns.id} is gone")
         udp = sockets.listen_at_door(DOOR_PORT)
         undo.callback(udp.close)
-        tcp = listen(DOOR_PORT, number, str(DOOR_ADDRESS), transparent=True)
+        tcp = listen(DOOR_PORT, number, transparent=True)
         undo.pop_all()
     return tcp, udp, file

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from appliance.dataplane.context import Context
 from appliance.dataplane.dns.server import NONE_OPENED, DnsServer
 from appliance.dataplane.namespace import NamespaceSockets
+from appliance.dataplane.sockets import packed_destination
 from appliance.dataplane.tcp.door import TcpDoor
 from appliance.dataplane.tcp.listener import TcpListener
 from appliance.dataplane.udp.door import UdpDoor
@@ -46,8 +47,8 @@ class InProcess:
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
         self._tcp_doors: dict[NetnsId, TcpDoor] = {}
-        self._tcp_by_vip: dict[tuple[str, int], TcpListener] = {}
-        """By virtual IP and port: what TCP doors lead to."""
+        self._tcp_by_vip: dict[bytes, TcpListener] = {}
+        """By virtual IP and port, packed: what TCP doors lead to."""
         self._udp_doors: dict[NetnsId, UdpDoor] = {}
         self._udp_by_port: dict[int, UdpListener] = {}
         """By port on the host: what UDP doors lead to."""
@@ -219,7 +220,7 @@ class InProcess:
         if isinstance(served, UdpListener):
             self._udp_by_port[listener.port] = served
         elif listener.vip is not None:
-            vip = (str(listener.vip), listener.destination.port)
+            vip = packed_destination(listener.vip, listener.destination.port)
             if vip != served.vip:
                 self._unroute(served)
                 served.vip = vip

@@ -177,6 +177,14 @@ class Mesh:
         sock.connect((VIP, 8080))
         return sock
 
+    def dial_from(self, port: int, to: int) -> socket.socket:
+        """Return a connection of the workload to that port of the service, from that port of its own."""
+        sock = self.world.socket("workload", "tcp")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("0.0.0.0", port))
+        sock.connect((VIP, to))
+        return sock
+
     def passes(self) -> bool:
         """Return whether a new connection carries something there and back."""
         with self.dial() as client:

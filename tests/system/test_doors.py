@@ -17,6 +17,8 @@ from nsworld import REFUSED, SECONDS, WORKLOAD, World, inside
 
 from appliance.dataplane import api
 from appliance.errors import NotYetError, RetryError
+from appliance.model.names import Destination, Protocol
+from appliance.model.network import Route
 from appliance.render.ruleset import DOOR_PORT, render_workload
 from appliance.retry import Schedule
 
@@ -92,6 +94,73 @@ def test_what_is_not_declared_is_refused_at_once(mesh: Mesh) -> None:
     assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the server"
 
 
+WAYS = ((), (socket.SO_REUSEADDR,), (socket.SO_REUSEPORT,))
+"""Options with which programs listen."""
+
+
+def listens(world: World, name: str, port: int, *options: int) -> bool:
+    """Return whether a program in a namespace can listen at a port of all its addresses."""
+    with world.socket(name, "tcp") as sock:
+        for option in options:
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            sock.bind(("0.0.0.0", port))
+            sock.listen()
+        except OSError:
+            return False
+        return True
+
+
+def test_a_workload_listens_at_the_port_that_it_dials(mesh: Mesh) -> None:
+    """With the usual options and without, during a connection and while the kernel remembers it.
+
+    The server's end is closed first, so the door's end is what waits in here.
+    """
+    mesh.open()
+    with mesh.dial() as client:
+        with mesh.server.accept()[0]:
+            assert all(listens(mesh.world, "workload", 8080, *way) for way in WAYS)
+        assert client.recv(1) == b""
+    with mesh.dial(), mesh.server.accept()[0]:
+        assert all(listens(mesh.world, "workload", 8080, *way) for way in WAYS)
+    mesh.world.serve("the workload itself", "workload", "tcp", 8080)
+    assert mesh.world.probe("workload", "tcp", WORKLOAD, 8080) == "the workload itself"
+    assert mesh.world.probe("workload", "tcp", VIP, 8080) == "the server"
+
+
+def test_ports_of_one_name_are_told_apart(mesh: Mesh) -> None:
+    """Also where a program dials both from one port of its own, one after another or at the same time."""
+    second = replace(mesh.listener, destination=Destination.parse("web.shop:8090"), port=29003)
+    other = mesh.world.serve("another server", "neighbour", "tcp", 82)
+    other.settimeout(SECONDS)
+    second = replace(second, backends=(replace(second.backends[0], port=82),))
+    mesh.proxy.call(mesh.proxy.plane.open_listener, second)
+    route = Route(vip=IPv4Address(VIP), port=8090, protocol=Protocol.TCP, proxy_port=29003)
+    mesh.world.nft("workload", render_workload(replace(mesh.rules, routes=mesh.rules.routes | {route})))
+    mesh.open()
+    with (
+        mesh.dial_from(45000, 8080) as one,
+        mesh.server.accept()[0] as served,
+        mesh.dial_from(45000, 8090) as two,
+        other.accept()[0] as served_too,
+    ):
+        for client, server in ((one, served), (two, served_too)):
+            client.sendall(b"question")
+            assert server.recv(100) == b"question"
+            server.sendall(b"answer")
+            assert client.recv(100) == b"answer"
+            assert client.getsockname() == (WORKLOAD, 45000)
+        assert (one.getpeername(), two.getpeername()) == ((VIP, 8080), (VIP, 8090))
+
+
+@pytest.mark.parametrize("address", [VIP, UNDECLARED, "127.0.0.1", "127.66.0.1", WORKLOAD])
+def test_nobody_comes_in_by_the_doors_own_port(mesh: Mesh, address: str) -> None:
+    """What was dialled is what the rules have led there, and nothing else."""
+    mesh.open()
+    assert is_turned_away(mesh, address, DOOR_PORT)
+    assert mesh.passes()
+
+
 def test_what_the_data_plane_does_not_allow_is_reset(mesh: Mesh) -> None:
     """The rules are not alone in deciding: a listener knows its callers; one without callers lets nobody in."""
     mesh.open()
@@ -104,12 +173,12 @@ def test_what_the_data_plane_does_not_allow_is_reset(mesh: Mesh) -> None:
 
 
 def is_turned_away(mesh: Mesh, address: str, port: int) -> bool:
-    """Return whether the workload's connection is reset, while connecting or after."""
+    """Return whether the workload's connection is refused, or reset after."""
     with mesh.world.socket("workload", "tcp") as client:
         try:
             client.connect((address, port))
             client.recv(1)
-        except ConnectionResetError:
+        except (ConnectionRefusedError, ConnectionResetError):
             return True
     return False
 
@@ -118,9 +187,13 @@ def test_without_the_appliance_all_is_refused(mesh: Mesh) -> None:
     """At once, and by nobody else, though rules and route stay."""
     mesh.open()
     mesh.world.serve("the workload itself", "workload", "tcp", 8080)
-    mesh.proxy.call(mesh.proxy.plane.stop)
-    mesh.proxy.ask(api.LEFT)
+    mesh.proxy.close_door(mesh.workload.id)
+    del mesh.proxy.doors.opened[mesh.workload.id]
+    eventually(lambda: not listening(mesh.world, "workload", DOOR_PORT))
     assert mesh.world.probe("workload", "tcp", VIP, 8080) == REFUSED
+    mesh.world.serve("one that took the door's port", "workload", "tcp", DOOR_PORT)
+    assert mesh.world.probe("workload", "tcp", VIP, 8080) == REFUSED
+    assert mesh.world.probe("workload", "tcp", "127.0.0.1", DOOR_PORT) == "one that took the door's port"
 
 
 def test_a_namespace_that_leaves_the_mesh_keeps_nothing(mesh: Mesh) -> None:

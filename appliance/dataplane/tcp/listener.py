@@ -50,8 +50,8 @@ class TcpListener(DialOwner):
         )
         self._on_empty = on_empty
         self.port = listener.port
-        self.vip = ("", 0)
-        """The virtual IP and port that lead to this listener through doors."""
+        self.vip = b""
+        """The virtual IP and port, packed, that lead to this listener through doors."""
         self.pairs: set[Pair] = set()
         self.accepted = 0
         self.refused = 0
