@@ -118,6 +118,23 @@ class InProcess:
         if udp is not None:
             self._udp_doors[door.netns] = UdpDoor(self._context.epoll, door, udp, self._udp_by_port)
 
+    def move_door(self, door: Door) -> None:
+        """Know by another address what comes through an open door, and the pairs that came of it.
+
+        Its UDP sessions end with the former address, and its next datagrams open others.
+        """
+        tcp, udp = self._tcp_doors.get(door.netns), self._udp_doors.get(door.netns)
+        if tcp is None:
+            return
+        former = tcp.caller
+        tcp.move(door)
+        if udp is not None:
+            udp.move(door)
+        self._context.namespaces[str(door.netns)].move(door)
+        for listener in self._all():
+            if isinstance(listener, TcpListener):
+                listener.rename(former, str(door.caller))
+
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more in that namespace, and let go of it; pairs go on."""
         door = self._tcp_doors.pop(netns, None)

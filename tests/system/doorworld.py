@@ -77,6 +77,9 @@ class Proxy:
     def open_door(self, *args: Any) -> None:
         self.call(self.plane.open_door, *args)
 
+    def move_door(self, *args: Any) -> None:
+        self.call(self.plane.move_door, *args)
+
     def close_door(self, *args: Any) -> None:
         self.call(self.plane.close_door, *args)
 

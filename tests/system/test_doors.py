@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import threading
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -309,7 +310,8 @@ def test_a_door_waits_for_the_workloads_address(mesh: Mesh) -> None:
 def test_without_its_route_a_server_is_dialled_from_the_host(mesh: Mesh) -> None:
     """Somebody took away what makes the mesh's address one of its own: the door is no use there, and says so."""
     mesh.open()
-    mesh.world.ip("-n", mesh.world._name("neighbour"), "route", "del", "local", "240.0.0.0/4", "dev", "lo")
+    for _ in range(2):
+        mesh.world.ip("-n", mesh.world._name("neighbour"), "route", "del", "local", "240.0.0.0/4", "dev", "lo")
     moved = replace(mesh.listener, backends=(replace(mesh.listener.backends[0], address=IPv4Address("127.0.0.1")),))
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(SECONDS)
@@ -319,6 +321,77 @@ def test_without_its_route_a_server_is_dialled_from_the_host(mesh: Mesh) -> None
         mesh.proxy.ask(api.LEFT)
         with mesh.dial(), server.accept()[0]:
             pass
+
+
+AWAY = "172.31.0.9"
+"""The workload's address on another network."""
+
+
+@pytest.mark.parametrize("moving", ["workload", "neighbour"])
+def test_nothing_fails_while_an_end_moves_to_another_network(mesh: Mesh, moving: str) -> None:
+    """Neither of both ends needs the network: their address may go before anybody knows, and what is open goes on."""
+    mesh.open()
+    host, name = mesh.world._name("host"), mesh.world._name(moving)
+    mesh.world.ip("-n", host, "link", "add", "aaa", "type", "veth", "peer", "name", "eth1", "netns", name)
+    mesh.world.ip("-n", name, "link", "set", "eth1", "up")
+    mesh.world.ip("-n", name, "addr", "add", f"{AWAY}/16", "dev", "eth1")
+    both = frozenset(map(IPv4Address, (WORKLOAD, AWAY)))
+    mesh.proxy.call(mesh.proxy.plane.swap_listener, replace(mesh.listener, callers=both))
+    with mesh.dial() as kept, mesh.server.accept()[0] as served:
+        for _ in range(3):
+            assert mesh.passes()
+        mesh.world.ip("-n", name, "link", "del", "eth0")
+        for _ in range(3):
+            assert mesh.passes()
+            assert goes_on(kept, served)
+        rules = mesh.rules if moving == "workload" else mesh.served
+        mesh.proxy.open(replace(rules, address=IPv4Address(AWAY)))
+        mesh.proxy.ask(api.LEFT)
+        assert mesh.passes()
+        assert goes_on(kept, served)
+        here = frozenset({IPv4Address(AWAY if moving == "workload" else WORKLOAD)})
+        moved = replace(mesh.listener, callers=here)
+        if moving == "neighbour":
+            moved = replace(moved, backends=(replace(moved.backends[0], address=IPv4Address(AWAY)),))
+        mesh.proxy.call(mesh.proxy.plane.swap_listener, moved)
+        mesh.proxy.ask(api.LEFT)
+        assert mesh.passes()
+        assert goes_on(kept, served)
+    with mesh.dial() as client, mesh.server.accept()[0]:
+        assert client.getsockname()[0] == (AWAY if moving == "workload" else WORKLOAD)
+
+
+def goes_on(client: socket.socket, server: socket.socket) -> bool:
+    """Return whether an open connection still carries something there and back."""
+    server.settimeout(SECONDS)
+    client.sendall(b"question")
+    heard = server.recv(100)
+    server.sendall(b"answer")
+    return (heard, client.recv(100)) == (b"question", b"answer")
+
+
+def test_a_former_address_is_given_up(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another container may have it by then. Nothing of a door stays behind when it closes."""
+    name = mesh.world._name("workload")
+    before = local_routes(mesh.world, "workload")
+    mesh.open()
+    mesh.world.ip("-n", name, "addr", "add", f"{AWAY}/16", "dev", "eth0")
+    mesh.proxy.open(replace(mesh.rules, address=IPv4Address(AWAY)))
+    held = {f"local {address} dev lo" for address in (WORKLOAD, AWAY)}
+    assert {route for route in local_routes(mesh.world, "workload") if route in held} == held
+    monkeypatch.setattr("appliance.control.doors.LOOK", 0.01)
+    held = f"local {WORKLOAD} dev lo"
+    mesh.proxy.look(until=lambda: held not in local_routes(mesh.world, "workload"))
+    mesh.world.ip("-n", name, "addr", "del", f"{AWAY}/16", "dev", "eth0")
+    mesh.proxy.drop(replace(mesh.rules, address=IPv4Address(AWAY)))
+    assert local_routes(mesh.world, "workload") == before
+
+
+def local_routes(world: World, name: str) -> set[str]:
+    """Return the routes to a namespace's own addresses, each without what it says of its source and maker."""
+    command = ["ip", "-n", world._name(name), "route", "show", "table", "local"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return {" ".join(line.split()[:4]) for line in found}
 
 
 def test_a_gone_namespace_is_no_fault_to_drop(mesh: Mesh) -> None:

@@ -37,10 +37,15 @@ class TcpDoor:
         `dialled` says which of these a client has dialled. It raises OSError where nobody knows.
         """
         self._epoll = context.epoll
-        self._caller = str(door.caller)
+        self.caller = str(door.caller)
+        """The workload's key."""
         self._listeners = listeners
         self._dialled = dialled
-        self.acceptor = Acceptor(context, f"door of {door.caller}", sock, self._take, only=self._caller)
+        self.acceptor = Acceptor(context, f"door of {door.caller}", sock, self._take, only=self.caller)
+
+    def move(self, door: Door) -> None:
+        """Know clients by another address from now on."""
+        self.caller = self.acceptor.only = str(door.caller)
 
     def stop(self) -> None:
         """Accept the clients that wait already, then no more."""
@@ -56,7 +61,7 @@ class TcpDoor:
             reset_on_close(client)
             self._epoll.close(client)
             return True
-        if listener.take(client, self._caller):
+        if listener.take(client, self.caller):
             self.acceptor.starving = False
             return True
         self.acceptor.pause()  # the listener does, for want of file descriptors

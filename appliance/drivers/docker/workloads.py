@@ -101,7 +101,8 @@ class WorkloadStore:
         elif now.netns is not None:
             self._fresh_netns(now.netns.id)
         started = now.started_at and (before is None or before.started_at != now.started_at)
-        self._put(now, urgent=bool(started))  # it is dialled from the next pass on
+        moved = before is not None and before.attachments != now.attachments
+        self._put(now, urgent=bool(started) or moved)  # it is dialled, or dialled elsewhere, from the next pass on
 
     def begin_start(self, container_id: str, netns: Netns, attachments: tuple[Attachment, ...]) -> bool:
         """Publish a container whose program does not run yet; return whether further attachments are of interest.
