@@ -168,11 +168,12 @@ def meshbox(
             return
         dialled = tuple(service.port for service in services)
         routes = [(s.protocol, s.port, port) for s, port in zip(services, ports, strict=True)]
+        tables = rules.deployed_by(build, routes, door_port) if build else rules.deployed(routes, door_port)
         yield Target(
             host=rules.VIP,
             ports=dialled,
             process=process,
-            tables=rules.deployed(routes, door_port),
+            tables=tables,
             inside=True,
         )
 

@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = str(ROOT / ".venv/bin/python")
 COMPILED = ROOT / "build/compiled"
 """A copy of the appliance with its hot modules compiled. It is built again after the sources change."""
-INTERPRETED = ("env", "--unset=PYTHONPATH")
+INTERPRETED = ("env", f"PYTHONPATH={ROOT}")
 """The first words of a command that runs from source."""
 
 LINKS = (
@@ -164,7 +164,7 @@ def _compiled() -> Iterator[None]:
     names = ("PYTHONPATH", "PYTHONSAFEPATH")
     before = {name: os.environ.get(name) for name in names}
     # The second keeps the working directory, which has the sources, from coming first.
-    os.environ.update(zip(names, (str(COMPILED), "1"), strict=True))
+    os.environ.update(zip(names, (f"{COMPILED}:{ROOT}", "1"), strict=True))
     try:
         found = run([PYTHON, "-c", "import appliance.dataplane.tcp.relay as relay; print(relay.__file__)"]).strip()
         if not found.startswith(str(COMPILED)) or not found.endswith(".so"):

@@ -28,7 +28,6 @@ from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.netns import identity, netlink, routes
 from appliance.model.names import Destination, Name, Protocol
 from appliance.model.network import Backend, Door, Listener, Zone
-from appliance.render.ruleset import DOOR_ADDRESS
 
 if TYPE_CHECKING:
     import asyncio
@@ -79,7 +78,7 @@ def _open_doors(plane: DataPlane, config: dict[str, Any]) -> None:
         netns, caller = identity.identify(path), IPv4Address(address)
         if netns is None:
             raise SystemExit(f"{path} is no network namespace")
-        open_tcp = partial(listen, config["port"], plane.accepting, str(DOOR_ADDRESS), transparent=True)
+        open_tcp = partial(listen, config["port"], plane.accepting, transparent=True)
         tcp = netlink.entered(path, open_tcp)
         udp = netlink.entered(path, partial(sockets.listen_at_door, config["port"]))
         trio.run(routes.add_local_route, path, vip_range, caller)

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
+import orjson
+
 from appliance.model.names import Protocol
 from appliance.model.network import HostRuleset, Netns, NetnsId, Route, WorkloadRuleset
 from appliance.render.ruleset import DOOR_PORT, REMOVE, render_host, render_workload
-from bench.lab import CLIENT, CLIENT_IP, PROXY, PROXY_IP, SERVER, SERVER_IP, SERVER_SIDE_IP, run
+from bench.lab import CLIENT, CLIENT_IP, PROXY, PROXY_IP, PYTHON, SERVER, SERVER_IP, SERVER_SIDE_IP, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from bench.lab import Build
 
 VIP = "240.0.0.1"
 """The address that the client dials in place of meshbox's ports."""
@@ -63,6 +67,20 @@ def deployed(routes: Sequence[tuple[str, int, int]], door_port: int = DOOR_PORT)
         Table(namespace=SERVER, text=container(SERVER_IP, SERVER_SIDE_IP)),
         Table(namespace=CLIENT, text=container(CLIENT_IP, PROXY_IP, routes)),
     )
+
+
+_PRINT = """
+import sys, orjson
+from bench.rules import deployed
+routes, door_port = orjson.loads(sys.argv[1])
+print(orjson.dumps([(table.namespace, table.text, table.remove) for table in deployed(routes, door_port)]).decode())
+"""
+
+
+def deployed_by(build: Build, routes: Sequence[tuple[str, int, int]], door_port: int) -> tuple[Table, ...]:
+    """Return the same as another build has it: a data plane only works with the rules of its own build."""
+    command = [*build.prefix, PYTHON, "-c", _PRINT, orjson.dumps([routes, door_port]).decode()]
+    return tuple(Table(namespace=n, text=text, remove=remove) for n, text, remove in orjson.loads(run(command)))
 
 
 def _container(address: str, gateway: str, routes: Sequence[tuple[str, int, int]]) -> WorkloadRuleset:

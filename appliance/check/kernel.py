@@ -59,7 +59,7 @@ async def rules(*, doors: bool) -> Finding:
         return warning(
             "kernel",
             f"{taken}, but not those of doors into containers, whose connections go the longer way: {error}",
-            "use a kernel with nft_tproxy, or set doors = false",
+            "use a kernel with nft_socket and nft_nat, or set doors = false",
         )
     try:
         await Nft().dry_run(identity.HOST, bridge_sample())

@@ -7,7 +7,7 @@ the rules alone lead them. Which doors there should be, and when one that failed
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from io import FileIO
 from typing import TYPE_CHECKING
@@ -19,10 +19,10 @@ from appliance.dataplane.udp import sockets
 from appliance.drivers.netns import addresses, identity, netlink, routes
 from appliance.errors import NotYetError, RetryError
 from appliance.heartbeat import UNWATCHED
-from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
+from appliance.render.ruleset import DOOR_PORT
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Network
+    from ipaddress import IPv4Address, IPv4Network
     from socket import SocketType
 
     from appliance.dataplane.api import DataPlane
@@ -40,6 +40,8 @@ class Doors:
         self._plane = plane
         self.opened: dict[NetnsId, WorkloadDoor] = {}
         """Those that the data plane serves."""
+        self._former: dict[NetnsId, IPv4Address] = {}
+        """The address of each that had another one until not long ago."""
 
     async def run(
         self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -55,12 +57,16 @@ class Doors:
             for opened in list(self.opened.values()):
                 if identity.identify(opened.netns.path) != opened.netns.id:
                     self._let_go(opened.netns)
+                elif opened.netns.id in self._former:
+                    with suppress(RetryError):  # it is gone in this moment
+                        await self._leave_former(opened)
 
     async def open(self, wanted: WorkloadDoor) -> None:
         """Listen, then route virtual IPs there, then serve. About 1 ms.
 
-        A door that is open as wanted only gets its route again: its connections go on. Raises NotYetError before the
-        namespace has the address, and RetryError where the door cannot be opened; then nothing leads to it.
+        A door that is open only gets its route again, and is told the workload's address: its connections go on, also
+        those of a former address. Raises NotYetError before the namespace has the address, and RetryError where the
+        door cannot be opened; then nothing leads to it.
         """
         netns, path = wanted.netns, wanted.netns.path
         if not await addresses.wait(path, wanted.address, timeout=0):
@@ -69,8 +75,13 @@ class Doors:
                 partial(addresses.wait, path, wanted.address),
             )
         opened = self.opened.get(netns.id)
-        if opened is not None and (opened.netns, opened.door) == (netns, wanted.door):
-            await routes.add_local_route(path, wanted.vip_range, wanted.address)
+        if opened is not None and (opened.netns, opened.vip_range) == (netns, wanted.vip_range):
+            if opened.address != wanted.address:
+                self._former[netns.id] = opened.address
+                self._plane.move_door(wanted.door)
+            self.opened[netns.id] = wanted
+            former = self._former.get(netns.id)
+            await routes.add_local_route(path, wanted.vip_range, wanted.address, former)
             return
         self._let_go(netns)
         try:
@@ -107,7 +118,13 @@ class Doors:
             if identity.identify(netns.path) == netns.id:
                 raise  # otherwise the namespace is gone, and its routes with it
 
+    async def _leave_former(self, opened: WorkloadDoor) -> None:
+        """Hold on to a former address no longer, which another container may have by now."""
+        await routes.add_local_route(opened.netns.path, opened.vip_range, opened.address)
+        self._former.pop(opened.netns.id, None)
+
     def _let_go(self, netns: Netns) -> None:
+        self._former.pop(netns.id, None)
         if self.opened.pop(netns.id, None) is not None:
             self._plane.close_door(netns.id)
 
@@ -125,6 +142,6 @@ def _listen(netns: Netns, number: int) -> tuple[tuple[SocketType, ...], SocketTy
             raise FileNotFoundError(f"network namespace {netns.id} is gone")
         udp = sockets.listen_at_door(DOOR_PORT)
         undo.callback(udp.close)
-        tcp = listen(DOOR_PORT, number, str(DOOR_ADDRESS), transparent=True)
+        tcp = listen(DOOR_PORT, number, transparent=True)
         undo.pop_all()
     return tcp, udp, file

@@ -22,6 +22,7 @@ from appliance.errors import MeshboxError, cause
 from appliance.heartbeat import UNWATCHED, StuckError
 from appliance.model import state as st
 from appliance.plan.compile import Compiler
+from appliance.plan.containers import kept_addresses
 from appliance.plan.diff import apply, diff
 from appliance.plan.withheld import must_wait, zone_without
 
@@ -213,6 +214,7 @@ class Reconciler:
             facts,
             unusable_ports=facts.unusable_ports | self.unusable_ports,
             announced=frozenset(self.have.registrations),
+            kept=kept_addresses(facts.workloads, self.want.rulesets),
         )
         self._standing &= {w.netns.id for w in facts.workloads if w.netns is not None}
         plan = await self._in_turns(self._compiler.compile(facts))

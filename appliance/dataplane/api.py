@@ -79,6 +79,9 @@ class DataPlane(Protocol):
         The data plane closes them. A door that is open in that namespace is replaced.
         """
 
+    def move_door(self, door: Door) -> None:
+        """Know by another address what comes through an open door, and the pairs that came of it."""
+
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more in that namespace, and let go of it; pairs go on."""
 

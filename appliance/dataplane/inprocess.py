@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from appliance.dataplane.context import Context
 from appliance.dataplane.dns.server import NONE_OPENED, DnsServer
 from appliance.dataplane.namespace import NamespaceSockets
+from appliance.dataplane.sockets import packed_destination
 from appliance.dataplane.tcp.door import TcpDoor
 from appliance.dataplane.tcp.listener import TcpListener
 from appliance.dataplane.udp.door import UdpDoor
@@ -47,8 +48,8 @@ class InProcess:
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
         self._tcp_doors: dict[NetnsId, TcpDoor] = {}
-        self._tcp_by_vip: dict[tuple[str, int], TcpListener] = {}
-        """By virtual IP and port: what TCP doors lead to."""
+        self._tcp_by_vip: dict[bytes, TcpListener] = {}
+        """By virtual IP and port, packed: what TCP doors lead to."""
         self._udp_doors: dict[NetnsId, UdpDoor] = {}
         self._udp_by_port: dict[int, UdpListener] = {}
         """By port on the host: what UDP doors lead to."""
@@ -117,6 +118,23 @@ class InProcess:
         self._tcp_doors[door.netns] = TcpDoor(self._context, door, sock, self._tcp_by_vip)
         if udp is not None:
             self._udp_doors[door.netns] = UdpDoor(self._context.epoll, door, udp, self._udp_by_port)
+
+    def move_door(self, door: Door) -> None:
+        """Know by another address what comes through an open door, and the pairs that came of it.
+
+        Its UDP sessions end with the former address, and its next datagrams open others.
+        """
+        tcp, udp = self._tcp_doors.get(door.netns), self._udp_doors.get(door.netns)
+        if tcp is None:
+            return
+        former = tcp.caller
+        tcp.move(door)
+        if udp is not None:
+            udp.move(door)
+        self._context.namespaces[str(door.netns)].move(door)
+        for listener in self._all():
+            if isinstance(listener, TcpListener):
+                listener.rename(former, str(door.caller))
 
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more in that namespace, and let go of it; pairs go on."""
@@ -220,7 +238,7 @@ class InProcess:
         if isinstance(served, UdpListener):
             self._udp_by_port[listener.port] = served
         elif listener.vip is not None:
-            vip = (str(listener.vip), listener.destination.port)
+            vip = packed_destination(listener.vip, listener.destination.port)
             if vip != served.vip:
                 self._unroute(served)
                 served.vip = vip

@@ -116,6 +116,10 @@ class NamespaceSockets:
                 _return()
         return self._raw
 
+    def move(self, door: Door) -> None:
+        """Take another address of the workload as its own."""
+        self._caller = str(door.caller)
+
     def close(self) -> None:
         """Let go of the namespace: it can end once nothing of it is open."""
         for sock in (*self._tcp, *self._udp):

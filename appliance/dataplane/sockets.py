@@ -7,6 +7,10 @@ import socket
 import struct
 from contextlib import suppress
 from socket import SocketType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
 
 NONBLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 """The type of TCP sockets. Descriptors from accept(2) block nevertheless; see tcp/accept.py."""
@@ -27,6 +31,10 @@ IP_TRANSPARENT = 19
 """From linux/in.h: the socket also receives what was sent to other addresses (ip(7))."""
 IP_BIND_ADDRESS_NO_PORT = 24
 """From linux/in.h; the port is chosen at connect, when the other end is known, so there are enough of them."""
+SO_ORIGINAL_DST = 80
+"""From linux/netfilter_ipv4.h: where a connection went that the kernel leads elsewhere."""
+_sockaddr_in = struct.Struct("=H2s4s8x")
+"""Family, port and address, as the kernel writes them (ip(7))."""
 LINGER_RESET = struct.pack("ii", 1, 0)
 SO_BUF_LOCK = 72
 """From asm-generic/socket.h, since Linux 5.14: whether the sizes of buffers are fixed (socket(7))."""
@@ -42,6 +50,20 @@ def bind_source(sock: SocketType, source: tuple[str, int]) -> None:
     """
     sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     sock.bind(source)
+
+
+def original_destination(sock: SocketType) -> bytes:
+    """Return what was dialled by a connection that rules have led elsewhere, as `packed_destination` has it.
+
+    Where none has led it, that is the address of the socket. Raises OSError where the kernel does not track the
+    connection, or its other end has reset it.
+    """
+    return sock.getsockopt(socket.IPPROTO_IP, SO_ORIGINAL_DST, _sockaddr_in.size)
+
+
+def packed_destination(address: IPv4Address, port: int) -> bytes:
+    """Return an address and port as the kernel tells them: comparing that costs less than reading it."""
+    return _sockaddr_in.pack(socket.AF_INET, port.to_bytes(2, "big"), address.packed)
 
 
 def reset_on_close(sock: SocketType) -> None:

@@ -249,3 +249,6 @@ class Snapshot:
     """Where an action on containers is under way."""
     announced: frozenset[Destination] = frozenset()
     """What this machine has announced so far."""
+    kept: Mapping[NetnsId, IPv4Address] = field(default_factory=dict)
+    """Of namespaces on several networks: the address that the last plan used, where it is theirs and not their first.
+    """

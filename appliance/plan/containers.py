@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from appliance.model.facts import RunState
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from appliance.model.facts import Attachment, DockerNetwork, Snapshot, Workload
     from appliance.model.names import Destination, Port, Protocol
-    from appliance.model.network import NetnsId
+    from appliance.model.network import NetnsId, WorkloadRuleset
     from appliance.model.spec import Service
     from appliance.plan.policy import Declaration
 
@@ -55,9 +56,9 @@ class Group:
     networks: frozenset[str]
     addresses: frozenset[IPv4Address]
     proxy: IPv4Address
-    """The host's address on its first network that has one."""
+    """The host's address on the network of `address`, or on its first one that has one."""
     address: IPv4Address | None
-    """Where this host reaches it."""
+    """Where this host reaches it: the same for as long as it has that, whichever networks it joins and leaves."""
     gateways: frozenset[IPv4Address | IPv6Address]
     published: frozenset[tuple[Protocol, int]]
     internal: bool
@@ -95,20 +96,47 @@ def _container(w: Workload, specs: Mapping[str, Service]) -> MeshContainer:
     )
 
 
-def grouped(containers: Iterable[MeshContainer], networks: Mapping[str, DockerNetwork]) -> tuple[Group, ...]:
-    """Return the namespaces that can be served, sorted: this host has an address on at least one of their networks."""
+def kept_addresses(
+    workloads: Iterable[Workload], rulesets: Mapping[NetnsId, WorkloadRuleset]
+) -> dict[NetnsId, IPv4Address]:
+    """Return `Snapshot.kept` after a plan with these rules.
+
+    Docker's order of networks is that of their names, so a network that is joined may come first.
+    """
+    kept = {}
+    for w in workloads:
+        if len(w.attachments) > 1 and w.netns is not None and w.netns.id in rulesets:
+            address = rulesets[w.netns.id].address
+            if address in w.addresses[1:]:
+                kept[w.netns.id] = address
+    return kept
+
+
+def grouped(
+    containers: Iterable[MeshContainer],
+    networks: Mapping[str, DockerNetwork],
+    kept: Mapping[NetnsId, IPv4Address] = MappingProxyType({}),
+) -> tuple[Group, ...]:
+    """Return the namespaces that can be served, sorted: this host has an address on at least one of their networks.
+
+    `kept` is `Snapshot.kept`.
+    """
     sharing: dict[NetnsId, list[MeshContainer]] = {}
     for container in containers:
         if container.netns is not None:
             sharing.setdefault(container.netns, []).append(container)
-    found = (_group(netns, tuple(sharers), networks) for netns, sharers in sorted(sharing.items()))
+    found = (_group(netns, tuple(sharers), networks, kept.get(netns)) for netns, sharers in sorted(sharing.items()))
     return tuple(group for group in found if group is not None)
 
 
 def _group(
-    netns: NetnsId, containers: tuple[MeshContainer, ...], networks: Mapping[str, DockerNetwork]
+    netns: NetnsId,
+    containers: tuple[MeshContainer, ...],
+    networks: Mapping[str, DockerNetwork],
+    kept: IPv4Address | None,
 ) -> Group | None:
     attachments = [a for c in containers for a in c.workload.attachments]
+    attachments.sort(key=lambda a: kept is None or a.address != kept)  # the others stay in their order
     proxies = [gateway for a in attachments if (gateway := _gateway(a, networks)) is not None]
     if not proxies:
         return None

@@ -7,7 +7,8 @@ The order, and why:
     their place under 5: then their programs run, and what they dial is to be served first.
  1. Allocations go to disk before anything uses them.
  2. What is no longer served is deregistered, and names that go leave the zone: nobody is sent there any more.
- 3. Listeners swap. A caller that was added is let in before its rules lead it here; one that was removed is
+ 3. Doors move: the workload got another address, by which listeners know already what comes through its door.
+    Then listeners swap. A caller that was added is let in before its rules lead it here; one that was removed is
     reset from this moment on. That comes before its ruleset changes, although its next connection may then be
     accepted and reset for some milliseconds instead of being refused: a stopped container's address can belong to a
     new one whose namespace has no rules yet, and then the list of callers is all that keeps that one out.
@@ -18,7 +19,7 @@ The order, and why:
  6. The DNS server listens, then the zone has the new names, then the registry the new announcements: nothing is
     announced before it works.
  7. Listeners that go are closed when no rule leads to them any more, and what is left of their pairs ends.
- 8. Doors open last: each is a shorter way and not the only one, so nothing waits for it.
+ 8. New doors open last: each is a shorter way and not the only one, so nothing waits for it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
     narrowed = _narrowed(have.zone, want.zone)
     if narrowed is not None and narrowed != have.zone:
         steps.append(st.SetZone(zone=narrowed))
+    new_doors, moved_doors, _ = _compared(have.doors, want.doors)
+    steps += [st.OpenDoor(before=before, after=after) for before, after in moved_doors]
     swapped, opened, closed = _listeners(have, want)
     steps += swapped
     if want.host_ruleset is not None and have.host_ruleset != want.host_ruleset:
@@ -67,10 +70,7 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
     if want.zone is not None and narrowed != want.zone:
         steps.append(st.SetZone(zone=want.zone))
     steps += [st.Register(registration=r) for r in (*new, *(after for _, after in changed))]
-    new_doors, changed_doors, _ = _compared(have.doors, want.doors)
-    doors = [st.OpenDoor(before=None, after=after) for after in new_doors]
-    doors += [st.OpenDoor(before=before, after=after) for before, after in changed_doors]
-    return (*steps, *closed, *doors)
+    return (*steps, *closed, *(st.OpenDoor(before=None, after=after) for after in new_doors))
 
 
 def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noqa: C901, PLR0912 — one case per kind of step

@@ -65,7 +65,7 @@ class Skeletons:
         machines = [(m.node, m.address, may_call(m)) for m in s.machines]
         bridges = network_bridges(s.networks, s.bridges).keys()
         facts = (s.settings, dict(s.specs), s.networks, bridges, s.host_addresses, machines, s.unusable_ports, remote)
-        inputs = (*facts, s.registry_ports, [c.identity for c in containers])
+        inputs = (*facts, s.registry_ports, dict(s.kept), [c.identity for c in containers])
         last = self._last
         if last is None or inputs != self._inputs or s.allocations not in (self._kept, last.allocations):
             last = yield from self._make(s, containers, remote)
@@ -85,7 +85,7 @@ class Skeletons:
         allocations = allocate(s.allocations, need.names, need.destinations, s.settings, s.now, s.unusable_ports)
         lacking = shortage(allocations, need.names, need.destinations, s.settings, s.unusable_ports)
         yield
-        groups = grouped(containers, {n.name: n for n in s.networks})
+        groups = grouped(containers, {n.name: n for n in s.networks}, s.kept)
         routes = yield from self._maps.of(allocations, groups, reaches)
         callers = yield from _callers(groups, routes, visitors, allocations)
         yield

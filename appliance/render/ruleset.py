@@ -45,10 +45,9 @@ LEASED = ("host", "broadcast", "multicast", "other")
 END_LEASE = f"flush set {BRIDGE_TABLE} lease\n"
 """Ends the port claims at once; nft refuses it where there is no table."""
 
-DOOR_ADDRESS = IPv4Address("127.66.0.1")
 DOOR_PORT = 4
-"""Where the data plane accepts inside a workload's namespace. A listener keeps other programs from its port at every
-address, so the port is one that nothing uses (unassigned in IANA's registry)."""
+"""Where the data plane listens inside a workload's namespace, at all addresses. That keeps other programs from the
+port, so it is one that nothing uses (unassigned in IANA's registry)."""
 
 RANGES = ("subnets", "subnets6")
 """Sets of ranges. Overlapping ranges cannot be exchanged element by element: a change replaces the whole table."""
@@ -149,9 +148,8 @@ def _workload_values(r: WorkloadRuleset) -> dict[str, str]:
     if not r.door:
         return values
     return values | {
-        "door": str(DOOR_ADDRESS),
-        "doors": str(DATAGRAM_DOORS),
         "door_port": str(DOOR_PORT),
+        "doors": str(DATAGRAM_DOORS),
         "dialler": str(r.dialler),
     }
 

@@ -4,6 +4,7 @@ import pytest
 
 from appliance.render.ruleset import DOOR_PORT
 from bench import rules
+from bench.builds import AGAIN
 from bench.errors import BenchError
 from bench.lab import CLIENT, PROXY, SERVER
 
@@ -23,6 +24,12 @@ def test_each_contender_has_a_door_of_its_own() -> None:
     (text,) = (t.text for t in rules.deployed([("tcp", 8080, 20050)], DOOR_PORT + 2) if t.namespace == CLIENT)
     assert f"define door_port = {DOOR_PORT + 2}\n" in text
     assert f"define door_port = {DOOR_PORT}\n" not in text
+
+
+def test_another_build_has_the_rules_that_it_writes_itself() -> None:
+    """Its data plane works with those only; of the same build they are the same."""
+    routes = [("tcp", 8080, 20050), ("udp", 53, 20051)]
+    assert rules.deployed_by(AGAIN, routes, 14) == rules.deployed(routes, 14)
 
 
 def test_rules_go_whatever_ends_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:

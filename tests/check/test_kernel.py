@@ -48,13 +48,13 @@ def test_kernel_without_doors(monkeypatch) -> None:
     """All goes on without, more slowly; a host that has set that already hears nothing of it."""
 
     async def refuse_doors(_self, _path, text):
-        if "tproxy" in text:
+        if "socket transparent" in text:
             raise RetryError("No such file or directory")
 
     monkeypatch.setattr(Nft, "dry_run", refuse_doors)
     found = trio.run(partial(kernel.rules, doors=True))
     assert found.level is Level.WARNING
-    assert "nft_tproxy" in found.remedy
+    assert "nft_socket" in found.remedy
     assert "doors = false" in found.remedy
     assert trio.run(partial(kernel.rules, doors=False)).level is Level.OK
 

@@ -54,7 +54,7 @@ class World:
             if name == "wait":
                 assert timeout == 0, "a step does not wait"
                 return tuple(a for a in self.addresses if a == args[0])
-            self.calls.append((name, *map(str, args)))
+            self.calls.append((name, *(str(arg) for arg in args if arg is not None)))
             if name in self.fail:
                 raise self.fail[name]
             return None
@@ -71,6 +71,9 @@ class World:
     def open_door(self, door, tcp, udp, netns) -> None:
         assert len(tcp) == self.accepting
         self.calls.append(("open", str(door.caller)))
+
+    def move_door(self, door) -> None:
+        self.calls.append(("move", str(door.caller)))
 
     def close_door(self, netns) -> None:
         self.calls.append(("close", str(netns)))
@@ -113,12 +116,25 @@ def test_open_door_is_only_led_to_again(world):
     assert world.does(world.doors.open, world.door(gateways=frozenset({IPv4Address("172.18.0.1")}))) == [ADD_ROUTE]
 
 
-def test_another_address_is_another_door(world):
-    """The data plane knows callers by it."""
+def test_a_door_moves_to_another_address(world):
+    """The data plane knows callers by it. For a while, what the former one has goes on."""
     world.does(world.doors.open, world.door())
     world.addresses = (IPv4Address("172.18.0.4"),)
-    assert world.does(world.doors.open, world.door(address="172.18.0.4"))[0] == ("close", "4:3")
-    assert world.doors.opened[world.netns.id].address == IPv4Address("172.18.0.4")
+    moved = world.door(address="172.18.0.4")
+    led = ("add_local_route", "240.0.0.0/4", "172.18.0.4")
+    assert world.does(world.doors.open, moved) == [("move", "172.18.0.4"), (*led, "172.18.0.3")]
+    assert world.doors.opened == {world.netns.id: moved}
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.doors.run)
+            with trio.fail_after(2):
+                while world.calls != [led]:
+                    await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+    assert world.does(main) == [led]
+    assert world.does(world.doors.open, moved) == [led]
 
 
 def test_missing_address_is_said_and_not_awaited(world):

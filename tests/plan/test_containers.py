@@ -8,7 +8,8 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from appliance.model.facts import Attachment, DockerNetwork, RunState
-from appliance.plan.containers import MeshContainers, grouped
+from appliance.plan.compile import compile_host
+from appliance.plan.containers import MeshContainers, grouped, kept_addresses
 from tests.plan.cases import BRIDGE, GATEWAY, address, container, declared, managed, snapshot, spec, stopped
 
 NETWORKS = {"bridge": BRIDGE}
@@ -61,6 +62,24 @@ def test_gateways():
     assert group.proxy == IPv4Address("172.20.0.1")
     assert group.gateways == {IPv4Address("172.20.0.1"), IPv6Address("fd00::1"), GATEWAY}
     assert group.address == address(9)
+
+
+@pytest.mark.parametrize("joined", ["aaa", "zzz"])
+def test_a_namespace_keeps_its_address_among_networks_that_come_and_go(joined):
+    """Docker tells networks in the order of their names. With the address goes the host's own on that network."""
+    other = Attachment(network=joined, address=IPv4Address("172.20.0.9"), gateway=IPv4Address("172.20.0.1"))
+    alone = container(2, "a.b")
+    both = replace(alone, attachments=tuple(sorted((*alone.attachments, other), key=lambda a: a.network)))
+    moved = replace(alone, attachments=(other,))
+    rulesets, seen = {}, []
+    for workload in (alone, both, alone, both, moved, both):
+        facts = snapshot(workload, networks=(BRIDGE,), kept=kept_addresses([workload], rulesets))
+        want = compile_host(facts)
+        rulesets = want.rulesets
+        (rules,) = rulesets.values()
+        seen.append((str(rules.address), str(rules.proxy)))
+    home, away = (str(address(2)), str(GATEWAY)), ("172.20.0.9", "172.20.0.1")
+    assert seen == [home, home, home, home, away, away]
 
 
 def test_internal_network():

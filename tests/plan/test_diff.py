@@ -55,8 +55,9 @@ def test_no_hole_and_no_early_announcement(a, b):
     gone = have.listeners.keys() - want.listeners.keys()
     opening, before = False, have
     for step in diff(have, want):
-        opening = opening or isinstance(step, st.OpenDoor)
-        assert opening == isinstance(step, st.OpenDoor)
+        opened = isinstance(step, st.OpenDoor) and step.before is None
+        opening = opening or opened
+        assert opening == opened
         have = apply([step], have)
         by_port = {listener.port: listener for listener in have.listeners.values()}
         assert len(by_port) == len(have.listeners)
@@ -86,6 +87,21 @@ def test_a_swap_never_moves_a_listener(a, b):
         if isinstance(step, st.OpenListener):
             assert step.listener.destination not in have.listeners
         have = apply([step], have)
+
+
+def test_a_door_that_moves_is_let_in_at_every_step():
+    """A workload leaves the network of the address by which listeners know what comes through its door."""
+    away = Attachment(network="zzz", address=IPv4Address("172.31.0.9"), gateway=HOST_ON_X)
+    both = replace(CLIENT, attachments=(*CLIENT.attachments, away))
+    have = state(SERVER, both)
+    want = state(SERVER, replace(CLIENT, attachments=(away,)), before=have)
+    netns = CLIENT.netns.id
+    steps = diff(have, want)
+    assert kinds(steps)[:2] == ["OpenDoor", "SwapListener"]
+    for step in steps:
+        have = apply([step], have)
+        assert have.doors[netns].address in have.listeners[APPLE].callers
+    assert have.doors[netns].address == IPv4Address("172.31.0.9")
 
 
 def test_from_nothing():

@@ -77,6 +77,9 @@ class Proxy:
     def open_door(self, *args: Any) -> None:
         self.call(self.plane.open_door, *args)
 
+    def move_door(self, *args: Any) -> None:
+        self.call(self.plane.move_door, *args)
+
     def close_door(self, *args: Any) -> None:
         self.call(self.plane.close_door, *args)
 
@@ -175,6 +178,14 @@ class Mesh:
         if source is not None:
             sock.bind((source, 0))
         sock.connect((VIP, 8080))
+        return sock
+
+    def dial_from(self, port: int, to: int) -> socket.socket:
+        """Return a connection of the workload to that port of the service, from that port of its own."""
+        sock = self.world.socket("workload", "tcp")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("0.0.0.0", port))
+        sock.connect((VIP, to))
         return sock
 
     def passes(self) -> bool:

@@ -28,7 +28,7 @@ from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp import sockets
 from appliance.drivers.netns import identity, netlink, routes
 from appliance.model.network import Netns
-from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
+from appliance.render.ruleset import DOOR_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,7 +191,7 @@ class World:
         """
         path = self.path(name)
         self._servers[f"{label}, UDP"] = netlink.entered(path, lambda: sockets.listen_at_door(DOOR_PORT))
-        (sock,) = netlink.entered(path, lambda: listen(DOOR_PORT, 1, str(DOOR_ADDRESS), transparent=True))
+        (sock,) = netlink.entered(path, lambda: listen(DOOR_PORT, transparent=True))
         self._servers[label] = socket.socket(fileno=sock.detach())
         trio.run(routes.add_local_route, path, IPv4Network("240.0.0.0/4"), IPv4Address(WORKLOAD))
 

@@ -11,7 +11,7 @@ import pytest
 from machine import IMAGE, wait_until
 
 from appliance.drivers.netns.netlink import entered
-from appliance.render.ruleset import DOOR_ADDRESS, DOOR_PORT
+from appliance.render.ruleset import DOOR_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,7 @@ def occupied(machine: Machine, name: str) -> Iterator[None]:
     """Hold the door's port inside a container's namespace."""
     path = machine.inspect(name)["NetworkSettings"]["SandboxKey"]
     with socket.socket(fileno=entered(path, lambda: socket.socket().detach())) as holder:
-        holder.bind((str(DOOR_ADDRESS), DOOR_PORT))
+        holder.bind(("127.0.0.1", DOOR_PORT))
         holder.listen()
         yield
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -46,6 +48,70 @@ def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[st
     finally:
         mesh.docker("rm", "--force", "caller", "told")
         mesh.docker("network", "rm", "own")
+
+
+REQUESTS = """
+import select, socket, sys
+from collections import Counter
+address, found = (sys.argv[1], 7003), Counter()
+kept = socket.create_connection(address, 5)
+print("begun", flush=True)
+while not select.select([sys.stdin], [], [], 0.005)[0]:
+    try:
+        with socket.create_connection(address, 5) as sock:
+            sock.sendall(b"who\\n")
+            found["answered" if sock.recv(100) else "closed"] += 1
+    except OSError as error:
+        found[repr(error)] += 1
+kept.settimeout(5)
+kept.sendall(b"who\\n")
+found["kept" if kept.recv(100) else "kept closed"] += 1
+print(found.pop("kept", 0), "kept,", found.pop("answered", 0) > 50, dict(found))
+"""
+"""Dials a server without pause until its input ends, and then asks once more on its first connection."""
+
+
+def test_networks_that_are_joined_and_left_fail_no_request(mesh: Machine) -> None:
+    """By a client and by a server, while one dials the other; in the end both leave the network that they began on.
+
+    One of the networks comes first by its name, and one comes last.
+    """
+    for network in ("home", "aaa", "zzz"):
+        mesh.docker("network", "create", network)
+    try:
+        home = ("--network=home",)
+        mesh.run_container("server", IMAGE, options=home, service="far", container="server", ports="7003")
+        mesh.run_container("client", IMAGE, options=home, service="near", container="client", connect_to="server.far")
+        wait_until(lambda: {row["door"] for row in mesh.show("workloads")} == {"open"}, "the doors are open")
+        wait_until(lambda: all(row["ready"] for row in mesh.show("workloads")), "the server is ready")
+        vip = mesh.meshbox("resolve", "server.far", "--from", "client.near").stdout.split()[0]
+        path = mesh.inspect("client")["NetworkSettings"]["SandboxKey"]
+        command = ["nsenter", f"--net={path}", sys.executable, "-c", REQUESTS, vip]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking:
+            assert asking.stdout is not None
+            assert asking.stdout.readline() == "begun\n"
+            for name in ("client", "server"):
+                for network in ("aaa", "zzz", "aaa", "zzz"):
+                    mesh.docker("network", "connect", network, name)
+                    wait_until(lambda n=name: networks_of(mesh, n) == 2, "the network is known")
+                    mesh.docker("network", "disconnect", network, name)
+                    wait_until(lambda n=name: networks_of(mesh, n) == 1, "it is known to be left")
+            for name in ("client", "server"):
+                mesh.docker("network", "connect", "aaa", name)
+                wait_until(lambda n=name: networks_of(mesh, n) == 2, "the network is known")
+                mesh.docker("network", "disconnect", "home", name)
+                wait_until(lambda n=name: networks_of(mesh, n) == 1, "home is known to be left")
+            told, _ = asking.communicate()
+        assert told == "1 kept, True {}\n"
+    finally:
+        mesh.docker("rm", "--force", "client", "server")
+        mesh.docker("network", "rm", "home", "aaa", "zzz")
+
+
+def networks_of(machine: Machine, name: str) -> int:
+    """Return on how many networks the appliance sees a container."""
+    (row,) = (row for row in machine.show("workloads") if row["docker_name"] == name)
+    return len(row["addresses"])
 
 
 class Composed(NamedTuple):

@@ -50,8 +50,8 @@ class TcpListener(DialOwner):
         )
         self._on_empty = on_empty
         self.port = listener.port
-        self.vip = ("", 0)
-        """The virtual IP and port that lead to this listener through doors."""
+        self.vip = b""
+        """The virtual IP and port, packed, that lead to this listener through doors."""
         self.pairs: set[Pair] = set()
         self.accepted = 0
         self.refused = 0
@@ -80,6 +80,14 @@ class TcpListener(DialOwner):
             pair.reset()
         for dial in self._access.recheck(self.dials.of(self)):
             dial.cancel()
+
+    def rename(self, former: str, key: str) -> None:
+        """Know what a caller has by another key of its own, if that may call; otherwise leave it to the next swap."""
+        caller = self._access.caller(key)
+        if caller is not None:
+            for one in (*self.pairs, *self.dials.of(self)):
+                if one.caller.host == former:
+                    one.caller = caller
 
     def stop(self) -> None:
         """Accept the clients that wait already, then no more. Pairs go on."""

@@ -56,6 +56,10 @@ class UdpDoor:
     def fail(self) -> None:
         """Nothing to give up: the datagram whose handling failed is gone."""
 
+    def move(self, door: Door) -> None:
+        """Know clients by another address from now on."""
+        self._caller = str(door.caller)
+
     def close(self) -> None:
         """Take nothing more."""
         self._epoll.remove(self._sock.fileno())  # closing does not, where the parent has the same socket

@@ -82,6 +82,13 @@ class ServeDoor:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveDoor:
+    """Know by another address what comes through that door."""
+
+    door: Door
+
+
+@dataclass(frozen=True, slots=True)
 class LeaveDoor:
     """Accept and dial no more in that namespace."""
 

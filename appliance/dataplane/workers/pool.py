@@ -149,6 +149,13 @@ class WorkerPool:
         for slot in self._accepting_for:
             self._hand_over_for(slot, door.netns)
 
+    def move_door(self, door: Door) -> None:
+        """Know by another address what comes through an open door, and the pairs that came of it."""
+        if door.netns in self._doors:
+            _, *rest = self._doors[door.netns]
+            self._doors[door.netns] = door, *rest
+            self._tell(messages.MoveDoor(door))
+
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more in that namespace, and let go of it; pairs go on."""
         if netns in self._doors:

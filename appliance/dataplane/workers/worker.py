@@ -80,6 +80,8 @@ class Worker:
                 self.plane.close_listener(message.destination)
             case messages.ServeDoor():
                 self._open_door(message, sockets)
+            case messages.MoveDoor():
+                self.plane.move_door(message.door)
             case messages.LeaveDoor():
                 self.plane.close_door(message.netns)
             case messages.EndPairs():

@@ -107,7 +107,8 @@ class WorkloadStore:
         if now.problem is not None:
             self.punctuality.came_to_nothing(now.id)
         started = now.started_at and (before is None or before.started_at != now.started_at)
-        self._put(now, urgent=bool(started))  # it is dialled from the next pass on
+        moved = before is not None and before.attachments != now.attachments
+        self._put(now, urgent=bool(started) or moved)  # it is dialled, or dialled elsewhere, from the next pass on
 
     def begin_start(
         self, container_id: str, netns: Netns, attachments: tuple[Attachment, ...], process: Process | None = None

@@ -90,6 +90,22 @@ def test_a_swap_resets_who_may_no_longer_call(world: World) -> None:
     world.accept(backend)
 
 
+def test_a_renamed_caller_keeps_what_it_has(world: World) -> None:
+    """Its address is another one, which may call as well; to one that may not, nobody is renamed."""
+    backend = world.backend()
+    listener = world.open(backend, callers=(CALLER, STRANGER))
+    client = world.dial(CALLER)
+    served = world.accept(backend)
+    eventually(lambda: world.stats().active == 1)
+    for key, after in (("127.0.0.99", CALLER), (STRANGER, STRANGER)):
+        world.call(listener.rename, CALLER, key)
+        (connection,) = world.call(listener.connections)
+        assert connection.client.partition(":")[0] == after
+    world.swap(backend, callers=(STRANGER,))
+    client.sendall(b"still here")
+    assert read_all(served, 10) == b"still here"
+
+
 def test_a_swap_ends_what_a_peer_may_not_have(world: World) -> None:
     """A caller that becomes a peer keeps its pairs to local backends and loses those to other machines."""
     here, there = world.backend(), world.backend()

@@ -26,6 +26,7 @@ EXAMPLES = (
     messages.SetBackends(DESTINATION, (BACKEND,)),
     messages.Close(DESTINATION),
     messages.ServeDoor(Door(netns=NETNS, caller=ADDRESS, dialler=ADDRESS), udp=True),
+    messages.MoveDoor(Door(netns=NETNS, caller=ADDRESS, dialler=ADDRESS)),
     messages.LeaveDoor(NETNS),
     messages.EndPairs(DESTINATION),
     messages.Confirm(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -68,6 +69,15 @@ def test_same_again_changes_nothing(scene):
     scene.store.update(scene.inspected, None)
     assert scene.urgent == before
     assert len(scene.fresh) == 1
+
+
+def test_a_network_that_is_left_is_urgent(scene):
+    """With it the address goes at which the container is dialled; of its health nobody need hurry."""
+    scene.store.update(scene.inspected, None)
+    scene.store.update(replace(scene.inspected, healthy=False), None)
+    assert scene.urgent[-1] is False
+    scene.store.update(replace(scene.inspected, healthy=False, joined=()), None)
+    assert scene.urgent[-1] is True
 
 
 def test_start_is_urgent_and_fresh(scene):

@@ -51,15 +51,23 @@ def parts(question: bytes) -> tuple[int, tuple[int, ...], dict[int, bytes]]:
 
 
 def test_a_local_route_is_added_and_dropped_by_the_same_key(kernel):
-    """In table `local`, to `lo`, from the source; the drop names table, destination and interface."""
+    """In table `local`, to `lo`, from the source; the drop names table, destination and interface.
+
+    Behind it there is one that no address takes along, and one to the address itself.
+    """
     trio.run(routes.add_local_route, "/run/ns", VIPS, GATEWAY)
+    added, behind, held, _ = map(parts, kernel.asked)
+    kernel.asked.clear()
     trio.run(routes.drop_local_route, "/run/ns", VIPS)
-    added, dropped = map(parts, kernel.asked)
-    assert added[0] == 24
-    assert dropped[0] == 25
-    assert added[1] == dropped[1] == (2, 4, 0, 0, 255, 4, 254, 2, 0)
+    dropped, dropped_behind, _ = map(parts, kernel.asked)
+    assert (added[0], behind[0], held[0]) == (24, 24, 24)
+    assert (dropped[0], dropped_behind[0]) == (25, 25)
+    assert added[1] == behind[1] == dropped[1] == (2, 4, 0, 0, 255, 4, 254, 2, 0)
     assert added[2] == {**dropped[2], 7: GATEWAY.packed}
+    assert behind[2] == {**dropped_behind[2], 7: IPv4Address("127.0.0.1").packed}
     assert dropped[2][1] == IPv4Address("240.0.0.0").packed
+    assert held[1] == (2, 32, 0, 0, 255, 4, 254, 2, 0)
+    assert held[2] == {**dropped_behind[2], 1: GATEWAY.packed}
 
 
 def test_a_route_is_dropped_only_through_its_gateway(kernel):
