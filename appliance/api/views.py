@@ -293,16 +293,25 @@ def resolve(asked: str, client: Workload | None, have: HostState) -> Row:
     text = asked.lower().rstrip(".")
     known = plain(client.docker_name) if client is not None else None
     row: Row = {"name": plain(text), "client": known, "address": None}
-    try:
-        name = Name.parse(text.removesuffix(f".{zone.suffix}") if zone is not None else text)
-    except InputError:
-        name = None
+    below, name = _mesh_name(text.removesuffix(f".{zone.suffix}") if zone is not None else text)
     if zone is None or name is None or name not in zone.names:
         return {**row, "answer": "upstream", "words": "no name of the mesh: the host's resolvers are asked"}
     if client is not None and not any(name in zone.views.get(a, ()) for a in client.addresses):
         words = f'{client.name} did not declare it: add "{name}" to its connect_to'
         return {**row, "answer": "NXDOMAIN", "words": words}
+    if below:
+        return {**row, "answer": "NXDOMAIN", "words": f"there is nothing below {name}"}
     return {**row, "answer": "NOERROR", "address": str(zone.names[name]), "words": f"virtual IP of {name}"}
+
+
+def _mesh_name(text: str) -> tuple[bool, Name | None]:
+    """Return whether `text` has labels in front of a `<container>.<service>`, and what its last two labels name."""
+    rest, _, service = text.rpartition(".")
+    below, _, container = rest.rpartition(".")
+    try:
+        return bool(below), Name.parse(f"{container}.{service}")
+    except InputError:
+        return False, None
 
 
 def _vip(name: Name, have: HostState) -> str | None:

@@ -279,6 +279,9 @@ def test_resolve(converse):
         assert await ask("apple.orange") == "NOERROR"
         assert await ask("Apple.Orange.mesh.internal.", "web.flask") == "NOERROR"
         assert await ask("web.flask", "apple.orange") == "NXDOMAIN"
+        assert await ask("_http._tcp.apple.orange", "web.flask") == "NXDOMAIN"
+        assert await ask("_http._tcp.web.flask.mesh.internal") == "NXDOMAIN"
+        assert await ask("orange") == await ask("..orange") == "upstream"
         assert await ask("www.example.org", "apple.orange") == "upstream"
         assert await ask("nothing.orange", "apple.orange") == "upstream"
 
