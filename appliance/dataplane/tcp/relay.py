@@ -175,7 +175,7 @@ class End:
         if not events & NOT_OUT:
             return False
         if events & PRI and self.mode in (MESSAGES, BULK):
-            self._pass_urgent()
+            self._pass_urgent(events)
             return False
         if self.mode == BULK:
             return self._splice()
@@ -200,7 +200,7 @@ class End:
                 return
         self.pair.owner.epoll.rearm(self.fd)
 
-    def _pass_urgent(self) -> None:
+    def _pass_urgent(self, events: int) -> None:
         """Pass on the urgent byte of which epoll has told, or what comes before it."""
         self.mode = MESSAGES
         sock = self.sock
@@ -211,8 +211,10 @@ class End:
                 self.odd &= ~PRI
             elif readable(sock):
                 data = sock.recv(SIZE, DONTWAIT)
-            else:
-                return  # it has overtaken what comes before it, whose arrival epoll tells
+            else:  # it has overtaken what comes before it, whose arrival epoll tells, unless it never comes
+                if events & (ERR | HUP):
+                    self.pair.reset()
+                return
         except BlockingIOError:
             return  # another one has been announced in its place
         except OSError:

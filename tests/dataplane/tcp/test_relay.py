@@ -597,6 +597,18 @@ def test_a_reset_behind_an_urgent_byte_goes_on(world: World) -> None:
     eventually(world.idle)
 
 
+def test_an_urgent_byte_whose_place_never_comes(world: World) -> None:
+    """It has overtaken a lost segment, and the connection breaks: nothing waits for that segment."""
+    client, server = world.pair()
+    (pair,) = eventually(lambda: world.listeners[0].pairs)
+    world.call(pair.client.ready, relay.MESSAGE | relay.PRI)
+    client.sendall(b"hello")
+    assert server.recv(100) == b"hello"
+    world.call(pair.client.ready, relay.MESSAGE | relay.PRI | relay.ERR | relay.HUP)
+    assert is_reset(server)
+    eventually(world.idle)
+
+
 class Counted:
     """A socket, or an epoll set, whose system calls are counted."""
 
