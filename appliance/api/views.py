@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import InputError
 from appliance.model.facts import RunState
 from appliance.model.names import Destination, Name
+from appliance.model.reserved import reserved
 from appliance.plan.backends import refused_addresses
 from appliance.plan.explain import door
 from appliance.plan.policy import declaration
 from appliance.plan.readiness import missing
 from appliance.plan.replicas.rollout import revision
+from appliance.plan.zone import answered_by_docker, hidden
 from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-    from appliance.model.facts import Snapshot, Workload
+    from appliance.model.facts import DockerName, Snapshot, Workload
     from appliance.model.names import Allowance, Port
     from appliance.model.network import Backend
     from appliance.model.registry import RegistryFacts
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from appliance.model.spec import Service
     from appliance.model.state import HostState
     from appliance.model.stats import Connection, ListenerStats, ShareStats
+
+    Answered = Mapping[str, Mapping[Name, DockerName]]
+    """Names that Docker's DNS answers, by network."""
 
 Row = dict[str, Any]
 RECENT = 600.0
@@ -99,6 +104,7 @@ def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | No
     `door` is "open", "no: " and the cause, or null where none is wanted.
     """
     rows = []
+    answered = answered_by_docker(s.members)
     for w in sorted(s.workloads, key=lambda w: (w.name, w.replica or 0, w.docker_name)):
         declared = declaration(w, s.specs)
         waits = missing(w, declared.ports)
@@ -122,9 +128,26 @@ def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | No
                 "rules": w.netns is not None and w.netns.id in have.rulesets,
                 "door": door(w.netns.id, have, cause) if w.netns is not None else None,
                 "problem": w.problem,
-                "note": w.note,
+                "note": "; ".join(filter(None, (w.note, *_doubts(w, have, answered)))) or None,
             }
         )
+    return rows
+
+
+def _doubts(w: Workload, have: HostState, answered: Answered) -> list[str | None]:
+    """Say why a container's own name, or one that it may see, may not lead where the mesh has it."""
+    found = hidden(w, have.zone, answered)
+    more = f", and {len(found) - 1} names more (see meshbox check)" if len(found) > 1 else ""
+    return [reserved(w.name.service), *(one.words + more for one in found[:1])]
+
+
+def names(s: Snapshot, have: HostState) -> list[Row]:
+    """Names that may not lead where the mesh has them, and what to do; each once, however many containers see it."""
+    answered = answered_by_docker(s.members)
+    found = {one for w in s.workloads for one in hidden(w, have.zone, answered)}
+    rows = [{"words": one.words, "remedy": one.remedy} for one in sorted(found)]
+    called = sorted({*s.specs, *(w.name.service for w in s.workloads)})
+    rows += [{"words": words, "remedy": f"call service {one} otherwise"} for one in called if (words := reserved(one))]
     return rows
 
 

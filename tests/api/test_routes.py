@@ -212,6 +212,7 @@ def test_remove_several(converse):
         (b'{"services": [{"name": "a", "cuont": 1}]}', 'unknown field "cuont" (did you mean "count"?)'),
         (orjson.dumps({"services": [FLASK, FLASK]}), 'service "flask" is declared twice'),
         (orjson.dumps({"services": [{**ORANGE, "constraint": "h2"}]}), 'no machine meets the constraint "h2"'),
+        (orjson.dumps({"services": [{**ORANGE, "name": "localhost"}]}), 'service name "localhost" is reserved'),
         (b" " * (routes.LARGEST_BODY + 1), "the request is longer than"),
     ],
 )
