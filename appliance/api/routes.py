@@ -65,6 +65,7 @@ async def _status(appliance: Appliance, _: Request) -> views.Row:
     `parts` has for each part of the control plane its state (`starting`, `running`, `failed`, `stuck`, `ended`) and how
     often it was started again.
     `shares` names the callers that hold, or held, more than their share of open files or memory.
+    `names` has the names that may not lead where the mesh has them, with what to do.
     """
     return {
         "version": __version__,
@@ -75,6 +76,7 @@ async def _status(appliance: Appliance, _: Request) -> views.Row:
         "faults": {key: asdict(fault) for key, fault in appliance.faults.list().items()},
         "parts": {name: {"state": str(part.life), "restarts": part.restarts} for name, part in appliance.parts.items()},
         "shares": views.shares(await appliance.shares(), appliance.snapshot()),
+        "names": views.names(appliance.snapshot(), appliance.have),
         "counters": dict(await appliance.counters()),
     }
 

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 from appliance.errors import InputError
 from appliance.model.facts import RunState
 from appliance.model.names import Destination, Name
+from appliance.model.reserved import reserved
 from appliance.plan.backends import refused_addresses
 from appliance.plan.explain import door, spare
 from appliance.plan.policy import declaration
 from appliance.plan.readiness import may_open, missing
 from appliance.plan.replicas.rollout import revision
+from appliance.plan.zone import answered_by_docker, hidden
 from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-    from appliance.model.facts import Snapshot, Workload
+    from appliance.model.facts import DockerName, Snapshot, Workload
     from appliance.model.names import Allowance, Port
     from appliance.model.network import Backend
     from appliance.model.registry import RegistryFacts
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from appliance.model.spec import Service
     from appliance.model.state import HostState
     from appliance.model.stats import Connection, ListenerStats, ShareStats
+
+    Answered = Mapping[str, Mapping[Name, DockerName]]
+    """Names that Docker's DNS answers, by network."""
 
 Row = dict[str, Any]
 RECENT = 600.0
@@ -99,6 +104,7 @@ def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | No
     `door` is "open", "no: " and the cause, or null where none is wanted.
     """
     rows = []
+    answered = answered_by_docker(s.members)
     for w in sorted(s.workloads, key=lambda w: (w.name, w.replica or 0, w.docker_name)):
         declared = declaration(w, s.specs)
         waits = missing(w, declared.ports, s.now)
@@ -122,7 +128,8 @@ def workloads(s: Snapshot, have: HostState, cause: Callable[[Hashable], str | No
                 "rules": w.netns is not None and w.netns.id in have.rulesets,
                 "door": door(w.netns.id, have, cause) if w.netns is not None else None,
                 "problem": w.problem,
-                "note": "; ".join(filter(None, (w.note, _on_demand(w, declared.ports)))) or None,
+                "note": "; ".join(filter(None, (w.note, _on_demand(w, declared.ports), *_doubts(w, have, answered))))
+                or None,
             }
         )
     return rows
@@ -133,6 +140,23 @@ def _on_demand(w: Workload, ports: Sequence[Port]) -> str | None:
     found = [str(p.container) for p in ports if may_open(w, p, ports)]
     words = "do not listen, and are" if len(found) > 1 else "does not listen, and is"
     return f"port {', '.join(found)} {words} dialled when a client comes" if found else None
+
+
+def _doubts(w: Workload, have: HostState, answered: Answered) -> list[str | None]:
+    """Say why a container's own name, or one that it may see, may not lead where the mesh has it."""
+    found = hidden(w, have.zone, answered)
+    more = f", and {len(found) - 1} names more (see meshbox check)" if len(found) > 1 else ""
+    return [reserved(w.name.service), *(one.words + more for one in found[:1])]
+
+
+def names(s: Snapshot, have: HostState) -> list[Row]:
+    """Names that may not lead where the mesh has them, and what to do; each once, however many containers see it."""
+    answered = answered_by_docker(s.members)
+    found = {one for w in s.workloads for one in hidden(w, have.zone, answered)}
+    rows = [{"words": one.words, "remedy": one.remedy} for one in sorted(found)]
+    called = sorted({*s.specs, *(w.name.service for w in s.workloads)})
+    rows += [{"words": words, "remedy": f"call service {one} otherwise"} for one in called if (words := reserved(one))]
+    return rows
 
 
 def routes(s: Snapshot, have: HostState, stats: Iterable[ListenerStats]) -> list[Row]:
@@ -301,16 +325,25 @@ def resolve(asked: str, client: Workload | None, have: HostState) -> Row:
     text = asked.lower().rstrip(".")
     known = plain(client.docker_name) if client is not None else None
     row: Row = {"name": plain(text), "client": known, "address": None}
-    try:
-        name = Name.parse(text.removesuffix(f".{zone.suffix}") if zone is not None else text)
-    except InputError:
-        name = None
+    below, name = _mesh_name(text.removesuffix(f".{zone.suffix}") if zone is not None else text)
     if zone is None or name is None or name not in zone.names:
         return {**row, "answer": "upstream", "words": "no name of the mesh: the host's resolvers are asked"}
     if client is not None and not any(name in zone.views.get(a, ()) for a in client.addresses):
         words = f'{client.name} did not declare it: add "{name}" to its connect_to'
         return {**row, "answer": "NXDOMAIN", "words": words}
+    if below:
+        return {**row, "answer": "NXDOMAIN", "words": f"there is nothing below {name}"}
     return {**row, "answer": "NOERROR", "address": str(zone.names[name]), "words": f"virtual IP of {name}"}
+
+
+def _mesh_name(text: str) -> tuple[bool, Name | None]:
+    """Return whether `text` has labels in front of a `<container>.<service>`, and what its last two labels name."""
+    rest, _, service = text.rpartition(".")
+    below, _, container = rest.rpartition(".")
+    try:
+        return bool(below), Name.parse(f"{container}.{service}")
+    except InputError:
+        return False, None
 
 
 def _vip(name: Name, have: HostState) -> str | None:

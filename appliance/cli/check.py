@@ -39,6 +39,7 @@ def check(config: Config) -> list[dict[str, Any]]:
             for key, fault in running["faults"].items()
         ]
         rows += [_share(one) for one in running.get("shares", ())]
+        rows += [{"subject": "name", "level": "warning", **one} for one in running.get("names", ())]
     return rows
 
 

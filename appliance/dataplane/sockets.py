@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import struct
 from contextlib import suppress
@@ -38,6 +39,10 @@ _sockaddr_in = struct.Struct("=H2s4s8x")
 LINGER_RESET = struct.pack("ii", 1, 0)
 SO_BUF_LOCK = 72
 """From asm-generic/socket.h, since Linux 5.14: whether the sizes of buffers are fixed (socket(7))."""
+SIOCATMARK = 0x8905
+"""From asm-generic/sockios.h: whether an urgent byte is next (sockatmark(3))."""
+SIOCINQ = 0x541B
+"""From linux/sockios.h: bytes that can be read, those before an urgent byte (tcp(7))."""
 NARROW_BUFFER = 1 << 15
 """Bytes asked for a narrow receive buffer. The kernel doubles it, for what it needs itself (socket(7))."""
 
@@ -84,6 +89,16 @@ def receive_buffer(sock: SocketType) -> int:
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     except OSError:
         return 1  # it is gone already
+
+
+def at_mark(sock: SocketType) -> bool:
+    """Return whether an urgent byte is next, or is where the last bytes ended. Raises OSError."""
+    return fcntl.ioctl(sock.fileno(), SIOCATMARK, bytes(4)) != bytes(4)
+
+
+def readable(sock: SocketType) -> bool:
+    """Return whether there are bytes to read, none of them urgent. Raises OSError."""
+    return fcntl.ioctl(sock.fileno(), SIOCINQ, bytes(4)) != bytes(4)
 
 
 def widen(sock: SocketType) -> None:

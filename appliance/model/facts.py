@@ -117,6 +117,16 @@ class DockerNetwork:
     """This host's interface that is its bridge; empty for other drivers."""
 
 
+class DockerName(NamedTuple):
+    """What Docker's own DNS calls a container on a network: its name in Docker, or an alias."""
+
+    network: str
+    text: str
+    """In lower case."""
+    container: str
+    """The container's name in Docker."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeMember:
     """A running container on bridge networks of this host, labelled or not: all that is its own there.
@@ -129,6 +139,7 @@ class BridgeMember:
     """Names of this host's interfaces through which its frames come: ports of bridges."""
     macs: frozenset[int]
     addresses: frozenset[IPv4Address | IPv6Address]
+    called: frozenset[DockerName] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from appliance.model.facts import RunState
 from appliance.model.names import Allowance, Destination, Protocol
+from appliance.model.reserved import reserved
 from appliance.model.state import Subject
 from appliance.plan.policy import catalogue, declaration, may_reach
 from appliance.plan.readiness import may_open, missing, serves
+from appliance.plan.zone import answered_by_docker, hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -115,7 +117,12 @@ def _name(client: Workload, destination: Destination, s: Snapshot, have: HostSta
     vip = have.zone.names.get(destination.name) if have.zone is not None else None
     views = have.zone.views if have.zone is not None else {}
     if any(destination.name in views.get(address, ()) for address in client.addresses):
-        return Station(station="name", passed=True, words=f"{destination.name} resolves to {vip}")
+        for one in hidden(client, have.zone, answered_by_docker(s.members)):
+            if one.name == destination.name:
+                return Station(station="name", passed=False, words=one.words, remedy=one.remedy)
+        doubt = reserved(destination.name.service)
+        words = f"{destination.name} resolves to {vip}" + (f"; {doubt}" if doubt else "")
+        return Station(station="name", passed=True, words=words)
     if not _exists(destination.name, s):
         return Station(
             station="name",

@@ -2,12 +2,13 @@
 
 A name is recognised in this order:
 
-1. `<container>.<service>`, exactly, if the zone has it. Other names below a service's name are not the mesh's: the
-   service may be named like a real top-level domain.
+1. `<container>.<service>`, exactly, if the zone has it.
 2. Everything at or under the suffix (`mesh.internal`), whether it exists or not.
 3. Reverse names of `vip_range`.
+4. Everything below a name of 1: there is nothing.
 
-Any other name goes upstream. Each exact name is a zone of its own, so its SOA record bears the name itself.
+Any other name goes upstream: a service may be named like a real top-level domain. Each exact name is a zone of its own,
+so its SOA record bears the name itself.
 """
 
 from __future__ import annotations
@@ -54,14 +55,17 @@ class ZoneAnswers:
     def answer(self, asker: IPv4Address, query: Query) -> Reply | None:
         """Return the answer for an asker that has a view, or None for a name that is not the mesh's."""
         name = query.name
-        if len(name) == 2:
-            known = _name(name)
-            if known in self.zone.names:
-                return self._forward(asker, query, known, zone_labels=2)
+        known = _name(name[-2:]) if len(name) >= 2 else None
+        if known not in self.zone.names:
+            known = None
+        if known is not None and len(name) == 2:
+            return self._forward(asker, query, known, zone_labels=2)
         if self._suffix and name[-len(self._suffix) :] == self._suffix:
             return self._suffixed(asker, query)
         if name[-2:] == _REVERSE:
             return self._backward(asker, query)
+        if known is not None:
+            return self._below(asker, query, known, zone_labels=2)
         return None
 
     def _forward(self, asker: IPv4Address, query: Query, name: Name, zone_labels: int) -> Reply:
@@ -72,12 +76,19 @@ class ZoneAnswers:
         # ANY gets the one kind of record that there is (RFC 8482 §4.1).
         return _positive(query, QTYPE.A, A(str(self.zone.names[name])))
 
+    def _below(self, asker: IPv4Address, query: Query, name: Name, zone_labels: int) -> Reply:
+        """Answer for what is asked below a name, as `_grpc_config` or `_http._tcp`: there is nothing, at once."""
+        if name not in self.zone.views[asker]:
+            return self._undeclared(asker, query, name, zone_labels)
+        return _negative(query, zone_labels, NXDOMAIN)
+
     def _suffixed(self, asker: IPv4Address, query: Query) -> Reply:
         labels = query.name[: -len(self._suffix)]
-        if len(labels) == 2:
-            known = _name(labels)
+        if len(labels) >= 2:
+            known = _name(labels[-2:])
             if known in self.zone.names:
-                return self._forward(asker, query, known, len(self._suffix))
+                answer = self._forward if len(labels) == 2 else self._below
+                return answer(asker, query, known, len(self._suffix))
         if not labels:
             if query.qtype in (QTYPE.SOA, _ANY):
                 return _positive(query, QTYPE.SOA, _soa(TTL))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import InputError
 from appliance.model.spec import Container, Service
-from appliance.spec.parse import check_services, parse_container, parse_service
+from appliance.spec.parse import check_services, parse_container, parse_service, refuse_reserved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,6 +45,7 @@ def service(
     """
     raw = {"name": name, "count": count, "containers": containers, "constraint": constraint, "open": open, **unknown}
     made = parse_service(raw)
+    refuse_reserved(made.name)
     known = _made.get()
     if known is not None:
         known.append((made, sys._getframe(1).f_lineno))  # noqa: SLF001 — the line is worth it, and this is CPython

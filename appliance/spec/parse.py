@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.errors import InputError, did_you_mean
 from appliance.model.names import Name, parse_label, parse_service_name
+from appliance.model.reserved import reserved
 from appliance.model.spec import Container, Health, Service
 from appliance.spec.capabilities import parse_capabilities
 from appliance.spec.constraint import parse_constraint
@@ -165,11 +166,13 @@ def check_services(
 ) -> tuple[str, ...]:
     """Return warnings about services that are deployed together; raise InputError if two have one name.
 
+    It is raised for reserved names, too: `parse_service` takes these, as they may have been deployed earlier.
     `others` are services that are deployed already, `names` those of containers that meshbox did not create. What
     `connect_to` names is among all of these, or it does not exist (yet).
     """
     counted: set[str] = set()
     for service in services:
+        refuse_reserved(service.name)
         if service.name in counted:
             raise InputError(f'service "{service.name}" is declared twice; give one of them another name')
         counted.add(service.name)
@@ -187,6 +190,12 @@ def check_services(
             who = f'container "{container.name}" of service "{service.name}"'
             warnings += [_dangling(who, allowance, offered) for allowance in container.connect_to]
     return tuple(warning for warning in warnings if warning)
+
+
+def refuse_reserved(service: str) -> None:
+    """Raise InputError for a service name that could not be found, or would hide names of others."""
+    if words := reserved(service):
+        raise InputError(f'service "{service}": name: {words}; give it another name')
 
 
 def _dangling(who: str, allowance: Allowance, offered: Mapping[Name, tuple[Port, ...] | None]) -> str:

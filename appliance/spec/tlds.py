@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-SPECIAL = frozenset({"arpa", "example", "internal", "invalid", "local", "localhost", "onion", "test"})
-"""Names that resolvers treat in a way of their own (RFC 6761, RFC 6762, RFC 7686, ICANN for `internal`)."""
+from appliance.model.reserved import RESERVED
+
+SPECIAL = frozenset({"example", "test", *RESERVED})
+"""Names that resolvers may treat in a way of their own (RFC 6761, and those that are reserved)."""
 
 
 def is_top_level_domain(label: str) -> bool:

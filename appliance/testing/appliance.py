@@ -14,7 +14,7 @@ import trio.lowlevel
 from appliance.control.supervisor import Life, PartState
 from appliance.errors import RetryError
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, DockerNetwork, RunState, Snapshot, Workload
+from appliance.model.facts import Attachment, BridgeMember, DockerNetwork, RunState, Snapshot, Workload
 from appliance.model.names import Name
 from appliance.model.network import Netns, NetnsId
 from appliance.model.registry import RegistryFacts
@@ -59,6 +59,7 @@ class FakeAppliance:
         self.silent: AbstractSet[str] = frozenset()
         self.open_connections: tuple[Connection, ...] = ()
         self.greedy: tuple[ShareStats, ...] = ()
+        self.members: tuple[BridgeMember, ...] = ()
         self.under_way: Mapping[ReplicaKey, Progress] = {}
         self.deploys = 0
         """How often specs were stored."""
@@ -149,6 +150,7 @@ class FakeAppliance:
             tombstones=known.tombstones,
             workloads=admitted(self._workloads.values(), known.specs),
             networks=(NETWORK,),
+            members=self.members,
             host_addresses=frozenset({GATEWAY}),
             allocations=self.have.allocations,
             machines=known.machines,

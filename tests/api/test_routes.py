@@ -212,6 +212,7 @@ def test_remove_several(converse):
         (b'{"services": [{"name": "a", "cuont": 1}]}', 'unknown field "cuont" (did you mean "count"?)'),
         (orjson.dumps({"services": [FLASK, FLASK]}), 'service "flask" is declared twice'),
         (orjson.dumps({"services": [{**ORANGE, "constraint": "h2"}]}), 'no machine meets the constraint "h2"'),
+        (orjson.dumps({"services": [{**ORANGE, "name": "localhost"}]}), 'service name "localhost" is reserved'),
         (b" " * (routes.LARGEST_BODY + 1), "the request is longer than"),
     ],
 )
@@ -279,6 +280,9 @@ def test_resolve(converse):
         assert await ask("apple.orange") == "NOERROR"
         assert await ask("Apple.Orange.mesh.internal.", "web.flask") == "NOERROR"
         assert await ask("web.flask", "apple.orange") == "NXDOMAIN"
+        assert await ask("_http._tcp.apple.orange", "web.flask") == "NXDOMAIN"
+        assert await ask("_http._tcp.web.flask.mesh.internal") == "NXDOMAIN"
+        assert await ask("orange") == await ask("..orange") == "upstream"
         assert await ask("www.example.org", "apple.orange") == "upstream"
         assert await ask("nothing.orange", "apple.orange") == "upstream"
 

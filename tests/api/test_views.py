@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from foreign import EVIL, check_shown
 
 from appliance.api import views
-from appliance.model.facts import RunState
+from appliance.model.facts import DockerName, RunState
 from appliance.model.names import Destination
 from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import Progress, ReplicaKey
@@ -16,7 +16,7 @@ from appliance.model.state import Subject
 from appliance.plan.compile import compile_host
 from appliance.plan.replicas.elsewhere import elsewhere
 from appliance.plan.replicas.rollout import progress
-from tests.plan.cases import container, declared, endpoint, machine, managed, snapshot, spec
+from tests.plan.cases import BRIDGE, MEMBERS, container, declared, endpoint, machine, managed, snapshot, spec
 
 SHOP = spec("shop", declared("web", (80,)), count=2)
 
@@ -188,3 +188,33 @@ def test_an_address_that_is_not_used_is_named():
     s = snapshot(endpoints=(endpoint("web.web:80", "m2", at="127.0.0.1"), endpoint("web.web:80", "m3")))
     (words,) = views.peers(s, RegistryFacts(), "consul")["problems"]
     assert words == "machine m2 announces 127.0.0.1, which is no address of a machine; not used"
+
+
+def test_names_that_lead_elsewhere():
+    """Who gets Docker's answer, and whose service has a reserved name, has a note; `check` gets each name once."""
+    lan = replace(BRIDGE, name="lan")
+    one, two = (
+        replace(w, attachments=tuple(replace(a, network="lan") for a in w.attachments))
+        for w in (container(2, "web.shop", (80,)), container(3, "api.shop", (80,), note="mind"))
+    )
+    called = frozenset(DockerName("lan", text, "x") for text in ("web.shop", "api.shop"))
+    s = snapshot(
+        one,
+        two,
+        container(4, "pg.local"),
+        networks=(BRIDGE, lan),
+        members=(replace(MEMBERS[0], called=called),),
+    )
+    have = compile_host(s)
+    notes = {row["name"]: row["note"] for row in views.workloads(s, have, lambda _: None)}
+    assert notes["web.shop"].startswith("Docker's own DNS (127.0.0.11) answers api.shop on network lan")
+    assert notes["web.shop"].endswith(", and 1 names more (see meshbox check)")
+    assert notes["api.shop"] == f"mind; {notes['web.shop']}"
+    assert notes["pg.local"].startswith('service name "local" is reserved')
+    rows = views.names(s, have)
+    assert [row["remedy"] for row in rows] == [
+        "take the alias api.shop from container x on network lan",
+        "take the alias web.shop from container x on network lan",
+        "call service local otherwise",
+    ]
+    assert views.names(snapshot(container(2, "web.shop")), compile_host(snapshot(container(2, "web.shop")))) == []

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from appliance.check import files, host
+from appliance.model.facts import BridgeMember, DockerName
 from appliance.model.finding import Finding, Level
 from appliance.model.stats import ShareStats
 
@@ -84,3 +85,22 @@ def test_who_holds_more_than_its_share(appliance, show, host_with):
     )
     assert rows[1]["words"] == "172.30.0.8 holds 300 connections, 700 MiB in those that it does not read"
     assert all("meshbox connections" in row["remedy"] for row in rows)
+
+
+def test_names_that_docker_answers(appliance, meshbox, spec, show, host_with):
+    """A container called like a name of the mesh is told, with what to do; nothing else is."""
+    host_with(finding(Level.OK))
+    assert not [row for row in show("check") if row["subject"] == "name"]
+    words = 'shop = service("my-shop", containers=[container("web", image="web", ports=[80])])'
+    assert meshbox("deploy", spec(words)).code == 0
+    (seen,) = appliance.snapshot().workloads
+    known = DockerName(seen.attachments[0].network, str(seen.name), str(seen.name))
+    appliance.members = (
+        BridgeMember(
+            id="f" * 64, ports=frozenset(), macs=frozenset(), addresses=frozenset(), called=frozenset({known})
+        ),
+    )
+    (row,) = (row for row in show("check") if row["subject"] == "name")
+    assert row["level"] == "warning"
+    assert f"answers {seen.name} on network {known.network}" in row["words"]
+    assert row["remedy"] == f"give container {seen.name} another name in Docker"

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 from tcpworld import free_port, is_reset, open_descriptors
 
-from appliance.dataplane.sockets import KEEPALIVE, bind_source, listen, reset_on_close
+from appliance.dataplane.sockets import KEEPALIVE, at_mark, bind_source, listen, readable, reset_on_close
 
 
 def opened(stack: ExitStack, *args: object, **options: object) -> list[socket.socket]:
@@ -88,3 +88,23 @@ def test_a_source_that_this_host_lacks_is_an_error() -> None:
     with socket.socket() as sock, pytest.raises(OSError, match="assign") as caught:
         bind_source(sock, ("192.0.2.1", 0))
     assert caught.value.errno == errno.EADDRNOTAVAIL
+
+
+def test_what_can_be_read_ends_at_an_urgent_byte() -> None:
+    """Bytes before it are told, it is told when it is next, and it is no byte to read."""
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        one = stack.enter_context(socket.create_connection(server.getsockname()))
+        other = stack.enter_context(server.accept()[0])
+        assert (readable(other), at_mark(other)) == (False, False)
+        one.sendall(b"ab")
+        one.send(b"!", socket.MSG_OOB)
+        one.sendall(b"c")
+        assert (readable(other), at_mark(other)) == (True, False)
+        assert other.recv(1) == b"a"
+        assert (readable(other), at_mark(other)) == (True, False)
+        assert other.recv(10) == b"b"
+        assert (readable(other), at_mark(other)) == (False, True)
+        assert other.recv(1, socket.MSG_OOB) == b"!"
+        assert other.recv(10) == b"c"
+        assert (readable(other), at_mark(other)) == (False, False)

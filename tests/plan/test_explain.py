@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from appliance.model.facts import RunState, Snapshot
+from appliance.model.facts import DockerName, RunState, Snapshot
 from appliance.model.names import Allowance, Protocol
 from appliance.model.state import Subject
 from appliance.model.stats import BackendStats, ListenerStats
 from appliance.plan.compile import compile_host
 from appliance.plan.explain import find_client, why
-from tests.plan.cases import BRIDGE, SETTINGS, container, endpoint, stopped
+from tests.plan.cases import BRIDGE, MEMBERS, SETTINGS, container, endpoint, stopped
 
 SERVER = container(2, "apple.orange", ports=(80, "53/udp"))
 TCP = Protocol.TCP
@@ -206,3 +206,24 @@ def test_find_client_by_any_of_its_names() -> None:
     for text in ("flask.flask", "c3", CLIENT.id[:62] + "03", "172.18.0.3"):
         assert find_client(text, s) == (CLIENT,)
     assert find_client("nobody", s) == ()
+
+
+def test_a_name_that_docker_answers_itself() -> None:
+    """The way ends at the name: what Docker says is the container's own address, which is refused."""
+    client = replace(CLIENT, attachments=tuple(replace(a, network="lan") for a in CLIENT.attachments))
+    lan = replace(BRIDGE, name="lan")
+    called = frozenset({DockerName("lan", "apple.orange", "apple.orange")})
+    s = replace(facts(SERVER, client), networks=(BRIDGE, lan), members=(replace(MEMBERS[0], called=called),))
+    last = why(client, Allowance.parse("apple.orange:80"), s, compile_host(s), (), lambda _: None)[-1]
+    assert (last.station, last.passed) == ("name", False)
+    assert "Docker's own DNS (127.0.0.11) answers apple.orange on network lan" in last.words
+    assert last.remedy == "give container apple.orange another name in Docker"
+
+
+def test_a_reserved_name_is_told() -> None:
+    """It resolves, and still some programs do not ask for it."""
+    server = container(2, "web.localhost", ports=(80,))
+    client = container(3, "flask.flask", to=("web.localhost:80",))
+    way = ask(client, "web.localhost:80", server, client)
+    assert 'service name "localhost" is reserved' in next(s.words for s in way if s.station == "name")
+    assert all(s.passed for s in way)

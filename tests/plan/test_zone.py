@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from appliance.model.facts import Allocations, DockerNetwork
+from appliance.model.facts import Allocations, Attachment, DockerName, DockerNetwork
 from appliance.model.names import Name
+from appliance.model.network import Zone
 from appliance.model.visitors import ConnectTo, Visitors
 from appliance.plan.containers import MeshContainers, grouped
 from appliance.plan.policy import Reach
 from appliance.plan.rulesets import GroupRoutes
 from appliance.plan.visitors import GUEST_OPTION, HOST_OPTION, VisitorGroup
-from appliance.plan.zone import dns_addresses, host_zone
-from tests.plan.cases import BRIDGE, GATEWAY, OWN, SETTINGS, address, container, snapshot
+from appliance.plan.zone import answered_by_docker, dns_addresses, hidden, host_zone
+from tests.plan.cases import BRIDGE, GATEWAY, MEMBERS, OWN, SETTINGS, address, container, snapshot
 
 A, B = Name.parse("a.b"), Name.parse("c.d")
 ONE, TWO = container(2, "a.b"), container(3, "c.d")
@@ -71,3 +72,49 @@ def test_dns_addresses():
     assert dns_addresses(s, (), ()) == {own}
     assert dns_addresses(s, GROUPS, ()) == {own, GATEWAY}
     assert dns_addresses(s, GROUPS, (host,)) == {own, GATEWAY} | listen
+
+
+def member(number, *called):
+    """A container that Docker's DNS calls so: network, name or alias, the container's own name."""
+    return replace(MEMBERS[number - 2], called=frozenset(DockerName(*one) for one in called))
+
+
+def test_what_docker_answers():
+    """Names and aliases of two labels, with the network's name too, on networks that somebody made."""
+    members = (
+        member(2, ("shop", "web", "web"), ("shop", "api.pay", "web"), ("back", "web", "web")),
+        member(3, ("shop", "a.b.c", "x"), ("shop", "web..shop", "x"), ("bridge", "pg.db", "x"), ("Back", "pg", "x")),
+        member(4),
+    )
+    assert answered_by_docker(members) == {
+        "shop": {
+            Name.parse("web.shop"): DockerName("shop", "web", "web"),
+            Name.parse("api.pay"): DockerName("shop", "api.pay", "web"),
+        },
+        "back": {Name.parse("web.back"): DockerName("back", "web", "web")},
+        "Back": {Name.parse("pg.back"): DockerName("Back", "pg", "x")},
+    }
+
+
+def test_who_does_not_see_a_name_of_the_mesh():
+    """A container on that network whose view has the name; the words say what to change in Docker."""
+    web, api, pay = Name.parse("web.shop"), Name.parse("api.pay"), Name.parse("pay.shop")
+    on = replace(ONE, attachments=(Attachment(network="shop", address=address(2), gateway=GATEWAY),))
+    found = Zone(suffix="", names={}, views={address(2): frozenset({web, api, pay}), address(3): frozenset({web})})
+    members = (
+        member(2, ("shop", "web", "web"), ("shop", "api.pay", "web")),
+        member(3, ("shop", "pay.shop", "Pay.Shop")),
+    )
+    answered = answered_by_docker(members)
+    alias, name, network = hidden(on, found, answered)
+    assert (alias.name, name.name, network.name) == (api, pay, web)
+    start = "Docker's own DNS (127.0.0.11) answers"
+    assert alias.words == (f"{start} api.pay on network shop, where DNS has no door: it is the alias of container web")
+    assert alias.remedy == "take the alias api.pay from container web on network shop"
+    assert name.words.endswith("it is the name of container Pay.Shop")
+    assert name.remedy == "give container Pay.Shop another name in Docker"
+    assert network.words.endswith("it is the name of container web, with the network's name behind it")
+    assert network.remedy == "give network shop another name, or what is called web there"
+    assert hidden(TWO, found, answered) == (), "it is on another network"
+    assert hidden(on, replace(found, views={address(2): frozenset({B})}), answered) == (), "it does not see them"
+    assert hidden(on, None, answered) == ()

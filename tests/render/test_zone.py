@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import dns.flags
 import dns.message
+import dns.rcode
 import dns.rdatatype
 import dns.reversename
 import pytest
@@ -70,7 +71,14 @@ def outcome(name: str, rtype: str = "A", *, asker: IPv4Address = ASKER, zone: Zo
         ("redis.flask.mesh.internal", "A", "NXDOMAIN"),
         ("nothing.flask", "A", "upstream"),
         ("flask", "A", "upstream"),
-        ("www.flask.flask", "A", "upstream"),
+        ("www.flask.flask", "A", "NXDOMAIN"),
+        ("_grpc_config.flask.flask", "TXT", "NXDOMAIN"),
+        ("_grpc._TCP.Flask.FLASK", "SRV", "NXDOMAIN"),
+        ("a.b.c.d.flask.flask", "ANY", "NXDOMAIN"),
+        ("_http._tcp.redis.flask", "SRV", "NXDOMAIN"),
+        ("_http._tcp.nothing.flask", "SRV", "upstream"),
+        ("xflask.flask", "A", "upstream"),
+        ("flask.flask.example", "A", "upstream"),
         ("example.com", "A", "upstream"),
         (".", "NS", "upstream"),
         ("nothing.flask.mesh.internal", "A", "NXDOMAIN"),
@@ -117,6 +125,8 @@ def test_times_to_live() -> None:
     for name, rtype, owner, ttl in (
         ("flask.flask", "AAAA", "flask.flask.", TTL),
         ("redis.flask", "A", "redis.flask.", NEGATIVE_TTL),
+        ("_x._tcp.flask.flask", "SRV", "flask.flask.", NEGATIVE_TTL),
+        ("_x._tcp.redis.flask", "SRV", "redis.flask.", NEGATIVE_TTL),
         ("redis.flask.mesh.internal", "A", "mesh.internal.", NEGATIVE_TTL),
         ("x.y.mesh.internal", "A", "mesh.internal.", NEGATIVE_TTL),
         ("8.8.8.250.in-addr.arpa", "PTR", "8.8.8.250.in-addr.arpa.", NEGATIVE_TTL),
@@ -132,6 +142,8 @@ def test_why_a_name_is_hidden() -> None:
     for name, rtype in (
         ("redis.flask", "A"),
         ("redis.flask.mesh.internal", "AAAA"),
+        ("_http._tcp.redis.flask", "SRV"),
+        ("_http._tcp.redis.flask.mesh.internal", "SRV"),
     ):
         answer = ask(name, rtype, asker=OTHER)
         assert answer is not None
@@ -185,6 +197,54 @@ def test_a_service_called_like_the_suffix() -> None:
     assert outcome("www.mesh", zone=zone) == "240.0.0.7"
     assert outcome("www.mesh.mesh", zone=zone) == "240.0.0.7"
     assert outcome("x.mesh", zone=zone) == "NXDOMAIN"
+
+
+def test_a_service_called_like_a_real_domain() -> None:
+    """At and below the names that it has it is the mesh's; all others stay the outside's."""
+    www = Name.parse("www.example")
+    zone = Zone(suffix="mesh.internal", names={www: IPv4Address("240.0.0.7")}, views={ASKER: frozenset({www})})
+    assert outcome("www.example", zone=zone) == "240.0.0.7"
+    assert outcome("_https._tcp.www.example", "SRV", zone=zone) == "NXDOMAIN"
+    for name in ("example", "mail.example", "www.mail.example", "xwww.example", "www.example.example"):
+        assert outcome(name, zone=zone) == "upstream", name
+
+
+def test_what_is_below_a_name_takes_nothing_else_away() -> None:
+    """The suffix and reverse names stay what they are beside services that are called like their ends."""
+    names = {Name.parse(n): IPv4Address("240.0.0.1") + i for i, n in enumerate(("mesh.internal", "in-addr.arpa"))}
+    zone = Zone(suffix="mesh.internal", names=names, views={ASKER: frozenset(names)})
+    assert outcome("mesh.internal", zone=zone) == "240.0.0.1"
+    assert outcome("in-addr.arpa.mesh.internal", zone=zone) == "240.0.0.2"
+    assert outcome("2.0.0.240.in-addr.arpa", "PTR", zone=zone) == "in-addr.arpa."
+    assert outcome("8.8.8.8.in-addr.arpa", "PTR", zone=zone) == "upstream"
+
+
+@pytest.mark.parametrize("front", [(b"a.flask",), (b"flask.flask",), (b"\0\xff", b"flask.")])
+def test_a_dot_within_a_label_parts_nothing(front: tuple[bytes, ...]) -> None:
+    """A label is what its length says: `a.flask` as one label is no container `flask`."""
+    labels = (*front, b"flask")
+    wire = b"".join(bytes([len(label)]) + label for label in labels)
+    query = parse_query(b"\0\1\1\0\0\1" + bytes(6) + wire + b"\0\0\1\0\1")
+    assert isinstance(query, Query)
+    assert ZoneAnswers(ZONE).answer(ASKER, query) is None
+
+
+@pytest.mark.parametrize("asker", [ASKER, OTHER])
+@pytest.mark.parametrize("edns", [0, -1])
+def test_the_longest_names_below_a_name(asker: IPv4Address, edns: int) -> None:
+    """255 octets, of 121 labels or of 5, get a whole answer within 512 octets, with EDNS or without."""
+    for front in (".".join("x" * 121), ".".join(("y" * 63, "y" * 63, "y" * 63, "y" * 49))):
+        message = dns.message.make_query(f"{front}.flask.flask", "TXT", use_edns=edns)
+        assert len(message.question[0].name.to_wire()) == 255
+        query = parse_query(message.to_wire())
+        assert isinstance(query, Query)
+        reply = ZoneAnswers(ZONE).answer(asker, query)
+        assert reply is not None
+        wire = encode_reply(query, reply)
+        answer = dns.message.from_wire(wire)
+        assert len(wire) <= 512
+        assert (answer.rcode(), str(answer.authority[0].name)) == (dns.rcode.NXDOMAIN, "flask.flask.")
+        assert not answer.flags & dns.flags.TC
 
 
 def test_another_range() -> None:

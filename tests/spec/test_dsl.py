@@ -165,3 +165,13 @@ def test_former_name_is_there_only_while_a_file_runs(write):
         dsl.load(write("import appliance.dsl\n1 / 0\n"))
     assert "appliance.dsl" not in sys.modules
     assert not hasattr(appliance, "dsl")
+
+
+def test_a_reserved_name_is_refused_where_it_stands(write):
+    """With the line, why, and what to do."""
+    one = 'one = service("one", containers=[container("a", image="b")])'
+    path = write(f'{one}\ntwo = service("local", containers=one.containers)')
+    assert refused(path) == (
+        'app.py:2: service "local": name: service name "local" is reserved: resolvers ask for such names by multicast'
+        " (RFC 6762 §3); give it another name"
+    )

@@ -244,7 +244,16 @@ def test_container_that_a_deploy_drops_is_gone():
     assert 'connect_to "old.beta" does not exist' in check_services(new, others=[before])[0]
 
 
-@pytest.mark.parametrize("name", ["com", "dev", "local"])
+@pytest.mark.parametrize("name", ["localhost", "local", "internal", "arpa", "onion", "invalid", "alt"])
+def test_refuses_reserved_names(name):
+    """At a deploy; what was deployed earlier is still read, and stays."""
+    service = parsed(name)
+    with pytest.raises(InputError, match=f'^service "{name}": name: .* is reserved: .*; give it another name$'):
+        check_services([service])
+    assert check_services([parsed("flask")], others=[service]) == ()
+
+
+@pytest.mark.parametrize("name", ["com", "dev", "test", "example"])
 def test_warns_of_top_level_domains(name):
     """A service named like a top-level domain is allowed with a warning."""
     assert "top-level domain" in check_services([parsed(name)])[0]

@@ -14,6 +14,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import dns.edns
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
@@ -246,6 +247,11 @@ def test_every_kind_of_question_is_answered_inside(village: Machine, protocol: s
             assert [str(record) for rrset in answer.answer for record in rrset] == [said], (who, answer)
         for answer in nothing:
             assert (answer.rcode(), answer.answer) == (dns.rcode.NOERROR, []), (who, answer)
+            assert [rrset.rdtype for rrset in answer.authority] == [dns.rdatatype.SOA], (who, answer)
+        below = (("_grpc_config.server.far", "TXT"), ("_grpclb._tcp.server.far.mesh.internal", "SRV"))
+        for answer in ask(village, who, protocol, *below):
+            assert (answer.rcode(), answer.answer) == (dns.rcode.NXDOMAIN, []), (who, answer)
+            assert answer.flags & dns.flags.AA, (who, "nobody else was asked")
             assert [rrset.rdtype for rrset in answer.authority] == [dns.rdatatype.SOA], (who, answer)
     for who in ("stranger", deployed):
         (refusal,) = ask(village, who, protocol, ("stranger.near" if who == deployed else "server.far", "A"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 import pytest
@@ -112,6 +112,47 @@ def networks_of(machine: Machine, name: str) -> int:
     """Return on how many networks the appliance sees a container."""
     (row,) = (row for row in machine.show("workloads") if row["docker_name"] == name)
     return len(row["addresses"])
+
+
+def test_names_that_dockers_own_dns_answers_are_told(mesh: Machine) -> None:
+    """A name, an alias, and a name with the network's behind it, of containers with labels and without."""
+    mesh.docker("network", "create", "far")
+    try:
+        on = ("--network=far",)
+        mesh.run_container("server", IMAGE, options=on, service="far", container="server", ports="7000")
+        mesh.run_container("other.far", IMAGE, options=(*on, "--network-alias=Third.far"))
+        for name in ("other", "third"):
+            mesh.run_container(f"real-{name}", IMAGE, service="far", container=name, ports="7000")
+        names = ("server.far", "other.far", "third.far")
+        mesh.run_container(
+            "caller", IMAGE, options=on, service="near", container="caller", connect_to=",".join((*names, "free.far"))
+        )
+        here = {mesh.address_of("server"), mesh.address_of("other.far")}
+        wait_until(lambda: row(mesh, "caller")["rules"], "the caller is in the mesh")
+        wait_until(
+            lambda: {r["name"] for r in mesh.show("workloads") if r["ready"]} >= set(names), "all of them are backends"
+        )
+        for name in names:
+            (address,) = mesh.client("caller", "resolve", name)["addresses"]
+            said = mesh.meshbox("why", "caller.near", f"{name}:7000", check=False)
+            assert (said.returncode == 1) == (address in here), (name, address, said.stdout)
+            if address in here:
+                assert f"Docker's own DNS (127.0.0.11) answers {name} on network far" in said.stdout
+                assert (
+                    "another name" in said.stdout or "take the alias third.far from container other.far" in said.stdout
+                )
+                found = orjson.loads(mesh.meshbox("check", "--json").stdout)
+                assert [r["remedy"] for r in found if r["subject"] == "name" and f"answers {name} " in r["words"]]
+                assert "Docker's own DNS" in row(mesh, "caller")["note"]
+    finally:
+        mesh.docker("rm", "--force", "caller", "server", "other.far")
+        mesh.docker("network", "rm", "far")
+
+
+def row(mesh: Machine, docker_name: str) -> dict[str, Any]:
+    """Return a container's row of `meshbox workloads`."""
+    (found,) = (r for r in mesh.show("workloads") if r["docker_name"] == docker_name)
+    return found
 
 
 class Composed(NamedTuple):

@@ -73,6 +73,50 @@ def test_resets_pass_both_ways(pair: Machine) -> None:
     assert result == {"error": "ECONNRESET", "seen": "reset"}
 
 
+LOGIN_SERVER = """
+import select, socket
+server = socket.create_server(("0.0.0.0", 1521))
+while True:
+    client, _ = server.accept()
+    heard = b""
+    while not heard.endswith(b"bye"):
+        readable, _, urgent = select.select([client], [], [client])
+        if urgent:
+            byte = client.recv(1, socket.MSG_OOB)
+            client.send(byte, socket.MSG_OOB)
+            heard += b"<" + byte + b">"
+        elif data := client.recv(100):
+            heard += data
+    client.sendall(heard)
+    client.close()
+"""
+"""Echoes urgent bytes, as Oracle's server does at a login, and says at the end what it has heard."""
+LOGIN = """
+import select, socket, sys
+with socket.create_connection((sys.argv[1], 1521), 10) as s:
+    s.setblocking(True)
+    for word in (b"login", b"session"):
+        s.sendall(word)
+        s.send(b"!", socket.MSG_OOB)
+        assert select.select([], [], [s], 10)[2], "no urgent byte came back"
+        assert s.recv(1, socket.MSG_OOB) == b"!"
+    s.sendall(b"bye")
+    print(b"".join(iter(lambda: s.recv(100), b"")).decode())
+"""
+
+
+def test_urgent_bytes_pass_both_ways(pair: Machine) -> None:
+    """A login that waits for the echo of an urgent byte ends well, and words stay words (Oracle, Telnet, FTP)."""
+    labels = {"service": "far", "container": "oracle", "ports": "1521"}
+    pair.run_container("oracle", IMAGE, "python3", "-c", LOGIN_SERVER, **labels)
+    pair.run_container("dba", IMAGE, service="near", container="dba", connect_to="oracle.far")
+    call = ("exec", "dba", "python3", "-c", LOGIN, "oracle.far")
+    wait_until(lambda: {r["name"]: r["ready"] for r in pair.show("workloads")}.get("oracle.far"), "it is a backend")
+    heard = pair.docker(*call)
+    assert heard.replace("<!>", "") == "loginsessionbye"
+    assert heard.count("<!>") == 2
+
+
 def test_two_thousand_connections_at_once(pair: Machine) -> None:
     """All are open together and each carries its own words."""
     result = pair.client("client", "hold", "server.far", "7000", "2000")

@@ -7,6 +7,9 @@ runs dry. Rules of this file:
   shorter than asked for says so (epoll(7)), unless the events told of an end, an error or urgent data.
 - A direction whose bytes the other side does not take is `stuck` and reads no more until that side is writable.
 - An end of stream goes on once the bytes before it have gone; a reset goes on as a reset.
+- An urgent byte goes on as an urgent byte, in its place. The kernel has one at a time (tcp(7)). A read stops before it;
+  a read that begins there passes over it, and the byte is lost. So a read needs to know of an ordinary byte that comes
+  first: epoll says so, or SIOCINQ. Where epoll tells of an urgent byte (PRI), `_pass_urgent` reads in its place.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from appliance.dataplane.holding import Holding
 from appliance.dataplane.loop.epoll import ERR, HUP, IN, NOT_OUT, OUT, PRI, RDHUP
-from appliance.dataplane.sockets import narrow, receive_buffer, reset_on_close, widen
+from appliance.dataplane.sockets import at_mark, narrow, readable, receive_buffer, reset_on_close, widen
 
 if TYPE_CHECKING:
     from socket import SocketType
@@ -42,6 +45,7 @@ SPLICE_FLAGS: Final = 3
 """SPLICE_F_MOVE | SPLICE_F_NONBLOCK, from linux/fcntl.h (in Python's os only where the C library had them)."""
 
 DONTWAIT: Final = socket.MSG_DONTWAIT
+DONTWAIT_URGENT: Final = socket.MSG_DONTWAIT | socket.MSG_OOB
 DONTWAIT_MORE: Final = socket.MSG_DONTWAIT | socket.MSG_MORE
 """When the end is known to follow, the last bytes wait for it and leave in the same segment."""
 ODD: Final = ERR | HUP | RDHUP | PRI
@@ -86,7 +90,21 @@ class PairOwner:
 class End:
     """One side of a pair, and the direction of bytes from it to its peer."""
 
-    __slots__ = ("fd", "flags", "mode", "moved", "narrow", "odd", "pair", "peer", "pending", "pipe", "sock", "stuck")
+    __slots__ = (
+        "fd",
+        "flags",
+        "mode",
+        "moved",
+        "narrow",
+        "odd",
+        "pair",
+        "peer",
+        "pending",
+        "pipe",
+        "sock",
+        "stuck",
+        "urgent",
+    )
     __deletable__ = ["peer"]  # noqa: RUF012 — in the form that mypyc requires
 
     peer: End
@@ -99,12 +117,14 @@ class End:
         self.moved = 0
         """Bytes received from this side."""
         self.odd = 0
-        """Those events of ODD that were ever seen."""
+        """Those events of ODD that were seen; PRI until that urgent byte is taken."""
         self.flags = DONTWAIT
         """For sending to the peer."""
         self.pending = b""
         self.pipe: Pipe | None = None
         """`pending` or `pipe` holds what the peer did not take, while STUCK."""
+        self.urgent = False
+        """Whether `pending` is an urgent byte."""
         self.stuck = 0
         """Bytes of memory that this counts for, while STUCK."""
         self.narrow = False
@@ -154,6 +174,9 @@ class End:
             self.peer.resume()
         if not events & NOT_OUT:
             return False
+        if events & PRI and self.mode in (MESSAGES, BULK):
+            self._pass_urgent(events)
+            return False
         if self.mode == BULK:
             return self._splice()
         if self.mode == MESSAGES:
@@ -177,6 +200,41 @@ class End:
                 return
         self.pair.owner.epoll.rearm(self.fd)
 
+    def _pass_urgent(self, events: int) -> None:
+        """Pass on the urgent byte of which epoll has told, or what comes before it."""
+        self.mode = MESSAGES
+        sock = self.sock
+        try:
+            if at_mark(sock):
+                data = sock.recv(1, DONTWAIT_URGENT)
+                self.urgent = True
+                self.odd &= ~PRI
+            elif readable(sock):
+                data = sock.recv(SIZE, DONTWAIT)
+            else:  # it has overtaken what comes before it, whose arrival epoll tells, unless it never comes
+                if events & (ERR | HUP):
+                    self.pair.reset()
+                return
+        except BlockingIOError:
+            return  # another one has been announced in its place
+        except OSError:
+            self.pair.reset()
+            return
+        self.moved += len(data)
+        try:
+            sent = self.peer.sock.send(data, DONTWAIT_URGENT if self.urgent else DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._peer_broke()
+            return
+        if sent < len(data):
+            self.pending = data[sent:]
+            self._get_stuck()
+            return
+        self.urgent = False
+        self.pair.owner.epoll.rearm(self.fd)
+
     def resume(self) -> None:
         """Go on after having been stuck: the peer takes bytes again."""
         if self.pipe is not None:
@@ -186,25 +244,32 @@ class End:
             self.pipe = None
             self._get_loose()
             self.mode = BULK
-        else:
-            try:
-                sent = self.peer.sock.send(self.pending, DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError:
-                self._peer_broke()
-                return
-            self.pending = self.pending[sent:]
-            if self.pending:
-                return
-            self._get_loose()
-            self.mode = MESSAGES
-        self.ready(IN)
+            if self.odd & PRI or self._splice(resumed=True):
+                self.pair.owner.epoll.rearm(self.fd)
+            return
+        try:
+            sent = self.peer.sock.send(self.pending, DONTWAIT_URGENT if self.urgent else DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._peer_broke()
+            return
+        self.pending = self.pending[sent:]
+        if self.pending:
+            return
+        self.urgent = False
+        self._get_loose()
+        self.mode = MESSAGES
+        self.pair.owner.epoll.rearm(self.fd)
 
-    def _splice(self) -> bool:
-        """Move bytes through a pipe; return whether the rest is for recv and send."""
+    def _splice(self, *, resumed: bool = False) -> bool:
+        """Move bytes through a pipe; return whether the rest is for recv and send.
+
+        Splice stops at an urgent byte, as if there were nothing more. `resumed`: an event of before may still come, and
+        recv must not follow it where nothing is left.
+        """
         pipes = self.pair.owner.pipes
-        pipe = None if self.odd & PRI else pipes.take()  # splice cannot get past an urgent byte
+        pipe = pipes.take()
         if pipe is None:
             self.mode = MESSAGES
             return True
@@ -219,7 +284,7 @@ class End:
                 return False
             if not size:
                 pipes.give(pipe)
-                self._end()
+                self._splice_ended()
                 return False
             self.moved += size
             pipe.held = size
@@ -229,12 +294,23 @@ class End:
             self.pipe = None
             if size < SMALL and not turn:
                 pipes.give(pipe)
+                if resumed:
+                    self.pair.owner.epoll.rearm(self.fd)
+                    return False
                 self.mode = MESSAGES
-                return True
+                return self.odd != 0 or readable(self.sock)
         else:
             self.pair.owner.epoll.rearm(self.fd)
         pipes.give(pipe)
         return False
+
+    def _splice_ended(self) -> None:
+        """Pass on the end of stream, unless it is not reached yet: splice says the same at an urgent byte before it."""
+        if at_mark(self.sock):
+            self.mode = MESSAGES
+            self.pair.owner.epoll.rearm(self.fd)
+        else:
+            self._end()
 
     def _empty(self, pipe: Pipe) -> bool:
         """Move what is in the pipe to the peer; return whether all of it went."""

@@ -19,7 +19,7 @@ from appliance.drivers.docker.types import Joined
 from appliance.drivers.netns import identity, links
 from appliance.errors import RetryError
 from appliance.heartbeat import UNWATCHED
-from appliance.model.facts import BridgeMember
+from appliance.model.facts import BridgeMember, DockerName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -50,6 +50,7 @@ class _Known:
     stale: bool = True
     """Whether its ports have to be looked for: they never were, or a network of its came or went since."""
     looking: trio.CancelScope = field(default_factory=trio.CancelScope)
+    called: frozenset[DockerName] = frozenset()
 
 
 class MemberStore:
@@ -109,6 +110,10 @@ class MemberStore:
             known = self._known[container_id] = _Known(netns, held, since)
         known.since = max(known.since, since)
         known.settled = known.settled or settled
+        called = frozenset(DockerName(j.network, text, j.names[0]) for j in joined for text in j.names)
+        if settled and known.called != called:  # before, nobody has said it
+            known.called = called
+            self._publish()
         if self._nursery is not None and (known.stale or not _are_there(known.ports)):
             self._look(container_id, known, self._nursery)
 
@@ -195,6 +200,7 @@ class MemberStore:
                 ports=known.ports,
                 macs=frozenset(j.mac for j in known.joined if j.mac is not None),
                 addresses=frozenset(a for j in known.joined for a in (j.address, j.address6) if a is not None),
+                called=known.called,
             )
             for container_id, known in sorted(self._known.items())
             if known.ports

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_network
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -30,6 +31,7 @@ ICC = "com.docker.network.bridge.enable_icc"
 """Option of a bridge: whether its containers reach each other."""
 BRIDGE_NAME = "com.docker.network.bridge.name"
 """Option of a bridge: what the host's interface is called."""
+MOST_NAMES = 64
 LONGEST_STOP = 10**6
 """Seconds; more between SIGTERM and SIGKILL counts as this."""
 
@@ -83,6 +85,8 @@ class Joined:
     address6: IPv6Address | None = None
     gateway6: IPv6Address | None = None
     mac: int | None = None
+    names: tuple[str, ...] = ()
+    """MOST_NAMES of what Docker's own DNS calls it there, in lower case, its own first. Inspect alone says them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +163,8 @@ class _Endpoint(msgspec.Struct, rename="pascal"):
     ipv6_gateway: str = msgspec.field(default="", name="IPv6Gateway")
     global_ipv6_address: str = msgspec.field(default="", name="GlobalIPv6Address")
     mac_address: str = ""
+    aliases: list[str] | None = None
+    dns_names: list[str] | None = msgspec.field(default=None, name="DNSNames")
 
 
 class _NetworkSettings(msgspec.Struct, rename="pascal"):
@@ -308,11 +314,11 @@ def parse_inspect(text: bytes) -> Inspected:
 
 def _inspected(container: _Container) -> Inspected:
     state, settings = container.state, container.network_settings
-    timeout = container.config.stop_timeout
+    timeout, docker_name = container.config.stop_timeout, container.name.lstrip("/")
     return Inspected(
         listed=Listed(
             id=container.id,
-            docker_name=container.name.lstrip("/"),
+            docker_name=docker_name,
             image=container.config.image,
             state=state.status,
             labels=container.config.labels or {},
@@ -322,7 +328,7 @@ def _inspected(container: _Container) -> Inspected:
         ),
         runtime=container.host_config.runtime,
         sandbox_key=settings.sandbox_key,
-        joined=tuple(_joined(name, endpoint) for name, endpoint in (settings.networks or {}).items() if endpoint),
+        joined=tuple(_joined(n, one, docker_name) for n, one in (settings.networks or {}).items() if one),
         published=_published(settings.ports or {}),
         own_rules=container.host_config.privileged or not _NET_ADMIN.isdisjoint(container.host_config.cap_add or ()),
         healthy=_healthy(state.health),
@@ -407,7 +413,8 @@ def _member(network: str, member: _Member) -> Joined:
     )
 
 
-def _joined(network: str, endpoint: _Endpoint) -> Joined:
+def _joined(network: str, endpoint: _Endpoint, docker_name: str) -> Joined:
+    names = dict.fromkeys((docker_name, *(endpoint.aliases or ()), *(endpoint.dns_names or ())))
     return Joined(
         network=network,
         address=IPv4Address(endpoint.ip_address) if endpoint.ip_address else None,
@@ -415,6 +422,7 @@ def _joined(network: str, endpoint: _Endpoint) -> Joined:
         address6=IPv6Address(endpoint.global_ipv6_address) if endpoint.global_ipv6_address else None,
         gateway6=IPv6Address(endpoint.ipv6_gateway) if endpoint.ipv6_gateway else None,
         mac=parse_mac(endpoint.mac_address) if endpoint.mac_address else None,
+        names=tuple(name.lower() for name in islice(names, MOST_NAMES)),
     )
 
 

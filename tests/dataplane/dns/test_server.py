@@ -110,6 +110,28 @@ def test_the_reason_is_told() -> None:
     run(main)
 
 
+def test_what_is_below_a_name_is_asked_of_nobody() -> None:
+    """It does not exist, for those that see the name and for those that do not; upstream never hears of it."""
+
+    async def main() -> None:
+        async with world() as w:
+            for _ in range(2):
+                for source in (ASKER, OTHER):
+                    for name, rtype in (
+                        ("_grpc_config.redis.flask", "TXT"),
+                        ("_grpclb._tcp.REDIS.flask", "SRV"),
+                        ("_25._tcp.redis.flask", "TLSA"),
+                    ):
+                        answer = await ask(w.at, name, rtype, source=source)
+                        assert (answer.rcode(), answer.answer) == (dns.rcode.NXDOMAIN, [])
+                        assert answer.flags & dns.flags.AA
+                        assert bool(answer.options) == (source == OTHER)
+            assert not w.upstream.asked
+            assert await w.address("redis.flask.example") == "192.0.2.1"
+
+    run(main)
+
+
 def test_id_and_case_of_every_question_come_back() -> None:
     """An answer from the table bears the id and the spelling of the question that it answers."""
 

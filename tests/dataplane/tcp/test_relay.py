@@ -3,16 +3,19 @@ from __future__ import annotations
 import fcntl
 import gc
 import hashlib
+import select
 import socket
 import struct
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tcpworld import DEADLINE, World, backend_of, eventually, fill, is_reset, noise, read_all, reset
 
 from appliance.dataplane.tcp import relay
+from appliance.model.network import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 LARGE = 8 << 20
 SIOCOUTQNSD = 0x894B
 """From linux/sockios.h: bytes written to a socket and not sent yet."""
+SIOCATMARK = 0x8905
+"""From asm-generic/sockios.h."""
 
 
 @pytest.fixture
@@ -327,18 +332,107 @@ def test_without_pipes_bulk_still_flows(world: World, monkeypatch: pytest.Monkey
     sender.join()
 
 
-def test_urgent_data_does_not_stall_the_stream(world: World) -> None:
-    """Bytes around an urgent one arrive; the urgent one itself must be asked for by the receiver, which does not."""
+def urgent_of(sock: socket.socket) -> bytes:
+    """Return the urgent byte that arrives next."""
+    poll = select.poll()
+    poll.register(sock, select.POLLPRI)
+    assert poll.poll(DEADLINE * 1000), "no urgent byte came"
+    return out_of_band(sock)
+
+
+def out_of_band(sock: socket.socket) -> bytes:
+    """Return the urgent byte that is there. With a timeout, Python would wait for an ordinary one first."""
+    sock.setblocking(False)
+    try:
+        return sock.recv(1, socket.MSG_OOB)
+    finally:
+        sock.settimeout(DEADLINE)
+
+
+def at_mark(sock: socket.socket) -> bool:
+    """Whether what was read so far ends where the urgent byte stood."""
+    return fcntl.ioctl(sock, SIOCATMARK, bytes(4)) != bytes(4)
+
+
+def exchange(one: socket.socket, other: socket.socket, before: bytes, after: bytes, byte: bytes = b"!") -> None:
+    """Send an urgent byte between ordinary ones, and find all of them in their places."""
+
+    def send() -> None:
+        one.sendall(before)
+        one.send(byte, socket.MSG_OOB)
+        one.sendall(after)
+
+    sender = in_thread(send)
+    assert read_all(other, len(before)) == before
+    assert urgent_of(other) == byte
+    assert at_mark(other)
+    assert read_all(other, len(after)) == after
+    sender.join()
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+@pytest.mark.parametrize("before", [0, 5, relay.SMALL - 1, relay.SIZE, 100_000, 2 << 20])
+@pytest.mark.parametrize("after", [0, 5, 300_000])
+def test_an_urgent_byte_arrives_in_its_place(world: World, side: str, before: int, after: int) -> None:
+    """Oracle's clients, Telnet, FTP and rlogin use it; in either direction, amid words and bulk, again and again."""
     client, server = world.pair()
-    client.sendall(b"before")
-    client.send(b"!", socket.MSG_OOB)
-    client.sendall(b"after")
-    assert read_all(server, 11) == b"beforeafter"
+    one, other = (client, server) if side == "client" else (server, client)
+    for number in range(5):
+        exchange(one, other, noise(before, number), noise(after, number + 5), b"%d" % number)
+        other.sendall(b"thanks")
+        assert one.recv(100) == b"thanks"
+    eventually(lambda: world.call(lambda: world.context.pipes.lent) == 0)
 
 
-@pytest.mark.parametrize("before", [10, relay.SIZE, 100_000, 300_000])
-def test_urgent_data_does_not_stall_bulk(world: World, before: int) -> None:
-    """An urgent byte amid a large stream is got past, wherever it is."""
+@pytest.mark.parametrize("before", [0, 10, relay.SIZE, 300_000])
+def test_an_urgent_byte_that_comes_all_at_once_with_the_end(world: World, before: int) -> None:
+    """What is before it, behind it, and the end of the stream: the relay sees all of it together."""
+    client, server = world.pair()
+    data = noise(before, before)
+
+    def send() -> None:
+        client.sendall(data)
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"after")
+        client.shutdown(socket.SHUT_WR)
+
+    world.call(send)
+    assert read_all(server, before) == data
+    assert urgent_of(server) == b"!"
+    assert read_all(server) == b"after"
+    server.send(b"?", socket.MSG_OOB)
+    assert urgent_of(client) == b"?", "to a client that has finished"
+    server.close()
+    assert read_all(client) == b""
+    eventually(world.idle)
+    stats = world.stats().backends[0]
+    assert (stats.bytes_in, stats.bytes_out) == (before + 6, 1)
+
+
+def test_an_urgent_byte_is_not_the_end_of_a_stream(world: World) -> None:
+    """To splice both look the same once the end has come: what is behind the byte is not lost."""
+    client, server = world.pair()
+    (pair,) = eventually(lambda: world.listeners[0].pairs)
+    data = noise(2 << 20, 1)
+    sender = in_thread(client.sendall, data)
+    assert read_all(server, len(data)) == data
+    sender.join()
+
+    def an_event_too_late() -> None:
+        assert pair.client.mode == relay.BULK
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"after")
+        client.shutdown(socket.SHUT_WR)
+        pair.client.ready(relay.MESSAGE)
+
+    world.call(an_event_too_late)
+    assert urgent_of(server) == b"!"
+    assert read_all(server) == b"after"
+
+
+@pytest.mark.parametrize("before", [0, 10, relay.SIZE, 100_000, 300_000])
+def test_an_urgent_byte_that_nobody_takes_stalls_nothing(world: World, before: int) -> None:
+    """A receiver that does not ask for it gets what is around it, as over a plain connection."""
     client, server = world.pair()
     data = noise(before + 300_000, before)
 
@@ -352,6 +446,205 @@ def test_urgent_data_does_not_stall_bulk(world: World, before: int) -> None:
     sender = in_thread(send)
     assert read_all(server, len(data)) == data
     sender.join()
+
+
+@pytest.mark.parametrize("bulk", [False, True], ids=["after messages", "after bulk"])
+def test_an_urgent_byte_for_who_does_not_read(world: World, bulk: bool) -> None:
+    """It waits for its turn behind all that waits, and comes in its place when the other side reads again."""
+    client, server = world.pair()
+    if bulk:
+        sent = fill(client)
+    else:
+        client.setblocking(False)
+        sent = 0
+        pause = threading.Event()
+        while not world.stats().stuck:
+            with suppress(BlockingIOError):
+                sent += client.send(bytes(1000))
+        pause.wait(0.05)
+        client.setblocking(True)
+    client.settimeout(DEADLINE)
+
+    def send() -> None:
+        client.send(b"!", socket.MSG_OOB)
+        client.sendall(b"after")
+
+    sender = in_thread(send)
+    assert read_all(server, sent) == bytes(sent)
+    assert urgent_of(server) == b"!"
+    assert read_all(server, 5) == b"after"
+    sender.join()
+    assert world.stats().stuck == 0
+
+
+def test_an_urgent_byte_is_itself_what_is_not_taken(world: World) -> None:
+    """Kept as urgent until the other side has room for it."""
+    client, server = world.pair()
+    eventually(lambda: world.listeners[0].pairs)
+    (pair,) = world.listeners[0].pairs
+    full = Full(pair.backend.sock)
+
+    def fill_up() -> None:
+        pair.backend.sock = full
+
+    world.call(fill_up)
+    client.send(b"!", socket.MSG_OOB)
+    client.sendall(b"after")
+    eventually(lambda: world.stats().stuck == 1)
+    assert full.refused == 1
+
+    def make_room() -> None:
+        pair.backend.sock = full.sock
+        world.context.epoll.rearm(pair.backend.fd)
+
+    world.call(make_room)
+    assert urgent_of(server) == b"!"
+    assert read_all(server, 5) == b"after"
+    assert world.stats().stuck == 0
+
+
+class Full:
+    """A socket that takes nothing."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.refused = 0
+
+    def send(self, data: bytes, flags: int) -> int:
+        self.refused += 1
+        raise BlockingIOError
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.sock, name)
+
+
+def test_of_several_urgent_bytes_the_last_is_urgent(world: World) -> None:
+    """As over a plain connection to a reader that is late: those before it are ordinary, or gone."""
+    client, server = world.pair()
+
+    def send() -> None:
+        client.send(b"a")
+        for byte in (b"1", b"2", b"3"):
+            client.send(byte, socket.MSG_OOB)
+        client.send(b"z")
+
+    for _ in range(20):
+        world.call(send)
+        ordinary = urgent = b""
+        while not ordinary.endswith(b"z"):
+            readable, _, exceptional = select.select([server], [], [server], DEADLINE)
+            if exceptional:
+                urgent += out_of_band(server)
+            elif readable:
+                ordinary += server.recv(1)
+        assert ordinary.startswith(b"a")
+        assert urgent.endswith(b"3")
+        assert sorted(ordinary + urgent) == sorted(set(b"a3z") | set(ordinary + urgent)), "none comes twice"
+
+
+def test_endless_urgent_bytes_hold_up_nobody(world: World) -> None:
+    """A sender of nothing else takes its turns like all others, and its own words arrive behind them."""
+    backend = world.backend()
+    world.open(backend)
+    hostile = world.dial()
+    victim = world.accept(backend)
+    client = world.dial()
+    server = world.accept(backend)
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.is_set():
+            hostile.send(b"!", socket.MSG_OOB)
+        hostile.sendall(b"end")
+        hostile.shutdown(socket.SHUT_WR)
+
+    heard: list[bytes] = []
+    sender, reader = in_thread(send), in_thread(lambda: heard.append(read_all(victim)))
+    for number in range(500):
+        client.sendall(b"ping %d" % number)
+        assert server.recv(100) == b"ping %d" % number
+        server.sendall(b"pong")
+        assert client.recv(100) == b"pong"
+    stop.set()
+    sender.join(DEADLINE)
+    reader.join(DEADLINE)
+    assert heard[0].endswith(b"end")
+
+
+def test_an_urgent_byte_crosses_two_proxies(world: World) -> None:
+    """As between two machines, each with its own relay."""
+    backend = world.backend()
+    behind = world.open(backend)
+    world.open(Backend(address=IPv4Address("127.0.0.1"), port=behind.port, local=True, label="next"))
+    client = world.client()
+    client.connect(("127.0.0.1", world.listeners[1].port))
+    server = world.accept(backend)
+    for before in (0, 5, 200_000):
+        exchange(client, server, noise(before, 1), b"after")
+        exchange(server, client, noise(before, 2), b"after")
+
+
+def test_a_reset_behind_an_urgent_byte_goes_on(world: World) -> None:
+    """It ends the other side too, whether or not the byte was still passed on."""
+    client, server = world.pair()
+
+    def all_at_once() -> None:
+        client.send(b"!", socket.MSG_OOB)
+        reset(client)
+
+    world.call(all_at_once)
+    assert is_reset(server)
+    eventually(world.idle)
+
+
+def test_an_urgent_byte_whose_place_never_comes(world: World) -> None:
+    """It has overtaken a lost segment, and the connection breaks: nothing waits for that segment."""
+    client, server = world.pair()
+    (pair,) = eventually(lambda: world.listeners[0].pairs)
+    world.call(pair.client.ready, relay.MESSAGE | relay.PRI)
+    client.sendall(b"hello")
+    assert server.recv(100) == b"hello"
+    world.call(pair.client.ready, relay.MESSAGE | relay.PRI | relay.ERR | relay.HUP)
+    assert is_reset(server)
+    eventually(world.idle)
+
+
+class Counted:
+    """A socket, or an epoll set, whose system calls are counted."""
+
+    def __init__(self, thing: Any, counts: dict[str, int]) -> None:
+        self._thing = thing
+        self._counts = counts
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._counts:
+            self._counts[name] += 1
+        return getattr(self._thing, name)
+
+
+def test_a_message_costs_one_recv_and_one_send(world: World) -> None:
+    """Before and after an urgent byte: who does not use them, or no longer, pays nothing for them."""
+    counts = dict.fromkeys(("recv", "send", "fileno"), 0)  # an ioctl needs to know the number
+    armed = {"modify": 0}
+    client, server = world.pair()
+    (pair,) = eventually(lambda: world.listeners[0].pairs)
+
+    def watch() -> None:
+        for end in (pair.client, pair.backend):
+            end.sock = Counted(end.sock, counts)
+        world.context.epoll._epoll = Counted(world.context.epoll._epoll, armed)
+
+    world.call(watch)
+    for _ in range(2):
+        counts.update(dict.fromkeys(counts, 0))
+        for _ in range(10):
+            client.sendall(b"ping")
+            assert server.recv(100) == b"ping"
+            server.sendall(b"pong")
+            assert client.recv(100) == b"pong"
+        assert (counts, armed["modify"]) == ({"recv": 20, "send": 20, "fileno": 0}, 0)
+        exchange(client, server, b"before", b"after")
+        armed["modify"] = 0
 
 
 class Broken:

@@ -16,7 +16,7 @@ from appliance.drivers.docker.members import MemberStore
 from appliance.drivers.docker.types import Event, Joined
 from appliance.drivers.netns import identity, links
 from appliance.errors import RetryError
-from appliance.model.facts import BridgeMember, DockerNetwork
+from appliance.model.facts import BridgeMember, DockerName, DockerNetwork
 from appliance.model.network import Netns, NetnsId
 
 LAN = DockerNetwork(name="lan", driver="macvlan")
@@ -197,5 +197,26 @@ def test_what_was_noted_while_nobody_looked_is_looked_for(world):
     async def scene():
         await until(lambda: world.store.members)
         assert world.searches == 1
+
+    play(world, scene)
+
+
+def test_what_docker_calls_it(world):
+    """Inspect says it, and what says nothing of names leaves them as they are; other names are a change."""
+
+    async def scene():
+        world.put(JOINED, settled=False)
+        await until(lambda: world.store.members)
+        assert world.store.members[0].called == frozenset()
+        world.put(replace(JOINED, names=("web", "api.shop")))
+        called = {DockerName("bridge", "web", "web"), DockerName("bridge", "api.shop", "web")}
+        assert world.store.members[0].called == called
+        assert world.searches == 1
+        world.put(JOINED, settled=False)
+        assert world.store.members[0].called == called
+        changes = world.changes
+        world.put(replace(JOINED, names=("web",)))
+        assert world.store.members[0].called == {DockerName("bridge", "web", "web")}
+        assert world.changes == changes + 1
 
     play(world, scene)

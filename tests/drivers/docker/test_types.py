@@ -34,6 +34,7 @@ def test_inspect_is_read_whole():
         gateway=IPv4Address("172.17.0.1"),
         address6=IPv6Address("fd00::2"),
         gateway6=IPv6Address("fd00::1"),
+        names=("t5",),
     )
 
 
@@ -75,7 +76,7 @@ def test_stopped_container():
     )
     seen = types.parse_inspect(orjson.dumps(said))
     assert (seen.exit_code, seen.started_at, seen.stop_timeout) == (137, 0.0, 3)
-    assert seen.joined == (types.Joined(network="meshbox"),)
+    assert seen.joined == (types.Joined(network="meshbox", names=("t5",)),)
     assert seen.published == frozenset()
     assert seen.listed.labels == {}
 
@@ -213,3 +214,15 @@ def test_a_bad_network_hides_no_other(document):
     assert found[-1].name == "host"
     assert len(found) + len(unreadable) == len(document) + 1
     assert all(one.id in {"meshbox", ""} or not one.id.startswith("mesh") for one in unreadable)
+
+
+def test_names_in_dockers_own_dns():
+    """Its own first, aliases and what newer engines say; in lower case, each once, and not without end."""
+    there = {"Aliases": ["Web.Shop", "0123456789ab"], "DNSNames": ["web-1", "Web.Shop", "host"]}
+    many = {"Aliases": [f"a{n}" for n in range(1000)]}
+    networks = {"lan": there, "old": {"Aliases": None}, "big": many}
+    found = types.parse_inspect(orjson.dumps(dockersays.inspect(Name="/Web-1", NetworkSettings__Networks=networks)))
+    lan, old, big = found.joined
+    assert lan.names == ("web-1", "web.shop", "0123456789ab", "host")
+    assert old.names == ("web-1",)
+    assert len(big.names) == types.MOST_NAMES
