@@ -84,10 +84,14 @@ class TcpListener(DialOwner):
     def rename(self, former: str, key: str) -> None:
         """Know what a caller has by another key of its own, if that may call; otherwise leave it to the next swap."""
         caller = self._access.caller(key)
-        if caller is not None:
-            for one in (*self.pairs, *self.dials.of(self)):
-                if one.caller.host == former:
-                    one.caller = caller
+        if caller is None:
+            return
+        for pair in self.pairs:
+            if pair.caller.host == former:
+                pair.caller = caller
+        for dial in self.dials.of(self):
+            if dial.caller.host == former:
+                dial.caller = caller
 
     def stop(self) -> None:
         """Accept the clients that wait already, then no more. Pairs go on."""
