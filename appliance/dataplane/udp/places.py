@@ -91,7 +91,7 @@ class Placed(BatchReader):
 
     def end(self) -> None:
         """End now."""
-        raise NotImplementedError
+        self.holding.give_up()
 
 
 class Queue:
