@@ -51,8 +51,6 @@ FRESH = 50.0
 """Seconds after a pass for which port claims count as what the facts say; the next full one comes before that."""
 PATIENCE = 0.6
 """The part of this part's time without progress after which steps under way are stuck; then it goes on without them."""
-MOST_CUT = 1.0
-"""Seconds for which passes may be cut short for the rules of containers that start; then one goes on to its end."""
 GIVE_WAY = 0.001
 """Seconds after which other processes that want this CPU get it. Each time may cost 4 ms where another one is busy: a
 short plan, as for a container that starts, must not pay that at each of its turns."""
@@ -101,6 +99,10 @@ class Reconciler:
         self._standing: set[NetnsId] = set()
         """Namespaces where a change was refused, so that the rules before it are in force."""
         self._edited: set[NetnsId] = set()
+        self._locked: set[NetnsId] = set()
+        """Namespaces whose rules this pass has tried, or will."""
+        self._between: list[st.Step] = []
+        """Steps that this pass has taken beyond its plan."""
         self._host_edited = False
         """What was forgotten since the pass compared: its own steps do not make that known again."""
         self._compared = -inf
@@ -209,13 +211,7 @@ class Reconciler:
         self._urgent = False
         self.passes += 1
         now = trio.current_time()
-        facts = self._snapshot()
-        facts = replace(
-            facts,
-            unusable_ports=facts.unusable_ports | self.unusable_ports,
-            announced=frozenset(self.have.registrations),
-            kept=kept_addresses(facts.workloads, self.want.rulesets),
-        )
+        facts = self._facts()
         self._standing &= {w.netns.id for w in facts.workloads if w.netns is not None}
         plan = await self._in_turns(self._compiler.compile(facts))
         self.want = plan.want
@@ -230,13 +226,10 @@ class Reconciler:
         self._edited, self._host_edited = set(), False
         steps = diff(self.have, self.want)
         await self._pause()
-        whole = await self._apply_all(steps, facts, now)
+        steps = (*steps, *await self._apply_all(steps, facts, now))
         subjects = {st.subject_of(step) for step in steps}
         self._attempts.end_pass(trio.current_time(), subjects)
         self._faults.drop(lambda key: isinstance(key, st.Subject) and key not in subjects)
-        if not whole:
-            self._next = trio.current_time()
-            return
         await self._followers.finish(plan, facts)
         if (plan.claims or plan.due < inf) and self.have.registrations.keys() != facts.announced:
             self.ring()  # what is announced need not be claimed
@@ -245,9 +238,19 @@ class Reconciler:
         self._pass_ended = trio.Event()
         self._next = min(trio.current_time() + min(FULL_PASS, plan.due), self._attempts.next_due(now))
 
-    async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot, now: float) -> bool:
-        """Apply steps in order, namespaces side by side; return whether none was left for the sake of a new start."""
-        known = {w.netns.id for w in facts.workloads if w.netns is not None}
+    def _facts(self) -> Snapshot:
+        facts = self._snapshot()
+        return replace(
+            facts,
+            unusable_ports=facts.unusable_ports | self.unusable_ports,
+            announced=frozenset(self.have.registrations),
+            kept=kept_addresses(facts.workloads, self.want.rulesets),
+        )
+
+    async def _apply_all(self, steps: Iterable[st.Step], facts: Snapshot, now: float) -> list[st.Step]:
+        """Apply steps in order, namespaces side by side; return those that were taken between them for new starts."""
+        self._locked = {w.netns.id for w in facts.workloads if w.netns is not None}
+        self._between = []
         unlocked: set[NetnsId] = set()
         for kind, group in groupby(steps, type):
             asked = list(group)
@@ -258,7 +261,7 @@ class Reconciler:
             begun: dict[int, st.Step] = {}
             try:
                 with self._beat.another(f"the step {kind.__name__}", self._beat.limit * PATIENCE) as beat:
-                    await self._take(kind, tried, done, begun, beat, known)
+                    await self._take(kind, tried, done, begun, beat)
             except StuckError as error:  # those after it are taken nevertheless
                 for step in begun.values():
                     self._has_failed(step, error)
@@ -277,19 +280,41 @@ class Reconciler:
                 if not self.unusable_ports <= facts.unusable_ports:
                     self.ring(urgent=True)
                     break
-            if self._start_waits(known):
-                return False
-        return True
+            await self._lock_new()
+        return self._between
 
-    def _start_waits(self, known: AbstractSet[NetnsId]) -> bool:
-        """Whether a container has started in none of these namespaces: its rules come before what this pass has left.
+    async def _lock_new(self) -> None:
+        """Push the rules of containers that have started since this pass began, and leave the rest to the next one.
 
-        Its program begins in 0.1 s, and a pass beside other work takes longer than that.
+        Their programs begin in 0.1 s, and a pass beside other work takes longer than that. Rules of a new namespace
+        depend on no other step.
         """
-        if not (self._urgent and self._bell.is_set() and trio.current_time() - self._compared < MOST_CUT):
-            return False
-        workloads = self._snapshot().workloads
-        return any(w.netns is not None and w.netns.id not in known and w.problem is None for w in workloads)
+        if not (self._urgent and self._bell.is_set()):
+            return
+        facts = self._facts()
+        new = {w.netns.id for w in facts.workloads if w.netns is not None and w.problem is None} - self._locked
+        if not new:
+            return
+        self._locked |= new
+        plan = await self._in_turns(self._compiler.compile(facts))
+        self._edited -= new
+        pushes: list[st.Step] = [
+            st.PushRuleset(before=None, after=ruleset)
+            for netns, ruleset in plan.want.rulesets.items()
+            if netns in new and netns not in self.have.rulesets
+        ]
+        self._between += pushes
+        done: list[st.Step] = []
+        begun: dict[int, st.Step] = {}
+        try:
+            with self._beat.another("the rules of new namespaces", self._beat.limit * PATIENCE) as beat:
+                await self._take(st.PushRuleset, pushes, done, begun, beat)
+        except StuckError as error:
+            for step in begun.values():
+                self._has_failed(step, error)
+        finally:
+            self.have = apply(done, self.have)
+            self._forget_edited()
 
     def _zones(self, steps: Iterable[st.Step], facts: Snapshot, unlocked: AbstractSet[NetnsId]) -> list[st.Step]:
         """Return these zones without what does not work yet, and only those that differ from what there is."""
@@ -307,12 +332,8 @@ class Reconciler:
         done: list[st.Step],
         begun: dict[int, st.Step],
         beat: Heartbeat,
-        known: AbstractSet[NetnsId],
     ) -> None:
-        """Try steps of one kind; add those that succeed to `done`. `begun` has those that have not ended.
-
-        Those that are taken one after another are left where a container starts that is in no `known` namespace.
-        """
+        """Try steps of one kind; add those that succeed to `done`. `begun` has those that have not ended."""
         if kind in SIDE_BY_SIDE:
             async with trio.open_nursery() as nursery:
                 for step in steps:
@@ -320,8 +341,7 @@ class Reconciler:
             return
         for number, step in enumerate(steps, start=1):
             await self._try(step, done, begun, beat)
-            if self._start_waits(known):
-                break
+            await self._lock_new()
             if not number % TURN:
                 await self._pause()
                 if kind is st.OpenDoor and self._bell.is_set():

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from appliance.control.reconcile import DEBOUNCE, FRESH, FULL_PASS, MOST_CUT, TURN, URGENT, Reconciler
+from appliance.control.reconcile import DEBOUNCE, FRESH, FULL_PASS, TURN, URGENT, Reconciler
 from appliance.errors import NotYetError, RetryError
 from appliance.faults import Faults
 from appliance.heartbeat import Heartbeat, Heartbeats
@@ -531,14 +531,14 @@ def test_bell_comes_before_doors(autojump_clock) -> None:
             await trio.sleep(0.01)
             assert len(host.effects.doors) == 3 * TURN + 1
             before = host.effects.calls[: host.effects.calls.index("push /netns/200")]
-            assert sum(call.startswith("door") for call in before) == TURN
+            assert sum(call.startswith("door") for call in before) == 1
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=autojump_clock)
 
 
-def test_a_start_cuts_a_pass_short(autojump_clock) -> None:
-    """Its rules come next, before names, doors and what else the pass has left, which the one after it takes up."""
+def test_a_start_does_not_wait_for_the_end_of_a_pass(autojump_clock) -> None:
+    """Its rules come next, before names, doors and what else the pass has left; all the rest is the next one's."""
     host = Host(SERVER)
     late = workload(200, "late.orange")
 
@@ -555,20 +555,21 @@ def test_a_start_cuts_a_pass_short(autojump_clock) -> None:
             await host.reconciler.settle()
             calls = [call for call in host.effects.calls if call.split()[0] not in {"keep", "swap"}]
             assert calls[:3] == ["push /netns/3", "host ruleset", "push /netns/200"]
-            assert {"zone", "door /netns/3", "door /netns/200"} <= set(calls)
+            await host.reconciler.settle()
+            assert {"zone", "door /netns/3", "door /netns/200"} <= set(host.effects.calls)
+            assert host.effects.rulesets.keys() == {w.netns.id for w in host.facts.workloads}
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=autojump_clock)
 
 
 def test_starts_without_end_leave_time_for_the_rest(autojump_clock) -> None:
-    """After MOST_CUT a pass goes on to its end, however many containers start meanwhile."""
+    """A pass goes on to its end, however many containers start meanwhile."""
     host = Host(SERVER)
     number = 200
 
     def appear() -> None:
         nonlocal number
-        autojump_clock.jump(MOST_CUT / 4)
         number += 1
         if number < 220:
             host.facts = replace(host.facts, workloads=(*host.facts.workloads, workload(number, "late.orange")))
@@ -582,7 +583,7 @@ def test_starts_without_end_leave_time_for_the_rest(autojump_clock) -> None:
             appear()
             await trio.sleep(10)
             calls = "".join({"push": "p", "zone": "z"}.get(call.split()[0], "") for call in host.effects.calls)
-            assert max(map(len, calls.split("z"))) == 4, calls
+            assert max(map(len, calls.split("z"))) < 16, calls
             assert len(host.effects.doors) == 20
             nursery.cancel_scope.cancel()
 
