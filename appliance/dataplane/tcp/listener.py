@@ -83,11 +83,8 @@ class TcpListener(DialOwner):
 
     def rename(self, former: str, key: str) -> None:
         """Know what a caller has by another key of its own, if that may call; otherwise leave it to the next swap."""
-        caller = self._access.caller(key)
-        if caller is not None:
-            for one in (*self.pairs, *self.dials.of(self)):
-                if one.caller.host == former:
-                    one.caller = caller
+        self._access.rename(self.pairs, former, key)
+        self._access.rename(self.dials.of(self), former, key)
 
     def stop(self) -> None:
         """Accept the clients that wait already, then no more. Pairs go on."""
