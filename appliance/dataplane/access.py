@@ -74,7 +74,7 @@ class Access:
                 one.caller = caller
         return forbidden
 
-    def rename(self, served: Iterable[Served], former: str, key: str) -> None:
+    def rekey(self, served: Iterable[Served], former: str, key: str) -> None:
         """Tell what the caller of a former key has that it has another key now, if that may call."""
         caller = self.caller(key)
         if caller is not None:

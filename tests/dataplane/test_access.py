@@ -92,8 +92,8 @@ def test_who_has_another_key_keeps_what_it_has() -> None:
     """If that one may call; what others have is left alone."""
     given = access(callers=(CALLER, STRANGER))
     own, others = Served(known(given, CALLER), HERE), Served(known(given, PEER), HERE)
-    given.rename([own, others], CALLER, "127.0.0.99")
+    given.rekey([own, others], CALLER, "127.0.0.99")
     assert own.caller is known(given, CALLER)
-    given.rename([own, others], CALLER, STRANGER)
+    given.rekey([own, others], CALLER, STRANGER)
     assert own.caller is known(given, STRANGER)
     assert others.caller is known(given, PEER)

@@ -81,10 +81,10 @@ class TcpListener(DialOwner):
         for dial in self._access.recheck(self.dials.of(self)):
             dial.cancel()
 
-    def rename(self, former: str, key: str) -> None:
+    def rekey(self, former: str, key: str) -> None:
         """Know what a caller has by another key of its own, if that may call; otherwise leave it to the next swap."""
-        self._access.rename(self.pairs, former, key)
-        self._access.rename(self.dials.of(self), former, key)
+        self._access.rekey(self.pairs, former, key)
+        self._access.rekey(self.dials.of(self), former, key)
 
     def stop(self) -> None:
         """Accept the clients that wait already, then no more. Pairs go on."""
