@@ -74,6 +74,14 @@ class Access:
                 one.caller = caller
         return forbidden
 
+    def rekey(self, served: Iterable[Served], former: str, key: str) -> None:
+        """Tell what the caller of a former key has that it has another key now, if that may call."""
+        caller = self.caller(key)
+        if caller is not None:
+            for one in served:
+                if one.caller.host == former:
+                    one.caller = caller
+
 
 def _workloads(addresses: frozenset[IPv4Address]) -> dict[str, Caller]:
     return {host: Caller(host, local_only=False) for host in map(str, addresses)}

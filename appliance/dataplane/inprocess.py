@@ -134,7 +134,7 @@ class InProcess:
         self._context.namespaces[str(door.netns)].move(door)
         for listener in self._all():
             if isinstance(listener, TcpListener):
-                listener.rename(former, str(door.caller))
+                listener.rekey(former, str(door.caller))
 
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more in that namespace, and let go of it; pairs go on."""

@@ -47,8 +47,8 @@ def must_wait(step: st.Step, have: st.HostState) -> bool:
     """Whether something that the step builds upon is not in place, or something is that it would take away from.
 
     Nothing is announced that does not listen: other machines are sent to it. Doors and routes stand in rules, so that
-    a program of the workload never gets what is dialled there, and nothing leaves the namespace unseen. A door waits
-    for the route of its namespace too: what leads to the door would pass for that route, which is then not added.
+    a program of the workload never gets what is dialled there, and nothing leaves the namespace unseen. A new door
+    waits for the route of its namespace too: what leads to the door would pass for that route, which is then not added.
     """
     match step:
         case st.Register():
@@ -58,7 +58,9 @@ def must_wait(step: st.Step, have: st.HostState) -> bool:
         case st.OpenDoor():
             netns = step.after.netns.id
             rules = have.rulesets.get(netns)
-            return rules is None or not rules.door or (rules.internal and netns not in have.routes)
+            return (
+                rules is None or not rules.door or (rules.internal and step.before is None and netns not in have.routes)
+            )
         case st.PushRuleset():
             return not step.after.door and step.after.netns.id in have.doors
         case st.DropRuleset():

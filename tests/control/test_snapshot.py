@@ -15,7 +15,7 @@ from appliance.model.registry import RegistryFacts
 from appliance.model.rollout import ReplicaKey
 from tests.plan.cases import BRIDGE, BRIDGES, MEMBERS, container, endpoint, machine, spec
 
-ADDED = {"announced"}
+ADDED = {"announced", "kept"}
 """What the loop itself knows."""
 
 

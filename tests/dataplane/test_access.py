@@ -86,3 +86,14 @@ def test_what_a_swap_forbids_is_returned() -> None:
     assert now.recheck([*gone, here, there]) == [*gone, there]
     assert here.caller.local_only
     assert not there.caller.local_only, "what is forbidden is left as it was"
+
+
+def test_who_has_another_key_keeps_what_it_has() -> None:
+    """If that one may call; what others have is left alone."""
+    given = access(callers=(CALLER, STRANGER))
+    own, others = Served(known(given, CALLER), HERE), Served(known(given, PEER), HERE)
+    given.rekey([own, others], CALLER, "127.0.0.99")
+    assert own.caller is known(given, CALLER)
+    given.rekey([own, others], CALLER, STRANGER)
+    assert own.caller is known(given, STRANGER)
+    assert others.caller is known(given, PEER)

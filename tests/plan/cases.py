@@ -148,6 +148,19 @@ _ALLOWANCES = st.one_of(
 )
 
 
+_PLACES = {
+    number: (
+        Attachment(network="bridge", address=address(number), gateway=GATEWAY),
+        Attachment(network="meshbox", address=IPv4Address("172.19.0.0") + number, gateway=OWN.gateways[0]),
+    )
+    for number in range(2, 9)
+}
+"""Networks of each namespace."""
+
+
+_KEPT = {NetnsId(device=4, inode=number): places[1].address for number, places in _PLACES.items()}
+
+
 def _distinct_ports(ports: list[Port]) -> tuple[Port, ...]:
     return tuple({(p.mesh, p.protocol): p for p in ports}.values())
 
@@ -192,7 +205,7 @@ def workloads(draw) -> tuple[Workload, ...]:
                 if own
                 else None,
                 netns=Netns(id=NetnsId(device=4, inode=space), path=f"/netns/{space}") if alive else None,
-                attachments=(Attachment(network="bridge", address=address(space), gateway=GATEWAY),) if alive else (),
+                attachments=_PLACES[space][: draw(st.sampled_from([1, 1, 2]))] if alive else (),
                 ports=_distinct_ports(draw(st.lists(_PORTS, max_size=2))),
                 connect_to=tuple(draw(st.lists(_ALLOWANCES, max_size=3))),
                 healthy=draw(st.sampled_from([None, True, False])),
@@ -220,6 +233,7 @@ def snapshots(draw) -> Snapshot:
         specs={s.name: s for s in draw(st.lists(services(), max_size=3))},
         tombstones=draw(st.dictionaries(_LABELS, st.just(5.0))),
         workloads=draw(workloads()),
+        kept={netns: _KEPT[netns] for netns in draw(st.sets(st.sampled_from(list(_KEPT)), max_size=3))},
         networks=draw(st.sampled_from([(BRIDGE,), (replace(BRIDGE, internal=True),), (BRIDGE, OWN), ()])),
         host_addresses=frozenset({GATEWAY}),
         members=tuple(draw(st.sets(st.sampled_from(MEMBERS)))),

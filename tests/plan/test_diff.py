@@ -97,7 +97,8 @@ def test_a_door_that_moves_is_let_in_at_every_step():
     want = state(SERVER, replace(CLIENT, attachments=(away,)), before=have)
     netns = CLIENT.netns.id
     steps = diff(have, want)
-    assert kinds(steps)[:2] == ["OpenDoor", "SwapListener"]
+    order = kinds(steps)
+    assert order.index("OpenDoor") + 1 == order.index("SwapListener")
     for step in steps:
         have = apply([step], have)
         assert have.doors[netns].address in have.listeners[APPLE].callers
@@ -238,8 +239,8 @@ def test_door_follows_its_networks():
     )
     steps = diff(have, state(SERVER, joined, before=have))
     after = replace(before, gateways=before.gateways | {HOST_ON_X})
-    assert kinds(steps) == ["PushHostRuleset", "PushRuleset", "SetDnsAddresses", "OpenDoor"]
-    assert steps[-1] == st.OpenDoor(before=before, after=after)
+    assert kinds(steps) == ["OpenDoor", "PushHostRuleset", "PushRuleset", "SetDnsAddresses"]
+    assert steps[0] == st.OpenDoor(before=before, after=after)
     assert "OpenDoor" not in kinds(diff(have, state(SERVER, container(3, "flask.flask"), before=have)))
 
 

@@ -81,17 +81,10 @@ class TcpListener(DialOwner):
         for dial in self._access.recheck(self.dials.of(self)):
             dial.cancel()
 
-    def rename(self, former: str, key: str) -> None:
+    def rekey(self, former: str, key: str) -> None:
         """Know what a caller has by another key of its own, if that may call; otherwise leave it to the next swap."""
-        caller = self._access.caller(key)
-        if caller is None:
-            return
-        for pair in self.pairs:
-            if pair.caller.host == former:
-                pair.caller = caller
-        for dial in self.dials.of(self):
-            if dial.caller.host == former:
-                dial.caller = caller
+        self._access.rekey(self.pairs, former, key)
+        self._access.rekey(self.dials.of(self), former, key)
 
     def stop(self) -> None:
         """Accept the clients that wait already, then no more. Pairs go on."""

@@ -152,8 +152,8 @@ class WorkerPool:
     def move_door(self, door: Door) -> None:
         """Know by another address what comes through an open door, and the pairs that came of it."""
         if door.netns in self._doors:
-            _, tcp, udp, netns = self._doors[door.netns]
-            self._doors[door.netns] = door, tcp, udp, netns
+            _, tcp, udp, file = self._doors[door.netns]
+            self._doors[door.netns] = door, tcp, udp, file
             self._tell(messages.MoveDoor(door))
 
     def close_door(self, netns: NetnsId) -> None:

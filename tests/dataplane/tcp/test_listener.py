@@ -98,7 +98,7 @@ def test_a_renamed_caller_keeps_what_it_has(world: World) -> None:
     served = world.accept(backend)
     eventually(lambda: world.stats().active == 1)
     for key, after in (("127.0.0.99", CALLER), (STRANGER, STRANGER)):
-        world.call(listener.rename, CALLER, key)
+        world.call(listener.rekey, CALLER, key)
         (connection,) = world.call(listener.connections)
         assert connection.client.partition(":")[0] == after
     world.swap(backend, callers=(STRANGER,))
