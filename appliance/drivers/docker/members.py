@@ -110,7 +110,7 @@ class MemberStore:
             known = self._known[container_id] = _Known(netns, held, since)
         known.since = max(known.since, since)
         known.settled = known.settled or settled
-        called = frozenset(DockerName(j.network, text, j.names[0]) for j in joined for text in j.names)
+        called = frozenset(DockerName(j.network, text.lower(), j.names[0]) for j in joined for text in j.names)
         if settled and known.called != called:  # before, nobody has said it
             known.called = called
             self._publish()

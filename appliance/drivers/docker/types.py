@@ -86,7 +86,7 @@ class Joined:
     gateway6: IPv6Address | None = None
     mac: int | None = None
     names: tuple[str, ...] = ()
-    """MOST_NAMES of what Docker's own DNS calls it there, in lower case, its own first. Inspect alone says them."""
+    """MOST_NAMES of what Docker's own DNS calls it there, its name in Docker first. Inspect alone says them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -422,7 +422,7 @@ def _joined(network: str, endpoint: _Endpoint, docker_name: str) -> Joined:
         address6=IPv6Address(endpoint.global_ipv6_address) if endpoint.global_ipv6_address else None,
         gateway6=IPv6Address(endpoint.ipv6_gateway) if endpoint.ipv6_gateway else None,
         mac=parse_mac(endpoint.mac_address) if endpoint.mac_address else None,
-        names=tuple(name.lower() for name in islice(names, MOST_NAMES)),
+        names=tuple(islice(names, MOST_NAMES)),
     )
 
 

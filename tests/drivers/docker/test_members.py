@@ -208,8 +208,8 @@ def test_what_docker_calls_it(world):
         world.put(JOINED, settled=False)
         await until(lambda: world.store.members)
         assert world.store.members[0].called == frozenset()
-        world.put(replace(JOINED, names=("web", "api.shop")))
-        called = {DockerName("bridge", "web", "web"), DockerName("bridge", "api.shop", "web")}
+        world.put(replace(JOINED, names=("Web", "API.shop")))
+        called = {DockerName("bridge", "web", "Web"), DockerName("bridge", "api.shop", "Web")}
         assert world.store.members[0].called == called
         assert world.searches == 1
         world.put(JOINED, settled=False)

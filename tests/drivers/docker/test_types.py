@@ -217,12 +217,12 @@ def test_a_bad_network_hides_no_other(document):
 
 
 def test_names_in_dockers_own_dns():
-    """Its own first, aliases and what newer engines say; in lower case, each once, and not without end."""
+    """Its own first, aliases and what newer engines say; each once, and not without end."""
     there = {"Aliases": ["Web.Shop", "0123456789ab"], "DNSNames": ["web-1", "Web.Shop", "host"]}
     many = {"Aliases": [f"a{n}" for n in range(1000)]}
     networks = {"lan": there, "old": {"Aliases": None}, "big": many}
     found = types.parse_inspect(orjson.dumps(dockersays.inspect(Name="/Web-1", NetworkSettings__Networks=networks)))
     lan, old, big = found.joined
-    assert lan.names == ("web-1", "web.shop", "0123456789ab", "host")
-    assert old.names == ("web-1",)
+    assert lan.names == ("Web-1", "Web.Shop", "0123456789ab", "web-1", "host")
+    assert old.names == ("Web-1",)
     assert len(big.names) == types.MOST_NAMES
