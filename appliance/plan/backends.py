@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from appliance.model.names import Protocol
 from appliance.model.network import Backend, Registration
 from appliance.plan.containers import container_subnets
-from appliance.plan.readiness import serves
+from appliance.plan.readiness import serves, way
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,18 +32,27 @@ def local_backends(
     """
     found: dict[Destination, list[Backend]] = {}
     for container in containers:
-        address = addresses.get(container.workload.id)
+        workload = container.workload
+        address = addresses.get(workload.id)
         if address is None:
             continue
-        label, going = container.workload.docker_name, container.workload.id in retiring
+        label, going = workload.docker_name, workload.id in retiring
         for destination, port in container.offers:
-            if serves(container.workload, port) and not (going and port.protocol is Protocol.UDP):
-                # Dialled from inside its namespace, a connection would bypass the rules that it may have there.
-                netns = None if container.workload.own_rules else container.netns
-                backend = Backend(
-                    address=address, port=port.container, local=True, label=label, retiring=going, netns=netns
-                )
-                found.setdefault(destination, []).append(backend)
+            bound = way(workload, port)
+            if bound is None or not serves(workload, port) or (going and port.protocol is Protocol.UDP):
+                continue
+            # Dialled from inside its namespace, a connection would bypass the rules that it may have there, and miss a
+            # socket that is bound to an interface.
+            netns = None if workload.own_rules or bound.by_link else container.netns
+            backend = Backend(
+                address=bound.address or address,
+                port=port.container,
+                local=True,
+                label=label,
+                retiring=going,
+                netns=netns,
+            )
+            found.setdefault(destination, []).append(backend)
     return found
 
 

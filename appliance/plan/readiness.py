@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from appliance.model.facts import RunState
+from appliance.model.facts import BoundPort, RunState
 from appliance.model.names import Protocol
 
 if TYPE_CHECKING:
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
     from appliance.model.names import Port
 
 
-def serves(workload: Workload, port: Port) -> bool:
-    """Whether it can take connections on this port.
+def way(workload: Workload, port: Port) -> BoundPort | None:
+    """Return where its program takes what is sent to this port, whatever else keeps it from being sent there."""
+    usual = BoundPort(port.protocol, port.container)
+    if usual in workload.bound:
+        return usual
+    return next((b for b in workload.bound if (b.protocol, b.port) == (port.protocol, port.container)), None)
 
-    A TCP port must have accepted one since the container's start; a UDP port cannot be asked.
-    """
-    return (
-        workload.state is RunState.RUNNING
-        and workload.healthy is not False
-        and (port.protocol is Protocol.UDP or port.container in workload.accepting)
-    )
+
+def serves(workload: Workload, port: Port) -> bool:
+    """Whether it can take connections or datagrams on this port: it runs, is healthy, and has a program there."""
+    return workload.state is RunState.RUNNING and workload.healthy is not False and way(workload, port) is not None
 
 
 def is_ready(workload: Workload, ports: Iterable[Port]) -> bool:
@@ -38,9 +39,19 @@ def missing(workload: Workload, ports: Iterable[Port]) -> str | None:
     if workload.state is not RunState.RUNNING:
         code = f" with exit code {workload.exit_code}" if workload.exit_code else ""
         return f"{workload.state}{code}"
-    waiting = [p for p in ports if p.protocol is Protocol.TCP and p.container not in workload.accepting]
-    if waiting:
-        return f"waiting for port {waiting[0].container}"
+    waiting = next((p for p in ports if way(workload, p) is None), None)
+    if waiting is not None:
+        return f"waiting for port {_shown(waiting)}{_unreached(workload, waiting)}"
     if workload.healthy is False:
         return "waiting for its health check"
     return None
+
+
+def _shown(port: Port) -> str:
+    return str(port.container) if port.protocol is Protocol.TCP else f"{port.container}/{port.protocol}"
+
+
+def _unreached(workload: Workload, port: Port) -> str:
+    found = (u.where for u in workload.unreached if (u.protocol, u.port) == (port.protocol, port.container))
+    where = next(found, None)
+    return f": its program listens {where} only" if where is not None else ""

@@ -60,7 +60,7 @@ def test_one_server_and_one_client():
 def test_nothing_is_announced_before_it_is_ready():
     """A container that does not accept yet has a listener and a name, but is no backend and not registered."""
     for server in (
-        replace(SERVER, accepting=frozenset()),
+        replace(SERVER, bound=frozenset()),
         replace(SERVER, healthy=False),
         replace(SERVER, state=RunState.PAUSED),
         stopped(SERVER),
@@ -76,7 +76,7 @@ def test_old_revision_serves_until_the_new_one_is_ready():
     old = spec("orange", declared("apple", ports=(80,), image="old"))
     new = spec("orange", declared("apple", ports=(80,), image="new"))
     a, b = managed(2, old), managed(4, new)
-    unready = replace(b, accepting=frozenset())
+    unready = replace(b, bound=frozenset())
     assert backends(snapshot(a, specs=[new])) == ["c2"]
     assert backends(snapshot(a, unready, specs=[new])) == ["c2"]
     assert backends(snapshot(a, b, specs=[new])) == ["c4"]
@@ -143,7 +143,7 @@ def test_memory_changes_nothing(sequence):
         want = plan.want
         assert plan == at_once(Compiler().compile(s))
         assert at_once(compiler.compile(replace(s, workloads=tuple(map(replace, s.workloads))))) == plan
-        unready = replace(s, workloads=tuple(replace(w, accepting=frozenset(), healthy=False) for w in s.workloads))
+        unready = replace(s, workloads=tuple(replace(w, bound=frozenset(), healthy=False) for w in s.workloads))
         assert at_once(compiler.compile(unready)) == at_once(Compiler().compile(unready))
         assert at_once(compiler.compile(s)) == plan
         allocations = want.allocations

@@ -75,7 +75,7 @@ def test_declared_but_absent_destination() -> None:
 
 def test_backend_that_is_not_ready() -> None:
     """It names the container and what it waits for."""
-    starting = replace(SERVER, accepting=frozenset())
+    starting = replace(SERVER, bound=frozenset())
     last = ask(CLIENT, "apple.orange:80", starting, CLIENT)[-1]
     assert last.station == "backends"
     assert not last.passed

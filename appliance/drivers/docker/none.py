@@ -8,6 +8,7 @@ import trio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from ipaddress import IPv4Address
 
     from appliance.heartbeat import Part
     from appliance.model.facts import BridgeMember, DockerNetwork, Probe, Workload
@@ -28,6 +29,9 @@ class NoContainers:
 
     def probe(self, wanted: frozenset[Probe]) -> None:
         """There is nothing to probe."""
+
+    def refused(self, address: IPv4Address) -> None:
+        """Nothing of this host's has been dialled."""
 
     async def catch_up(self) -> None:
         """There are no events."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from appliance.drivers.docker.types import Event, Inspected, Listed
     from appliance.faults import Faults
+    from appliance.model.facts import BoundPort, UnreachedPort
     from appliance.model.network import NetnsId
 
 LAST_EXIT_CODE = 2**32 - 1
@@ -97,7 +98,7 @@ class WorkloadStore:
         self._starting.pop(now.id, None)
         before = self.by_id.get(now.id)
         if before is not None and before.netns == now.netns and before.started_at in {0.0, now.started_at}:
-            now = replace(now, accepting=before.accepting)
+            now = replace(now, bound=before.bound, unreached=before.unreached)
         elif now.netns is not None:
             self._fresh_netns(now.netns.id)
         started = now.started_at and (before is None or before.started_at != now.started_at)
@@ -150,16 +151,20 @@ class WorkloadStore:
                 return container_id
         return None
 
-    def awaits(self, container_id: str, netns: NetnsId, port: int) -> bool:
-        """Return whether a container is in this namespace still, and does not take connections on the TCP port yet."""
+    def is_in(self, container_id: str, netns: NetnsId) -> bool:
+        """Return whether a container is in this namespace still."""
         found = self.by_id.get(container_id)
-        return found is not None and found.netns is not None and found.netns.id == netns and port not in found.accepting
+        return found is not None and found.netns is not None and found.netns.id == netns
 
-    def accepted(self, container_id: str, netns: NetnsId, *ports: int) -> None:
-        """Note that TCP ports of a container take connections in this namespace."""
-        before = self.by_id.get(container_id)
-        if before is not None and before.netns is not None and before.netns.id == netns:
-            self._put(replace(before, accepting=before.accepting.union(ports)))
+    def seen(
+        self, container_id: str, netns: NetnsId, bound: frozenset[BoundPort], unreached: frozenset[UnreachedPort]
+    ) -> None:
+        """Note which ports of a container have a program in this namespace now."""
+        before = self.by_id[container_id] if self.is_in(container_id, netns) else None
+        if before is None or (before.bound == bound and before.unreached == unreached):
+            return
+        # What has gone must not be dialled; what has come can wait until the others have, too.
+        self._put(replace(before, bound=bound, unreached=unreached), urgent=not before.bound <= bound)
 
     def remove(self, container_id: str) -> None:
         """Remove a container that Docker no longer has; one that is not known is no error."""
@@ -220,7 +225,8 @@ def _stopped(before: Workload) -> Workload:
         state=RunState.EXITED,
         netns=None,
         attachments=(),
-        accepting=frozenset(),
+        bound=frozenset(),
+        unreached=frozenset(),
         healthy=None,
         problem=before.fixed_problem,
     )
