@@ -156,6 +156,10 @@ class Inventory:
         """
         self._prober.want(frozenset(p for p in wanted if self._store.is_in(p.workload_id, p.netns)))
 
+    async def first_look(self) -> None:
+        """Return once all that is to be looked up was."""
+        await self._prober.first_look()
+
     def refused(self, address: IPv4Address) -> None:
         """Look up at once which ports still have a program there. For callbacks of the loop."""
         self._prober.hurry(address)

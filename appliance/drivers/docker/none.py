@@ -30,6 +30,10 @@ class NoContainers:
     def probe(self, wanted: frozenset[Probe]) -> None:
         """There is nothing to probe."""
 
+    async def first_look(self) -> None:
+        """There is nothing to look up."""
+        await trio.lowlevel.checkpoint()
+
     def refused(self, address: IPv4Address) -> None:
         """Nothing of this host's has been dialled."""
 

@@ -12,7 +12,7 @@ container is ever dialled: a program may take one connection only.
 
 from __future__ import annotations
 
-from math import ceil, inf
+from math import inf
 from typing import TYPE_CHECKING
 
 import trio
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from appliance.model.network import NetnsId
 
 OFTEN, SELDOM = 0.1, 1.0
-"""Seconds between look-ups of a container: while it starts, and then."""
+"""Seconds between look-ups of a container: while it starts or has just lost a port, and then."""
+WORDS = 5.0
+"""Seconds between questions who listens where nobody reaches it."""
 STARTING = 30.0
 """Seconds after which it no longer starts, also where a port still has no program."""
 SHARE = 100
@@ -104,6 +106,10 @@ class _ProbedRun:
         """Let go of it."""
         self.closed = True
         self.scope.cancel()
+        self.leave()
+
+    def leave(self) -> None:
+        """Let go of its namespace, which is entered again for the next look-up."""
         if self.namespace is not None:
             self.namespace.close()
             self.namespace = None
@@ -120,6 +126,10 @@ class Prober:
         self._wanted: frozenset[Probe] = frozenset()
         self._watched: dict[tuple[str, NetnsId, float], _ProbedRun] = {}
         self._pause = trio.CancelScope()
+        self._looked = trio.Event()
+        self._refusing: set[IPv4Address] = set()
+        """Who has refused since it was last looked at once."""
+        self._hurried = -inf
         self._turns = listening.QuestionTurns()
         self._dials = trio.CapacityLimiter(DIALS)
         self._answered: frozenset[Protocol] | None = None
@@ -137,6 +147,8 @@ class Prober:
                 task_status.started()
                 while True:
                     await self._look_at_all(beat)
+                    self._looked.set()
+                    self._looked = trio.Event()
                     with trio.move_on_at(min((w.due for w in self._watched.values()), default=inf)) as self._pause:
                         await beat.sleep()
         finally:
@@ -158,16 +170,28 @@ class Prober:
             if watched is None or watched.probe != probe:
                 self._watch(run, probe, watched)
 
+    async def first_look(self) -> None:
+        """Return once all that is wanted was looked up; at once where nothing runs."""
+        await trio.lowlevel.checkpoint()
+        while any(watched.looked == -inf for watched in self._watched.values()):
+            await self._looked.wait()
+
     def hurry(self, address: IPv4Address) -> None:
         """Look up what has this address at once: it has refused a connection. For callbacks of the loop."""
         if self._token is not None:
-            self._token.run_sync_soon(self._hurry, address)
+            self._refusing.add(address)
+            self._token.run_sync_soon(self._hurry, idempotent=True)
 
-    def _hurry(self, address: IPv4Address) -> None:
+    def _hurry(self) -> None:
+        now = trio.current_time()
+        if now < self._hurried + OFTEN:
+            return  # a container may refuse again and again; the next look-ups are not far
+        self._hurried = now
         for watched in self._watched.values():
-            if address in watched.probe.addresses:
+            if not self._refusing.isdisjoint(watched.probe.addresses):
                 watched.due = min(watched.due, watched.looked + OFTEN)
-                self._pause.cancel()
+        self._refusing.clear()
+        self._pause.cancel()
 
     def _watch(self, run: tuple[str, NetnsId, float], probe: Probe, former: _ProbedRun | None) -> None:
         """Begin to watch a run, or go on with other addresses or ports."""
@@ -197,8 +221,9 @@ class Prober:
             watched.looked = now
             complete = await self._look(watched, now)
             pause = max(SELDOM if complete else OFTEN, SHARE * QUESTION * (self._turns.asked - before))
-            # Many at the same moments, since each moment wakes the process; 0.01 is for what floats leave over.
-            watched.due = ceil((now + pause) / OFTEN - 0.01) * OFTEN
+            watched.due = (
+                round((now + pause) / OFTEN) * OFTEN
+            )  # many at the same moments, each of which wakes the process
             beat()
 
     async def _look(self, watched: _ProbedRun, now: float) -> bool:
@@ -213,25 +238,28 @@ class Prober:
         if namespace is None or watched.closed:
             return True  # it has just ended, or no descriptor is left
         try:
-            watched.found = await namespace.bound(
+            found = await namespace.bound(
                 watched.probe.addresses, watched.asked, self._turns, from_host=watched.probe.own_rules
             )
-            watched.unreached = await self._unreached(watched, namespace, now)
-        except OSError:
-            return True  # for example no memory for the answers: what was known stays
+            if not watched.found <= found:
+                watched.until = now + STARTING  # its program may be back in a moment
+            watched.found = found
+            complete = len(watched.bound) == len(watched.probe.ports)
+            watched.unreached = frozenset() if complete else await self._unreached(watched, namespace, now)
+        except OSError:  # for example no memory for the answers: what was known stays
+            watched.leave()
+            return True
         self._tell(watched)
-        return now >= watched.until or len(watched.bound) == len(watched.probe.ports)
+        return complete or now >= watched.until
 
     async def _unreached(
         self, watched: _ProbedRun, namespace: listening.NamespacePorts, now: float
     ) -> frozenset[UnreachedPort]:
         """Return which of the missing ports have a program that nobody reaches; asked seldom, since it is for words."""
-        if len(watched.bound) == len(watched.probe.ports):
-            return frozenset()
         missing = [port for port in watched.missing() if port in watched.asked]
         if now < watched.words_due:
             return frozenset(known for known in watched.unreached if (known.protocol, known.port) in missing)
-        watched.words_due = now + SELDOM
+        watched.words_due = now + WORDS
         return await namespace.unreached(missing, self._turns)
 
     # -- dialling

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Ports asked in one datagram, about 0.4 ms; traffic has its turn after as many, whichever containers they are of."""
-LINKS_LIFE = 10.0
-"""Seconds for which the interfaces of a namespace are believed; reading them takes 0.3 ms."""
+LINKS_LIFE, LINK_MISSING = 30.0, 1.0
+"""Seconds for which the interfaces of a namespace are believed, and where none has an address that was asked for;
+reading them takes 0.3 ms."""
 
 DeclaredPort = tuple[Protocol, int]
 
@@ -49,6 +50,8 @@ _request = Struct("=BBBxI HH 16s16sIII")
 _answer = Struct("=I H 10x B B 2x H H 16s 16x I")
 """nlmsghdr: length, type; the beginning of inet_diag_msg: family, state; the socket's own port, and the other one;
 its own address, and its interface."""
+_SOCKET = slice(16, 68)
+"""What of an answer tells one socket from another: what follows counts what waits in it."""
 _error = Struct("=16x i")
 _ENOUGH = 128
 """Bytes of an answer that are read: all that stand in _answer."""
@@ -85,17 +88,25 @@ class QuestionTurns:
 
 
 class NamespacePorts:
-    """The ports of one namespace. It keeps the namespace alive: close it when the container ends."""
+    """The ports of one namespace. It keeps the namespace alive: close it when the container ends.
+
+    After an OSError close it, too, and open another: answers that were not read would be taken for those to the next
+    questions.
+    """
 
     def __init__(self, sock: socket.socket, path: str, netns: NetnsId | None = None) -> None:
         """`sock` asks in that namespace, and is closed with this; `path` is the namespace's file."""
         self._sock = sock
         self._path = path
         self._netns = netns
-        self._first: tuple[object, object, list[tuple[bytes, Sequence[DeclaredPort]]]] = (None, None, [])
-        """Addresses and ports as last asked, and their first datagrams."""
+        self._asked: tuple[object, object] = (None, None)
+        self._first: list[tuple[bytes, Sequence[DeclaredPort]]] = []
+        """Addresses and ports as last asked, and the datagrams that mostly find them all."""
+        self._said: list[bytes] = []
+        self._found: frozenset[BoundPort] = frozenset()
+        """What the kernel said when they did, and what that means: it says the same again nearly always."""
         self._links: dict[IPv4Address, int] = {}
-        self._links_until = -inf
+        self._links_read = self._links_until = -inf
 
     def close(self) -> None:
         """Let go of the namespace."""
@@ -113,22 +124,34 @@ class NamespacePorts:
 
         It asks over lo for each address, and then over their links; with `from_host` over the links only.
         """
-        found: set[BoundPort] = set()
-        left = ports
-        ways = [(address, True) for address in addresses]
-        if not from_host:
-            ways = [(address, False) for address in addresses] + ways
-        for number, (address, by_link) in enumerate(ways):
+        if self._asked[0] is not addresses or self._asked[1] is not ports:
+            self._asked = addresses, ports
+            self._first = [] if from_host else _batches(addresses[0], 0, ports)
+            self._said = []
+            self._links_until = -inf
+        said: list[bytes] = []
+        for datagram, asked in self._first:
+            said += _exchange(self._sock, datagram, len(asked))
+            await turns.after(len(asked))
+        told = [answer[_SOCKET] for answer in said]
+        if told == self._said and not from_host:
+            return self._found
+        there = _read_all(ports, said) if said else {}
+        found = {BoundPort(*port) for port in there}
+        if len(found) == len(ports):
+            self._said, self._found = told, frozenset(found)
+            return self._found
+        for address, by_link in _other_ways(addresses, from_host=from_host):
             link = self._link(address) if by_link else 0
             if by_link and not link and not from_host:
                 continue
-            batches = _batches(address, link, left) if number or by_link else self._first_batches(addresses, ports)
-            there = await self._ask(batches, turns)
-            other = None if address == addresses[0] else address
-            found.update(BoundPort(*port, other, sock.interface != 0) for port, sock in there.items())
-            if len(found) == len(ports):
+            left = [port for port in ports if port not in there]
+            if not left:
                 break
-            left = [port for port in left if port not in there]
+            now = await self._ask(_batches(address, link, left), turns)
+            other = None if address == addresses[0] else address
+            found.update(BoundPort(*port, other, sock.interface != 0) for port, sock in now.items())
+            there.update(now)
         return frozenset(found)
 
     async def unreached(self, ports: Sequence[DeclaredPort], turns: QuestionTurns) -> frozenset[UnreachedPort]:
@@ -145,31 +168,21 @@ class NamespacePorts:
     ) -> dict[DeclaredPort, _Socket]:
         found = {}
         for datagram, ports in batches:
-            for port, answer in zip(ports, _exchange(self._sock, datagram, len(ports)), strict=True):
-                sock = _read(answer, port)
-                if sock is not None:
-                    found[port] = sock
+            found.update(_read_all(ports, _exchange(self._sock, datagram, len(ports))))
             await turns.after(len(ports))
         return found
-
-    def _first_batches(
-        self, addresses: Sequence[IPv4Address], ports: Sequence[DeclaredPort]
-    ) -> list[tuple[bytes, Sequence[DeclaredPort]]]:
-        """Return what is asked each time, and mostly answers all: the same objects are asked in the same words."""
-        known_addresses, known_ports, batches = self._first
-        if known_addresses is not addresses or known_ports is not ports:
-            batches = _batches(addresses[0], 0, ports)
-            self._first = (addresses, ports, batches)
-        return batches
 
     def _link(self, address: IPv4Address) -> int:
         """Return the index of the interface that has the address; 0 where none has it now."""
         now = trio.current_time()
+        if address not in self._links:
+            self._links_until = min(self._links_until, self._links_read + LINK_MISSING)
         if now >= self._links_until:
-            self._links_until = now + LINKS_LIFE
-            self._links = links.with_addresses(self._path)
-            if self._netns is not None and identity.identify(self._path) != self._netns:
-                self._links = {}
+            self._links_read, self._links_until = now, now + LINKS_LIFE
+            with suppress(OSError):  # no descriptor is left, or the namespace's file has gone
+                found = links.with_addresses(self._path)
+                if self._netns is None or identity.identify(self._path) == self._netns:
+                    self._links = found
         return self._links.get(address, 0)
 
 
@@ -206,13 +219,22 @@ def answered() -> frozenset[Protocol]:
 def _exchange(sock: socket.socket, datagram: bytes, number: int) -> list[bytes]:
     """Ask so many questions. The kernel answers each by a datagram of its own, in their order, within the call."""
     sock.send(datagram)
-    try:
-        return [sock.recv(_ENOUGH) for _ in range(number)]
-    except OSError:
-        with suppress(BlockingIOError):  # what is left answers no later question
-            while True:
-                sock.recv(_ENOUGH)
-        raise
+    return [sock.recv(_ENOUGH) for _ in range(number)]
+
+
+def _other_ways(addresses: Sequence[IPv4Address], *, from_host: bool) -> Iterator[tuple[IPv4Address, bool]]:
+    """Yield where else to ask than over lo at the first address: addresses, and whether over their links."""
+    if not from_host:
+        for address in addresses[1:]:
+            yield address, False
+    for address in addresses:
+        yield address, True
+
+
+def _read_all(ports: Sequence[DeclaredPort], answers: Sequence[bytes]) -> dict[DeclaredPort, _Socket]:
+    """Return the sockets of those that have one. Raises OSError."""
+    read = ((port, _read(answer, port)) for port, answer in zip(ports, answers, strict=True))
+    return {port: sock for port, sock in read if sock is not None}
 
 
 def _read(answer: bytes, asked: DeclaredPort) -> _Socket | None:
