@@ -38,7 +38,7 @@ from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.drivers.nft.helper import NftHelper
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, DockerNetwork, RunState, Settings, Snapshot, Workload
+from appliance.model.facts import Attachment, BoundPort, DockerNetwork, RunState, Settings, Snapshot, Workload
 from appliance.model.names import Allowance, Destination, Name, Port, Protocol
 from appliance.model.network import Netns
 from bench import stall
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from appliance.plan.compile import Plan
 
 PORT = 8080
+BOUND = frozenset((BoundPort(Protocol.TCP, PORT),))
+"""It has a program."""
 TICKS = 0.01
 """Seconds in which the loop looks at the clock several times."""
 CHURN = 0.1
@@ -187,8 +189,8 @@ class ControlHost:
         """Let the last service's only container lose, or find again, its readiness."""
         last = self._services - 1
         workload = self._workloads[last]
-        ready = frozenset() if workload.accepting else frozenset((PORT,))
-        self._workloads[last] = replace(workload, accepting=ready)
+        ready = frozenset() if workload.bound else BOUND
+        self._workloads[last] = replace(workload, bound=ready)
 
     def _change_service(self) -> None:
         """Let a service appear, or vanish, that all may reach on whatever ports it has."""
@@ -228,7 +230,7 @@ def make_workload(
         attachments=(Attachment(network="bench", address=address, gateway=IPv4Address(PROXY_IP)),),
         ports=(Port(mesh=PORT, container=PORT, protocol=Protocol.TCP),),
         connect_to=allowed,
-        accepting=frozenset((PORT,)),
+        bound=BOUND,
         own_rules=address == IPv4Address(SERVER_IP),  # its server is in another namespace than its rules
     )
 

@@ -34,7 +34,7 @@ from appliance.model.state import HostState
 from appliance.plan.compile import Compiler
 from appliance.plan.diff import diff
 from appliance.render.ruleset import change_host
-from bench.controlhost import PORT, make_workload
+from bench.controlhost import BOUND, PORT, make_workload
 from bench.errors import BenchError
 from bench.lab import PROXY_IP, PYTHON
 from bench.process import Process, resident
@@ -76,8 +76,8 @@ def _plans(count: int, services: int) -> str:
     memory = _resident() - memory
     changed, looked = [], []
     for number in range(TIMES):
-        ready = frozenset((PORT,)) if number % 2 else frozenset()
-        workloads[-1] = replace(workloads[-1], accepting=ready)
+        ready = BOUND if number % 2 else frozenset()
+        workloads[-1] = replace(workloads[-1], bound=ready)
         took, have, differing, _ = _plan(compiler, workloads, have)
         changed.append(took)
         looked.append(differing)

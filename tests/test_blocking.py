@@ -108,7 +108,7 @@ BOUNDED = {
     "drivers/host/bridges.py _drain told.recv": NONBLOCKING,
     "drivers/netns/links.py wait_ports told.recv": NONBLOCKING,
     "drivers/netns/links.py _number_of os.open": "nsfs, with O_NONBLOCK in case that it is a FIFO by now",
-    "drivers/netns/listening.py _look_up sock.*": "the kernel answers within the call, and the socket does not block",
+    "drivers/netns/listening.py _exchange sock.*": "the kernel answers within the call, and the socket does not block",
     "drivers/nft/lease.py * sock.*": "the kernel answers within the call, and the socket does not block",
     # threads and processes
     "drivers/netns/netlink.py entered.enter os.open": "nsfs, with O_NONBLOCK in case that it is a FIFO by now",

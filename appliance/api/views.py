@@ -85,7 +85,8 @@ def _container(name: Name, spec: Service | None, workloads: Sequence[Workload], 
     seen = sorted({f"{e.destination.port}/{e.destination.protocol}" for e in served})
     for e in served:
         elsewhere[e.node] = max(elsewhere.get(e.node, 0), e.weight)
-    here = sum(missing(w, declaration(w, s.specs).ports, s.now) is None for w in workloads)
+    replicas = [w for w in workloads if not w.one_off]
+    here = sum(missing(w, declaration(w, s.specs).ports, s.now) is None for w in replicas)
     return {
         "name": str(name),
         "image": declared.image if declared is not None else _shared(plain(w.image) for w in workloads),
@@ -93,7 +94,7 @@ def _container(name: Name, spec: Service | None, workloads: Sequence[Workload], 
         "ports": [str(p) for p in ports] if declared is not None or workloads else seen,
         "connect_to": [str(a) for a in allowed],
         "ready": here + sum(elsewhere.values()),
-        "running": sum(w.state is RunState.RUNNING for w in workloads) + sum(elsewhere.values()),
+        "running": sum(w.state is RunState.RUNNING for w in replicas) + sum(elsewhere.values()),
         "machines": {s.settings.node: here, **elsewhere} if here or not elsewhere else elsewhere,
     }
 

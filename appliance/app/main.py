@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+LOOK_AHEAD = 2.0
+"""Seconds that the first pass waits at most until the ports of all containers were looked up: 500 take 0.1 s."""
+
 
 def run(config: Config) -> int:
     """Run the appliance until SIGTERM or SIGINT; return the exit code. Faults at start are one line and exit 1."""
@@ -89,6 +92,8 @@ def stages(parts: Parts, notifier: Notifier) -> tuple[Stage, ...]:
 
     async def look_ahead() -> None:
         parts.look_ahead()
+        with trio.move_on_after(LOOK_AHEAD):
+            await parts.inventory.first_look()
 
     async def settle() -> None:
         gc.collect()

@@ -40,6 +40,7 @@ from appliance.plan.probes import probes
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
     from ipaddress import IPv4Address
 
     from appliance.config.options import Config
@@ -52,14 +53,23 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-def make_plane(config: Config, loop: asyncio.AbstractEventLoop) -> DataPlane:
-    """Return the data plane, in this process or in workers."""
+def make_plane(
+    config: Config, loop: asyncio.AbstractEventLoop, refused: Callable[[IPv4Address], None] | None = None
+) -> DataPlane:
+    """Return the data plane, in this process or in workers. `refused` is told of containers that fail."""
     own = [(str(address), config.dns_port) for address in config.dns_listen]
     upstreams = HostResolvers(fixed=config.dns_upstreams, own=own)
     if not config.workers:
-        return InProcess(loop, dns_upstreams=upstreams, dns_port=config.dns_port)
+        return InProcess(loop, dns_upstreams=upstreams, dns_port=config.dns_port, refused=refused)
     command = worker.command(level=config.log_level, form=config.log_format)
-    return WorkerPool(loop, number=config.workers, command=command, dns_upstreams=upstreams, dns_port=config.dns_port)
+    return WorkerPool(
+        loop,
+        number=config.workers,
+        command=command,
+        dns_upstreams=upstreams,
+        dns_port=config.dns_port,
+        refused=refused,
+    )
 
 
 class Parts:
@@ -74,7 +84,7 @@ class Parts:
         self.started_at = time.time()
         self.faults = Faults()
         self.supervisor = Supervisor(self.faults)
-        self.plane = make_plane(config, loop)
+        self.plane = make_plane(config, loop, self._refused)
         self.registry: Registry = open_registry(config, bell=self.ring, gateway=gateway)
         self.inventory: Inventory | NoContainers = (
             NoContainers()
@@ -153,7 +163,7 @@ class Parts:
     def look_ahead(self) -> None:
         """Follow the facts that there are before the first pass, which then knows what other machines and ports answer.
 
-        Without the ports that accept, its listeners would open without backends after a restart.
+        Without the ports that have a program, its listeners would open without backends after a restart.
         """
         found = self.facts.snapshot()
         self.registry.watch(interests(found))
@@ -165,6 +175,9 @@ class Parts:
             self.facts.settings = replace(self.facts.settings, doors=False)
         if not nft.bridges:
             self.facts.settings = replace(self.facts.settings, port_claims=False)
+
+    def _refused(self, address: IPv4Address) -> None:
+        self.inventory.refused(address)
 
     async def _pairs_to(self, address: IPv4Address) -> int:
         return await bridge.answer(self.plane, pairs_to(address))

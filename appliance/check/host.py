@@ -40,6 +40,7 @@ async def examine(config: Config, *, running: bool = False, open_files: int | No
         findings += own_network(networks, config.docker_network)
         findings += container.mounts(config)
         findings += docker.namespaces(config, answer.sandbox) or [await files.watch(config)]
+        findings += kernel.sockets()
     findings += firewall.firewall(networks, config.dns_port, config.proxy_ports)
     routes = ranges.routes()
     findings.append(ranges.vip_range(config.vip_range, networks, routes))

@@ -6,11 +6,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from appliance.drivers.netns import identity
+from appliance.drivers.netns import identity, listening
 from appliance.drivers.nft.client import Nft
 from appliance.drivers.nft.features import OLDEST, bridge_sample, door_sample, parse_version, samples
 from appliance.errors import InputError, MeshboxError
 from appliance.model.finding import Finding, failed, ok, warning
+from appliance.model.names import Protocol
 from appliance.model.numbers import parse_number
 from appliance.text import quoted
 
@@ -71,6 +72,18 @@ async def rules(*, doors: bool) -> Finding:
             "use a kernel with nf_tables_bridge, or drop NET_RAW from containers that you do not trust",
         )
     return ok("kernel", taken)
+
+
+def sockets() -> list[Finding]:
+    """Check whether the kernel says which ports have a program; where it does, there is nothing to tell."""
+    missing = sorted(set(Protocol) - listening.answered())
+    if not missing:
+        return []
+    dialled = "TCP ports are dialled to find out whether a program listens" if Protocol.TCP in missing else ""
+    counted = "UDP ports count as soon as their container runs" if Protocol.UDP in missing else ""
+    words = f"the kernel does not say who listens: {' and '.join(filter(None, (dialled, counted)))}"
+    options = " and ".join(f"CONFIG_INET_{protocol.upper()}_DIAG" for protocol in missing)
+    return [warning("sockets", words, f"use a kernel with {options}")]
 
 
 def tracking(folder: Path = TRACKING) -> list[Finding]:

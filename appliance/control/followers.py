@@ -1,4 +1,4 @@
-"""What a plan says beside the network state: ports to dial, services to watch, claims, and actions on containers."""
+"""What a plan says beside the network state: ports to look up, services to watch, claims, and actions on containers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ REFUSED = "refused"
 
 
 class ProbingContainers(Protocol):
-    """What dials containers (`Inventory`)."""
+    """What looks at containers' ports (`Inventory`)."""
 
     def probe(self, wanted: frozenset[Probe]) -> None:
-        """Dial exactly these from now on, each until it accepts."""
+        """Look up exactly these from now on."""
 
 
 class PlanFollowers:
@@ -50,7 +50,7 @@ class PlanFollowers:
         self._faults = faults
 
     def begin(self, plan: Plan) -> None:
-        """Dial what has to be dialled: a container is not ready sooner because a ruleset takes its time."""
+        """Look up what has to be: a container is not ready sooner because a ruleset takes its time."""
         self._containers.probe(plan.probes)
 
     async def finish(self, plan: Plan, facts: Snapshot) -> None:

@@ -14,6 +14,7 @@ from appliance.retry import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from ipaddress import IPv4Address
 
     from appliance.model.network import Backend
 
@@ -76,8 +77,11 @@ class Balancer:
         *,
         clock: Callable[[], float] = time.monotonic,
         pauses: Schedule = EJECT_SECONDS,
+        refused: Callable[[IPv4Address], None] | None = None,
     ) -> None:
+        """`refused` is told of each container that fails after it had served."""
         self._clock = clock
+        self._refused = refused
         self._pauses = pauses
         self.states: dict[tuple[str, int], BackendState] = {}
         """By (address, port)."""
@@ -157,6 +161,8 @@ class Balancer:
         state.failures += 1
         state.ejected_until = self._clock() + self._pauses.after(state.failures)
         self._ejected = True
+        if state.failures == 1 and state.backend.local and self._refused is not None:
+            self._refused(state.backend.address)
 
     def succeeded(self, state: BackendState) -> None:
         """Count an established connection; the backend is in again."""

@@ -13,6 +13,8 @@ from appliance.dataplane.udp.refusal import Refusals
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
+    from ipaddress import IPv4Address
 
     from appliance.dataplane.namespace import NamespaceSockets
 
@@ -20,12 +22,19 @@ if TYPE_CHECKING:
 class Context:
     """The loop, and what is made once for it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, files: int = 0) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        files: int = 0,
+        refused: Callable[[IPv4Address], None] | None = None,
+    ) -> None:
         """Make what is shared, for a limit of so many open files (0: that of this process).
 
-        Raises OSError (EMFILE, ENFILE).
+        `refused` is told the addresses of containers that fail. Raises OSError (EMFILE, ENFILE).
         """
         self.loop = loop
+        self.refused = refused
         self.epoll = EpollSet(loop)
         self.shares = Shares(loop, files=files)
         self.pipes = PipePool(self.shares.most)

@@ -41,10 +41,14 @@ class InProcess:
         dns_upstreams: Callable[[], Sequence[tuple[str, int]]],
         dns_port: int,
         idle_udp: float = IDLE,
+        refused: Callable[[IPv4Address], None] | None = None,
     ) -> None:
-        """`idle_udp` is the seconds after which a silent UDP session without any answer ends."""
+        """`idle_udp` is the seconds after which a silent UDP session without any answer ends.
+
+        `refused` is told the address of a container that has failed after it had served.
+        """
         self._idle_udp = idle_udp
-        self._context = Context(loop)
+        self._context = Context(loop, refused=refused)
         self._listeners: dict[Destination, TcpListener | UdpListener] = {}
         self._draining: set[TcpListener | UdpListener] = set()
         self._tcp_doors: dict[NetnsId, TcpDoor] = {}

@@ -43,6 +43,26 @@ class Attachment:
     gateway6: IPv6Address | None = None
 
 
+class BoundPort(NamedTuple):
+    """A port of a container at which its program takes connections or datagrams, and the way that reaches it."""
+
+    protocol: Protocol
+    port: int
+    address: IPv4Address | None = None
+    """The one of its own at which it is reached; None: its first."""
+    by_link: bool = False
+    """It is reached over its link only, so from the host and not from within its namespace (SO_BINDTODEVICE)."""
+
+
+class UnreachedPort(NamedTuple):
+    """A port of a container at which its program listens where nobody else reaches it."""
+
+    protocol: Protocol
+    port: int
+    where: str
+    """In words: `at 127.0.0.1`, `by IPv6`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """A container on this host that carries `meshbox.service` and `meshbox.container` labels.
@@ -69,10 +89,14 @@ class Workload:
     """Whether it may have rules of its own in its namespace, as for containers in the container (CAP_NET_ADMIN)."""
     healthy: bool | None = None
     """Docker's health check; None where it has none."""
-    accepting: frozenset[int] = frozenset()
-    """Container TCP ports that have taken connections since this start."""
-    accepting_since: float = 0.0
-    """When the first of these was found, in seconds since the epoch; 0 before."""
+    bound: frozenset[BoundPort] = frozenset()
+    """Its declared ports that have a program now; each port once."""
+    bound_since: float = 0.0
+    """Since when it has had any of these, in seconds since the epoch; 0 while it has none."""
+    unreached: frozenset[UnreachedPort] = frozenset()
+    """Of the others, those whose program nobody reaches."""
+    one_off: bool = False
+    """Docker Compose started it for one command: it offers nothing, and is no replica of its service."""
     exit_code: int | None = None
     started_at: float = 0.0
     """Seconds since the epoch; 0 when it never ran."""
@@ -90,14 +114,19 @@ class Workload:
 
 
 class Probe(NamedTuple):
-    """A port to ask about, to learn `Workload.accepting`, of one run of a container: another has a new namespace."""
+    """What to look up of one run of a container, to learn `Workload.bound`: another run has a new namespace."""
 
     workload_id: str
     netns: NetnsId
-    address: IPv4Address
-    port: int
-    path: str = ""
-    """The file of its namespace, to look there; empty: it is dialled only."""
+    path: str
+    """The file of its namespace."""
+    started_at: float
+    addresses: tuple[IPv4Address, ...]
+    """Its own, at least one."""
+    ports: tuple[tuple[Protocol, int], ...]
+    """Those that it declares, sorted, each once."""
+    own_rules: bool = False
+    """Rules of its own may serve a port without a socket: it is also dialled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

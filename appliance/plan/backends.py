@@ -6,11 +6,11 @@ from collections import Counter
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
-from appliance.model.facts import RunState
+from appliance.model.facts import BoundPort, RunState
 from appliance.model.names import Protocol
 from appliance.model.network import Backend, Registration
 from appliance.plan.containers import container_subnets
-from appliance.plan.readiness import is_ready, may_open, serves
+from appliance.plan.readiness import is_ready, may_open, serves, way
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,19 +42,23 @@ def local_backends(
         for destination, port in container.offers:
             served = serves(workload, port)
             on_demand = not served and not going and may_open(workload, port, container.declared.ports)
-            if (served or on_demand) and not (going and port.protocol is Protocol.UDP):
-                backend = Backend(
-                    address=address,
-                    port=port.container,
-                    local=True,
-                    label=workload.docker_name,
-                    retiring=going,
-                    # Dialled from inside its namespace, a connection would bypass the rules that it may have there.
-                    netns=None if workload.own_rules else container.netns,
-                    on_demand=on_demand,
-                    paused=workload.state is RunState.PAUSED,
-                )
-                found.setdefault(destination, []).append(backend)
+            if not (served or on_demand) or (going and port.protocol is Protocol.UDP):
+                continue
+            bound = way(workload, port) or BoundPort(port.protocol, port.container)
+            # Dialled from inside its namespace, a connection would bypass the rules that it may have there, and miss a
+            # socket that is bound to an interface.
+            netns = None if workload.own_rules or bound.by_link else container.netns
+            backend = Backend(
+                address=bound.address or address,
+                port=port.container,
+                local=True,
+                label=workload.docker_name,
+                retiring=going,
+                netns=netns,
+                on_demand=on_demand,
+                paused=workload.state is RunState.PAUSED,
+            )
+            found.setdefault(destination, []).append(backend)
     return found
 
 

@@ -50,7 +50,7 @@ class Plan:
     refused: Mapping[str, str]
     """Deployed services that no machine runs, because none allows what they ask for; why, by name."""
     probes: frozenset[Probe]
-    """Ports to dial."""
+    """Ports to look up."""
     due: float
     """Seconds after which time alone makes another plan of the same facts; infinite where it does not."""
 

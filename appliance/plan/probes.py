@@ -1,11 +1,10 @@
-"""Which TCP ports of containers to ask about, to learn when their programs take connections."""
+"""Which ports of containers to look up, to learn where their programs take connections and datagrams."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from appliance.model.facts import Probe, RunState
-from appliance.model.names import Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,16 +17,21 @@ _ALIVE = (RunState.RUNNING, RunState.PAUSED)
 
 
 def probes(containers: Iterable[MeshContainer]) -> frozenset[Probe]:
-    """Return the declared ports of containers that run, or are paused, which have not accepted yet.
+    """Return what containers declare that run, or are paused: a program may stop listening and begin again.
 
-    A container that has not started is left out: before its interface is up, a dial would hang until the kernel asks
-    ARP again.
+    A container that has not started is left out: its program does not run, and its addresses may not be there.
     """
     return frozenset(
-        Probe(w.id, w.netns.id, w.addresses[0], port.container, w.netns.path)
+        Probe(
+            w.id,
+            w.netns.id,
+            w.netns.path,
+            w.started_at,
+            w.addresses,
+            tuple(sorted({(port.protocol, port.container) for port in container.declared.ports})),
+            w.own_rules,
+        )
         for container in containers
         if (w := container.workload).state in _ALIVE and w.started_at
-        if w.netns is not None and w.addresses
-        for port in container.declared.ports
-        if port.protocol is Protocol.TCP and port.container not in w.accepting
+        if w.netns is not None and w.addresses and container.declared.ports
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from appliance.model.facts import RunState
+from appliance.model.facts import BoundPort, RunState
 from appliance.model.names import Protocol
 
 if TYPE_CHECKING:
@@ -17,34 +17,44 @@ if TYPE_CHECKING:
 
 
 SETTLED = 10.0
-"""Seconds after the first of a container's TCP ports was found listening. What does not listen by then is taken for a
-port that opens on demand: nothing waits for it any more. Programs open what they always have within a second or two of
-each other; decision 0071."""
+"""Seconds after the first of a container's ports was found to have a program. What has none by then is taken for a port
+that opens on demand: nothing waits for it any more. Programs open what they always have within a second or two of each
+other; decision 0071."""
+
+
+def way(workload: Workload, port: Port) -> BoundPort | None:
+    """Return where its program takes what is sent to this port, whatever else keeps it from being sent there."""
+    usual = BoundPort(port.protocol, port.container)
+    if usual in workload.bound:
+        return usual
+    return next((b for b in workload.bound if (b.protocol, b.port) == (port.protocol, port.container)), None)
 
 
 def serves(workload: Workload, port: Port) -> bool:
-    """Whether it can take connections on this port.
+    """Whether it can take connections or datagrams on this port: it runs, is healthy, and has a program there.
 
-    A TCP port must have accepted one since the container's start; a UDP port cannot be asked. The health of a paused
-    container is not judged: its check cannot run.
+    The health of a paused container is not judged: its check cannot run.
     """
     alive = workload.state is RunState.PAUSED or (workload.state is RunState.RUNNING and workload.healthy is not False)
-    return alive and (port.protocol is Protocol.UDP or port.container in workload.accepting)
+    return alive and way(workload, port) is not None
 
 
 def may_open(workload: Workload, port: Port, ports: Iterable[Port]) -> bool:
-    """Whether a TCP port that is not served may open when a client comes, as another of its `ports` listens already."""
+    """Whether a port that has no program may get one when a client comes, as another of its `ports` has one already.
+
+    One whose program nobody reaches is no such port.
+    """
     return (
-        port.protocol is Protocol.TCP
-        and workload.state is RunState.RUNNING
-        and not serves(workload, port)
-        and any(p.protocol is Protocol.TCP and serves(workload, p) for p in ports)
+        workload.state is RunState.RUNNING
+        and way(workload, port) is None
+        and _where(workload, port) is None
+        and any(serves(workload, p) for p in ports)
     )
 
 
 def settles_in(workload: Workload, ports: Iterable[Port], now: float) -> float:
     """Return in how many seconds nothing waits any more for those of its ports that do not listen; infinite if none."""
-    left = workload.accepting_since + SETTLED - now
+    left = workload.bound_since + SETTLED - now
     return left if 0 < left <= SETTLED and _unheard(workload, ports) else inf
 
 
@@ -69,17 +79,31 @@ def missing(workload: Workload, ports: Sequence[Port], now: float) -> str | None
         code = f" with exit code {workload.exit_code}" if workload.exit_code else ""
         return f"{workload.state}{code}"
     waiting = _unheard(workload, ports)
-    if waiting and not (any(may_open(workload, port, ports) for port in waiting) and _settled(workload, now)):
-        return f"waiting for port {waiting[0].container}"
+    lasting = [p for p in waiting if not may_open(workload, p, ports)]
+    if lasting or (waiting and not _settled(workload, now)):
+        port = (lasting or waiting)[0]
+        where = _where(workload, port)
+        words = f": its program listens {where} only" if where is not None else ""
+        return f"waiting for port {_shown(port)}{words}"
     if workload.healthy is False:
         return "waiting for its health check"
     return None
 
 
 def _unheard(workload: Workload, ports: Iterable[Port]) -> list[Port]:
-    return [p for p in ports if p.protocol is Protocol.TCP and p.container not in workload.accepting]
+    return [p for p in ports if way(workload, p) is None]
 
 
 def _settled(workload: Workload, now: float) -> bool:
     """Whether it has had its time; also where the clock was set back meanwhile."""
-    return not 0 < workload.accepting_since + SETTLED - now <= SETTLED
+    return not 0 < workload.bound_since + SETTLED - now <= SETTLED
+
+
+def _shown(port: Port) -> str:
+    return str(port.container) if port.protocol is Protocol.TCP else f"{port.container}/{port.protocol}"
+
+
+def _where(workload: Workload, port: Port) -> str | None:
+    """Return where nobody else reaches its program."""
+    found = (u.where for u in workload.unreached if (u.protocol, u.port) == (port.protocol, port.container))
+    return next(found, None)

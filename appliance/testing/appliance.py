@@ -14,7 +14,7 @@ import trio.lowlevel
 from appliance.control.supervisor import Life, PartState
 from appliance.errors import RetryError
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, BridgeMember, DockerNetwork, RunState, Snapshot, Workload
+from appliance.model.facts import Attachment, BoundPort, BridgeMember, DockerNetwork, RunState, Snapshot, Workload
 from appliance.model.names import Name
 from appliance.model.network import Netns, NetnsId
 from appliance.model.registry import RegistryFacts
@@ -165,7 +165,9 @@ class FakeAppliance:
             spec = self.registry_facts.specs.get(w.name.service)
             declared = spec.container(w.name.container) if spec is not None else None
             if declared is not None and w.name.container not in self.silent:
-                self._workloads[w.id] = replace(w, accepting=frozenset(p.container for p in declared.ports))
+                self._workloads[w.id] = replace(
+                    w, bound=frozenset(BoundPort(p.protocol, p.container) for p in declared.ports)
+                )
         self.under_way = {}
         for action in rollout(self._facts()):
             self._act(action)

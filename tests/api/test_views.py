@@ -42,6 +42,17 @@ def test_labelled_containers_are_services_too():
     assert (web["ready"], web["running"]) == (2, 2)
 
 
+def test_what_runs_one_command_is_no_replica():
+    """It is shown among the workloads, with what its owner should know."""
+    s = snapshot(
+        container(2, "web.shop", (80,)),
+        container(3, "web.shop", one_off=True, note="Docker Compose started it for one command"),
+    )
+    (row,) = views.services(s, compile_host(s))
+    (web,) = row["containers"]
+    assert (web["ports"], web["ready"], web["running"], web["machines"]) == (["80/tcp"], 1, 1, {"here": 1})
+
+
 def test_replicas_elsewhere_count():
     """Replicas that other machines announce are counted, by machine."""
     s = snapshot(

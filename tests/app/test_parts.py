@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from structlog.testing import capture_logs
 
+from appliance.dataplane.inprocess import InProcess
 from appliance.drivers.netns import identity
 from appliance.drivers.nft.features import NftFeatures
 from appliance.model.facts import Probe
+from appliance.model.names import Protocol
 from appliance.model.network import HostRuleset, NetnsId
 from appliance.model.registry import Interests
 from appliance.model.state import HostState
@@ -35,14 +37,28 @@ def test_first_pass_finds_what_was_asked_for_before_it(parts: Parts, monkeypatch
     told: list[tuple[str, object]] = []
     monkeypatch.setattr(parts.registry, "watch", lambda wanted: told.append(("watch", wanted)))
     monkeypatch.setattr(parts.inventory, "probe", lambda wanted: told.append(("probe", wanted)))
-    server = replace(container(2, "web.shop", ports=(80,)), accepting=frozenset(), started_at=1.0)
+    server = replace(container(2, "web.shop", ports=(80,)), bound=frozenset(), started_at=1.0)
     parts.inventory.workloads = (server,)
     parts.look_ahead()
     assert server.netns is not None
+    looked_up = Probe(
+        server.id, server.netns.id, server.netns.path, 1.0, server.addresses, ((Protocol.TCP, 80),), own_rules=False
+    )
     assert told == [
         ("watch", Interests(services=frozenset({"shop"}))),
-        ("probe", frozenset({Probe(server.id, server.netns.id, server.addresses[0], 80, server.netns.path)})),
+        ("probe", frozenset({looked_up})),
     ]
+
+
+def test_containers_that_fail_are_looked_at(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data plane's word reaches what looks up ports, from a process of its own as well."""
+    told: list[IPv4Address] = []
+    monkeypatch.setattr(parts.inventory, "refused", told.append)
+    assert isinstance(parts.plane, InProcess)
+    refused = parts.plane._context.refused
+    assert refused is not None
+    refused(IPv4Address("172.18.0.2"))
+    assert told == [IPv4Address("172.18.0.2")]
 
 
 def test_what_the_kernel_does_not_know_is_not_wanted(parts: Parts) -> None:

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from appliance.model.names import Allowance
-from bench.controlhost import PORT, address, make_workload, workloads
+from bench.controlhost import BOUND, PORT, address, make_workload, workloads
 from bench.lab import CLIENT_IP, SERVER_IP
 
 
@@ -19,7 +19,7 @@ def test_a_workload_accepts_connections() -> None:
     """It is ready on the one port that it offers; rules of its own has the lab's server only."""
     allowed = (Allowance.parse("c.s0:8080"),)
     made = make_workload(7, "c.s7", IPv4Address("10.92.0.7"), None, allowed)
-    assert made.accepting == {PORT}
+    assert made.bound == BOUND
     assert [p.container for p in made.ports] == [PORT]
     assert made.connect_to == allowed
     assert not made.own_rules

@@ -10,7 +10,8 @@ import trio
 from appliance.check import kernel
 from appliance.drivers.nft.client import Nft
 from appliance.errors import RetryError
-from appliance.model.finding import Level
+from appliance.model.finding import Level, warning
+from appliance.model.names import Protocol
 
 
 @pytest.mark.parametrize(
@@ -109,3 +110,34 @@ def test_tracking_that_cannot_be_read(tmp_path, text) -> None:
     (tmp_path / "nf_conntrack_count").write_text(text)
     (tmp_path / "nf_conntrack_max").write_text("262144\n")
     assert kernel.tracking(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("answered", "words", "remedy"),
+    [
+        (
+            {Protocol.TCP},
+            "the kernel does not say who listens: UDP ports count as soon as their container runs",
+            "use a kernel with CONFIG_INET_UDP_DIAG",
+        ),
+        (
+            set(),
+            (
+                "the kernel does not say who listens: TCP ports are dialled to find out whether a program listens"
+                " and UDP ports count as soon as their container runs"
+            ),
+            "use a kernel with CONFIG_INET_TCP_DIAG and CONFIG_INET_UDP_DIAG",
+        ),
+    ],
+)
+def test_a_kernel_that_does_not_say_who_listens_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, answered: set[Protocol], words: str, remedy: str
+) -> None:
+    """A program that takes one connection may lose it then."""
+    monkeypatch.setattr(kernel.listening, "answered", lambda: frozenset(answered))
+    assert kernel.sockets() == [warning("sockets", words, remedy)]
+
+
+def test_a_kernel_that_says_who_listens_is_not_mentioned() -> None:
+    """As this one."""
+    assert kernel.sockets() == []

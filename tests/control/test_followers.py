@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from appliance.control.followers import PlanFollowers
 from appliance.faults import Faults
 from appliance.model.facts import Probe, Settings
+from appliance.model.names import Protocol
 from appliance.model.network import NetnsId
 from appliance.model.registry import Interests
 from appliance.model.rollout import ReplicaKey
@@ -19,7 +20,9 @@ from appliance.plan.compile import Compiler
 from appliance.plan.turns import at_once
 from tests.plan.cases import OWN, container, managed, snapshot, spec
 
-PROBE = Probe("a" * 64, NetnsId(device=4, inode=2), IPv4Address("172.18.0.2"), 80)
+PROBE = Probe(
+    "a" * 64, NetnsId(device=4, inode=2), "/netns/2", 1.0, (IPv4Address("172.18.0.2"),), ((Protocol.TCP, 80),)
+)
 FACTS = snapshot(specs=[spec("shop")], settings=Settings(node="here"))
 PLAN = replace(
     at_once(Compiler().compile(FACTS)),

@@ -24,7 +24,7 @@ from appliance.model.network import Netns, NetnsId
 from appliance.model.registry import Interests
 from appliance.plan.compile import Plan
 from appliance.plan.replicas.rollout import CLAIM
-from tests.plan.cases import MEMBERS, declared, machine, managed, spec
+from tests.plan.cases import MEMBERS, bound, declared, machine, managed, spec
 
 NETWORK = DockerNetwork(
     name="bridge",
@@ -45,7 +45,7 @@ def workload(number: int, name: str, **fields) -> Workload:
         attachments=(
             Attachment(network="bridge", address=IPv4Address(f"172.18.0.{number}"), gateway=IPv4Address("172.18.0.1")),
         ),
-        accepting=frozenset({80}),
+        bound=bound(80),
         **fields,
     )
 
@@ -219,7 +219,7 @@ def test_port_that_this_appliance_has_itself_is_left_alone() -> None:
 def claiming(started: float) -> Host:
     """A host of two whose one container, which meshbox made, is not ready; it began to run so many seconds ago."""
     pod = spec("pod", declared("a", (80,)), constraint="n1")
-    late = replace(managed(2, pod), accepting=frozenset(), started_at=1000.0 - started)
+    late = replace(managed(2, pod), bound=frozenset(), started_at=1000.0 - started)
     host = Host(late)
     host.facts = replace(
         host.facts,
@@ -259,7 +259,7 @@ def test_claims_follow_what_is_announced(autojump_clock) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(host.reconciler.run)
             assert host.begun[-1][0].claims == {"pod/0/a"}
-            ready = replace(host.facts.workloads[0], accepting=frozenset({80}))
+            ready = replace(host.facts.workloads[0], bound=bound(80))
             host.facts = replace(host.facts, workloads=(ready,))
             host.reconciler.ring(urgent=True)
             await trio.sleep(0.01)
@@ -274,12 +274,12 @@ def test_claims_follow_what_is_announced(autojump_clock) -> None:
 
 
 def test_each_plan_is_made_once_and_followed_before_and_after_its_steps() -> None:
-    """Ports are dialled at once; containers, claims and interests follow when the network is as it should be."""
-    host = Host(replace(SERVER, accepting=frozenset(), started_at=1.0), CLIENT)
+    """Ports are looked up at once; containers, claims and interests follow when the network is as it should be."""
+    host = Host(replace(SERVER, bound=frozenset(), started_at=1.0), CLIENT)
     assert len(host.run()) > 3
     ((plan, before),) = host.begun
     assert before == 0
-    assert {probe.port for probe in plan.probes} == {80}
+    assert [probe.ports for probe in plan.probes] == [((Protocol.TCP, 80),)]
     assert plan.interests == Interests(services=frozenset({"orange", "flask"}), everything=False)
     assert len(host.planned) == 1
 
@@ -346,8 +346,8 @@ def test_bell_does_not_hammer_what_fails(autojump_clock) -> None:
             host.effects.calls.clear()
             before = host.reconciler.passes
             for number in range(40):
-                ready = frozenset({80}) if number % 2 else frozenset()
-                host.facts = replace(host.facts, workloads=(replace(SERVER, accepting=ready), CLIENT))
+                ready = bound(80) if number % 2 else frozenset()
+                host.facts = replace(host.facts, workloads=(replace(SERVER, bound=ready), CLIENT))
                 host.reconciler.ring(urgent=True)
                 await trio.sleep(0.1)
                 assert IPv4Address("172.18.0.3") not in host.effects.zone.views

@@ -89,6 +89,19 @@ def test_success_ends_the_pause() -> None:
     assert state.ejected_until == clock.now + EJECT_SECONDS[0]
 
 
+def test_a_container_that_fails_is_told_of_once() -> None:
+    """Whoever looks up its ports then looks at once; and again when it fails after it has served."""
+    told: list[IPv4Address] = []
+    balancer = Balancer([backend(1), backend(2, local=False)], clock=Clock(), refused=told.append)
+    one, peer = balancer.states["10.0.0.1", 80], balancer.states["10.0.0.2", 80]
+    for state in (one, one, peer):
+        balancer.failed(state)
+    assert told == [IPv4Address("10.0.0.1")]
+    balancer.succeeded(one)
+    balancer.failed(one)
+    assert told == [IPv4Address("10.0.0.1")] * 2
+
+
 def test_all_failing_is_better_than_none() -> None:
     """When every backend is left out, they are tried nevertheless."""
     balancer = Balancer([backend(1), backend(2)], clock=Clock())

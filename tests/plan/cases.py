@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from appliance.model.facts import (
     Attachment,
+    BoundPort,
     BridgeMember,
     DockerNetwork,
     Endpoint,
@@ -62,10 +63,15 @@ def address(number: int) -> IPv4Address:
     return IPv4Address("172.18.0.0") + number
 
 
+def bound(*ports: int | str) -> frozenset[BoundPort]:
+    """Ports of a container at which its program is reached the usual way: `80` or `53/udp`."""
+    return frozenset(BoundPort(port.protocol, port.container) for port in map(Port.parse, ports))
+
+
 def container(number: int, name: str, ports=(), to=(), **fields) -> Workload:
     """A running container that serves all its ports, on the bridge, in a namespace of its own."""
     ports = tuple(Port.parse(p) for p in ports)
-    fields.setdefault("accepting", frozenset(p.container for p in ports if p.protocol is Protocol.TCP))
+    fields.setdefault("bound", frozenset(BoundPort(p.protocol, p.container) for p in ports))
     fields.setdefault("netns", Netns(id=NetnsId(device=4, inode=number), path=f"/netns/{number}"))
     fields.setdefault("attachments", (Attachment(network="bridge", address=address(number), gateway=GATEWAY),))
     return Workload(
@@ -81,7 +87,7 @@ def container(number: int, name: str, ports=(), to=(), **fields) -> Workload:
 
 def stopped(workload: Workload, state: RunState = RunState.EXITED) -> Workload:
     """The same container after its end."""
-    return replace(workload, state=state, netns=None, attachments=(), accepting=frozenset())
+    return replace(workload, state=state, netns=None, attachments=(), bound=frozenset())
 
 
 def spec(name: str, *containers: Container, count: int = 1, constraint: str | None = None) -> Service:
@@ -141,6 +147,13 @@ _LABELS = st.sampled_from(["a", "b", "c"])
 _NAMES = st.builds(Name, service=_LABELS, container=_LABELS)
 _PROTOCOLS = st.sampled_from(list(Protocol))
 _PORTS = st.builds(Port, mesh=st.integers(1, 3), container=st.integers(80, 82), protocol=_PROTOCOLS)
+_BOUND = st.builds(
+    BoundPort,
+    protocol=_PROTOCOLS,
+    port=st.integers(80, 82),
+    address=st.sampled_from([None, IPv4Address("172.19.0.2")]),
+    by_link=st.booleans(),
+)
 _DESTINATIONS = st.builds(Destination, name=_NAMES, port=st.integers(1, 3), protocol=_PROTOCOLS)
 _ALLOWANCES = st.one_of(
     st.builds(Allowance, name=_NAMES, port=st.none(), protocol=st.none()),
@@ -209,7 +222,7 @@ def workloads(draw) -> tuple[Workload, ...]:
                 ports=_distinct_ports(draw(st.lists(_PORTS, max_size=2))),
                 connect_to=tuple(draw(st.lists(_ALLOWANCES, max_size=3))),
                 healthy=draw(st.sampled_from([None, True, False])),
-                accepting=draw(st.frozensets(st.integers(80, 82))),
+                bound=draw(st.frozensets(_BOUND)),
                 problem=draw(st.sampled_from([None, None, None, "host network"])),
             )
         )

@@ -7,6 +7,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from appliance.model.facts import BoundPort
+from appliance.model.names import Protocol
 from appliance.model.network import Backend, NetnsId, Registration
 from appliance.plan.backends import (
     choose,
@@ -44,7 +46,7 @@ def test_local_backends():
     """Ready containers, at the container's port; the retiring for TCP only; not the unready nor without address."""
     workloads = (
         container(2, "web.web", ports=("80:8080",)),
-        container(3, "web.web", ports=("80:8080",), accepting=frozenset()),
+        container(3, "web.web", ports=("80:8080",), bound=frozenset()),
         container(4, "web.web", ports=("80:8080", "80:8080/udp")),
         container(5, "web.web", ports=("80:8080",)),
     )
@@ -60,6 +62,29 @@ def test_containers_with_rules_of_their_own_are_dialled_from_the_host():
     (found,) = MeshContainers().read(snapshot(container(2, "web.web", ports=("80:8080",), own_rules=True)))
     (backend,) = local_backends([found], {found.workload.id: address(2)}, frozenset())[WEB]
     assert backend.netns is None
+
+
+def test_a_socket_elsewhere_is_dialled_there():
+    """At another address of the container's; what is bound to an interface is reached over the link, from the host."""
+    second = IPv4Address("172.19.0.2")
+    for at, by_link in ((None, False), (second, False), (None, True), (second, True)):
+        found = container(2, "web.web", ports=("80:8080",), bound={BoundPort(Protocol.TCP, 8080, at, by_link)})
+        containers = MeshContainers().read(snapshot(found))
+        (backend,) = local_backends(containers, {found.id: address(2)}, frozenset())[WEB]
+        assert backend.address == (at or address(2))
+        assert backend.netns == (None if by_link else found.netns.id)
+
+
+def test_a_udp_port_without_a_program_is_no_backend():
+    """Datagrams would be lost there, while another container answers them."""
+    workloads = (
+        container(2, "web.web", ports=("80/udp",), bound=frozenset()),
+        container(3, "web.web", ports=("80/udp",)),
+    )
+    found = local_backends(
+        MeshContainers().read(snapshot(*workloads)), {w.id: w.addresses[0] for w in workloads}, frozenset()
+    )
+    assert found == {dest("web.web:80/udp"): [local(3)]}
 
 
 def test_remote_backends():

@@ -16,6 +16,7 @@ from appliance.plan.turns import at_once
 from tests.plan.cases import (
     SETTINGS,
     address,
+    bound,
     container,
     declared,
     dest,
@@ -62,7 +63,7 @@ def test_one_server_and_one_client():
 def test_nothing_is_announced_before_it_is_ready():
     """A container that does not accept yet has a listener and a name, but is no backend and not registered."""
     for server in (
-        replace(SERVER, accepting=frozenset()),
+        replace(SERVER, bound=frozenset()),
         replace(SERVER, healthy=False),
         stopped(SERVER),
     ):
@@ -73,7 +74,7 @@ def test_nothing_is_announced_before_it_is_ready():
 
 
 PAUSED = replace(SERVER, state=RunState.PAUSED, healthy=False)
-FTP = container(2, "apple.orange", ports=("21:21", "80:8080"), accepting=frozenset({21}), accepting_since=1000.0)
+FTP = container(2, "apple.orange", ports=("21:21", "80:8080"), bound=bound(21), bound_since=1000.0)
 
 
 @pytest.mark.parametrize("server", [PAUSED, FTP], ids=["paused", "on demand"])
@@ -95,7 +96,7 @@ def test_a_spare_serves_where_nothing_else_does(server):
 def test_what_opens_on_demand_counts_for_deploys_once_nothing_waits_for_it():
     """Other machines wait for revisions; the plan itself says when that time has come."""
     ftp = spec("orange", declared("apple", ports=(21, 80)))
-    server = managed(2, ftp, accepting=frozenset({21}), accepting_since=1000.0)
+    server = managed(2, ftp, bound=bound(21), bound_since=1000.0)
     for now, revisions in ((1004.0, ()), (1010.5, ((server.revision, 1),))):
         plan = at_once(Compiler().compile(snapshot(server, CLIENT, specs=[ftp], now=now)))
         assert plan.want.registrations[APPLE].weight == 0
@@ -112,7 +113,7 @@ def test_what_nothing_serves_is_closed():
     """In the namespaces that reach it and on the host, until it has a backend; to peers until one is here."""
     other = container(5, "pear.orange", ports=("81:81",))
     stranger = container(4, "a.a")
-    unready = replace(SERVER, accepting=frozenset())
+    unready = replace(SERVER, bound=frozenset())
     m2 = {"machines": (machine("here", "10.0.0.1"), machine("m2", "10.0.0.9"))}
     there = {"endpoints": (endpoint("apple.orange:80", "m2"),)}
     for facts, inside, host, to_peers in (
@@ -148,11 +149,11 @@ def test_readiness_touches_only_the_namespaces_that_reach_it():
     facts = snapshot(SERVER, CLIENT, pear)
     compiler = Compiler()
     before = at_once(compiler.compile(facts)).want
-    work = compiler.compile(snapshot(replace(SERVER, accepting=frozenset()), CLIENT, pear))
+    work = compiler.compile(snapshot(replace(SERVER, bound=frozenset()), CLIENT, pear))
     for _ in range(6):
         next(work)
     work.close()
-    after = at_once(compiler.compile(snapshot(replace(SERVER, accepting=frozenset()), CLIENT, pear))).want
+    after = at_once(compiler.compile(snapshot(replace(SERVER, bound=frozenset()), CLIENT, pear))).want
     assert closed(after) == {2: {80}, 3: {80}, 5: set()}
     assert after.rulesets[pear.netns.id] is before.rulesets[pear.netns.id]
     assert after.rulesets[CLIENT.netns.id].routes is before.rulesets[CLIENT.netns.id].routes
@@ -165,7 +166,7 @@ def test_old_revision_serves_until_the_new_one_is_ready():
     old = spec("orange", declared("apple", ports=(80,), image="old"))
     new = spec("orange", declared("apple", ports=(80,), image="new"))
     a, b = managed(2, old), managed(4, new)
-    unready = replace(b, accepting=frozenset())
+    unready = replace(b, bound=frozenset())
     assert backends(snapshot(a, specs=[new])) == ["c2"]
     assert backends(snapshot(a, unready, specs=[new])) == ["c2"]
     assert backends(snapshot(a, b, specs=[new])) == ["c4"]
@@ -232,7 +233,7 @@ def test_memory_changes_nothing(sequence):
         want = plan.want
         assert plan == at_once(Compiler().compile(s))
         assert at_once(compiler.compile(replace(s, workloads=tuple(map(replace, s.workloads))))) == plan
-        unready = replace(s, workloads=tuple(replace(w, accepting=frozenset(), healthy=False) for w in s.workloads))
+        unready = replace(s, workloads=tuple(replace(w, bound=frozenset(), healthy=False) for w in s.workloads))
         assert at_once(compiler.compile(unready)) == at_once(Compiler().compile(unready))
         assert at_once(compiler.compile(s)) == plan
         allocations = want.allocations

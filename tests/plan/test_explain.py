@@ -12,7 +12,7 @@ from appliance.model.state import Subject
 from appliance.model.stats import BackendStats, ListenerStats
 from appliance.plan.compile import compile_host
 from appliance.plan.explain import find_client, why
-from tests.plan.cases import BRIDGE, MEMBERS, SETTINGS, container, endpoint, stopped
+from tests.plan.cases import BRIDGE, MEMBERS, SETTINGS, bound, container, endpoint, stopped
 
 SERVER = container(2, "apple.orange", ports=(80, "53/udp"))
 TCP = Protocol.TCP
@@ -75,7 +75,7 @@ def test_declared_but_absent_destination() -> None:
 
 def test_backend_that_is_not_ready() -> None:
     """It names the container and what it waits for."""
-    starting = replace(SERVER, accepting=frozenset())
+    starting = replace(SERVER, bound=frozenset())
     last = ask(CLIENT, "apple.orange:80", starting, CLIENT)[-1]
     assert last.station == "backends"
     assert not last.passed
@@ -88,12 +88,12 @@ def test_backend_that_is_not_ready() -> None:
     [
         (replace(SERVER, state=RunState.PAUSED), (), "c2 at 172.18.0.2:80 (paused: callers wait until it goes on)"),
         (
-            container(2, "apple.orange", ports=(80, 21), accepting=frozenset({21})),
+            container(2, "apple.orange", ports=(80, 21), bound=bound(21)),
             (),
             "c2 at 172.18.0.2:80 (does not listen: dialled when a client comes, as another of its ports listens)",
         ),
         (
-            replace(SERVER, accepting=frozenset()),
+            replace(SERVER, bound=frozenset()),
             (endpoint("apple.orange:80", "m2", weight=0),),
             "m2 at 10.0.0.9:20000 (nothing is ready there: reached where nothing else is); c2 is waiting for port 80",
         ),

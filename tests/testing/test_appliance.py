@@ -33,7 +33,7 @@ def settle(fake):
 def test_deployed_service_comes_up_step_by_step(fake) -> None:
     """A look after the other, its containers are created, accept connections and become backends."""
     trio.run(fake.deploy, [WEB])
-    assert all(not w.accepting for w in fake.snapshot().workloads)
+    assert all(not w.bound for w in fake.snapshot().workloads)
     s = settle(fake)
     assert [(str(w.name), w.replica) for w in s.workloads] == [("web.shop", 0), ("web.shop", 1)]
     (listener,) = fake.have.listeners.values()
@@ -83,5 +83,5 @@ def test_silent_container_is_never_ready(fake) -> None:
     fake.silent = {"web"}
     trio.run(fake.deploy, [WEB])
     s = settle(fake)
-    assert [w.accepting for w in s.workloads] == [frozenset()] * 2
+    assert [w.bound for w in s.workloads] == [frozenset()] * 2
     assert all(not listener.backends for listener in fake.have.listeners.values())

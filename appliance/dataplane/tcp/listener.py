@@ -46,7 +46,7 @@ class TcpListener(DialOwner):
             context.dials,
             context.namespaces,
             listener.destination,
-            Balancer(listener.backends),
+            Balancer(listener.backends, refused=context.refused),
         )
         self._on_empty = on_empty
         self.port = listener.port

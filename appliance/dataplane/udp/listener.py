@@ -88,7 +88,8 @@ class UdpListener(SessionOwner):
         A session without any answer ends after `idle` seconds without a datagram; there are at most `limit` brief ones.
         `on_empty` is called once nothing is left after `stop`. With `doors_only` another process serves the port.
         """
-        super().__init__(context.loop, Balancer(listener.backends, pauses=EJECT_SECONDS), listener.destination)
+        balancer = Balancer(listener.backends, pauses=EJECT_SECONDS, refused=context.refused)
+        super().__init__(context.loop, balancer, listener.destination)
         self._shares = context.shares
         self._refusals = context.refusals
         self._epoll = context.epoll

@@ -1,7 +1,7 @@
 """What the appliance and its workers say to each other (channel.py carries it).
 
 To a worker: first `Init`, then what it must serve, then `Ready`; after that whatever changes. A worker sends `Answer`s
-and, for each socket that did not arrive for want of file descriptors, `Missing`.
+and, for each socket that did not arrive for want of file descriptors, `Missing`; it says `Refused` of containers.
 """
 
 from __future__ import annotations
@@ -148,6 +148,13 @@ class Answer:
 
     number: int
     value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A container at this address has failed after it had served."""
+
+    address: IPv4Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,13 @@ class WorkerPool:
         dns_upstreams: Callable[[], Sequence[tuple[str, int]]],
         dns_port: int,
         idle_udp: float = IDLE,
+        refused: Callable[[IPv4Address], None] | None = None,
     ) -> None:
-        """`command` starts a worker, with the descriptor of its channel added. Nothing runs before `start`."""
+        """`command` starts a worker, with the descriptor of its channel added. Nothing runs before `start`.
+
+        `refused` is told the address of a container that has failed after it had served.
+        """
+        self._refused = refused
         self._loop = loop
         self._dns_upstreams = dns_upstreams
         self._dns_port = dns_port
@@ -345,6 +350,9 @@ class WorkerPool:
         match message:
             case messages.Answer():
                 worker.asked.pop(message.number)(message.value)
+            case messages.Refused():
+                if self._refused is not None:
+                    self._refused(message.address)
             case messages.Missing():
                 self._loop.call_later(MISSING, self._hand_over_again, worker, message.what, message.slot)
 

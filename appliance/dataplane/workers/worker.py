@@ -106,6 +106,7 @@ class Worker:
                     dns_upstreams=lambda: self._upstreams,
                     dns_port=message.dns_port,
                     idle_udp=message.idle_udp,
+                    refused=lambda address: self._channel.send(messages.Refused(address)),
                 )
             case messages.Ready():
                 gc.collect()

@@ -37,6 +37,7 @@ from appliance.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from ipaddress import IPv4Address
 
     from appliance.drivers.docker.client import Docker
     from appliance.drivers.docker.punctuality import Punctuality
@@ -112,7 +113,7 @@ class Inventory:
                 (STARTING, path), "a starting container is passed over until Docker shows it", cause(error)
             ),
         )
-        self._prober = Prober(lambda container, netns, ports: self._store.accepted(container, netns, *ports))
+        self._prober = Prober(self._store.seen)
         self._sharing: dict[str, str] = {}
         """Containers → the container whose network they share."""
         self._meeting: set[str] = set()
@@ -150,11 +151,19 @@ class Inventory:
         return self._members.members
 
     def probe(self, wanted: frozenset[Probe]) -> None:
-        """Ask about exactly these from now on, until each takes connections, which `Workload.accepting` then says.
+        """Look up exactly these from now on; `Workload.bound` then says what holds.
 
-        Those that have accepted, or ended, since the plan that wants them was begun are left out.
+        Those that have ended since the plan that wants them was begun are left out.
         """
-        self._prober.want(frozenset(p for p in wanted if self._store.awaits(p.workload_id, p.netns, p.port)))
+        self._prober.want(frozenset(p for p in wanted if self._store.is_in(p.workload_id, p.netns)))
+
+    async def first_look(self) -> None:
+        """Return once all that is to be looked up was."""
+        await self._prober.first_look()
+
+    def refused(self, address: IPv4Address) -> None:
+        """Look up at once which ports still have a program there. For callbacks of the loop."""
+        self._prober.hurry(address)
 
     def _publish(self, *, urgent: bool) -> None:
         self.workloads = tuple(sorted(self._store.by_id.values(), key=lambda w: (w.docker_name, w.id)))

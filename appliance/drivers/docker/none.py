@@ -10,6 +10,7 @@ from appliance.drivers.docker.punctuality import Punctuality
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from ipaddress import IPv4Address
 
     from appliance.heartbeat import Part
     from appliance.model.facts import BridgeMember, DockerNetwork, Probe, Workload
@@ -30,6 +31,13 @@ class NoContainers:
 
     def probe(self, wanted: frozenset[Probe]) -> None:
         """There is nothing to probe."""
+
+    async def first_look(self) -> None:
+        """There is nothing to look up."""
+        await trio.lowlevel.checkpoint()
+
+    def refused(self, address: IPv4Address) -> None:
+        """Nothing of this host's has been dialled."""
 
     async def catch_up(self) -> None:
         """There are no events."""

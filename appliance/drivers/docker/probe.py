@@ -1,38 +1,49 @@
-"""Readiness probes: find out when a container's TCP ports take connections for the first time.
+"""Readiness probes: which declared ports of containers have a program now, and the way that reaches it.
 
-The kernel is asked who listens in the container's namespace (drivers/netns/listening.py). A port may also take
-connections without a socket of its own: rules in the container may lead it elsewhere. And this kernel may not answer.
-So what the look-up does not show is dialled too, from the host's namespace: seldom, and few ports at a time. An
-accepted connection is closed at once.
+The kernel is asked in the container's namespace (drivers/netns/listening.py): ten times a second while it starts, every
+second then, and at once when the data plane was refused there. One task asks for all containers, and traffic has its
+turn in between.
 
-One task for each run of a container ends when all its ports were found, or when none is wanted any more.
+Two kinds of ports cannot be looked up. Rules of its own may lead a port of a container elsewhere: where no socket
+shows, such a TCP port is dialled, seldom, and its UDP ports always count. And the kernel may not answer: then TCP ports
+are dialled until they take a connection, which counts until the container ends, and UDP ports always count. No other
+container is ever dialled: a program may take one connection only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from math import inf
+from typing import TYPE_CHECKING
 
 import trio
 
 from appliance.drivers.netns import listening
 from appliance.heartbeat import UNWATCHED
+from appliance.model.facts import BoundPort
+from appliance.model.names import Protocol
 from appliance.retry import Schedule
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
     from collections.abc import Set as AbstractSet
     from ipaddress import IPv4Address
 
     from appliance.heartbeat import Heartbeat
-    from appliance.model.facts import Probe
+    from appliance.model.facts import Probe, UnreachedPort
     from appliance.model.network import NetnsId
 
-LOOK_AGAIN = Schedule((0.05, 0.1, 0.2, 0.4, 0.8, 1.0))
-"""Seconds until the next look-up of a container's ports."""
+OFTEN, SELDOM = 0.1, 1.0
+"""Seconds between look-ups of a container: while it starts or has just lost a port, and then."""
+WORDS = 5.0
+"""Seconds between questions who listens where nobody reaches it."""
+STARTING = 30.0
+"""Seconds after which it no longer starts, also where a port still has no program."""
+SHARE = 100
+"""One container's look-ups take at most this part of the time: with hundreds of ports they come less often."""
+QUESTION = 8e-6
+"""Seconds that one takes."""
 REDIAL = Schedule((0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0))
-"""Seconds until its ports are dialled again."""
+"""Seconds until a container's ports are dialled again."""
 REDIAL_BESIDE = Schedule((2.0, 4.0, 8.0, 15.0, 30.0))
 """The same where the look-up works, and nearly always comes first."""
 DIAL_TIMEOUT = 1.0
@@ -43,35 +54,86 @@ DIALS_OF_ONE = 4
 """The same of one container. Those whose packets it drops last DIAL_TIMEOUT each, and others wait their turn."""
 
 
-class ProbedRun(NamedTuple):
-    """One run of a container, as probes name it."""
+class _ProbedRun:
+    """One run of a container."""
 
-    workload_id: str
-    netns: NetnsId
-    address: IPv4Address
-    path: str
+    def __init__(self, probe: Probe, answered: AbstractSet[Protocol], now: float) -> None:
+        self.probe = probe
+        self.asked = tuple(
+            (protocol, port)
+            for protocol, port in probe.ports
+            if protocol in answered and not (protocol is Protocol.UDP and probe.own_rules)
+        )
+        """The ports that are looked up."""
+        self.taken = frozenset(
+            BoundPort(protocol, port)
+            for protocol, port in probe.ports
+            if protocol is Protocol.UDP and (protocol, port) not in self.asked
+        )
+        """Those that always count."""
+        self.until = now + STARTING
+        """When it counts as started at the latest, on Trio's clock."""
+        self.due = now
+        """When it is looked up again."""
+        self.words_due = now + SELDOM
+        """When it is asked who listens where nobody reaches it."""
+        self.looked = -inf
+        self.namespace: listening.NamespacePorts | None = None
+        self.found: frozenset[BoundPort] = frozenset()
+        """As last looked up."""
+        self.unreached: frozenset[UnreachedPort] = frozenset()
+        self.dialled: frozenset[int] = frozenset()
+        """TCP ports that have taken a dial since its start."""
+        self.scope = trio.CancelScope()
+        """Of the task that dials."""
+        self.closed = False
 
+    @property
+    def bound(self) -> frozenset[BoundPort]:
+        """Return the ports that count."""
+        if not self.taken and not self.dialled:
+            return self.found
+        shown = {(bound.protocol, bound.port) for bound in self.found}
+        dialled = (BoundPort(Protocol.TCP, port) for port in self.dialled if (Protocol.TCP, port) not in shown)
+        return self.found | self.taken | frozenset(dialled)
 
-@dataclass(slots=True)
-class _Waiting:
-    run: ProbedRun
-    ports: set[int]
-    """Those that have not been found yet."""
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    def missing(self) -> list[tuple[Protocol, int]]:
+        """Return the ports that do not count."""
+        there = {(bound.protocol, bound.port) for bound in self.bound}
+        return [port for port in self.probe.ports if port not in there]
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.closed = True
+        self.scope.cancel()
+        self.leave()
+
+    def leave(self) -> None:
+        """Let go of its namespace, which is entered again for the next look-up."""
+        if self.namespace is not None:
+            self.namespace.close()
+            self.namespace = None
 
 
 class Prober:
-    """Looks for what is wanted. `accepted` is called once for each port that is found, which then counts as done."""
+    """Looks up what is wanted, and tells after each look-up what holds now."""
 
-    def __init__(self, accepted: Callable[[str, NetnsId, frozenset[int]], None]) -> None:
-        """Probes begin when run() has started. `accepted` gets a container's id, its namespace, and ports."""
-        self._accepted = accepted
+    def __init__(self, seen: Callable[[str, NetnsId, frozenset[BoundPort], frozenset[UnreachedPort]], None]) -> None:
+        """Probes begin when run() has started. `seen` gets a container's id and its namespace, too."""
+        self._seen = seen
         self._nursery: trio.Nursery | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
         self._wanted: frozenset[Probe] = frozenset()
-        self._waiting: dict[ProbedRun, _Waiting] = {}
+        self._watched: dict[tuple[str, NetnsId, float], _ProbedRun] = {}
+        self._pause = trio.CancelScope()
+        self._looked = trio.Event()
+        self._refusing: set[IPv4Address] = set()
+        """Who has refused since it was last looked at once."""
+        self._hurried = -inf
+        self._turns = listening.QuestionTurns()
         self._dials = trio.CapacityLimiter(DIALS)
-        self._can_look: bool | None = None
-        """Whether the kernel answers; None until it was tried."""
+        self._answered: frozenset[Protocol] | None = None
+        """What the kernel can be asked about; None until it was tried."""
 
     async def run(
         self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -80,93 +142,148 @@ class Prober:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._token = trio.lowlevel.current_trio_token()
                 self.want(self._wanted)
                 task_status.started()
-                await beat.sleep()
+                while True:
+                    await self._look_at_all(beat)
+                    self._looked.set()
+                    self._looked = trio.Event()
+                    with trio.move_on_at(min((w.due for w in self._watched.values()), default=inf)) as self._pause:
+                        await beat.sleep()
         finally:
-            self._nursery = None
-            self._waiting.clear()
+            self._nursery = self._token = None
+            for watched in self._watched.values():
+                watched.close()
+            self._watched.clear()
 
     def want(self, probes: AbstractSet[Probe]) -> None:
         """Probe exactly these from now on; what is already under way goes on undisturbed."""
         self._wanted = frozenset(probes)
         if self._nursery is None:
             return
-        wanted: dict[ProbedRun, set[int]] = {}
-        for probe in self._wanted:
-            run = ProbedRun(probe.workload_id, probe.netns, probe.address, probe.path)
-            wanted.setdefault(run, set()).add(probe.port)
-        for run in [run for run in self._waiting if run not in wanted]:
-            self._waiting.pop(run).scope.cancel()
-        for run, ports in wanted.items():
-            waiting = self._waiting.get(run)
-            if waiting is not None and ports <= waiting.ports:
-                waiting.ports &= ports
-                continue
-            if waiting is not None:
-                waiting.scope.cancel()
-            waiting = self._waiting[run] = _Waiting(run, ports)
-            self._nursery.start_soon(self._wait, waiting)
+        wanted = {(p.workload_id, p.netns, p.started_at): p for p in self._wanted}
+        for run in self._watched.keys() - wanted.keys():
+            self._watched.pop(run).close()
+        for run, probe in wanted.items():
+            watched = self._watched.get(run)
+            if watched is None or watched.probe != probe:
+                self._watch(run, probe, watched)
 
-    async def _wait(self, waiting: _Waiting) -> None:
-        with waiting.scope:
-            sock = self._open(waiting.run)
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._dial_now_and_then, waiting, REDIAL if sock is None else REDIAL_BESIDE)
-                    if sock is not None:
-                        nursery.start_soon(self._look_again_and_again, waiting, sock)
-            finally:
-                if sock is not None:
-                    sock.close()
+    async def first_look(self) -> None:
+        """Return once all that is wanted was looked up; at once where nothing runs."""
+        await trio.lowlevel.checkpoint()
+        while any(watched.looked == -inf for watched in self._watched.values()):
+            await self._looked.wait()
 
-    def _open(self, run: ProbedRun) -> socket.socket | None:
-        """Return a socket for look-ups in a container's namespace; None where there can be none."""
-        if not run.path:
-            return None
-        if self._can_look is None:
-            self._can_look = listening.works()
-        return listening.open_in(run.path, run.netns) if self._can_look else None
+    def hurry(self, address: IPv4Address) -> None:
+        """Look up what has this address at once: it has refused a connection. For callbacks of the loop."""
+        if self._token is not None:
+            self._refusing.add(address)
+            self._token.run_sync_soon(self._hurry, idempotent=True)
 
-    def _found(self, waiting: _Waiting, ports: AbstractSet[int]) -> None:
-        """Tell that ports take connections; the last ones end the task."""
-        found = frozenset(ports & waiting.ports)
-        if not found or self._waiting.get(waiting.run) is not waiting:
-            return
-        waiting.ports -= found
-        if not waiting.ports:
-            del self._waiting[waiting.run]
-            waiting.scope.cancel()
-        self._accepted(waiting.run.workload_id, waiting.run.netns, found)
+    def _hurry(self) -> None:
+        now = trio.current_time()
+        if now < self._hurried + OFTEN:
+            return  # a container may refuse again and again; the next look-ups are not far
+        self._hurried = now
+        for watched in self._watched.values():
+            if not self._refusing.isdisjoint(watched.probe.addresses):
+                watched.due = min(watched.due, watched.looked + OFTEN)
+        self._refusing.clear()
+        self._pause.cancel()
 
-    async def _look_again_and_again(self, waiting: _Waiting, sock: socket.socket) -> None:
-        looks = 0
-        while True:
-            try:
-                self._found(waiting, await listening.listening(sock, waiting.run.address, sorted(waiting.ports)))
-            except OSError:
-                return  # for example no memory for the answers: they are dialled
-            looks += 1
-            await trio.sleep(LOOK_AGAIN.after(looks))
+    def _watch(self, run: tuple[str, NetnsId, float], probe: Probe, former: _ProbedRun | None) -> None:
+        """Begin to watch a run, or go on with other addresses or ports."""
+        if self._answered is None:
+            self._answered = listening.answered()
+        watched = self._watched[run] = _ProbedRun(probe, self._answered, trio.current_time())
+        if former is not None:
+            watched.dialled = frozenset(port for port in former.dialled if (Protocol.TCP, port) in probe.ports)
+            watched.namespace, former.namespace = former.namespace, None
+            former.close()
+        looks = Protocol.TCP in self._answered
+        if (probe.own_rules or not looks) and self._nursery is not None:
+            self._nursery.start_soon(self._dial_now_and_then, watched, REDIAL_BESIDE if looks else REDIAL)
+        self._pause.cancel()
 
-    async def _dial_now_and_then(self, waiting: _Waiting, schedule: Schedule) -> None:
+    def _tell(self, watched: _ProbedRun) -> None:
+        if not watched.closed:
+            self._seen(watched.probe.workload_id, watched.probe.netns, watched.bound, watched.unreached)
+
+    # -- looking
+
+    async def _look_at_all(self, beat: Heartbeat) -> None:
+        """Look at those that are due, one after the other."""
+        now = trio.current_time()
+        for watched in [w for w in self._watched.values() if w.due <= now]:
+            before = self._turns.asked
+            watched.looked = now
+            complete = await self._look(watched, now)
+            pause = max(SELDOM if complete else OFTEN, SHARE * QUESTION * (self._turns.asked - before))
+            watched.due = (
+                round((now + pause) / OFTEN) * OFTEN
+            )  # many at the same moments, each of which wakes the process
+            beat()
+
+    async def _look(self, watched: _ProbedRun, now: float) -> bool:
+        """Look up one container's ports, and tell; return whether there is no hurry to look again."""
+        if not watched.asked:
+            self._tell(watched)
+            return True
+        if watched.namespace is None:
+            watched.namespace = listening.open_in(watched.probe.path, watched.probe.netns)
+            await trio.lowlevel.checkpoint()
+        namespace = watched.namespace
+        if namespace is None or watched.closed:
+            return True  # it has just ended, or no descriptor is left
+        try:
+            found = await namespace.bound(
+                watched.probe.addresses, watched.asked, self._turns, from_host=watched.probe.own_rules
+            )
+            if not watched.found <= found:
+                watched.until = now + STARTING  # its program may be back in a moment
+            watched.found = found
+            complete = len(watched.bound) == len(watched.probe.ports)
+            watched.unreached = frozenset() if complete else await self._unreached(watched, namespace, now)
+        except OSError:  # for example no memory for the answers: what was known stays
+            watched.leave()
+            return True
+        self._tell(watched)
+        return complete or now >= watched.until
+
+    async def _unreached(
+        self, watched: _ProbedRun, namespace: listening.NamespacePorts, now: float
+    ) -> frozenset[UnreachedPort]:
+        """Return which of the missing ports have a program that nobody reaches; asked seldom, since it is for words."""
+        missing = [port for port in watched.missing() if port in watched.asked]
+        if now < watched.words_due:
+            return frozenset(known for known in watched.unreached if (known.protocol, known.port) in missing)
+        watched.words_due = now + WORDS
+        return await namespace.unreached(missing, self._turns)
+
+    # -- dialling
+
+    async def _dial_now_and_then(self, watched: _ProbedRun, schedule: Schedule) -> None:
         rounds = 0
-        if schedule is REDIAL_BESIDE:
-            await trio.sleep(schedule.after(1))
-        while True:
-            left = iter(sorted(waiting.ports))
-            async with trio.open_nursery() as nursery:
-                for _ in range(DIALS_OF_ONE):
-                    nursery.start_soon(self._dial_each, waiting, left)
-            rounds += 1
-            await trio.sleep(schedule.after(rounds))
+        with watched.scope:
+            if schedule is REDIAL_BESIDE:
+                await trio.sleep(schedule.after(1))
+            while True:
+                left = iter([port for protocol, port in watched.missing() if protocol is Protocol.TCP])
+                async with trio.open_nursery() as nursery:
+                    for _ in range(DIALS_OF_ONE):
+                        nursery.start_soon(self._dial_each, watched, left)
+                rounds += 1
+                await trio.sleep(schedule.after(rounds))
 
-    async def _dial_each(self, waiting: _Waiting, ports: Iterator[int]) -> None:
+    async def _dial_each(self, watched: _ProbedRun, ports: Iterator[int]) -> None:
         for port in ports:
             async with self._dials:
-                accepted = await accepts(waiting.run.address, port)
+                accepted = await accepts(watched.probe.addresses[0], port)
             if accepted:
-                self._found(waiting, {port})
+                watched.dialled |= {port}
+                self._tell(watched)
 
 
 async def accepts(address: IPv4Address, port: int) -> bool:

@@ -59,6 +59,8 @@ class Listed:
     """Names of the networks that it is on, or will be on once it runs."""
     image_id: str = ""
     """That of the image from which it was made; `image` may be another one's name by now. Events do not say it."""
+    aliases: frozenset[str] = frozenset()
+    """What else it is called on its networks; known of inspected ones only."""
     from_image: frozenset[str] = frozenset()
     """Keys of `labels` that are the image's (images.py): they do not count."""
     doubt: str = ""
@@ -325,6 +327,7 @@ def _inspected(container: _Container) -> Inspected:
             network_mode=container.host_config.network_mode,
             networks=tuple(settings.networks or ()),
             image_id=container.image,
+            aliases=frozenset(alias for e in (settings.networks or {}).values() if e for alias in e.aliases or ()),
         ),
         runtime=container.host_config.runtime,
         sandbox_key=settings.sandbox_key,

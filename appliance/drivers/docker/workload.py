@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _OWN_STACK = re.compile(r"runsc|gvisor|kata|firecracker", re.IGNORECASE)
 """Runtimes whose containers do not use the network stack of a namespace of this host."""
 _NAME = frozenset({SERVICE, CONTAINER})
+ONE_OFF, COMPOSE_SERVICE = "com.docker.compose.oneoff", "com.docker.compose.service"
+"""Docker Compose's own labels: whether it was started for one command, and the name of its service there."""
 
 
 def from_list(listed: Listed) -> Workload | None:
@@ -27,6 +29,7 @@ def from_list(listed: Listed) -> Workload | None:
     if labels is None:
         return None
     problem = labels.problem or _mode_problem(listed.network_mode)
+    one_off = _one_off(listed)
     return Workload(
         id=listed.id,
         docker_name=listed.docker_name,
@@ -35,11 +38,12 @@ def from_list(listed: Listed) -> Workload | None:
         image=listed.image,
         replica=labels.replica,
         revision=labels.revision,
-        ports=labels.ports,
+        ports=() if one_off else labels.ports,
         connect_to=labels.connect_to,
+        one_off=one_off,
         problem=problem,
         fixed_problem=problem,
-        note=_note(listed) if problem is None else None,
+        note=_note(listed, one_off=one_off) if problem is None else None,
     )
 
 
@@ -60,8 +64,26 @@ def _counted(listed: Listed) -> Labels | None:
     return Labels(name=found.name, problem=f"{problem}, or set image_labels = true")
 
 
-def _note(listed: Listed) -> str | None:
-    return f"its {_from_image(listed)}" if listed.from_image else None
+def _one_off(listed: Listed) -> bool:
+    """Whether Compose started it for one command (`docker compose run`), with the labels of its service.
+
+    On a plain network of Docker's the service's name does not lead there, unless it was run with --use-aliases.
+    """
+    if listed.from_image & {ONE_OFF, COMPOSE_SERVICE} or listed.labels.get(ONE_OFF, "").lower() != "true":
+        return False
+    return listed.labels.get(COMPOSE_SERVICE) not in listed.aliases
+
+
+def _note(listed: Listed, *, one_off: bool) -> str | None:
+    notes = []
+    if one_off:
+        notes.append(
+            "Docker Compose started it for one command: it may call, and gets no traffic"
+            " (docker compose run --use-aliases gives it some)"
+        )
+    if listed.from_image:
+        notes.append(f"its {_from_image(listed)}")
+    return "; ".join(notes) or None
 
 
 def _from_image(listed: Listed) -> str:
@@ -115,6 +137,7 @@ def from_inspect(
         ports=base.ports,
         connect_to=base.connect_to,
         published=source.published,
+        one_off=base.one_off,
         own_rules=inspected.own_rules or source.own_rules,
         healthy=inspected.healthy,
         exit_code=inspected.exit_code,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from appliance.drivers.docker.types import Event, Inspected, Listed
     from appliance.drivers.netns.owner import Process
     from appliance.faults import Faults
+    from appliance.model.facts import BoundPort, UnreachedPort
     from appliance.model.network import NetnsId
 
 LAST_EXIT_CODE = 2**32 - 1
@@ -99,7 +100,7 @@ class WorkloadStore:
         self._starting.pop(now.id, None)
         before = self.by_id.get(now.id)
         if before is not None and before.netns == now.netns and before.started_at in {0.0, now.started_at}:
-            now = replace(now, accepting=before.accepting, accepting_since=before.accepting_since)
+            now = replace(now, bound=before.bound, bound_since=before.bound_since, unreached=before.unreached)
         elif now.netns is not None:
             self._fresh_netns(now.netns.id)
             if now.started_at > self._began and not self._is_shared(now):  # a start that nobody has seen
@@ -162,17 +163,22 @@ class WorkloadStore:
                 return container_id
         return None
 
-    def awaits(self, container_id: str, netns: NetnsId, port: int) -> bool:
-        """Return whether a container is in this namespace still, and does not take connections on the TCP port yet."""
+    def is_in(self, container_id: str, netns: NetnsId) -> bool:
+        """Return whether a container is in this namespace still."""
         found = self.by_id.get(container_id)
-        return found is not None and found.netns is not None and found.netns.id == netns and port not in found.accepting
+        return found is not None and found.netns is not None and found.netns.id == netns
 
-    def accepted(self, container_id: str, netns: NetnsId, *ports: int) -> None:
-        """Note that TCP ports of a container take connections in this namespace."""
-        before = self.by_id.get(container_id)
-        if before is not None and before.netns is not None and before.netns.id == netns:
-            since = before.accepting_since or time.time()
-            self._put(replace(before, accepting=before.accepting.union(ports), accepting_since=since))
+    def seen(
+        self, container_id: str, netns: NetnsId, bound: frozenset[BoundPort], unreached: frozenset[UnreachedPort]
+    ) -> None:
+        """Note which ports of a container have a program in this namespace now."""
+        before = self.by_id[container_id] if self.is_in(container_id, netns) else None
+        if before is None or (before.bound == bound and before.unreached == unreached):
+            return
+        since = (before.bound_since or time.time()) if bound else 0.0
+        now = replace(before, bound=bound, bound_since=since, unreached=unreached)
+        # What has gone must not be dialled; what has come can wait until the others have, too.
+        self._put(now, urgent=not before.bound <= bound)
 
     def remove(self, container_id: str) -> None:
         """Remove a container that Docker no longer has; one that is not known is no error."""
@@ -239,8 +245,9 @@ def _stopped(before: Workload) -> Workload:
         state=RunState.EXITED,
         netns=None,
         attachments=(),
-        accepting=frozenset(),
-        accepting_since=0.0,
+        bound=frozenset(),
+        bound_since=0.0,
+        unreached=frozenset(),
         healthy=None,
         problem=before.fixed_problem,
     )

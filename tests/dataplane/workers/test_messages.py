@@ -36,6 +36,7 @@ EXAMPLES = (
     messages.Ask(7, api.pairs_to(ADDRESS)),
     messages.Stop(),
     messages.Answer(7, (1, 2)),
+    messages.Refused(ADDRESS),
     messages.Missing(NETNS, 1),
 )
 

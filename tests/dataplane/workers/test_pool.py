@@ -76,8 +76,15 @@ class WorkersWorld(World):
     def __init__(self, number: int = 2) -> None:
         super().__init__()
         self.dns_port = free_port()
+        self.refused: list[IPv4Address] = []
         self.workers: WorkerPool = self.call(
-            WorkerPool, self.loop, number=number, command=COMMAND, dns_upstreams=list, dns_port=self.dns_port
+            WorkerPool,
+            self.loop,
+            number=number,
+            command=COMMAND,
+            dns_upstreams=list,
+            dns_port=self.dns_port,
+            refused=self.refused.append,
         )
         self.do("start")
 
@@ -287,6 +294,19 @@ def test_swap_leads_elsewhere_in_every_worker(world: WorkersWorld) -> None:
     for _ in range(20):
         world.joined(port)
     assert other.served == 20
+
+
+def test_a_container_that_refuses_is_told_of(world: WorkersWorld) -> None:
+    """Whatever worker was refused: whoever looks up the container's ports looks at once."""
+    gone = world.backend("127.0.0.1")
+    wanted = listener_of(free_port(), backend_of(gone))
+    gone.close()
+    world.do("open_listener", wanted)
+    with world.client() as client:
+        client.connect((CALLER, wanted.port))
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    eventually(lambda: world.refused == [IPv4Address("127.0.0.1")])
 
 
 def test_taken_port_is_told(world: WorkersWorld) -> None:

@@ -17,8 +17,8 @@ from appliance.drivers.docker.inventory import Inventory
 from appliance.drivers.docker.types import Event, Joined, Unreadable
 from appliance.drivers.netns import identity, links
 from appliance.errors import RetryError
-from appliance.model.facts import DockerNetwork, Probe, RunState
-from appliance.model.names import Port
+from appliance.model.facts import BoundPort, DockerNetwork, Probe, RunState
+from appliance.model.names import Port, Protocol
 from appliance.retry import Schedule
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "web", "meshbox.ports": "80"}
@@ -333,7 +333,7 @@ def test_container_is_published_before_its_program_runs(world):
         assert world.only.addresses == (IPv4Address("172.17.0.3"),)
         assert world.only.attachments[0].gateway == IPv4Address("172.17.0.1")
         assert world.only.netns.path == path
-        assert (world.only.healthy, world.only.accepting, world.only.started_at) == (False, frozenset(), 0.0)
+        assert (world.only.healthy, world.only.bound, world.only.started_at) == (False, frozenset(), 0.0)
         assert world.rings == [True, True], "for its rules, and for its address"
         assert world.fresh == [world.only.netns.id]
         world.docker.change(
@@ -503,67 +503,74 @@ def test_list_from_before_the_start_changes_nothing(world, monkeypatch):
     play(world, scene)
 
 
-def test_accepting_is_forgotten_at_each_start(world):
-    """A port that accepted before a restart has to accept again."""
+def test_ports_are_forgotten_at_each_start(world):
+    """A port that had a program before a restart must have one again."""
+    web = frozenset({BoundPort(Protocol.TCP, 80)})
 
     async def scene():
-        world.inventory._store.accepted(cid(2), world.only.netns.id, 80)
-        assert world.only.accepting == {80}
+        world.inventory._store.seen(cid(2), world.only.netns.id, web, frozenset())
+        assert world.only.bound == web
         world.docker.tell("container", "update", cid(2), **LABELS)
         await until(lambda: world.docker.calls[-1] == f"inspect {cid(2)}")
         await trio.testing.wait_all_tasks_blocked()
-        assert world.only.accepting == {80}
+        assert world.only.bound == web
         world.docker.change(cid(2), started_at=990.0)  # the same inode, as the kernel likes to do
         world.docker.tell("container", "start", cid(2), **LABELS)
         await until(lambda: world.only.started_at == 990.0)
-        assert world.only.accepting == frozenset()
+        assert world.only.bound == frozenset()
         assert len(world.fresh) == 2
 
     play(world, scene)
 
 
-def test_port_is_probed_until_it_accepts(tmp_path):
-    """A port that is wanted counts as accepting from its first accepted connection on."""
+def wanted_of(w, *ports):
+    """What a plan wants to be looked up of that workload."""
+    return Probe(w.id, w.netns.id, w.netns.path, w.started_at, w.addresses, ports)
+
+
+def test_ports_are_looked_up_again_and_again(tmp_path):
+    """A port counts while a program listens there, and again once one does; each change rings."""
 
     async def main():
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        port = listeners[0].socket.getsockname()[1]
         world = World(tmp_path)
-        loop = DockerNetwork(name="loop", driver="bridge", subnets=(IPv4Network("127.0.0.0/8"),))
-        world.docker.nets["loop"] = loop
+        world.docker.nets["loop"] = DockerNetwork(name="loop", driver="bridge", subnets=(IPv4Network("127.0.0.0/8"),))
         world.docker.add(2, LABELS, joined=(Joined(network="loop", address=IPv4Address("127.0.0.1")),))
         async with trio.open_nursery() as nursery:
             await nursery.start(run_together, world.inventory.parts)
             await trio.testing.wait_all_tasks_blocked()
-            assert world.only.accepting == frozenset()
-            rings = len(world.rings)
-            wanted = Probe(cid(2), world.only.netns.id, IPv4Address("127.0.0.1"), port)
-            world.inventory.probe(frozenset({wanted}))
-            await until(lambda: world.only.accepting == {port})
-            assert len(world.rings) > rings
+            with trio.socket.socket() as sock:
+                await sock.bind(("127.0.0.1", 0))
+                port = sock.getsockname()[1]
+                world.inventory.probe(frozenset({wanted_of(world.only, (Protocol.TCP, port))}))
+                await trio.testing.wait_all_tasks_blocked()
+                assert world.only.bound == frozenset()
+                rings = len(world.rings)
+                sock.listen()
+                await until(lambda: world.only.bound == {BoundPort(Protocol.TCP, port)})
+                assert len(world.rings) > rings
+            world.inventory.refused(IPv4Address("127.0.0.1"))
+            await until(lambda: world.only.bound == frozenset())
             nursery.cancel_scope.cancel()
 
     trio.run(main)
 
 
-@pytest.mark.parametrize("end", ["accepted", "died"])
-def test_ports_of_an_older_plan_are_not_dialled(world, monkeypatch, end):
-    """The plan was made before the port accepted, or before the container died."""
+def test_ports_of_an_older_plan_are_not_looked_up(world, monkeypatch):
+    """The plan was made before the container died."""
     asked = []
 
     async def scene():
-        wanted = Probe(cid(2), world.only.netns.id, IPv4Address("172.17.0.2"), 80)
-        if end == "accepted":
-            world.inventory._store.accepted(wanted.workload_id, wanted.netns, wanted.port)
-        else:
-            world.docker.change(cid(2), state=RunState.EXITED)
-            world.docker.tell("container", "die", cid(2), exitCode="0", **LABELS)
-            await until(lambda: world.only.netns is None)
-        world.inventory.probe(frozenset({wanted, wanted._replace(port=81)}))
+        wanted = wanted_of(world.only, (Protocol.TCP, 80))
+        world.inventory.probe(frozenset({wanted}))
+        assert asked[-1] == {wanted}
+        world.docker.change(cid(2), state=RunState.EXITED)
+        world.docker.tell("container", "die", cid(2), exitCode="0", **LABELS)
+        await until(lambda: world.only.netns is None)
+        world.inventory.probe(frozenset({wanted}))
+        assert asked[-1] == frozenset()
 
     monkeypatch.setattr("appliance.drivers.docker.probe.Prober.want", lambda _, wanted: asked.append(wanted))
     play(world, scene)
-    assert [probe.port for probe in asked[-1]] == ([81] if end == "accepted" else [])
 
 
 def test_sharer_follows_its_owner(world):

@@ -63,6 +63,18 @@ def test_who_may_have_rules_of_its_own(changes, own):
     assert types.parse_inspect(orjson.dumps(dockersays.inspect(**changes))).own_rules is own
 
 
+def test_what_it_is_called_on_its_networks():
+    """Docker adds the beginning of its id; older engines say nothing."""
+    said = dockersays.inspect(
+        NetworkSettings__Networks={
+            "one": {"Aliases": ["web", "0123456789ab"]},
+            "two": {"Aliases": None},
+            "three": {"Aliases": ["other"]},
+        }
+    )
+    assert types.parse_inspect(orjson.dumps(said)).listed.aliases == {"web", "0123456789ab", "other"}
+
+
 def test_stopped_container():
     """A stopped container has an exit code, no address, and one that never ran has no start."""
     said = dockersays.inspect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from appliance.drivers.docker import workload
 from appliance.drivers.docker.types import Inspected, Joined, Listed
 from appliance.model.facts import DockerNetwork, RunState
+from appliance.model.names import Port
 from appliance.model.network import Netns, NetnsId
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "redis"}
@@ -61,6 +63,43 @@ def test_the_list_tells_neither_namespace_nor_addresses():
     assert (str(found.name), found.state, found.docker_name) == ("redis.flask", RunState.RUNNING, "t")
     assert (found.netns, found.attachments, found.problem) == (None, (), None)
     assert "network mode host" in workload.from_list(inspected(mode="host").listed).problem
+
+
+def composed(*, run="True", aliases=(), **fields) -> Inspected:
+    """Return a container that Compose made of its service `api`."""
+    labels = LABELS | {
+        "meshbox.ports": "80",
+        "com.docker.compose.oneoff": run,
+        "com.docker.compose.service": "api",
+    }
+    made = inspected("meshbox")
+    return replace(made, listed=replace(made.listed, labels=labels, aliases=frozenset(aliases), **fields))
+
+
+@pytest.mark.parametrize("aliases", [(), ("aaaaaaaaaaaa",)])
+def test_what_compose_starts_for_one_command_gets_no_traffic(aliases):
+    """`docker compose run` gives it the labels of its service, but not its name: it may call, and offers nothing."""
+    for found in (whole(composed(aliases=aliases)), workload.from_list(composed(aliases=aliases).listed)):
+        assert found.one_off
+        assert (found.ports, found.problem) == ((), None)
+        assert "Docker Compose started it for one command: it may call, and gets no traffic" in found.note
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        composed(aliases=("aaaaaaaaaaaa", "api")),
+        composed(run="False"),
+        composed(from_image=frozenset({"com.docker.compose.oneoff"})),
+    ],
+    ids=["with --use-aliases", "docker compose up", "the label is its image's"],
+)
+def test_what_compose_starts_to_stay_gets_traffic(seen):
+    """As on a plain network, where the service's name leads there."""
+    found = whole(seen)
+    assert not found.one_off
+    assert found.ports == (Port.parse(80),)
+    assert "Compose" not in (found.note or "")
 
 
 def test_only_a_mode_that_names_a_container_shares():

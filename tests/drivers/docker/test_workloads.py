@@ -13,10 +13,14 @@ from appliance.drivers.docker.types import Event
 from appliance.drivers.docker.workloads import STARTING_LIFE, WorkloadStore
 from appliance.drivers.netns import identity
 from appliance.faults import Faults
-from appliance.model.facts import Attachment, RunState
+from appliance.model.facts import Attachment, BoundPort, RunState, UnreachedPort
+from appliance.model.names import Protocol
 from appliance.model.network import Netns
 
 LABELS = {"meshbox.service": "flask", "meshbox.container": "web"}
+HERE = IPv4Address("172.17.0.2")
+WEB = frozenset({BoundPort(Protocol.TCP, 80)})
+LOCAL = frozenset({UnreachedPort(Protocol.TCP, 81, "at 127.0.0.1")})
 
 
 class Scene:
@@ -186,20 +190,35 @@ def test_die_before_the_start_is_of_the_former_run(scene):
     assert scene.workload.netns is not None
 
 
-def test_accepting_is_of_one_namespace(scene):
-    """A probe's success counts for the namespace that was dialled, and only while it is the workload's."""
+def test_ports_are_of_one_namespace(scene):
+    """What was looked up counts for that namespace, and only while it is the workload's."""
     scene.store.update(scene.inspected, None)
     netns = scene.workload.netns.id
-    scene.store.accepted(cid(2), netns, 80)
-    assert scene.workload.accepting == {80}
-    since = scene.workload.accepting_since
+    scene.store.seen(cid(2), netns, WEB, LOCAL)
+    assert (scene.workload.bound, scene.workload.unreached) == (WEB, LOCAL)
+    since = scene.workload.bound_since
     assert 0 < since <= time.time()
-    scene.store.accepted(cid(2), netns, 81)
+    scene.store.seen(cid(2), netns, WEB | {BoundPort(Protocol.UDP, 53)}, LOCAL)
     scene.store.update(scene.inspected, None)
-    assert (scene.workload.accepting, scene.workload.accepting_since) == ({80, 81}, since), "that of the first port"
+    assert scene.workload.bound_since == since, "that of the first port"
     scene.store.died(Event(kind="container", action="die", id=cid(2), time=1000.0))
-    scene.store.accepted(cid(2), netns, 80)
-    assert (scene.workload.accepting, scene.workload.accepting_since) == (frozenset(), 0.0)
+    scene.store.seen(cid(2), netns, WEB, LOCAL)
+    assert (scene.workload.bound, scene.workload.unreached) == (frozenset(), frozenset())
+    assert scene.workload.bound_since == 0
+
+
+def test_a_port_that_has_gone_is_urgent(scene):
+    """It must not be dialled any more; one that has come can wait for others, and the same again is no change."""
+    scene.store.update(scene.inspected, None)
+    scene.urgent.clear()
+    for bound, rings in ((WEB, [False]), (WEB, []), (WEB | {BoundPort(Protocol.UDP, 53)}, [False]), (WEB, [True])):
+        scene.store.seen(cid(2), scene.workload.netns.id, bound, frozenset())
+        assert scene.urgent == rings
+        scene.urgent.clear()
+    scene.store.seen(cid(2), scene.workload.netns.id, frozenset({BoundPort(Protocol.TCP, 80, HERE)}), frozenset())
+    assert scene.urgent == [True], "it is dialled elsewhere now"
+    scene.store.seen(cid(2), scene.workload.netns.id, frozenset(), frozenset())
+    assert scene.workload.bound_since == 0, "its program begins anew"
 
 
 def test_namespace_elsewhere_is_found_and_reported(scene, tmp_path):

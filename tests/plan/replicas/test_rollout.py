@@ -69,7 +69,7 @@ def key(replica: int = 0) -> ReplicaKey:
 
 def not_ready(workload):
     """The same container before its port accepts."""
-    return replace(workload, accepting=frozenset())
+    return replace(workload, bound=frozenset())
 
 
 @pytest.mark.parametrize(
