@@ -19,7 +19,7 @@ from bench.lab import CLIENT, CLIENT_IP, PROXY, PROXY_IP, SERVER, SERVER_IP, SER
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-VIP = "240.0.0.1"
+VIP = "241.0.0.1"
 """The address that the client dials in place of meshbox's ports."""
 VIP_RANGE = IPv4Network("240.0.0.0/4")
 PROXY_PORTS = (20000, 29999)

@@ -2,7 +2,7 @@
 
 The order, and why:
 
- 1. Allocations go to disk before anything uses them.
+ 1. Allocations go to disk before anything uses them. Then callers have their addresses, before they may call.
  2. What is no longer served is deregistered, and names that go leave the zone: nobody is sent there any more.
  3. Listeners swap. A caller that was added is let in before its rules lead it here; one that was removed is
     reset from this moment on. That comes before its ruleset changes, although its next connection may then be
@@ -42,6 +42,8 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
     steps: list[st.Step] = []
     if have.allocations != want.allocations:
         steps.append(st.KeepAllocations(allocations=want.allocations))
+    if have.sources != want.sources:
+        steps.append(st.SetSources(sources=want.sources))
     new, changed, gone = _compared(have.registrations, want.registrations)
     moved = [(before, after) for before, after in changed if before.proxy_port != after.proxy_port]
     steps += [st.Deregister(registration=r) for r in (*gone, *(before for before, _ in moved))]
@@ -80,6 +82,8 @@ def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noq
         match step:
             case st.KeepAllocations():
                 state = replace(state, allocations=step.allocations)
+            case st.SetSources():
+                state = replace(state, sources=step.sources)
             case st.OpenListener():
                 listeners[step.listener.destination] = step.listener
             case st.SwapListener():
@@ -166,4 +170,8 @@ def _narrowed(have: Zone | None, want: Zone | None) -> Zone | None:
             if asker in want.views
         },
         askers={asker: name for asker, name in have.askers.items() if want.askers.get(asker) == name},
+        sources=replace(
+            want.sources,
+            addresses={c: a for c, a in have.sources.addresses.items() if want.sources.addresses.get(c) == a},
+        ),
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from appliance.model.facts import Allocations, Snapshot
     from appliance.model.names import Name
     from appliance.model.network import NetnsId
+    from appliance.model.sources import CallerSources
     from appliance.plan.containers import Group
     from appliance.plan.rulesets import GroupRoutes
     from appliance.plan.visitors import VisitorGroup
@@ -26,6 +27,7 @@ def host_zone(
     routes: Mapping[NetnsId, GroupRoutes],
     visitors: tuple[VisitorGroup, ...],
     allocations: Allocations,
+    sources: CallerSources,
     *,
     complete: bool,
 ) -> Zone:
@@ -38,6 +40,7 @@ def host_zone(
         askers={a: g.containers[0].declared.name for g in groups for a in g.addresses},
         visitors={a: group.option for group in visitors for a in group.addresses},
         vip_range=s.settings.vip_range,
+        sources=sources,
     )
 
 

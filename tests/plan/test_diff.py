@@ -90,6 +90,7 @@ def test_from_nothing():
     """Nothing is named before its rules, and nothing is announced before it works."""
     assert kinds(diff(NOTHING, state(SERVER, CLIENT))) == [
         "KeepAllocations",
+        "SetSources",
         "PushHostRuleset",
         "PushBridgeRuleset",
         "OpenListener",
@@ -107,6 +108,7 @@ def test_everything_goes():
     other = state(container(4, "x.x"), before=have)
     assert kinds(diff(have, other)) == [
         "KeepAllocations",
+        "SetSources",
         "Deregister",
         "SetZone",
         "PushHostRuleset",
@@ -123,7 +125,7 @@ def test_only_removal_sets_the_zone_once():
     """When names only go, the zone changes once, early."""
     have = state(SERVER, CLIENT)
     steps = diff(have, state(SERVER, before=have))
-    zone_first = ["KeepAllocations", "SetZone", "SwapListener", "PushHostRuleset"]
+    zone_first = ["KeepAllocations", "SetSources", "SetZone", "SwapListener", "PushHostRuleset"]
     assert kinds(steps) == [*zone_first, "CloseDoor", "DropRuleset"]
 
 

@@ -106,12 +106,12 @@ class Dial(Holding):
             if state is None:
                 break
             try:
-                self._sock = sock = _socket(owner.namespaces.get(state.netns))
+                sock, code = _connect(owner.namespaces.get(state.netns), state, self.caller.host)
+                self._sock = sock
                 owner.epoll.add(sock.fileno(), self)
             except OSError as error:
                 owner.on_no_descriptors(error)
                 break
-            code = _connect(sock, state)
             if code in (0, errno.EINPROGRESS):
                 self.state = state
                 owner.dialling()
@@ -164,28 +164,27 @@ class Dial(Holding):
         self.owner.epoll.close(self.client)
 
 
-def _socket(namespace: NamespaceSockets | None) -> SocketType:
-    """Make a socket: in the backend's own namespace, if that has a door. Raises OSError."""
-    sock = None if namespace is None else namespace.socket()
-    if sock is None:
-        sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for option in KEEPALIVE:
-            sock.setsockopt(*option)
-    return sock
+def _connect(namespace: NamespaceSockets | None, state: BackendState, caller: str) -> tuple[SocketType, int]:
+    """Begin to connect, from the backend's own namespace if that has a door; return the socket and the errno.
 
-
-def _connect(sock: SocketType, state: BackendState) -> int:
-    """Begin to connect; return the errno. Whatever goes wrong is the backend's failure: another one is tried."""
+    Whatever goes wrong is the backend's failure: another one is tried. Raises OSError when no socket can be made.
+    """
+    dialled = None if namespace is None else namespace.dial(state.address, caller)
+    if dialled is not None:
+        return dialled
+    sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option in KEEPALIVE:
+        sock.setsockopt(*option)
     if state.source is not None:
         try:
             bind_source(sock, state.source)
         except OSError as error:
-            return error.errno or errno.EADDRNOTAVAIL
+            return sock, error.errno or errno.EADDRNOTAVAIL
     try:
-        return sock.connect_ex(state.address)
+        return sock, sock.connect_ex(state.address)
     except Exception:  # noqa: BLE001 — an address that no socket takes, such as port 99999
-        return errno.EINVAL
+        return sock, errno.EINVAL
 
 
 class Dials:

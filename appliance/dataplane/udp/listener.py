@@ -304,7 +304,7 @@ class UdpListener(SessionOwner):
             if state is None:
                 break
             try:
-                sock = self._connect(state)
+                sock = self._connect(state, caller.host)
             except Exception as error:  # noqa: BLE001 — whatever it is, it is this backend's failure: another one is tried
                 if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
                     self._on_no_descriptors(error)
@@ -321,9 +321,9 @@ class UdpListener(SessionOwner):
         self.failed += 1
         return None
 
-    def _connect(self, state: BackendState) -> SocketType:
+    def _connect(self, state: BackendState, caller: str) -> SocketType:
         namespace = self._namespaces.get(state.netns)
-        sock = None if namespace is None else namespace.dial_udp(state.address)
+        sock = None if namespace is None else namespace.dial_udp(state.address, caller)
         return connect(state.address, state.source) if sock is None else sock
 
     def _add(self, session: Session) -> Session:

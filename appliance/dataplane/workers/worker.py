@@ -82,6 +82,8 @@ class Worker:
                 self._open_door(message, sockets)
             case messages.LeaveDoor():
                 self.plane.close_door(message.netns)
+            case messages.DialFrom():
+                self.plane.set_sources(message.sources)
             case messages.EndPairs():
                 self.plane.end_pairs(message.destination)
             case messages.Confirm():
