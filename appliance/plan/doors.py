@@ -97,7 +97,8 @@ def _container_keys(
     else the lowest that no container here has.
     """
     workloads = sorted((c.workload for c in containers), key=lambda w: (w.docker_name, w.id))
-    keys = {w.id: replica_key(w.name, w.replica) for w in workloads if w.replica is not None}
+    created = [w for w in workloads if w.revision is not None]
+    keys = {w.id: replica_key(w.name, w.replica) for w in created if w.replica is not None}
     taken = set(keys.values())
     had = {called: key for key, called in sorted(kept.items(), reverse=True)}
     numbered: dict[str, str] = {}
@@ -107,11 +108,11 @@ def _container_keys(
         keys[w.id], numbered[key] = key, _called(w)
         taken.add(key)
 
-    for w in workloads:
+    for w in [w for w in workloads if w.id not in keys]:
         key = had.get(_called(w), "")
-        if w.replica is None and key not in taken and key.rpartition("/")[0] == str(w.name):
+        if key not in taken and key.rpartition("/")[0] == str(w.name):
             give(w, key)
-        elif w.replica is None:
+        else:
             waiting.append(w)
     for w in waiting:
         give(w, next(key for number in count() if (key := replica_key(w.name, number)) not in taken))

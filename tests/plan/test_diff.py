@@ -46,7 +46,7 @@ def test_apply_diff_leads_there(a, b):
 def test_no_hole_and_no_early_announcement(a, b):
     """After every single step: routes lead to open listeners that let them in, and what is announced is served.
 
-    Doors and routes stand in rules, and nothing waits for a door.
+    Doors and routes stand in rules, and nothing waits for a door. Who is let in is seen by its own address.
     """
     have = compile_host(a)
     want = compile_host(replace(b, settings=a.settings, unusable_ports=a.unusable_ports, allocations=have.allocations))
@@ -72,6 +72,7 @@ def test_no_hole_and_no_early_announcement(a, b):
         if isinstance(step, st.OpenListener | st.SwapListener):
             now = step.listener if isinstance(step, st.OpenListener) else step.after
             assert now == want.listeners[now.destination]
+            assert have.sources == want.sources
 
 
 @given(snapshots(), snapshots())

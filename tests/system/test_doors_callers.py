@@ -9,6 +9,7 @@ import socket
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -80,6 +81,11 @@ class CallersMesh(Mesh):
         return plain(sender)
 
 
+def tracked() -> int:
+    """Return how many connections the kernel tracks in this thread's namespace."""
+    return int(Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text())
+
+
 def plain(address: tuple[str, int, int, int]) -> tuple[str, int]:
     """Return an address without the IPv6 form that the servers have of it."""
     return address[0].removeprefix("::ffff:"), address[1]
@@ -106,6 +112,7 @@ def test_callers_are_seen_by_addresses_of_their_own(mesh: CallersMesh) -> None:
     with mesh.world.socket("workload", "udp") as one, socket.socket(type=socket.SOCK_DGRAM) as other:
         assert mesh.seen_by_udp(one, (VIP, 8080))[0] == str(MINE)
         assert mesh.seen_by_udp(other, (LOOPBACK, mesh.named.port))[0] == str(LOCAL)
+    assert inside(mesh.neighbour.path, tracked) == 0, "the kernel remembers nothing of it"
     mesh.tell(local=LOCAL)
     assert mesh.seen(mesh.dial)[0] == DIALLER
     assert mesh.seen(mesh.local)[0] == str(LOCAL)

@@ -29,7 +29,7 @@ import structlog
 from appliance.dataplane.access import Access
 from appliance.dataplane.balance import Balancer
 from appliance.dataplane.loop.epoll import IN
-from appliance.dataplane.sockets import NO_DESCRIPTORS
+from appliance.dataplane.sockets import NO_DESCRIPTORS, NO_PORT
 from appliance.dataplane.udp.client import AddressSocket, PortSocket, open_client_socket
 from appliance.dataplane.udp.session import Session, SessionOwner
 from appliance.dataplane.udp.sockets import BUFFER, PASSING, asked_address, bind_address, connect, listen
@@ -305,11 +305,12 @@ class UdpListener(SessionOwner):
                 break
             try:
                 sock = self._connect(state, caller.host)
-            except Exception as error:  # noqa: BLE001 — whatever it is, it is this backend's failure: another one is tried
+            except Exception as error:  # noqa: BLE001 — whatever it is, another backend is tried
                 if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
                     self._on_no_descriptors(error)
                     break
-                self.balancer.failed(state)
+                if not (isinstance(error, OSError) and error.errno in NO_PORT):
+                    self.balancer.failed(state)
                 tried += (state,)
                 continue
             fd = sock.fileno()
