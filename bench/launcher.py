@@ -28,6 +28,7 @@ from appliance.dataplane.workers.pool import WorkerPool
 from appliance.drivers.netns import identity, netlink, routes
 from appliance.model.names import Destination, Name, Protocol
 from appliance.model.network import Backend, Door, Listener, Zone
+from appliance.model.sources import CallerSources, caller_step
 
 if TYPE_CHECKING:
     import asyncio
@@ -84,6 +85,8 @@ def _open_doors(plane: DataPlane, config: dict[str, Any]) -> None:
         trio.run(routes.add_local_route, path, vip_range, caller)
         door = Door(netns=netns, caller=caller, dialler=vip_range.network_address)
         plane.open_door(door, tcp, udp, FileIO(path))
+    sources = {IPv4Address(address): vip_range.network_address + n for n, address in enumerate(config["into"], start=1)}
+    plane.set_sources(CallerSources(step=caller_step(vip_range), addresses=sources))
 
 
 def _listener(number: int, entry: dict[str, Any], caller: IPv4Address, doors: dict[str, Any] | None) -> Listener:

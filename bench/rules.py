@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from bench.lab import Build
 
-VIP = "240.0.0.1"
+VIP = "241.0.0.1"
 """The address that the client dials in place of meshbox's ports."""
 VIP_RANGE = IPv4Network("240.0.0.0/4")
 PROXY_PORTS = (20000, 29999)

@@ -32,6 +32,7 @@ MODULES = (
     "appliance.dataplane.namespace",
     "appliance.dataplane.shares",
     "appliance.dataplane.sockets",
+    "appliance.dataplane.sources",
     "appliance.dataplane.standstill",
     "appliance.dataplane.tcp.accept",
     "appliance.dataplane.tcp.dial",

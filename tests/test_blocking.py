@@ -92,6 +92,7 @@ BOUNDED = {
     "dataplane/dns/upstream.py _numeric socket.getaddrinfo": "AI_NUMERICHOST: an address is looked up nowhere",
     "dataplane/namespace.py NamespaceSockets.* sock.connect": "UDP",
     "dataplane/tcp/accept.py *.accept": NONBLOCKING,
+    "dataplane/namespace.py NamespaceSockets.dial sock.connect_ex": NONBLOCKING,
     "dataplane/tcp/dial.py _connect sock.connect_ex": NONBLOCKING,
     "dataplane/tcp/relay.py End.* *": "MSG_DONTWAIT or SPLICE_F_NONBLOCK",
     "dataplane/udp/*.py * *.send*": NONBLOCKING,

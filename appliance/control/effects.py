@@ -55,6 +55,8 @@ class HostEffects:
         match step:
             case st.KeepAllocations():
                 await self._registry.keep_allocations(step.allocations)
+            case st.SetSources():
+                self._plane.set_sources(step.sources)
             case st.OpenListener():
                 self._plane.open_listener(step.listener)
             case st.SwapListener():

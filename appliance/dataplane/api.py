@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from appliance.model.names import Destination
     from appliance.model.network import Door, Listener, NetnsId, Zone
+    from appliance.model.sources import CallerSources
     from appliance.model.stats import Connection, ListenerStats, ShareStats
 
 T = TypeVar("T")
@@ -84,6 +85,9 @@ class DataPlane(Protocol):
 
     def close_door(self, netns: NetnsId) -> None:
         """Accept nothing more in that namespace, and let go of it; pairs go on."""
+
+    def set_sources(self, sources: CallerSources) -> None:
+        """Dial from inside namespaces from these addresses, by caller; what is connected goes on."""
 
     def confirm(self) -> None:
         """Say that all that Docker has done is known; from the first time on, what comes to the host waits for it."""

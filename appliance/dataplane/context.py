@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from appliance.dataplane.loop.epoll import EpollSet
 from appliance.dataplane.shares import Shares
+from appliance.dataplane.sources import Sources
 from appliance.dataplane.standstill import Standstill
 from appliance.dataplane.tcp.dial import Dials
 from appliance.dataplane.tcp.pipes import PipePool
@@ -40,6 +41,7 @@ class Context:
         self.pipes = PipePool(self.shares.most)
         self.dials = Dials(loop)
         self.standstill = Standstill()
+        self.sources = Sources()
         self.namespaces: dict[str, NamespaceSockets] = {}
         """The namespaces that have a door, by the text of their NetnsId: workloads are dialled from there."""
         self.refusals = Refusals(self.namespaces, self.shares.most)

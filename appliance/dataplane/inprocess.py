@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from appliance.dataplane.api import Question, T
     from appliance.dataplane.dns.server import DnsSockets
     from appliance.model.network import Door, Listener, NetnsId, Zone
+    from appliance.model.sources import CallerSources
     from appliance.model.stats import Connection, ListenerStats, ShareStats
 
 
@@ -118,7 +119,7 @@ class InProcess:
         """
         self.close_door(door.netns)
         (sock,) = tcp
-        self._context.namespaces[str(door.netns)] = NamespaceSockets(door, netns)
+        self._context.namespaces[str(door.netns)] = NamespaceSockets(door, netns, self._context.sources)
         self._tcp_doors[door.netns] = TcpDoor(self._context, door, sock, self._tcp_by_vip)
         if udp is not None:
             self._udp_doors[door.netns] = UdpDoor(self._context.epoll, door, udp, self._udp_by_port)
@@ -163,6 +164,10 @@ class InProcess:
     def pairs_to(self, address: IPv4Address) -> int:
         """Return how many open pairs and sessions lead to that address."""
         return sum(listener.pairs_to(address) for listener in self._all())
+
+    def set_sources(self, sources: CallerSources) -> None:
+        """Dial from inside namespaces from these addresses, by caller; what is connected goes on."""
+        self._context.sources.set(sources)
 
     def confirm(self) -> None:
         """Say that all that Docker has done is known; from the first time on, what comes to the host waits for it."""

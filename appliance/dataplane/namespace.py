@@ -7,6 +7,7 @@ makes a few sockets, and returns (setns(2)).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import time
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from appliance.dataplane.sockets import IP_TRANSPARENT, NO_DESCRIPTORS, NONBLOCKING, bind_source
+from appliance.dataplane.sockets import IP_TRANSPARENT, NO_DESCRIPTORS, NONBLOCKING
+from appliance.dataplane.sources import FIRST_PORT, MOST_TRIES, PORTS, Source
 from appliance.dataplane.udp.sockets import bind_beside, make_room, raw
 
 if TYPE_CHECKING:
     from io import FileIO
 
+    from appliance.dataplane.sources import Sources
     from appliance.dataplane.udp.sockets import Client
     from appliance.model.network import Door
 
@@ -45,39 +48,82 @@ thread of its own, which costs 0.2 ms: too much for a dial."""
 class NamespaceSockets:
     """One namespace."""
 
-    def __init__(self, door: Door, netns: FileIO) -> None:
-        """`netns` is its file, which this closes."""
+    def __init__(self, door: Door, netns: FileIO, sources: Sources) -> None:
+        """`netns` is its file, which this closes; `sources` says, at any time, from where to dial for whom."""
         self._netns = netns
-        self._source = (str(door.dialler), 0)
+        self._sources = sources
+        self._shared = Source([str(door.dialler)])
+        """For callers that have no address of their own."""
         self._tcp: list[SocketType] = []
         self._udp: list[SocketType] = []
         """Sockets made in advance."""
         self._raw: SocketType | None = None
         self._not_before = 0.0
-        self._caller = str(door.caller)
+        self._silent_until = 0.0
+        self._address = str(door.caller)
 
-    def socket(self) -> SocketType | None:
-        """Return a TCP socket that is ready to connect; None if the workload cannot be dialled from its namespace.
+    def dial(self, address: Client, caller: str) -> tuple[SocketType, int] | None:
+        """Begin to connect to the workload for a caller; return the TCP socket and the errno of connect(2).
 
-        Raises OSError when there are no file descriptors left.
+        None if the workload cannot be dialled from its namespace. Raises OSError when there are no file descriptors
+        left.
         """
-        if not self._tcp and time.monotonic() >= self._not_before:
-            self._make_tcp()
-        return self._tcp.pop() if self._tcp else None
+        if time.monotonic() < self._not_before:
+            return None
+        source = self._sources.of(caller, self._shared)
+        sock: SocketType | None = None
+        for _ in range(MOST_TRIES):
+            if sock is None:
+                sock = self._tcp_socket()
+                if sock is None:
+                    return None
+            try:
+                sock.bind(source.take())
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    source.clash()
+                    continue
+                sock.close()
+                self._give_up(error)
+                return None
+            try:
+                code = sock.connect_ex(address)
+            except Exception:  # noqa: BLE001 — an address that no socket takes, such as port 99999
+                return sock, errno.EINVAL
+            if code != errno.EADDRNOTAVAIL:
+                source.free()
+                return sock, code
+            source.clash()
+            sock.close()  # it stays bound
+            sock = None
+        if sock is not None:
+            sock.close()
+        self._tell_of_ports(caller)
+        return None
 
-    def dial_udp(self, address: Client) -> SocketType | None:
+    def dial_udp(self, address: Client, caller: str) -> SocketType | None:
         """Return a UDP socket that is connected to the workload; None if it cannot be dialled from its namespace.
 
         Only the door's own address can: an answer to a datagram for another one would come from the door's. Raises
         OSError when there are no file descriptors left.
         """
-        if address[0] != self._caller or time.monotonic() < self._not_before:
+        if address[0] != self._address or time.monotonic() < self._not_before:
             return None
-        sock = None
+        source = self._sources.of(caller, self._shared)
+        sock: SocketType | None = None
         try:
             sock = self._udp_socket()
-            bind_source(sock, self._source)
-            sock.connect(address)
+            for _ in range(MOST_TRIES):
+                try:
+                    sock.bind(source.take())
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE:
+                        raise
+                    source.clash()
+                    continue
+                source.free()
+                sock.connect(address)
+                return sock
         except OSError as error:
             if sock is not None:
                 sock.close()
@@ -85,7 +131,9 @@ class NamespaceSockets:
                 raise
             self._give_up(error)
             return None
-        return sock
+        sock.close()
+        self._tell_of_ports(caller)
+        return None
 
     def answer_udp(self, door: SocketType, address: Client, client: Client) -> SocketType:
         """Return a UDP socket for what this client sends to that address of the door's socket. Raises OSError.
@@ -118,7 +166,7 @@ class NamespaceSockets:
 
     def move(self, door: Door) -> None:
         """Take another address of the workload as its own."""
-        self._caller = str(door.caller)
+        self._address = str(door.caller)
 
     def close(self) -> None:
         """Let go of the namespace: it can end once nothing of it is open."""
@@ -138,6 +186,11 @@ class NamespaceSockets:
         make_room(sock)
         return sock
 
+    def _tcp_socket(self) -> SocketType | None:
+        if not self._tcp:
+            self._make_tcp()
+        return self._tcp.pop() if self._tcp else None
+
     def _make_tcp(self) -> None:
         made: list[SocketType] = []
         try:
@@ -145,7 +198,8 @@ class NamespaceSockets:
             for sock in made:
                 # No keepalive: both ends are this kernel's, which closes them with their programs.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                bind_source(sock, self._source)
+                # Ports are shared with each other's connections, those in TIME_WAIT too, and with no listening socket.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         except OSError as error:
             for sock in made:
                 sock.close()
@@ -160,9 +214,21 @@ class NamespaceSockets:
         self._not_before = time.monotonic() + AGAIN
         log.info(
             "cannot dial a container from its namespace; dialled from the host instead",
-            address=self._caller,
+            address=self._address,
             cause=str(error),
         )
+
+    def _tell_of_ports(self, caller: str) -> None:
+        """Log that a caller's ports are in use here: by its own connections, or by programs of the workload."""
+        now = time.monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + AGAIN
+            log.warning(
+                "no port is free for a caller inside a container's namespace; dialled from the host instead",
+                address=self._address,
+                caller=caller,
+                ports=f"{FIRST_PORT}-{FIRST_PORT + PORTS - 1}",
+            )
 
     def _make(self, made: list[SocketType], kind: int) -> None:
         """Make a few sockets in the namespace, at least one. Raises OSError."""

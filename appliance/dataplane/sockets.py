@@ -17,6 +17,8 @@ NONBLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 """The type of TCP sockets. Descriptors from accept(2) block nevertheless; see tcp/accept.py."""
 NO_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors which say that the process or the host has no room for another socket at present."""
+NO_PORT = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN})
+"""Errors of bind(2) and connect(2) which say that this host has no port left, or not the address to dial from."""
 ACCEPT_PAUSE = 0.2
 """Seconds without accepting after the process or the host ran out of file descriptors."""
 KEEPALIVE = (

@@ -229,7 +229,10 @@ class RegistryPorts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocations:
-    """Virtual IPs and proxy ports as handed out, kept over restarts. Times in seconds since the epoch."""
+    """Virtual IPs, proxy ports and callers' addresses as handed out, kept over restarts.
+
+    Times in seconds since the epoch. The keys of callers are those of model/sources.py.
+    """
 
     vips: Mapping[Name, IPv4Address] = field(default_factory=dict)
     ports: Mapping[Destination, int] = field(default_factory=dict)
@@ -237,6 +240,12 @@ class Allocations:
     """When each freed address was last in use; it is not handed out again for a week."""
     freed_names: Mapping[Name, IPv4Address] = field(default_factory=dict)
     """The name that had each freed address: if it comes back within the week, it gets that one again."""
+    callers: Mapping[str, IPv4Address] = field(default_factory=dict)
+    """The first address of each caller."""
+    freed_callers: Mapping[str, IPv4Address] = field(default_factory=dict)
+    """The same as `freed_names` for callers."""
+    numbered: Mapping[str, str] = field(default_factory=dict)
+    """Docker's name of the container that each key stands for whose number is not a replica's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
+from appliance.model.sources import CallerSources, callers_part
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from ipaddress import IPv4Address, IPv6Address, IPv6Network
@@ -98,7 +100,7 @@ class Door:
     caller: IPv4Address
     """The workload's address, by which listeners know what comes through."""
     dialler: IPv4Address
-    """The address that the workload sees connections come from that the data plane makes inside the namespace."""
+    """The address that the workload sees connections come from whose caller has no address of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +177,9 @@ class WorkloadRuleset:
     """Whether the data plane accepts connections and datagrams inside it."""
 
     @property
-    def dialler(self) -> IPv4Address:
-        """Return the address that the data plane dials from inside it: the one of `vip_range` that no name gets."""
-        return self.vip_range.network_address
+    def dialler(self) -> IPv4Network:
+        """Return the addresses that the data plane dials from inside it: those of `vip_range` that no name gets."""
+        return callers_part(self.vip_range)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +272,8 @@ class Zone:
     """For askers that are no containers, the option that says what they may reach."""
     vip_range: IPv4Network = IPv4Network("240.0.0.0/4")
     """Reverse names in here are ours and never go upstream."""
+    sources: CallerSources = field(default_factory=CallerSources)
+    """From where callers' connections come: those addresses have reverse names as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

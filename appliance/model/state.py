@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from appliance.model.facts import Allocations
+from appliance.model.sources import CallerSources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +39,8 @@ class HostState:
     host_ruleset: HostRuleset | None = None
     bridge_ruleset: BridgeRuleset | None = None
     """None where no container of the mesh runs, or the kernel cannot have it."""
+    sources: CallerSources = field(default_factory=CallerSources)
+    """From where backends see their callers come."""
     dns_addresses: frozenset[IPv4Address] = frozenset()
     """Host addresses on which the DNS server listens."""
     zone: Zone | None = None
@@ -46,6 +49,13 @@ class HostState:
     shortage: str = field(default="", compare=False)
     """What goes without an address or a port because a range is too small, and what to configure. No step concerns it.
     """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetSources:
+    """Dial for callers from these addresses, from now on; what is connected goes on."""
+
+    sources: CallerSources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +184,7 @@ class KeepAllocations:
 
 Step = (
     KeepAllocations
+    | SetSources
     | OpenListener
     | SwapListener
     | PushHostRuleset

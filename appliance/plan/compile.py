@@ -101,6 +101,7 @@ class Compiler:
             routes=self._routes,
             host_ruleset=self._closings.host_ruleset,
             bridge_ruleset=self._claims.of(s, containers),
+            sources=skeleton.sources,
             dns_addresses=skeleton.dns_addresses,
             zone=skeleton.zone,
             registrations=registrations(local, skeleton.allocations.ports, containers, s.now),

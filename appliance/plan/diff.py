@@ -5,7 +5,7 @@ The order, and why:
  0. New namespaces get their rules before everything else: their programs are about to start, and until then nothing
     that these rules lead to is missed. Where nothing is in place yet, after a start of the appliance, they wait for
     their place under 5: then their programs run, and what they dial is to be served first.
- 1. Allocations go to disk before anything uses them.
+ 1. Allocations go to disk before anything uses them. Then callers have their addresses, before they may call.
  2. What is no longer served is deregistered, and names that go leave the zone: nobody is sent there any more.
  3. Doors move: the workload got another address, by which listeners know already what comes through its door.
     Then listeners swap. A caller that was added is let in before its rules lead it here; one that was removed is
@@ -47,6 +47,8 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
     steps: list[st.Step] = [*starting]
     if have.allocations != want.allocations:
         steps.append(st.KeepAllocations(allocations=want.allocations))
+    if have.sources != want.sources:
+        steps.append(st.SetSources(sources=want.sources))
     new, changed, gone = _compared(have.registrations, want.registrations)
     moved = [(before, after) for before, after in changed if before.proxy_port != after.proxy_port]
     steps += [st.Deregister(registration=r) for r in (*gone, *(before for before, _ in moved))]
@@ -84,6 +86,8 @@ def apply(steps: Iterable[st.Step], state: st.HostState) -> st.HostState:  # noq
         match step:
             case st.KeepAllocations():
                 state = replace(state, allocations=step.allocations)
+            case st.SetSources():
+                state = replace(state, sources=step.sources)
             case st.OpenListener():
                 listeners[step.listener.destination] = step.listener
             case st.SwapListener():
@@ -175,4 +179,8 @@ def _narrowed(have: Zone | None, want: Zone | None) -> Zone | None:
             if asker in want.views
         },
         askers={asker: name for asker, name in have.askers.items() if want.askers.get(asker) == name},
+        sources=replace(
+            want.sources,
+            addresses={c: a for c, a in have.sources.addresses.items() if want.sources.addresses.get(c) == a},
+        ),
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from appliance.model.network import Listener
 from appliance.plan.allocate import allocate, shortage
 from appliance.plan.containers import grouped
+from appliance.plan.doors import caller_sources, callers
 from appliance.plan.portclaims import network_bridges
 from appliance.plan.reaches import Reaches, demand
 from appliance.plan.rulesets import RouteMaps, host_ruleset, may_call, peers, visitor_rules, workload_rulesets
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from appliance.model.facts import Allocations, Snapshot
     from appliance.model.names import Destination, Protocol
     from appliance.model.network import HostRuleset, NetnsId, WorkloadRuleset, Zone
+    from appliance.model.sources import CallerSources
     from appliance.plan.containers import Group, MeshContainer
     from appliance.plan.rulesets import GroupRoutes
     from appliance.plan.turns import Turns
@@ -43,6 +45,7 @@ class Skeleton:
     sockets: Mapping[Destination, Listener]
     rulesets: Mapping[NetnsId, WorkloadRuleset]
     host_ruleset: HostRuleset
+    sources: CallerSources
     dns_addresses: frozenset[IPv4Address]
     zone: Zone
     addresses: Mapping[str, IPv4Address]
@@ -82,28 +85,40 @@ class Skeletons:
         visitors = visitor_groups(s, known)
         need = yield from demand(containers, reaches, visitors, known)
         yield
-        allocations = allocate(s.allocations, need.names, need.destinations, s.settings, s.now, s.unusable_ports)
+        groups = grouped(containers, {n.name: n for n in s.networks}, s.kept)
+        calling = callers(s, containers, groups)
+        allocations = allocate(
+            s.allocations,
+            need.names,
+            need.destinations,
+            s.settings,
+            s.now,
+            s.unusable_ports,
+            calling.addresses.keys(),
+            calling.numbered,
+        )
         lacking = shortage(allocations, need.names, need.destinations, s.settings, s.unusable_ports)
         yield
-        groups = grouped(containers, {n.name: n for n in s.networks}, s.kept)
         routes = yield from self._maps.of(allocations, groups, reaches)
-        callers = yield from _callers(groups, routes, visitors, allocations)
+        allowed = yield from _callers(groups, routes, visitors, allocations)
         yield
-        sockets = _sockets(allocations, need.closed, callers, peers(s), need.offered)
+        sockets = _sockets(allocations, need.closed, allowed, peers(s), need.offered)
         sockets = reused(last.sockets if last else {}, sockets)
         yield
         rulesets = reused(last.rulesets if last else {}, workload_rulesets(s, groups, routes))
         yield
         answering = dns_addresses(s, groups, visitors)
         rules = visitor_rules(s, visitors, self._maps)
+        sources = caller_sources(calling, allocations, s.settings.vip_range)
         return Skeleton(
             allocations=allocations,
             closed=need.closed,
             sockets=sockets,
             rulesets=rulesets,
             host_ruleset=host_ruleset(s, groups, _listening(allocations, need.closed, last), answering, rules),
+            sources=sources,
             dns_addresses=answering,
-            zone=host_zone(s, groups, routes, visitors, allocations, complete=not lacking),
+            zone=host_zone(s, groups, routes, visitors, allocations, sources, complete=not lacking),
             addresses={c.workload.id: g.address for g in groups if g.address is not None for c in g.containers},
             shortage=lacking,
         )

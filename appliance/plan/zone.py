@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from appliance.model.facts import Allocations, BridgeMember, DockerName, Snapshot, Workload
     from appliance.model.network import NetnsId
+    from appliance.model.sources import CallerSources
     from appliance.plan.containers import Group
     from appliance.plan.rulesets import GroupRoutes
     from appliance.plan.visitors import VisitorGroup
@@ -37,6 +38,7 @@ def host_zone(
     routes: Mapping[NetnsId, GroupRoutes],
     visitors: tuple[VisitorGroup, ...],
     allocations: Allocations,
+    sources: CallerSources,
     *,
     complete: bool,
 ) -> Zone:
@@ -49,6 +51,7 @@ def host_zone(
         askers={a: g.containers[0].declared.name for g in groups for a in g.addresses},
         visitors={a: group.option for group in visitors for a in group.addresses},
         vip_range=s.settings.vip_range,
+        sources=sources,
     )
 
 

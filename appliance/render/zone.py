@@ -4,7 +4,7 @@ A name is recognised in this order:
 
 1. `<container>.<service>`, exactly, if the zone has it.
 2. Everything at or under the suffix (`mesh.internal`), whether it exists or not.
-3. Reverse names of `vip_range`.
+3. Reverse names of `vip_range`, those of the addresses included from which a backend sees its callers come.
 4. Everything below a name of 1: there is nothing.
 
 Any other name goes upstream: a service may be named like a real top-level domain. Each exact name is a zone of its own,
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dnslib import PTR, QTYPE, RR, SOA, A, DNSLabel
 
 from appliance.model.names import Name
+from appliance.model.sources import callers_part, first_address
 from appliance.render.dnsmessage import EDE_PROHIBITED, NXDOMAIN, Ede, Reply
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class ZoneAnswers:
         self.zone = zone
         self._suffix = tuple(label.encode() for label in zone.suffix.lower().split(".") if label)
         self._reverse: dict[IPv4Address, Name] | None = None
+        self._callers: dict[IPv4Address, IPv4Address] = {}
+        """Callers of which a backend may see the address, by the first of those addresses."""
 
     def knows(self, asker: IPv4Address) -> bool:
         """Whether this asker has a view."""
@@ -112,13 +115,29 @@ class ZoneAnswers:
             return _negative(query, len(query.name))
         if self._reverse is None:
             self._reverse = {address: name for name, address in self.zone.names.items()}
+            sources = self.zone.sources.addresses
+            self._callers = {sources[caller]: caller for caller in self.zone.askers if caller in sources}
         name = self._reverse.get(network.network_address)
-        if name is None or name not in self.zone.views[asker]:
+        if name is None:
+            name = self._caller(asker, network.network_address)
+        elif name not in self.zone.views[asker]:
+            name = None
+        if name is None:
             # As if it were nobody's: whoever asks for all addresses in turn must not learn all names.
             return _negative(query, len(query.name), NXDOMAIN)
         if query.qtype not in (QTYPE.PTR, _ANY):
             return _negative(query, len(query.name))
         return _positive(query, QTYPE.PTR, PTR(DNSLabel(_labels(name))))
+
+    def _caller(self, asker: IPv4Address, address: IPv4Address) -> Name | None:
+        """Return whose connections come from an address, if the asker may know: it reaches that one, or is called."""
+        zone = self.zone
+        caller = self._callers.get(first_address(address, zone.vip_range))
+        name = None if caller is None else zone.askers[caller]
+        if caller is None or address not in callers_part(zone.vip_range):
+            return None
+        known = name in zone.views[asker] or zone.askers.get(asker) in zone.views.get(caller, ())
+        return name if known else None
 
     def _undeclared(self, asker: IPv4Address, query: Query, name: Name, zone_labels: int) -> Reply:
         option = self.zone.visitors.get(asker)

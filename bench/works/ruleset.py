@@ -91,7 +91,7 @@ def _ruleset(size: int) -> WorkloadRuleset:
 
 
 def _vip(number: int) -> IPv4Address:
-    return IPv4Address("240.0.0.1") + number
+    return IPv4Address("241.0.0.1") + number
 
 
 WORKS = (

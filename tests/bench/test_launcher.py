@@ -25,9 +25,9 @@ def test_a_listener_leads_to_the_server_and_lets_the_client_in() -> None:
 
 def test_with_doors_the_client_dials_a_virtual_address() -> None:
     """And the backend is dialled from inside its namespace: here this process's own."""
-    doors = {"vip": "240.0.0.1", "into": {"10.91.2.2": "/proc/self/ns/net"}}
+    doors = {"vip": "241.0.0.1", "into": {"10.91.2.2": "/proc/self/ns/net"}}
     listener = launcher._listener(0, {"port": 1, "protocol": "tcp", "backend": ["10.91.2.2", 8080]}, CALLER, doors)
-    assert str(listener.vip) == "240.0.0.1"
+    assert str(listener.vip) == "241.0.0.1"
     assert listener.backends[0].netns is not None
 
 

@@ -76,6 +76,7 @@ class FakeEffects:
     routes: dict = field(default_factory=dict)
     zone: object = None
     claims: object = None
+    sources: object = None
     hang: str = ""
     """A kind of call, or a whole one, that never returns."""
 
@@ -101,6 +102,8 @@ class FakeEffects:
         match step:
             case st.KeepAllocations():
                 self._note("keep")
+            case st.SetSources():
+                self.sources = step.sources
             case st.OpenListener():
                 self._note("open", step.listener.port)
                 assert step.listener.destination not in self.open

@@ -36,8 +36,8 @@ def test_backends_sort_by_address_and_port():
     ]
 
 
-def test_dialler_is_the_address_that_no_name_gets():
-    """The data plane dials containers from the network address of the virtual IPs."""
+def test_dialler_is_the_part_that_no_name_gets():
+    """The data plane dials containers from the first sixteenth of the virtual IPs."""
     rules = WorkloadRuleset(
         netns=NetnsId(device=4, inode=1),
         proxy=ONE,
@@ -45,7 +45,7 @@ def test_dialler_is_the_address_that_no_name_gets():
         vip_range=IPv4Network("240.0.0.0/4"),
         proxy_ports=(20000, 29999),
     )
-    assert rules.dialler == IPv4Address("240.0.0.0")
+    assert rules.dialler == IPv4Network("240.0.0.0/8")
 
 
 def test_every_proxy_port_has_its_datagram_door():

@@ -78,6 +78,7 @@ NOT_FOREIGN = {
     "cli/tables.py": 1,  # a count of the appliance's own
     "dataplane/balance.py": 2,  # weights, which have bounds
     "dataplane/dns/resolver.py": 1,  # seconds
+    "dataplane/sources.py": 1,  # an address
     "dataplane/loop/timerfd.py": 1,  # seconds
     "drivers/consul/transport.py": 1,  # our own wait
     "drivers/docker/types.py": 2,  # numbers, and an OverflowError is that entry's problem
@@ -85,7 +86,8 @@ NOT_FOREIGN = {
     "drivers/nft/helper_main.py": 1,  # the kernel's own list of our descriptors, in a process of its own
     "model/mac.py": 2,  # twelve hexadecimal digits; a number, made plain once more
     "model/numbers.py": 3,
-    "plan/allocate.py": 4,  # addresses
+    "model/sources.py": 2,  # addresses
+    "plan/allocate.py": 5,  # addresses
     "render/ruleset.py": 19,  # numbers, made plain once more before nft reads them
     "render/zone.py": 3,  # three octets of digits at most
     "spec/fields.py": 2,  # a number, and the literal "inf"

@@ -51,6 +51,43 @@ def test_same_everywhere():
     assert found.ports == {dest("flask.flask:8080"): 24424}
 
 
+def test_same_callers_everywhere():
+    """So is a caller's address, in the part that no name has: these values must never change either."""
+    found = allocate(NONE, [], [], SETTINGS, 0, frozenset(), {"flask.flask/0", "flask.flask/1", "host"}, {})
+    assert {key: str(a) for key, a in found.callers.items()} == {
+        "flask.flask/0": "240.3.103.36",
+        "flask.flask/1": "240.11.26.77",
+        "host": "240.4.140.163",
+    }
+
+
+def test_names_are_kept_out_of_the_callers_part():
+    """One whose hash lies in there has another hash, not the next address behind: names do not crowd there."""
+    many = allocate(NONE, names(*range(1000)), [], SETTINGS, 0)
+    assert not [a for a in many.vips.values() if a in IPv4Network("240.0.0.0/8")]
+    assert len([a for a in many.vips.values() if a in IPv4Network("241.0.0.0/9")]) < 100
+    inside = Allocations(vips={names(1)[0]: IPv4Address("240.0.0.9")})
+    moved = allocate(inside, names(1), [], SETTINGS, 0)
+    assert moved.vips == allocate(NONE, names(1), [], SETTINGS, 0).vips, "one that was there moves once"
+    assert allocate(moved, names(1), [], SETTINGS, 1) is moved
+
+
+def test_callers_stay_and_rest_as_names_do():
+    """A caller that is gone for less than a week gets its address back, and nobody has it meanwhile."""
+    settings = small("10.9.0.0/25")
+    seven = {f"a.b/{n}" for n in range(7)}
+    full = allocate(NONE, [], [], settings, 0, frozenset(), seven)
+    assert sorted(full.callers.values()) == [IPv4Address("10.9.0.0") + n for n in range(1, 8)]
+    one_less = allocate(full, [], [], settings, 10, frozenset(), seven - {"a.b/3"})
+    assert one_less.freed_callers == {"a.b/3": full.callers["a.b/3"]}
+    assert one_less.freed_vips == {full.callers["a.b/3"]: 10}
+    assert allocate(one_less, [], [], settings, 20, frozenset(), seven).callers == full.callers
+    other = allocate(one_less, [], [], settings, 20, frozenset(), seven - {"a.b/3"} | {"x.y/0"})
+    assert other.callers["x.y/0"] == full.callers["a.b/3"], "rather than none"
+    eight = allocate(full, [], [], settings, 20, frozenset(), seven | {"a.b/30"})
+    assert eight.callers == full.callers, "what does not fit goes without"
+
+
 def test_unchanged_is_identical():
     """Nothing new: the very same object comes back, so that nothing is written or compared further."""
     first = allocate(NONE, names(1, 2), [dest("c1.s:80")], SETTINGS, 5)
@@ -202,6 +239,23 @@ def test_a_state_file_that_shares_an_address_is_put_right():
 
 
 _NUMBERS = st.sets(st.integers(0, 9), max_size=6)
+
+
+@given(st.lists(st.tuples(_NUMBERS, _NUMBERS, st.floats(0, 2 * REST)), max_size=8))
+def test_callers_and_names_never_meet(rounds):
+    """Whatever comes and goes: each caller has an address of its own that stays, and never a name's."""
+    kept = NONE
+    settings = small("10.9.0.0/25")
+    for numbers, calling, now in rounds:
+        keys = {f"a.b/{n}" for n in calling}
+        found = allocate(kept, names(*numbers), [], settings, now, frozenset(), keys)
+        assert found.callers.keys() == keys
+        addresses = [*found.callers.values(), *found.vips.values()]
+        assert len(set(addresses)) == len(addresses)
+        assert all(a in IPv4Network("10.9.0.0/29") for a in found.callers.values())
+        assert not found.freed_vips.keys() & set(addresses)
+        assert all(found.callers[key] == kept.callers[key] for key in keys & kept.callers.keys())
+        kept = found
 
 
 @given(st.lists(st.tuples(_NUMBERS, st.floats(0, 2 * REST)), max_size=8))

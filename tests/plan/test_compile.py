@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Network
 from math import inf
 
 import pytest
@@ -49,7 +50,7 @@ def test_one_server_and_one_client():
     assert listener.backends == (Backend(address=address(2), port=8080, local=True, label="c2", netns=inside),)
     assert listener.vip == want.allocations.vips[APPLE.name]
     rules = want.rulesets[inside]
-    assert (rules.door, rules.address, rules.dialler) == (True, address(2), SETTINGS.vip_range.network_address)
+    assert (rules.door, rules.address, rules.dialler) == (True, address(2), IPv4Network("240.0.0.0/8"))
     without = snapshot(SERVER, CLIENT)
     without = replace(without, settings=replace(SETTINGS, doors=False))
     assert {rules.door for rules in compile_host(without).rulesets.values()} == {False}

@@ -47,7 +47,7 @@ def test_no_hole_and_no_early_announcement(a, b):
     """After every single step: routes lead to open listeners that let them in, and what is announced is served.
 
     In a new namespace that is so by the time at which names work there: its rules come first of all. Doors and routes
-    stand in rules, and nothing waits for a door.
+    stand in rules, and nothing waits for a door. Who is let in is seen by its own address.
     """
     have = compile_host(a)
     old = have.rulesets.keys()
@@ -75,6 +75,7 @@ def test_no_hole_and_no_early_announcement(a, b):
         if isinstance(step, st.OpenListener | st.SwapListener):
             now = step.listener if isinstance(step, st.OpenListener) else step.after
             assert now == want.listeners[now.destination]
+            assert have.sources == want.sources
 
 
 @given(snapshots(), snapshots())
@@ -109,6 +110,7 @@ def test_from_nothing():
     """Nothing is named before its rules, and nothing is announced before it works."""
     assert kinds(diff(NOTHING, state(SERVER, CLIENT))) == [
         "KeepAllocations",
+        "SetSources",
         "PushHostRuleset",
         "PushBridgeRuleset",
         "OpenListener",
@@ -127,6 +129,7 @@ def test_everything_goes():
     assert kinds(diff(have, other)) == [
         "PushRuleset",
         "KeepAllocations",
+        "SetSources",
         "Deregister",
         "SetZone",
         "PushHostRuleset",
@@ -142,7 +145,7 @@ def test_only_removal_sets_the_zone_once():
     """When names only go, the zone changes once, early."""
     have = state(SERVER, CLIENT)
     steps = diff(have, state(SERVER, before=have))
-    zone_first = ["KeepAllocations", "SetZone", "SwapListener", "PushHostRuleset"]
+    zone_first = ["KeepAllocations", "SetSources", "SetZone", "SwapListener", "PushHostRuleset"]
     assert kinds(steps) == [*zone_first, "CloseDoor", "DropRuleset"]
 
 

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 from appliance.model.facts import Allocations, Attachment, DockerName, DockerNetwork
 from appliance.model.names import Name
 from appliance.model.network import Zone
+from appliance.model.sources import CallerSources
 from appliance.model.visitors import ConnectTo, Visitors
 from appliance.plan.containers import MeshContainers, grouped
 from appliance.plan.policy import Reach
@@ -20,6 +21,7 @@ A, B = Name.parse("a.b"), Name.parse("c.d")
 ONE, TWO = container(2, "a.b"), container(3, "c.d")
 GROUPS = grouped(MeshContainers().read(snapshot(ONE, TWO)), {"bridge": BRIDGE})
 VIPS = {A: IPv4Address("240.0.0.1"), B: IPv4Address("240.0.0.2")}
+SOURCES = CallerSources(step=8, addresses={address(2): IPv4Address("240.0.0.3")})
 GUEST = IPv4Address("10.0.0.50")
 
 
@@ -27,7 +29,7 @@ def zone(s, *visitors, seen=frozenset({A, B}), vips=VIPS, complete=True):
     """The zone of two containers: one sees what `seen` says, the other only itself."""
     reaches = (Reach(frozenset(), seen), Reach(frozenset(), frozenset({B})))
     routes = {g.netns: GroupRoutes(reach=r, routes=frozenset()) for g, r in zip(GROUPS, reaches, strict=True)}
-    return host_zone(s, GROUPS, routes, visitors, Allocations(vips=vips), complete=complete)
+    return host_zone(s, GROUPS, routes, visitors, Allocations(vips=vips), SOURCES, complete=complete)
 
 
 def test_views():
@@ -35,7 +37,7 @@ def test_views():
     found = zone(snapshot(ONE, TWO))
     assert found.views == {address(2): {A, B}, address(3): {B}}
     assert found.askers == {address(2): A, address(3): B}
-    assert found.names == VIPS
+    assert (found.names, found.sources) == (VIPS, SOURCES)
     assert (found.suffix, found.vip_range) == (SETTINGS.suffix, SETTINGS.vip_range)
 
 

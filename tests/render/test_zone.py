@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import dns.flags
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 
 from appliance.model.names import Name
 from appliance.model.network import Zone
+from appliance.model.sources import CallerSources
 from appliance.render.dnsmessage import Query, encode_reply, parse_query
 from appliance.render.zone import NEGATIVE_TTL, TTL, ZoneAnswers
 
 FLASK, REDIS, APPLE = Name.parse("flask.flask"), Name.parse("redis.flask"), Name.parse("apple.orange")
 NAMES = {FLASK: IPv4Address("240.0.0.1"), REDIS: IPv4Address("240.17.3.9"), APPLE: IPv4Address("250.1.2.3")}
 ASKER, OTHER = IPv4Address("172.18.0.5"), IPv4Address("172.18.0.6")
+STRANGER, HOST = IPv4Address("172.18.0.7"), IPv4Address("172.18.0.1")
 ZONE = Zone(
     suffix="mesh.internal",
     names=NAMES,
@@ -107,6 +110,34 @@ def outcome(name: str, rtype: str = "A", *, asker: IPv4Address = ASKER, zone: Zo
 def test_what_an_asker_is_told(name: str, rtype: str, expected: str) -> None:
     """The table of names: ours, hidden, under the suffix, reverse, and everybody else's."""
     assert outcome(name, rtype) == expected
+
+
+SOURCES = CallerSources(
+    step=1 << 21,
+    addresses={a: IPv4Address("240.0.0.0") + number for a, number in ((ASKER, 5), (OTHER, 6), (HOST, 7))},
+)
+CALLED = replace(ZONE, views={**ZONE.views, HOST: frozenset({APPLE}), STRANGER: frozenset()}, sources=SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("asker", "address", "expected"),
+    [
+        pytest.param(ASKER, "240.0.0.6", "apple.orange.", id="of one that it reaches"),
+        pytest.param(OTHER, "240.0.0.5", "flask.flask.", id="of one that may reach it"),
+        pytest.param(OTHER, "240.32.0.5", "flask.flask.", id="at a further address"),
+        pytest.param(OTHER, "240.224.0.5", "flask.flask.", id="at its last one"),
+        pytest.param(OTHER, "241.0.0.5", "NXDOMAIN", id="behind its last one"),
+        pytest.param(ASKER, "240.0.0.5", "flask.flask.", id="its own"),
+        pytest.param(STRANGER, "240.0.0.5", "NXDOMAIN", id="of one that it has nothing to do with"),
+        pytest.param(HOST, "240.0.0.5", "NXDOMAIN", id="of one that does not call it"),
+        pytest.param(OTHER, "240.0.0.7", "NXDOMAIN", id="of the host, which has no name"),
+        pytest.param(OTHER, "240.0.0.0", "NXDOMAIN", id="of nobody in particular"),
+    ],
+)
+def test_reverse_names_of_callers(asker: IPv4Address, address: str, expected: str) -> None:
+    """A server learns who calls; nobody learns who else there is."""
+    name = ".".join(reversed(address.split("."))) + ".in-addr.arpa"
+    assert outcome(name, "PTR", asker=asker, zone=CALLED) == expected
 
 
 def test_views_differ() -> None:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from appliance.model.network import Netns
 
-VIP = "240.1.1.1"
-UNDECLARED = "240.1.1.2"
+VIP = "241.1.1.1"
+UNDECLARED = "241.1.1.2"
 DIALLER = "240.0.0.0"
 WEB = Destination.parse("web.shop:8080")
 

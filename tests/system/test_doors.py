@@ -76,7 +76,7 @@ def test_the_kernel_tracks_it_once(mesh: Mesh) -> None:
 def test_whoever_comes_through_is_the_workload(mesh: Mesh) -> None:
     """Whatever address of its own it calls from."""
     mesh.open()
-    for source in ("127.0.0.1", WORKLOAD, "240.7.7.7"):
+    for source in ("127.0.0.1", WORKLOAD, "247.7.7.7"):
         with mesh.dial(source), mesh.server.accept()[0]:
             pass
 

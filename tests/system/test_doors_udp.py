@@ -20,6 +20,7 @@ from nsworld import HOST_OUTSIDE, NEIGHBOUR, OUTSIDE, REFUSED, SECONDS, WORKLOAD
 
 from appliance.dataplane import api
 from appliance.dataplane.namespace import NamespaceSockets
+from appliance.dataplane.sources import Sources
 from appliance.dataplane.udp import sockets as udp_sockets
 from appliance.errors import RetryError
 from appliance.model.names import Destination, Protocol
@@ -522,15 +523,15 @@ def test_without_its_route_a_server_is_not_asked_from_within(mesh: UdpMesh) -> N
     """Somebody may take that away; it is told once, and tried again after a while."""
     mesh.open()
     door = mesh.proxy.doors.opened[mesh.neighbour.id].door
-    within = NamespaceSockets(door, FileIO(mesh.neighbour.path))
-    sock = within.dial_udp((NEIGHBOUR, 81))
+    within = NamespaceSockets(door, FileIO(mesh.neighbour.path), Sources())
+    sock = within.dial_udp((NEIGHBOUR, 81), WORKLOAD)
     assert sock is not None
     assert sock.getsockname()[0] == DIALLER
     sock.close()
     for _ in range(2):
         mesh.world.ip("-n", mesh.world._name("neighbour"), "route", "del", "local", "240.0.0.0/4", "dev", "lo")
-    assert within.dial_udp((NEIGHBOUR, 81)) is None
-    assert within.dial_udp((NEIGHBOUR, 81)) is None
+    assert within.dial_udp((NEIGHBOUR, 81), WORKLOAD) is None
+    assert within.dial_udp((NEIGHBOUR, 81), WORKLOAD) is None
     within.close()
 
 

@@ -270,7 +270,7 @@ def test_every_kind_of_question_is_answered_inside(village: Machine, protocol: s
 def test_names_of_addresses_are_told_to_those_that_declared_them(village: Machine) -> None:
     """For others an address of a service is as one that nobody has, in every way."""
     vip = virtual_address(village)
-    nobody = "240.77.77.77" if vip != "240.77.77.77" else "240.77.77.78"
+    nobody = "241.77.77.77" if vip != "241.77.77.77" else "241.77.77.78"
     questions = [(dns.reversename.from_address(address).to_text(), "PTR") for address in (vip, nobody)]
     shown = []
     for (name, _), answer in zip(questions, ask(village, "stranger", "udp", *questions), strict=True):
@@ -306,8 +306,8 @@ def test_undeclared_virtual_address_is_refused(village: Machine) -> None:
     """Who did not declare the name is not told it, and refused at its virtual address; who did, at its other ports."""
     vip = virtual_address(village)
     assert village.client("stranger", "resolve", "server.far")["error"] == "EAI_NONAME"
-    refused(village, "stranger", targets([vip], UNDECLARED) + targets(["240.1.2.3"], [7000]))
-    refused(village, "friend", targets([vip], [7001, 7002]) + targets(["240.1.2.3"], [7000]))
+    refused(village, "stranger", targets([vip], UNDECLARED) + targets(["241.1.2.3"], [7000]))
+    refused(village, "friend", targets([vip], [7001, 7002]) + targets(["241.1.2.3"], [7000]))
 
 
 def test_own_address_of_a_deployed_container_is_refused(village: Machine) -> None:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 
 MORE = replace(
     RULES,
-    routes=RULES.routes | {Route(vip=IPv4Address("240.0.0.99"), port=80, protocol=Protocol.TCP, proxy_port=20003)},
+    routes=RULES.routes | {Route(vip=IPv4Address("241.0.0.99"), port=80, protocol=Protocol.TCP, proxy_port=20003)},
 )
 
 
@@ -288,10 +288,10 @@ def test_a_change_of_elements_starts_no_program(world, monkeypatch):
             await host.command(render_host(GUARD))
             with pytest.raises(HostError, match="nsenter"):
                 await nft.push(world.path("workload"), render_workload(RULES))
-        assert "240.0.0.99" in world.list_table("workload")
+        assert "241.0.0.99" in world.list_table("workload")
         assert "chain guard" in world.list_table("host")
         await nft.push(world.path("workload"), change_workload(MORE, RULES))
-        assert "240.0.0.99" not in world.list_table("workload")
+        assert "241.0.0.99" not in world.list_table("workload")
         await nft.push(world.path("workload"), REMOVE)
         assert world.list_table("workload") == ""
         assert (nft.pushed, nft.failed) == (4, 0)
@@ -336,13 +336,13 @@ def test_a_change_does_not_wait_for_a_helper(world):
                 await nft.push(world.path("workload"), change_workload(RULES, MORE))
         assert host.pid is None
         await nft.push(world.path("workload"), change_workload(RULES, MORE))
-        assert "240.0.0.99" in world.list_table("workload")
+        assert "241.0.0.99" in world.list_table("workload")
 
     helped(scenario, idle=0.05)
     helped(scenario)
     never = Nft(NftHelper())
     trio.run(never.push, world.path("workload"), change_workload(MORE, RULES))
-    assert "240.0.0.99" not in world.list_table("workload")
+    assert "241.0.0.99" not in world.list_table("workload")
 
 
 def test_changes_that_follow_each_other_are_not_taken_for_others(world):

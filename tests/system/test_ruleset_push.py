@@ -107,7 +107,7 @@ def test_a_refused_push_leaves_the_former_rules(world):
 def test_a_delta_makes_the_same_table_as_a_replace(world):
     """Elements added, removed and given another value end in what the whole text would make."""
     moved = replace(UDP_ROUTE, proxy_port=20005)
-    new = Route(vip=IPv4Address("240.1.1.9"), port=80, protocol=Protocol.TCP, proxy_port=20009)
+    new = Route(vip=IPv4Address("241.1.1.9"), port=80, protocol=Protocol.TCP, proxy_port=20009)
     after = replace(RULES, routes=(RULES.routes - {UDP_ROUTE}) | {moved, new}, published=frozenset())
     delta = change_workload(RULES, after)
     assert "table inet meshbox {" not in delta
@@ -140,7 +140,7 @@ def test_an_open_udp_flow_never_reaches_another_name_that_got_its_proxy_port(wor
     """A proxy port that is given to another virtual IP does not carry the former one's flows."""
     push(world, render_workload(RULES))
     udp = world.server("UDP")
-    heir = replace(UDP_ROUTE, vip=IPv4Address("240.1.1.7"))
+    heir = replace(UDP_ROUTE, vip=IPv4Address("241.1.1.7"))
     with world.socket("workload", "udp") as flow:
         flow.connect((VIP, 8080))
         flow.send(b"1")
@@ -148,7 +148,7 @@ def test_an_open_udp_flow_never_reaches_another_name_that_got_its_proxy_port(wor
         push(world, change_workload(RULES, replace(RULES, routes=(RULES.routes - {UDP_ROUTE}) | {heir})))
         with pytest.raises(OSError, match="not permitted"):
             flow.send(b"2")
-        assert world.probe("workload", "udp", "240.1.1.7", 8080) == "UDP"
+        assert world.probe("workload", "udp", "241.1.1.7", 8080) == "UDP"
 
 
 def test_an_open_tcp_pair_outlives_its_route_until_the_proxy_ends_it(world):

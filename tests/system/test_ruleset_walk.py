@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-VIP = "240.1.1.1"
+VIP = "241.1.1.1"
 RULES = WorkloadRuleset(
     netns=Netns(id=NetnsId(device=4, inode=1), path="/netns/1"),
     proxy=IPv4Address(HOST),
@@ -115,8 +115,8 @@ def world(rules: WorkloadRuleset) -> Iterator[World]:
         ("udp", VIP, 8081, REFUSED),
         ("tcp", VIP, 53, REFUSED),
         ("udp", VIP, 53, REFUSED),
-        ("tcp", "240.1.1.2", 8080, REFUSED),
-        ("udp", "240.1.1.2", 8080, REFUSED),
+        ("tcp", "241.1.1.2", 8080, REFUSED),
+        ("udp", "241.1.1.2", 8080, REFUSED),
         ("tcp", HOST, 20001, REFUSED),
         ("udp", HOST, 20002, REFUSED),
         ("tcp", HOST, 20003, REFUSED),
@@ -471,7 +471,7 @@ def test_link_local_addresses_are_no_way_round(world):
 
 def test_refusals_are_counted_by_reason(world):
     """An operator reads from the table why something is refused, and how often."""
-    world.probe("workload", "tcp", "240.1.1.2", 8080)
+    world.probe("workload", "tcp", "241.1.1.2", 8080)
     table = world.list_table("workload").splitlines()
     counted = [line for line in table if 'comment "no such destination in connect_to"' in line]
     assert [line for line in counted if "packets 0" not in line]

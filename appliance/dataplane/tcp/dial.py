@@ -13,7 +13,7 @@ import structlog
 
 from appliance.dataplane.holding import Holding
 from appliance.dataplane.loop.epoll import ERR, HUP
-from appliance.dataplane.sockets import KEEPALIVE, NONBLOCKING, bind_source, reset_on_close
+from appliance.dataplane.sockets import KEEPALIVE, NO_PORT, NONBLOCKING, bind_source, reset_on_close
 from appliance.dataplane.tcp.relay import PairOwner
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ MOST_BACKENDS = 3
 """Backends tried for one client."""
 TIMEOUT = 3.0
 """Seconds in which a backend must accept that is not paused."""
+SILENCE = 10.0
+"""Seconds between words of the log about want of ports."""
 SWEEP = 0.5
 """Seconds between checks of the dials under way."""
 
@@ -108,12 +110,12 @@ class Dial(Holding):
             if state is None:
                 break
             try:
-                self._sock = sock = _socket(owner.namespaces.get(state.netns))
+                sock, code = _connect(owner.namespaces.get(state.netns), state, self.caller.host)
+                self._sock = sock
                 owner.epoll.add(sock.fileno(), self)
             except OSError as error:
                 owner.on_no_descriptors(error)
                 break
-            code = _connect(sock, state)
             if code in (0, errno.EINPROGRESS):
                 self.state = state
                 owner.dialling()
@@ -172,6 +174,9 @@ class Dial(Holding):
 
     def _failed(self, state: BackendState, code: int) -> None:
         self._tried += (state,)
+        if code in NO_PORT:
+            self.owner.dials.tell_of_ports(str(self.owner.destination), state, code)
+            return
         self.owner.balancer.failed(state)
         if state.failures == 1:
             log.info(
@@ -187,28 +192,27 @@ class Dial(Holding):
         self.owner.epoll.close(self.client)
 
 
-def _socket(namespace: NamespaceSockets | None) -> SocketType:
-    """Make a socket: in the backend's own namespace, if that has a door. Raises OSError."""
-    sock = None if namespace is None else namespace.socket()
-    if sock is None:
-        sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for option in KEEPALIVE:
-            sock.setsockopt(*option)
-    return sock
+def _connect(namespace: NamespaceSockets | None, state: BackendState, caller: str) -> tuple[SocketType, int]:
+    """Begin to connect, from the backend's own namespace if that has a door; return the socket and the errno.
 
-
-def _connect(sock: SocketType, state: BackendState) -> int:
-    """Begin to connect; return the errno. Whatever goes wrong is the backend's failure: another one is tried."""
+    Whatever goes wrong, another backend is tried. Raises OSError when no socket can be made.
+    """
+    dialled = None if namespace is None else namespace.dial(state.address, caller)
+    if dialled is not None:
+        return dialled
+    sock = SocketType(socket.AF_INET, NONBLOCKING, 0)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for option in KEEPALIVE:
+        sock.setsockopt(*option)
     if state.source is not None:
         try:
             bind_source(sock, state.source)
         except OSError as error:
-            return error.errno or errno.EADDRNOTAVAIL
+            return sock, error.errno or errno.EADDRNOTAVAIL
     try:
-        return sock.connect_ex(state.address)
+        return sock, sock.connect_ex(state.address)
     except Exception:  # noqa: BLE001 — an address that no socket takes, such as port 99999
-        return errno.EINVAL
+        return sock, errno.EINVAL
 
 
 class Dials:
@@ -217,6 +221,7 @@ class Dials:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._dials: dict[Dial, None] = {}
+        self._told = -SILENCE
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, dial: Dial) -> None:
@@ -236,6 +241,19 @@ class Dials:
     def of(self, owner: DialOwner) -> list[Dial]:
         """Return those of one listener."""
         return [dial for dial in self._dials if dial.owner is owner]
+
+    def tell_of_ports(self, destination: str, state: BackendState, code: int) -> None:
+        """Log that this host could not dial, which says nothing of the backend."""
+        now = time.monotonic()
+        if now - self._told >= SILENCE:
+            self._told = now
+            log.warning(
+                "no address and port to dial a backend from",
+                destination=destination,
+                backend=state.backend.label,
+                address=f"{state.address[0]}:{state.address[1]}",
+                cause=os.strerror(code),
+            )
 
     def __len__(self) -> int:
         return len(self._dials)

@@ -21,8 +21,11 @@ UNSURE: Final = 1000
 class WorkloadSockets(Protocol):
     """What makes UDP sockets in a workload's namespace (namespace.NamespaceSockets)."""
 
-    def dial_udp(self, address: Client) -> SocketType | None:
-        """Return one that is connected to the workload; None if that cannot be dialled there. Raises OSError."""
+    def dial_udp(self, address: Client, caller: str) -> SocketType | None:
+        """Return one that is connected to the workload for this caller; None if that cannot be dialled there.
+
+        Raises OSError.
+        """
 
     def answer_udp(self, door: SocketType, address: Client, client: Client) -> SocketType:
         """Return one for what this client sends to that address of the door's socket. Raises OSError."""

@@ -31,7 +31,7 @@ import structlog
 from appliance.dataplane.access import Access
 from appliance.dataplane.balance import Balancer
 from appliance.dataplane.loop.epoll import IN
-from appliance.dataplane.sockets import NO_DESCRIPTORS
+from appliance.dataplane.sockets import NO_DESCRIPTORS, NO_PORT
 from appliance.dataplane.udp.client import AddressSocket, PortSocket, open_client_socket
 from appliance.dataplane.udp.places import ANSWERED, IDLE, RETURNED, Places
 from appliance.dataplane.udp.session import Session, SessionOwner
@@ -327,12 +327,13 @@ class UdpListener(SessionOwner):
                 self._refuse(key, client, caller, arrival, asked)
                 break
             try:
-                sock = self._connect(state)
-            except Exception as error:  # noqa: BLE001 — whatever it is, it is this backend's failure: another one is tried
+                sock = self._connect(state, caller.host)
+            except Exception as error:  # noqa: BLE001 — whatever it is, another backend is tried
                 if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
                     self._on_no_descriptors(error)
                     break
-                self.balancer.failed(state)
+                if not (isinstance(error, OSError) and error.errno in NO_PORT):
+                    self.balancer.failed(state)
                 tried += (state,)
                 continue
             fd = sock.fileno()
@@ -344,9 +345,9 @@ class UdpListener(SessionOwner):
         self.failed += 1
         return None
 
-    def _connect(self, state: BackendState) -> SocketType:
+    def _connect(self, state: BackendState, caller: str) -> SocketType:
         namespace = self._namespaces.get(state.netns)
-        sock = None if namespace is None else namespace.dial_udp(state.address)
+        sock = None if namespace is None else namespace.dial_udp(state.address, caller)
         return connect(state.address, state.source) if sock is None else sock
 
     def _add(self, session: Session) -> Session:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from appliance.dataplane.api import Question
     from appliance.model.names import Destination
     from appliance.model.network import Backend, Door, Listener, NetnsId, Zone
+    from appliance.model.sources import CallerSources
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,13 @@ class LeaveDoor:
     """Accept and dial no more in that namespace."""
 
     netns: NetnsId
+
+
+@dataclass(frozen=True, slots=True)
+class DialFrom:
+    """Dial from these addresses, by caller, inside namespaces."""
+
+    sources: CallerSources
 
 
 @dataclass(frozen=True, slots=True)

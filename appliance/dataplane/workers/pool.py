@@ -25,6 +25,7 @@ from appliance.dataplane.udp.sockets import listen as listen_udp
 from appliance.dataplane.workers import merge, messages
 from appliance.dataplane.workers.process import WorkerProcess
 from appliance.model.names import Destination, Protocol
+from appliance.model.sources import CallerSources
 
 if TYPE_CHECKING:
     import asyncio
@@ -88,6 +89,7 @@ class WorkerPool:
         In a new list each time, because the same sockets may be retired, used again, and retired again."""
         self._dns: dict[IPv4Address, DnsSockets] = {}
         self._zone: Zone | None = None
+        self._sources = CallerSources()
         self._upstreams: tuple[tuple[str, int], ...] = ()
         self._past: dict[Destination, ListenerStats] = {}
         self._past_dns: Mapping[str, int] = {}
@@ -168,6 +170,11 @@ class WorkerPool:
             for worker in self._workers:
                 worker.send(messages.LeaveDoor(netns))
             _close(*tcp, udp, file)
+
+    def set_sources(self, sources: CallerSources) -> None:
+        """Dial from inside namespaces from these addresses, by caller; what is connected goes on."""
+        self._sources = sources
+        self._tell(messages.DialFrom(sources))
 
     def confirm(self) -> None:
         """Say that all that Docker has done is known; from the first time on, what comes to the host waits for it."""
@@ -305,6 +312,7 @@ class WorkerPool:
     def _tell_all(self, worker: WorkerProcess) -> None:
         """Tell a new process everything that it must serve."""
         worker.send(messages.Init(dns_port=self._dns_port, idle_udp=self._idle_udp, alone=len(self._workers) == 1))
+        worker.send(messages.DialFrom(self._sources))
         for destination in self._listeners:
             self._hand_over(worker, destination)
         for netns in self._doors:

@@ -84,6 +84,8 @@ class Worker:
                 self.plane.move_door(message.door)
             case messages.LeaveDoor():
                 self.plane.close_door(message.netns)
+            case messages.DialFrom():
+                self.plane.set_sources(message.sources)
             case messages.EndPairs():
                 self.plane.end_pairs(message.destination)
             case messages.Confirm():

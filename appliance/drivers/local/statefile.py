@@ -13,6 +13,7 @@ from appliance.errors import HostError, InputError, MeshboxError, cause
 from appliance.model.facts import Allocations
 from appliance.model.names import Destination, Name, check_port, parse_service_name
 from appliance.model.numbers import check_number, check_time
+from appliance.model.sources import parse_caller_key, parse_docker_name
 from appliance.spec.parse import parse_service, service_to_raw
 from appliance.text import quoted
 
@@ -53,6 +54,11 @@ class DamagedError(MeshboxError):
 def dump(state: State) -> bytes:
     """Return the file's content."""
     a = state.allocations
+    later = {  # than version 0.1.0: only where there are any, so that a way back finds what it knows
+        "callers": {key: str(address) for key, address in a.callers.items()},
+        "freed_callers": {key: str(address) for key, address in a.freed_callers.items()},
+        "numbered": dict(a.numbered),
+    }
     return orjson.dumps(
         {
             "schema": SCHEMA,
@@ -63,6 +69,7 @@ def dump(state: State) -> bytes:
                 "ports": {str(destination): port for destination, port in a.ports.items()},
                 "freed_vips": {str(address): when for address, when in a.freed_vips.items()},
                 "freed_names": {str(name): str(address) for name, address in a.freed_names.items()},
+                **{part: content for part, content in later.items() if content},
             },
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS,
@@ -117,6 +124,9 @@ def _allocations(raw: dict[str, Any], faults: list[str]) -> Allocations:
         ports=_entries(part, "ports", (Destination.parse, check_port), faults),
         freed_vips=_entries(part, "freed_vips", (IPv4Address, check_time), faults),
         freed_names=_entries(part, "freed_names", (Name.parse, IPv4Address), faults),
+        callers=_entries(part, "callers", (parse_caller_key, IPv4Address), faults),
+        freed_callers=_entries(part, "freed_callers", (parse_caller_key, IPv4Address), faults),
+        numbered=_entries(part, "numbered", (parse_caller_key, parse_docker_name), faults),
     )
 
 

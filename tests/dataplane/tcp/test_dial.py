@@ -84,6 +84,23 @@ def test_a_backend_is_dialled_from_the_address_that_it_lets_in(world: World) -> 
     assert world.accept(other).getpeername()[0] == "127.0.0.1"
 
 
+def test_want_of_ports_is_no_backends_failure(world: World) -> None:
+    """A host that has nothing to dial from, as when all its ports are in use, leaves out no backend for that."""
+    backend = world.backend()
+    world.open(replace(backend_of(backend), source=IPv4Address("192.0.2.1")))
+    for _ in range(3):
+        assert world.turned_away()
+    stats = world.stats()
+    assert stats.failed == 3
+    assert [(b.failed, b.ejected) for b in stats.backends] == [(0, 0)]
+    (entry,) = world.logs
+    assert entry["event"] == "no address and port to dial a backend from"
+    assert "assign requested address" in entry["cause"]
+    world.swap(backend)
+    world.dial()
+    world.accept(backend)
+
+
 def test_at_most_three_backends_are_tried(world: World) -> None:
     """A client whose backends all refuse is reset after three of them, and counted once."""
     world.open(*(world.dead() for _ in range(5)))

@@ -115,7 +115,7 @@ def test_a_session_gets_no_socket_where_none_can_be(world: World) -> None:
     class Sockets:
         """A namespace without file descriptors."""
 
-        def dial_udp(self, _address: object) -> None:
+        def dial_udp(self, _address: object, _caller: str) -> None:
             """Dial nothing."""
 
         def answer_udp(self, _door: object, _address: object, _client: object) -> socket.socket:

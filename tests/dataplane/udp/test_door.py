@@ -32,7 +32,7 @@ class FakeSockets:
         """Called between a socket's bind and connect."""
         self.short = False
 
-    def dial_udp(self, _address: Client) -> None:
+    def dial_udp(self, _address: Client, _caller: str) -> None:
         """It cannot be dialled from its namespace."""
 
     def icmp(self) -> socket.socket:

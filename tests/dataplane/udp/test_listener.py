@@ -468,6 +468,15 @@ def test_a_backend_without_a_route_is_passed_over(world: World, monkeypatch: pyt
     assert udp.stats().failed == 0
 
 
+def test_want_of_ports_is_no_backends_failure(world: World) -> None:
+    """A host that has nothing to ask from, as when all its ports are in use, leaves out no backend for that."""
+    server, client = world.socket(), world.socket()
+    udp, port = world.open(replace(backend(server), source=IPv4Address("192.0.2.1")))
+    client.send(b"x", port)
+    world.until(lambda: udp.stats().failed == 1)
+    assert [(b.failed, b.ejected) for b in udp.stats().backends] == [(0, 0)]
+
+
 def test_no_file_descriptors_left_is_a_counted_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The listener goes on, and serves again when there are some."""
     server, client = world.socket(), world.socket()

@@ -13,6 +13,7 @@ from tcpworld import DESTINATION, listener_of
 from appliance.dataplane import api
 from appliance.dataplane.workers import messages
 from appliance.model.network import Backend, Door, NetnsId, Zone
+from appliance.model.sources import CallerSources
 
 ADDRESS = IPv4Address("127.0.0.1")
 NETNS = NetnsId(device=4, inode=1)
@@ -28,6 +29,7 @@ EXAMPLES = (
     messages.ServeDoor(Door(netns=NETNS, caller=ADDRESS, dialler=ADDRESS), udp=True),
     messages.MoveDoor(Door(netns=NETNS, caller=ADDRESS, dialler=ADDRESS)),
     messages.LeaveDoor(NETNS),
+    messages.DialFrom(CallerSources(step=8, addresses={ADDRESS: ADDRESS})),
     messages.EndPairs(DESTINATION),
     messages.Confirm(),
     messages.ServeDns(frozenset({ADDRESS}), ADDRESS),

@@ -34,6 +34,9 @@ FULL = State(
         ports={Destination.parse("flask.flask:80/udp"): 20001},
         freed_vips={IPv4Address("240.0.0.8"): 5.0},
         freed_names={Name.parse("a.b"): IPv4Address("240.0.0.8")},
+        callers={"flask.flask/0": IPv4Address("240.0.0.7"), "host": IPv4Address("240.0.0.6")},
+        freed_callers={"guest/10.0.0.50": IPv4Address("240.0.0.5")},
+        numbered={"flask.flask/0": "demo-flask-1"},
     ),
 )
 
