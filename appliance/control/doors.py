@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from appliance.control.dnsdoors import DnsDoors
 from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp import sockets
 from appliance.drivers.netns import addresses, identity, netlink, routes
@@ -40,6 +41,7 @@ class Doors:
         self._plane = plane
         self.opened: dict[NetnsId, WorkloadDoor] = {}
         """Those that the data plane serves."""
+        self.dns = DnsDoors(plane)
 
     async def run(
         self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -55,6 +57,7 @@ class Doors:
             for opened in list(self.opened.values()):
                 if identity.identify(opened.netns.path) != opened.netns.id:
                     self._let_go(opened.netns)
+            self.dns.let_go()
 
     async def open(self, wanted: WorkloadDoor) -> None:
         """Listen, then route virtual IPs there, then serve. About 1 ms.

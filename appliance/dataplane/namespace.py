@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from socket import SocketType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
@@ -19,10 +19,13 @@ from appliance.dataplane.sockets import IP_TRANSPARENT, NO_DESCRIPTORS, NONBLOCK
 from appliance.dataplane.udp.sockets import bind_beside, make_room
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from io import FileIO
 
     from appliance.dataplane.udp.sockets import Client
     from appliance.model.network import Door
+
+T = TypeVar("T")
 
 AGAIN: Final = 10.0
 """Seconds for which a workload is dialled from the host after it could not be dialled from its namespace."""
@@ -104,6 +107,14 @@ class NamespaceSockets:
             sock.close()
             raise
         return sock
+
+    def entered(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns in the namespace; it must not block. Raises OSError."""
+        _enter(self._netns.fileno())
+        try:
+            return make()
+        finally:
+            _return()
 
     def close(self) -> None:
         """Let go of the namespace: it can end once nothing of it is open."""

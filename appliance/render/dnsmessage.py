@@ -54,10 +54,12 @@ BADVERS = 16
 EDE_OPTION = 15
 """Extended DNS Errors (RFC 8914 §2); the codes below are from its §4."""
 EDE_STALE_ANSWER = 3
+EDE_NOT_READY = 14
 EDE_PROHIBITED = 18
 EDE_STALE_NXDOMAIN = 19
 EDE_NOT_AUTHORITATIVE = 20
 EDE_NO_REACHABLE_AUTHORITY = 22
+EDE_NETWORK_ERROR = 23
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

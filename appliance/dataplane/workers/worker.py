@@ -82,6 +82,10 @@ class Worker:
                 self._open_door(message, sockets)
             case messages.LeaveDoor():
                 self.plane.close_door(message.netns)
+            case messages.ServeDnsDoor():
+                self._open_dns_door(message, sockets)
+            case messages.LeaveDnsDoor():
+                self.plane.close_dns_door(message.netns)
             case messages.EndPairs():
                 self.plane.end_pairs(message.destination)
             case messages.Confirm():
@@ -142,6 +146,14 @@ class Worker:
             for descriptor in descriptors:
                 os.close(descriptor)
             self._channel.send(messages.Missing(message.door.netns))
+
+    def _open_dns_door(self, message: messages.ServeDnsDoor, descriptors: list[int]) -> None:
+        if len(descriptors) == message.sockets:
+            self.plane.open_dns_door(message.door, [socket.socket(fileno=number) for number in descriptors])
+        else:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._channel.send(messages.Missing(message.door.netns, dns=True))
 
     def _set_backends(self, message: messages.SetBackends) -> None:
         if self.plane.serves(message.destination):

@@ -27,6 +27,8 @@ EXAMPLES = (
     messages.Close(DESTINATION),
     messages.ServeDoor(Door(netns=NETNS, caller=ADDRESS, dialler=ADDRESS), udp=True),
     messages.LeaveDoor(NETNS),
+    messages.ServeDnsDoor(Door(netns=NETNS, caller=ADDRESS, dialler=ADDRESS), sockets=2),
+    messages.LeaveDnsDoor(NETNS),
     messages.EndPairs(DESTINATION),
     messages.Confirm(),
     messages.ServeDns(frozenset({ADDRESS}), ADDRESS),
