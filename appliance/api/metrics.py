@@ -227,6 +227,9 @@ COUNTERS: Mapping[str, str] = {
     "dns_tcp_opened": "TCP connections to the DNS server.",
     "dns_tcp_refused": "TCP connections beyond its limits.",
     "dns_tcp_gave_way": "TCP connections that were closed to make room for askers with fewer.",
+    "dns_relayed": "Messages that went on to the server that was asked, from inside of a container's namespace.",
+    "dns_relays_gave_way": "Sockets of such messages that were closed early because there were too many.",
+    "dns_relays_now": "Sockets of such messages at the moment. It also falls.",
     "dns_held_now": "Questions that wait at the moment. It also falls.",
     "dns_ready_now": "Encoded answers that are kept at the moment. It also falls.",
 }

@@ -57,5 +57,6 @@ async def examine(config: Config, *, running: bool = False, open_files: int | No
         findings.append(names.host_names(config))
     own = [(str(address), config.dns_port) for address in config.dns_listen]
     upstreams = HostResolvers(fixed=config.dns_upstreams, own=own)
-    findings += [names.resolvers(upstreams()), system.open_files(open_files), *kernel.tracking(), system.clock()]
+    answered = names.resolvers(upstreams(), doors=config.doors)
+    findings += [answered, system.open_files(open_files), *kernel.tracking(), system.clock()]
     return tuple(findings)

@@ -33,19 +33,19 @@ def host_names(config: Config) -> Finding:
     return ok("host names", f"{server} through {'systemd-resolved' if settings.uses_resolved else config.resolv_conf}")
 
 
-def resolvers(found: Sequence[tuple[str, int]]) -> Finding:
-    """Check where questions about names outside the mesh go."""
+def resolvers(found: Sequence[tuple[str, int]], *, doors: bool) -> Finding:
+    """Check where questions about names outside the mesh go; with `doors` Docker's resolver is not in the way."""
     if not found:
         return warning(
             "resolvers", f"{RESOLV_CONF} names no IPv4 resolver", "names outside the mesh fail; set dns_upstreams"
         )
     servers = ", ".join(f"{address}:{port}" for address, port in found)
-    if all(IPv4Address(address).is_loopback for address, _ in found):
+    if not doors and all(IPv4Address(address).is_loopback for address, _ in found):
         return warning(
             "resolvers",
             f"{servers}: only loopback",
             "containers on user-defined networks that meshbox did not create see no mesh names, since Docker asks for"
             ' them; put "dns": ["172.17.0.1"] into /etc/docker/daemon.json: any address that is not loopback will do,'
-            " as the appliance answers for it",
+            " as the appliance answers for it; or set doors = true",
         )
     return ok("resolvers", servers)

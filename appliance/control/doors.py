@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from appliance.control.dnsdoors import DnsDoors
 from appliance.dataplane.sockets import listen
 from appliance.dataplane.udp import sockets
 from appliance.drivers.netns import addresses, identity, netlink, routes
@@ -42,6 +43,7 @@ class Doors:
         """Those that the data plane serves."""
         self._former: dict[NetnsId, IPv4Address] = {}
         """The address of each that had another one until not long ago."""
+        self.dns = DnsDoors(plane)
 
     async def run(
         self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -60,6 +62,7 @@ class Doors:
                 elif opened.netns.id in self._former:
                     with suppress(RetryError):  # it is gone in this moment
                         await self._leave_former(opened)
+            self.dns.let_go()
 
     async def open(self, wanted: WorkloadDoor) -> None:
         """Listen, then route virtual IPs there, then serve. About 1 ms.

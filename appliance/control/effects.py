@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from appliance.drivers.nft.drift import RulesetWatch
     from appliance.drivers.nft.helper import NftHelper
     from appliance.drivers.registry import Registry
-    from appliance.model.network import NetnsId, VipRoute, WorkloadRuleset
+    from appliance.model.network import NetnsId, VipRoute, WorkloadDoor, WorkloadRuleset
 
 
 class HostEffects:
@@ -83,8 +84,9 @@ class HostEffects:
             case st.DropRoute():
                 await self._drop_route(step.route)
             case st.OpenDoor():
-                await self._doors.open(step.after)
+                await self._open_door(step.after)
             case st.CloseDoor():
+                await self._close_dns_door(step.door.netns)
                 await self._doors.close(step.door)
             case st.Register():
                 await self._registry.register(step.registration)
@@ -100,8 +102,10 @@ class HostEffects:
     async def _push_ruleset(self, step: st.PushRuleset) -> None:
         after, netns = step.after, step.after.netns
         async with self._rendering:
-            change = ruleset.change_workload(step.before, after)
+            change = ruleset.change_workload(step.before, after, dns_inside=netns.id in self._doors.dns)
         # A former appliance may have had a door there, or we one that was forgotten with what was known of its rules.
+        if not after.door:
+            await self._close_dns_door(netns)
         if not after.door and (step.before is None or netns.id in self._doors.opened):
             await self._doors.clear(netns, after.vip_range)
         await self._nft.push(netns.path, change)
@@ -113,9 +117,23 @@ class HostEffects:
         """Remove the table from a namespace, if that still exists."""
         netns = dropped.netns
         self._watch.remove(netns.id)
+        await self._close_dns_door(netns)
         if netns.id in self._doors.opened:  # as when it could not be led to
             await self._doors.clear(netns, dropped.vip_range)
         await _while_there(netns, partial(self._nft.push, netns.path, ruleset.REMOVE))
+
+    async def _open_door(self, door: WorkloadDoor) -> None:
+        """Open a door, and one for DNS beside it. Without the latter questions go to the host."""
+        await self._doors.open(door)
+        self._doors.dns.open(door.netns, door.door)
+        await self._nft.push(door.netns.path, ruleset.LEAD_DNS)
+
+    async def _close_dns_door(self, netns: Netns) -> None:
+        """Have questions go to the host again, and answer none in there."""
+        if netns.id in self._doors.dns:
+            with suppress(RetryError):  # the rules are gone already, or the namespace is
+                await self._nft.push(netns.path, ruleset.LEAVE_DNS)
+            self._doors.dns.close(netns)
 
     @staticmethod
     async def _add_route(route: VipRoute) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping
     from io import FileIO
     from ipaddress import IPv4Address
@@ -88,6 +89,16 @@ class DataPlane(Protocol):
 
     def set_sources(self, sources: CallerSources) -> None:
         """Dial from inside namespaces from these addresses, by caller; what is connected goes on."""
+
+    def open_dns_door(self, door: Door, sockets: tuple[socket.socket, ...]) -> None:
+        """Answer DNS on these sockets as well, which belong to the namespace of a door that is open.
+
+        The data plane closes them. Without sockets it keeps those that it has there, for a workload whose address may
+        have changed.
+        """
+
+    def close_dns_door(self, netns: NetnsId) -> None:
+        """Answer DNS no more in that namespace."""
 
     def confirm(self) -> None:
         """Say that all that Docker has done is known; from the first time on, what comes to the host waits for it."""

@@ -17,6 +17,7 @@ from appliance.model.names import Destination, Protocol
 
 if TYPE_CHECKING:
     import asyncio
+    import socket
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from io import FileIO
     from ipaddress import IPv4Address
@@ -58,7 +59,7 @@ class InProcess:
         self._udp_doors: dict[NetnsId, UdpDoor] = {}
         self._udp_by_port: dict[int, UdpListener] = {}
         """By port on the host: what UDP doors lead to."""
-        self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams)
+        self.dns = DnsServer(loop, port=dns_port, upstreams=dns_upstreams, namespaces=self._context.namespaces)
 
     @property
     def active(self) -> int:
@@ -154,6 +155,14 @@ class InProcess:
         for listener in list(self._all()):
             if isinstance(listener, UdpListener):
                 listener.leave(str(netns))
+
+    def open_dns_door(self, door: Door, sockets: Sequence[socket.socket]) -> None:
+        """Answer DNS on these sockets of a namespace as well; without any on those that it has there."""
+        self.dns.open_door(str(door.netns), str(door.caller), sockets)
+
+    def close_dns_door(self, netns: NetnsId) -> None:
+        """Answer DNS no more in that namespace."""
+        self.dns.close_door(str(netns))
 
     def end_pairs(self, destination: Destination) -> None:
         """Reset what is left of closed listeners of this destination."""

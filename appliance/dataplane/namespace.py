@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from socket import SocketType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
@@ -21,11 +21,14 @@ from appliance.dataplane.sources import FIRST_PORT, MOST_TRIES, PORTS, Source
 from appliance.dataplane.udp.sockets import bind_beside, make_room, raw
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from io import FileIO
 
     from appliance.dataplane.sources import Sources
     from appliance.dataplane.udp.sockets import Client
     from appliance.model.network import Door
+
+T = TypeVar("T")
 
 AGAIN: Final = 10.0
 """Seconds for which a workload is dialled from the host after it could not be dialled from its namespace."""
@@ -157,16 +160,20 @@ class NamespaceSockets:
     def raw(self, most: int) -> SocketType:
         """Return the socket that sends whole packets in there; it is made once. Raises OSError (sockets.raw)."""
         if self._raw is None:
-            _enter(self._netns.fileno())
-            try:
-                self._raw = raw(most)
-            finally:
-                _return()
+            self._raw = self.entered(lambda: raw(most))
         return self._raw
 
     def move(self, door: Door) -> None:
         """Take another address of the workload as its own."""
         self._address = str(door.caller)
+
+    def entered(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns in the namespace; it must not block. Raises OSError."""
+        _enter(self._netns.fileno())
+        try:
+            return make()
+        finally:
+            _return()
 
     def close(self) -> None:
         """Let go of the namespace: it can end once nothing of it is open."""

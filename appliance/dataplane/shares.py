@@ -40,8 +40,8 @@ log = structlog.get_logger()
 
 MARK: Final = 80
 """Percent of the descriptors that may be used before anybody is bounded."""
-RESERVE = 1024
-"""Descriptors that connections never take: for control plane, DNS (which takes 768 at most) and the admin socket."""
+RESERVE = 2048
+"""Descriptors that connections never take: for control plane, DNS (which takes 1,536 at most) and the admin socket."""
 PEER_WEIGHT: Final = 4
 """A peer's connections to one destination are those of so many callers: several, though not known how many."""
 AT_A_TIME: Final = 2

@@ -49,6 +49,14 @@ DOOR_PORT = 4
 """Where the data plane listens inside a workload's namespace, at all addresses. That keeps other programs from the
 port, so it is one that nothing uses (unassigned in IANA's registry)."""
 
+DNS_DOOR_PORT = 6
+"""Where it answers DNS there, at every address; as unused as the other."""
+
+LEAD_DNS = f"flush set {TABLE} dns_outside\nadd element {TABLE} dns_inside {{ 53 }}\n"
+"""Leads a workload's questions to the door for DNS; nft refuses it where the rules have no door."""
+LEAVE_DNS = f"flush set {TABLE} dns_inside\nadd element {TABLE} dns_outside {{ 53 }}\n"
+"""Leads them to the host again."""
+
 RANGES = ("subnets", "subnets6")
 """Sets of ranges. Overlapping ranges cannot be exchanged element by element: a change replaces the whole table."""
 
@@ -69,15 +77,24 @@ _HOST = _template("host.nft")
 _VISITORS = _template("visitors.nft")
 _CONSUL = _template("consul.nft")
 _DOOR = _template("door.nft")
+_DNS = _template("dns.nft")
 _BRIDGE = _template("bridge.nft")
 _PORT = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 """A name of an interface that means itself in nft, which reads `*` at its end as any other characters."""
 
 
-def render_workload(r: WorkloadRuleset) -> str:
-    """Return the text that replaces the table in a workload's namespace, whatever was there."""
-    rules = f"{_WORKLOAD}\n{_DOOR}" if r.door else _WORKLOAD
-    return _render(_workload_values(r), _route_sets(r, r.routes) | _workload_sets(r), rules)
+def render_workload(r: WorkloadRuleset, *, dns_inside: bool = False) -> str:
+    """Return the text that replaces the table in a workload's namespace, whatever was there.
+
+    With `dns_inside` questions are led to the door for DNS, which is open.
+    """
+    port = frozenset({"53"})
+    inside = r.door and dns_inside
+    sets = _route_sets(r, r.routes) | _workload_sets(r) | {"dns_outside": frozenset() if inside else port}
+    if not r.door:
+        return _render(_workload_values(r), sets, _WORKLOAD)
+    sets |= {"dns_inside": port if inside else frozenset()}
+    return _render(_workload_values(r), sets, f"{_WORKLOAD}\n{_DOOR}\n{_DNS}")
 
 
 def render_host(r: HostRuleset) -> str:
@@ -106,18 +123,20 @@ def change_bridge(before: BridgeRuleset | None, after: BridgeRuleset) -> str:
     return _change(gone, _written({name: new[name] - old[name] for name in new}), BRIDGE_TABLE)
 
 
-def change_workload(before: WorkloadRuleset | None, after: WorkloadRuleset) -> str:
+def change_workload(before: WorkloadRuleset | None, after: WorkloadRuleset, *, dns_inside: bool = False) -> str:
     """Return the text that brings the table from `before` to `after`: empty when they are the same.
+
+    Whether questions are led to the door for DNS stays as it is; `dns_inside` says so.
 
     It exchanges elements where that suffices, and replaces the whole table otherwise. The cost of the former depends
     on what changed, not on how many routes there are. When nft refuses the text, the table was not `before`: render
     the whole table then. No two destinations may have the same proxy port.
     """
     if before is None or _workload_values(before) != _workload_values(after):
-        return render_workload(after)
+        return render_workload(after, dns_inside=dns_inside)
     old, new = _workload_sets(before), _workload_sets(after)
     if _ranges_differ(old, new):
-        return render_workload(after)
+        return render_workload(after, dns_inside=dns_inside)
     # compares the many equal routes once, not twice
     differing = (before.routes ^ after.routes) | (before.closed ^ after.closed)
     gone = _route_sets(before, before.routes & differing)
@@ -144,6 +163,7 @@ def _workload_values(r: WorkloadRuleset) -> dict[str, str]:
         "dns_port": str(int(r.dns_port)),
         "vip_range": str(r.vip_range),
         "proxy_ports": _port_range(r.proxy_ports),
+        "dns_door_port": str(DNS_DOOR_PORT),
     }
     if not r.door:
         return values

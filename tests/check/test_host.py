@@ -112,7 +112,7 @@ def test_order(examine) -> None:
     assert asked["vip_range"] == (config.vip_range, (BRIDGE,), (IPv4Network("10.0.0.0/8"),))
     assert asked["dns_port"] == (53, [IPv4Address("172.17.0.1")])
     assert asked["namespaces"] == (config, "/run/netns/a")
-    assert asked["resolvers"] == ((("9.9.9.9", 53),),)
+    assert asked["resolvers"] == ((("9.9.9.9", 53),), True)
 
 
 def test_rules_are_tried_only_where_they_can_be(examine, monkeypatch) -> None:

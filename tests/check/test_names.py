@@ -10,10 +10,11 @@ from appliance.model.finding import Level
 
 
 def test_resolvers() -> None:
-    """No resolver, or one that containers cannot be sent to, is a warning."""
-    assert names.resolvers(()).level is Level.WARNING
-    assert names.resolvers([("127.0.0.53", 53)]).level is Level.WARNING
-    assert names.resolvers([("10.0.0.1", 53), ("127.0.0.1", 53)]).level is Level.OK
+    """No resolver, or without doors one that containers cannot be sent to, is a warning."""
+    assert names.resolvers((), doors=True).level is Level.WARNING
+    assert names.resolvers([("127.0.0.53", 53)], doors=False).level is Level.WARNING
+    assert names.resolvers([("127.0.0.53", 53)], doors=True).level is Level.OK
+    assert names.resolvers([("10.0.0.1", 53), ("127.0.0.1", 53)], doors=False).level is Level.OK
 
 
 def test_host_names(tmp_path) -> None:

@@ -10,13 +10,13 @@ import trio
 
 from appliance.control.doors import Doors
 from appliance.control.effects import HostEffects
-from appliance.drivers.netns import identity, routes
+from appliance.drivers.netns import identity, netlink, routes
 from appliance.drivers.nft.drift import RulesetWatch
 from appliance.errors import NotYetError, RetryError
 from appliance.model.names import Destination
 from appliance.model.network import Listener, Netns, NetnsId, VipRoute, WorkloadDoor, WorkloadRuleset
-from appliance.model.state import AddRoute, CloseListener, DropRoute, DropRuleset, PushRuleset
-from appliance.render.ruleset import REMOVE
+from appliance.model.state import AddRoute, CloseDoor, CloseListener, DropRoute, DropRuleset, OpenDoor, PushRuleset
+from appliance.render.ruleset import LEAD_DNS, LEAVE_DNS, REMOVE, render_workload
 
 WEB, OTHER = map(Destination.parse, ("web.web:80", "other.web:80"))
 
@@ -209,3 +209,68 @@ def test_a_listener_that_closes_ends_its_connections():
     effects = HostEffects(plane=plane, doors=None, nft=None, nft_helper=None, watch=watch, registry=None)
     trio.run(effects.carry_out, CloseListener(listener=Listener(destination=WEB, port=20000)))
     assert (plane.accepts, plane.carries) == (set(), {OTHER})
+
+
+class Steps:
+    """What a step does to rules and doors, in its order; `refuses` is what nft does not take."""
+
+    def __init__(self, netns, monkeypatch, refuses=()):
+        self.done = []
+        self.refuses = refuses
+        self.doors = Doors(self)
+        self.door = WorkloadDoor(netns=netns, address=IPv4Address("172.18.0.3"), vip_range=IPv4Network("240.0.0.0/4"))
+        watch = RulesetWatch(on_drift=lambda _: None)
+        self.effects = HostEffects(plane=self, doors=self.doors, nft=self, nft_helper=None, watch=watch, registry=None)
+        monkeypatch.setattr(self.doors, "open", self.note("door opens"))
+        monkeypatch.setattr(self.doors, "close", self.note("door closes"))
+        monkeypatch.setattr(self.doors, "clear", self.note("door closes"))
+        monkeypatch.setattr(netlink, "entered", lambda *_: ())
+        monkeypatch.setattr(watch, "add", lambda _: None)
+
+    def note(self, what):
+        async def call(*_):
+            await trio.lowlevel.checkpoint()
+            self.done.append(what)
+
+        return call
+
+    async def push(self, _path, text):
+        await trio.lowlevel.checkpoint()
+        self.done.append(text)
+        if text in self.refuses:
+            raise RetryError("No such file or directory")
+
+    def open_dns_door(self, *_):
+        self.done.append("DNS opens")
+
+    def close_dns_door(self, _):
+        self.done.append("DNS closes")
+
+    def does(self, step):
+        """Return what it does."""
+        self.done.clear()
+        trio.run(self.effects.carry_out, step)
+        return list(self.done)
+
+
+def test_questions_are_led_to_what_is_open(netns, monkeypatch):
+    """There is no moment in which they go nowhere, whatever becomes of the rules meanwhile."""
+    steps = Steps(netns, monkeypatch)
+    rules = replace(ruleset(netns), door=True, address=steps.door.address)
+    (text,) = steps.does(PushRuleset(before=None, after=rules))
+    assert text == render_workload(rules)
+    assert steps.does(OpenDoor(before=None, after=steps.door)) == ["door opens", "DNS opens", LEAD_DNS]
+    (text,) = steps.does(PushRuleset(before=None, after=rules))
+    assert text == render_workload(rules, dns_inside=True)
+    assert steps.does(CloseDoor(door=steps.door)) == [LEAVE_DNS, "DNS closes", "door closes"]
+
+
+@pytest.mark.parametrize("kind", ["drop", "push"])
+def test_rules_that_go_leave_no_door_for_dns(netns, monkeypatch, kind):
+    """Also where they are gone already, so that nothing can be changed in them."""
+    steps = Steps(netns, monkeypatch, refuses=[LEAVE_DNS])
+    steps.does(OpenDoor(before=None, after=steps.door))
+    rules = ruleset(netns)
+    step = PushRuleset(before=rules, after=rules) if kind == "push" else DropRuleset(ruleset=rules)
+    assert steps.does(step)[:2] == [LEAVE_DNS, "DNS closes"]
+    assert netns.id not in steps.doors.dns

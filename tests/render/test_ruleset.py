@@ -261,6 +261,23 @@ def test_an_unknown_table_is_replaced():
     assert change_host(None, HOST_FULL) == render_host(HOST_FULL)
 
 
+def test_questions_go_to_the_door_for_dns_while_it_is_open():
+    """Either inside or outside, never nowhere; and outside without a door, whatever is said."""
+
+    def where(text):
+        return tuple(
+            "53" in re.search(rf"define {name} = {{([^}}]*)}}", text)[1] for name in ("dns_inside", "dns_outside")
+        )
+
+    door = replace(FULL, door=True, address=IPv4Address("172.18.0.2"))
+    assert where(ruleset.render_workload(door)) == (False, True)
+    assert where(ruleset.render_workload(door, dns_inside=True)) == (True, False)
+    moved = replace(door, dns_port=54)
+    assert where(ruleset.change_workload(door, moved, dns_inside=True)) == (True, False)
+    assert ruleset.change_workload(door, door, dns_inside=True) == ""
+    assert ruleset.render_workload(FULL, dns_inside=True) == ruleset.render_workload(FULL)
+
+
 def test_changes_of_the_hosts_table():
     """A delta for workloads that come and go; the whole when ports or ranges change."""
     more = replace(HOST_FULL, workloads=frozenset({IPv4Address("172.18.0.2"), IPv4Address("172.18.0.9")}))

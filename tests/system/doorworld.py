@@ -25,7 +25,7 @@ from appliance.errors import NotYetError, RetryError
 from appliance.model.names import Destination, Protocol
 from appliance.model.network import Backend, Listener, Route, WorkloadRuleset
 from appliance.plan.doors import doors
-from appliance.render.ruleset import render_workload
+from appliance.render.ruleset import LEAD_DNS, render_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,6 +82,12 @@ class Proxy:
 
     def close_door(self, *args: Any) -> None:
         self.call(self.plane.close_door, *args)
+
+    def open_dns_door(self, *args: Any) -> None:
+        self.call(self.plane.open_dns_door, *args)
+
+    def close_dns_door(self, *args: Any) -> None:
+        self.call(self.plane.close_dns_door, *args)
 
     def ask(self, question: api.Question[Any]) -> Any:
         """Return the answer to a question."""
@@ -170,6 +176,13 @@ class Mesh:
     def open(self) -> None:
         """Open both doors. Workers that are still starting answer once they serve them."""
         self.proxy.open(self.rules, self.served)
+        self.proxy.ask(api.LEFT)
+
+    def open_dns(self) -> None:
+        """Open the workload's door for DNS as well, and lead its questions there."""
+        (door,) = doors({self.rules.netns.id: self.rules}).values()
+        self.proxy.doors.dns.open(self.workload, door.door)
+        self.world.nft("workload", LEAD_DNS)
         self.proxy.ask(api.LEFT)
 
     def dial(self, source: str | None = None) -> socket.socket:

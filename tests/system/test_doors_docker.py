@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 INSIDE = IPv4Network("240.0.0.0/8")
+INSIDE = "240.0.0.0"
+RESOLVE = """
+import sys
+import dns.message, dns.query
+for server, name in (words.split("/") for words in sys.argv[1:]):
+    found = dns.query.udp(dns.message.make_query(name, "A"), server, 5)
+    print(*(str(record) for rrset in found.answer for record in rrset) or [found.rcode()])
+"""
 ASK = """
 import socket, sys
 with socket.create_connection((sys.argv[1], 7003), 5) as sock:
@@ -139,3 +147,27 @@ def test_without_doors_all_goes_through_the_host(idle: Machine) -> None:
     idle.stop()
     idle.start()
     wait_until(lambda: IPv4Address(caller(idle, "plain.far")) in INSIDE, "the doors are open")
+    wait_until(lambda: caller(idle, "plain.far") == INSIDE, "the doors are open")
+
+
+def test_names_of_the_mesh_come_before_dockers_own(mesh: Machine) -> None:
+    """A container is called as a name of the mesh is, another has it as an alias; all others are Docker's to answer."""
+    mesh.docker("network", "create", "users")
+    try:
+        on = ["--network=users"]
+        mesh.run_container("web.far", IMAGE, options=on, service="far", container="web", ports="7003")
+        alias = [*on, "--network-alias=api.far"]
+        mesh.run_container("api", IMAGE, options=alias, service="far", container="api", ports="7003")
+        mesh.run_container(
+            "client", IMAGE, options=on, service="near", container="client", connect_to="web.far,api.far"
+        )
+        wait_until(lambda: door_of(mesh, "client") == "open", "the door is open")
+        vips = [mesh.meshbox("resolve", n, "--from", "client.near").stdout.split()[0] for n in ("web.far", "api.far")]
+        asked = [f"127.0.0.11/{name}" for name in ("web.far", "api.far", "api")]
+        found = mesh.exec_in("client", sys.executable, "-c", RESOLVE, *asked).stdout.split()
+        own = mesh.inspect("api")["NetworkSettings"]["Networks"]["users"]["IPAddress"]
+        assert found == [*vips, own]
+        assert mesh.metric("meshbox_dns_relayed_total") == 1
+    finally:
+        mesh.docker("rm", "--force", "web.far", "api", "client")
+        mesh.docker("network", "rm", "users")

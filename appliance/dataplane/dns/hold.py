@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
+    from appliance.dataplane.dns.tcp import Forward
     from appliance.render.dnsmessage import Query
 
 HOLD_SECONDS = 4.5
@@ -27,14 +28,25 @@ a rule; an address that somebody has made up never is. The host's rules let 1,00
 class ClientQuery:
     """A question on its way through the server."""
 
-    __slots__ = ("asker", "data", "limit", "query", "send", "tcp")
+    __slots__ = ("asker", "data", "forward", "limit", "query", "send", "tcp")
 
-    def __init__(self, data: bytes, asker: str, send: Callable[[bytes], None], query: Query, *, tcp: bool) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        asker: str,
+        send: Callable[[bytes], None],
+        query: Query,
+        *,
+        tcp: bool,
+        forward: Forward | None = None,
+    ) -> None:
+        """`forward` sends it on to the server that was asked; None where it came to this host's own."""
         self.data = data
         self.asker = asker
         self.send = send
         self.query = query
         self.tcp = tcp
+        self.forward = forward
         self.limit = MAX_MESSAGE if tcp else query.udp_limit
 
 

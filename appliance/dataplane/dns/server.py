@@ -1,4 +1,4 @@
-"""The DNS server of this host's containers: UDP and TCP on the bridge addresses, a view for each asker.
+"""The DNS server of this host's containers: UDP and TCP on the bridge addresses and at doors, a view for each asker.
 
 A question takes the first of these that fits:
 
@@ -9,7 +9,9 @@ A question takes the first of these that fits:
    its asker asks again. Any other asker without a view is refused. By UDP few a second are told either: addresses that
    somebody has made up must not fill the socket's queue.
 4. The name is ours: answered from the zone, and kept under 1 until the zone changes.
-5. The resolver asks upstream, or has the answer already.
+5. It came through a door, to a server that is not this one: that is asked (relay.py). At a door this also goes for what
+   is not answered under 2.
+6. The resolver asks upstream, or has the answer already.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.dataplane.dns.answers import NONE, EncodedAnswers
+from appliance.dataplane.dns.door import DnsDoor
 from appliance.dataplane.dns.hold import ClientQuery, Hold
+from appliance.dataplane.dns.relay import Relays
 from appliance.dataplane.dns.resolver import Resolver
 from appliance.dataplane.dns.tcp import DnsTcpListener, TcpLimits
 from appliance.dataplane.dns.turns import AT_A_TIME, Turns
@@ -36,6 +40,7 @@ from appliance.render.dnsmessage import (
     REFUSED,
     SERVFAIL,
     Ede,
+    Query,
     Reply,
     encode_reply,
     parse_query,
@@ -47,7 +52,10 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping, Sequence
 
+    from appliance.dataplane.dns.asked import Address
     from appliance.dataplane.dns.resolver import Resolved
+    from appliance.dataplane.dns.tcp import Forward
+    from appliance.dataplane.namespace import NamespaceSockets
     from appliance.model.network import Zone
 
 log = structlog.get_logger()
@@ -72,6 +80,10 @@ SEND_BUFFER = 1 << 20
 SO_SNDBUFFORCE = 32
 """From asm-generic/socket.h: beyond net.core.wmem_max, with CAP_NET_ADMIN."""
 
+COUNTED = (
+    *("questions", "ready", "malformed", "ignored", "ours", "refused", "held", "hold_expired", "hold_overflowed"),
+    *("unsent", "crowded_out", "untold", "failed"),
+)
 STRANGERS = ""
 """All askers without a view have turns together, as if they were one."""
 TOLD_A_SECOND = 10.0
@@ -82,6 +94,7 @@ send queue for three seconds where its asker does not exist."""
 DnsSockets = tuple[socket.socket, socket.socket]
 """For UDP, and listening for TCP."""
 NONE_OPENED: Mapping[IPv4Address, DnsSockets] = {}
+NO_NAMESPACES: Mapping[str, NamespaceSockets] = {}
 
 
 def listen(address: IPv4Address, port: int) -> DnsSockets:
@@ -118,11 +131,18 @@ class DnsServer:
     """Answers from one Zone, and from the host's resolvers for everything that is not ours.
 
     Askers are known by address alone: every asker that is to be answered has a view in the zone, container or not.
+    Behind a door there is one asker.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, port: int, upstreams: Callable[[], Sequence[tuple[str, int]]]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        port: int,
+        upstreams: Callable[[], Sequence[tuple[str, int]]],
+        namespaces: Mapping[str, NamespaceSockets] = NO_NAMESPACES,
     ) -> None:
+        """`namespaces` has those from inside of which others' servers can be asked."""
         self._loop = loop
         self._port = port
         self._upstreams = upstreams
@@ -130,6 +150,10 @@ class DnsServer:
         self._zone: ZoneAnswers | None = None
         self._udp: dict[IPv4Address, socket.socket] = {}
         self._tcp: dict[IPv4Address, DnsTcpListener] = {}
+        self._doors: dict[str, DnsDoor] = {}
+        """By the text of their namespaces."""
+        self._door_listeners: dict[str, list[DnsTcpListener]] = {}
+        self._relays = Relays(loop, namespaces, self._is_asked_inside)
         self._known: frozenset[str] = frozenset()
         """The askers that have a view."""
         self._limits = TcpLimits(lambda asker: asker in self._known)
@@ -143,24 +167,7 @@ class DnsServer:
         self._may_tell = TOLD_A_SECOND
         """Refusals that askers without a view may get now by UDP, as of `_told_at`."""
         self._told_at = 0.0
-        self._stats = dict.fromkeys(
-            (
-                "questions",
-                "ready",
-                "malformed",
-                "ignored",
-                "ours",
-                "refused",
-                "held",
-                "hold_expired",
-                "hold_overflowed",
-                "unsent",
-                "crowded_out",
-                "untold",
-                "failed",
-            ),
-            0,
-        )
+        self._stats = dict.fromkeys(COUNTED, 0)
 
     def set_addresses(
         self, addresses: frozenset[IPv4Address], opened: Mapping[IPv4Address, DnsSockets] = NONE_OPENED
@@ -179,6 +186,33 @@ class DnsServer:
                 failed.append((address, error))
         if failed:
             raise cannot_listen(failed, self._port)
+
+    def open_door(self, netns: str, asker: str, sockets: Sequence[socket.socket]) -> None:
+        """Answer in a namespace, too, whose workload has that address; without sockets on those that it has."""
+        door = self._doors.get(netns)
+        if door is None:
+            door = self._doors[netns] = DnsDoor(netns, asker)
+            self._door_listeners[netns] = []
+        door.asker = asker
+        for sock in sockets:
+            if sock.type == socket.SOCK_STREAM:
+                served = DnsTcpListener(self._loop, sock, self._limits, self._tcp_question, (door, self._relays))
+                self._door_listeners[netns].append(served)
+            else:
+                door.udp.append(sock)
+                self._loop.add_reader(sock, self._udp_readable, sock, door)
+
+    def close_door(self, netns: str) -> None:
+        """Answer no more in that namespace. Nothing to do where there is none."""
+        door = self._doors.pop(netns, None)
+        if door is None:
+            return
+        for udp in door.udp:
+            self._loop.remove_reader(udp)
+            udp.close()
+        for listener in self._door_listeners.pop(netns):
+            listener.close()
+        self._relays.leave(netns)
 
     def set_zone(self, zone: Zone) -> None:
         """Answer from this zone from now on, and answer the askers that waited for their view."""
@@ -201,6 +235,9 @@ class DnsServer:
             "tcp_opened": self._limits.opened,
             "tcp_refused": self._limits.refused,
             "tcp_gave_way": self._limits.gave_way,
+            "relayed": self._relays.relayed,
+            "relays_gave_way": self._relays.gave_way,
+            "relays_now": len(self._relays),
             "held_now": len(self._hold),
             "ready_now": len(self._ready),
         }
@@ -209,6 +246,8 @@ class DnsServer:
         """Close every socket and forget every question."""
         for address in list(self._udp):
             self._close_address(address)
+        for netns in list(self._doors):
+            self.close_door(netns)
         for asker in self._hold:
             self._hold.release(asker)
         self._turns.close()
@@ -221,10 +260,20 @@ class DnsServer:
         ours = {(str(address), self._port) for address in self._udp}
         return [server for server in self._upstreams() if server not in ours]
 
+    def _is_asked_inside(self, server: Address) -> bool:
+        """Whether a server is asked from inside of a namespace by whoever means to ask it.
+
+        This one is not: it has the host's resolvers. Rules refuse to lead to other containers; so it stands for these.
+        """
+        if len(server) > 2:
+            return True
+        address = IPv4Address(server[0])
+        return address not in self._udp and (self._zone is None or not self._zone.expects(address))
+
     def _serve(self, address: IPv4Address, udp: socket.socket, tcp: socket.socket) -> None:
         self._udp[address] = udp
         self._tcp[address] = DnsTcpListener(self._loop, tcp, self._limits, self._tcp_question)
-        self._loop.add_reader(udp, self._udp_readable, udp)
+        self._loop.add_reader(udp, self._udp_readable, udp, None)
 
     def _close_address(self, address: IPv4Address) -> None:
         sock = self._udp.pop(address)
@@ -232,7 +281,7 @@ class DnsServer:
         sock.close()
         self._tcp.pop(address).close()
 
-    def _udp_readable(self, sock: socket.socket) -> None:
+    def _udp_readable(self, sock: socket.socket, door: DnsDoor | None) -> None:
         """Answer what has come, BATCH questions at most. The hot path: two look-ups and two system calls each."""
         recvfrom, sendto = sock.recvfrom, sock.sendto
         ready, recent = self._ready.by_asker.get, self._recent.by_asker.get
@@ -240,13 +289,14 @@ class DnsServer:
         try:
             for _ in range(BATCH):
                 data, client = recvfrom(RECEIVE_SIZE)
-                host, question = client[0], data[2:]
-                answer = ready(host, NONE).get(question) or recent(host, NONE).get(question)
-                if answer is not None:
+                host, question = client[0] if door is None else door.asker, data[2:]
+                answer = ready(host, NONE).get(question) or (door is None and recent(host, NONE).get(question))
+                if answer:
                     sendto(data[:2] + answer, client)
                     known += 1
                     continue
-                reply = partial(self._question, data, host, partial(self._send_udp, sock, client), tcp=False)
+                forward = None if door is None else partial(self._relays.datagram, door, sock, client)
+                reply = partial(self._question, data, host, partial(self._send_udp, sock, client), forward, tcp=False)
                 if slow < AT_A_TIME and not self._turns:
                     slow += 1
                     reply()
@@ -268,12 +318,14 @@ class DnsServer:
             # A full queue, or the socket was closed since. Askers ask again.
             self._stats["unsent"] += 1
 
-    def _tcp_question(self, data: bytes, asker: str, send: Callable[[bytes], None]) -> None:
-        reply = partial(self._question, data, asker, send, tcp=True)
+    def _tcp_question(self, data: bytes, asker: str, send: Callable[[bytes], None], forward: Forward | None) -> None:
+        reply = partial(self._question, data, asker, send, forward, tcp=True)
         # The connections of an asker, and the questions of each that wait, are bounded.
         self._turns.add(asker if asker in self._known else STRANGERS, reply, bounded=False)
 
-    def _question(self, data: bytes, asker: str, send: Callable[[bytes], None], *, tcp: bool) -> None:
+    def _question(
+        self, data: bytes, asker: str, send: Callable[[bytes], None], forward: Forward | None, *, tcp: bool
+    ) -> None:
         """Answer through `send`, now or later, exactly once; with no bytes where silence is right."""
         self._stats["questions"] += 1
         try:
@@ -281,14 +333,16 @@ class DnsServer:
         except Exception as error:  # noqa: BLE001 — whatever is wrong with a packet, the next one is answered
             self._fail(send, error)
             return
-        if query is None:
+        if isinstance(query, Query):
+            self._route(ClientQuery(data, asker, send, query, tcp=tcp, forward=forward))
+        elif forward is not None and asker in self._known and forward(data, None):
+            send(b"")
+        elif query is None:
             self._stats["ignored"] += 1
             send(b"")
-        elif isinstance(query, bytes):
+        else:
             self._stats["malformed"] += 1
             send(query if tcp or asker in self._known or self._tells() else b"")
-        else:
-            self._route(ClientQuery(data, asker, send, query, tcp=tcp))
 
     def _route(self, asked: ClientQuery) -> None:
         try:
@@ -312,6 +366,8 @@ class DnsServer:
             message = encode_reply(query, reply, asked.limit)
             self._keep(self._ready, asked, message)
             asked.send(message)
+        elif asked.forward is not None and asked.forward(asked.data, query):
+            asked.send(b"")
         elif query.flags & RD:
             self._resolver.resolve(query, asked.asker, partial(self._resolved, asked))
         else:
@@ -330,7 +386,7 @@ class DnsServer:
         except Exception as error:  # noqa: BLE001 — others may wait for the same answer
             self._fail(asked.send, error)
             return
-        if found.response.lifetime > found.age:
+        if found.response.lifetime > found.age and asked.forward is None:  # there it depends on the server asked
             self._keep(self._recent, asked, message)
             if self._forget is None:
                 self._forget = self._loop.call_later(RECENT_SECONDS, self._forget_recent)
@@ -344,14 +400,13 @@ class DnsServer:
         if not asked.tcp:
             table.keep(asked.asker, asked.data[2:], message[2:])
 
-    def _refuse(self, asked: ClientQuery, text: str, code: int = EDE_PROHIBITED) -> None:
+    def _refuse(self, asked: ClientQuery, text: str, code: int = EDE_PROHIBITED, rcode: int = REFUSED) -> None:
         self._stats["refused"] += 1
-        reply = Reply(rcode=REFUSED, ede=Ede(code=code, text=text))
-        asked.send(encode_reply(asked.query, reply, asked.limit))
+        asked.send(encode_reply(asked.query, Reply(rcode=rcode, ede=Ede(code=code, text=text)), asked.limit))
 
-    def _refuse_stranger(self, asked: ClientQuery, text: str) -> None:
+    def _refuse_stranger(self, asked: ClientQuery, text: str, code: int = EDE_PROHIBITED, rcode: int = REFUSED) -> None:
         if asked.tcp or self._tells():
-            self._refuse(asked, text)
+            self._refuse(asked, text, code, rcode)
         else:
             self._stats["refused"] += 1
             asked.send(b"")
@@ -379,6 +434,7 @@ class DnsServer:
             self._end_wait(asked, "too many questions wait for their asker to join the mesh")
 
     def _hold_expired(self, asked: ClientQuery) -> None:
+        """Fail it: it may be known a moment later, and no resolver must believe that the name does not exist."""
         self._stats["hold_expired"] += 1
         self._end_wait(asked, f"{asked.asker} is no container of the mesh; does it have the label meshbox.service?")
 

@@ -11,15 +11,26 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from appliance.dataplane.dns.asked import asked_by_tcp
+from appliance.dataplane.dns.tcprelay import TcpAsker, TcpRelay
 from appliance.dataplane.sockets import ACCEPT_PAUSE, NO_DESCRIPTORS
+from appliance.render.dnswire import MAX_MESSAGE
 
 if TYPE_CHECKING:
     import asyncio
     import socket
     from collections.abc import Callable
 
-    Handler = Callable[[bytes, str, Callable[[bytes], None]], None]
-    """Takes a message, its asker's address, and the function that sends the answer (now, later or never)."""
+    from appliance.dataplane.dns.door import DnsDoor
+    from appliance.dataplane.dns.relay import Relays
+    from appliance.render.dnsmessage import Query
+
+    Forward = Callable[[bytes, Query | None], bool]
+    """Sends a message on to the server that was asked; returns False where that server is not to be asked."""
+    Handler = Callable[[bytes, str, Callable[[bytes], None], Forward | None], None]
+    """Takes a message, its asker's address, the function that sends the answer (now, later or never), and at a door
+    the one that sends the message on.
+    """
 
 log = structlog.get_logger()
 
@@ -30,7 +41,8 @@ MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ASKER = 32
 
 MAX_QUESTION = 4096
-"""Octets of the largest question; no real one comes near. A connection that announces more is closed."""
+"""Octets of the largest question; no real one comes near. A connection that announces more is closed, except at a door:
+others' servers are sent whole updates."""
 
 MAX_PENDING = 64
 """Questions of one connection without an answer; more are left unread."""
@@ -49,12 +61,19 @@ class DnsTcpListener:
     """The listening socket of one address, and its connections."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, limits: TcpLimits, handle: Handler
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        limits: TcpLimits,
+        handle: Handler,
+        door: tuple[DnsDoor, Relays] | None = None,
     ) -> None:
+        """`door` says of what door the socket is, and through what others' servers are asked from there."""
         self._loop = loop
         self._sock = sock
         self.limits = limits
         self.handle = handle
+        self.door = door
         self.connections: set[TcpConnection] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._starving = False
@@ -74,7 +93,7 @@ class DnsTcpListener:
         """Accept some of the waiting connections. Errors are treated as in tcp/accept.py."""
         for _ in range(ACCEPT_BATCH):
             try:
-                sock, (host, _) = self._sock.accept()
+                sock, (host, *_) = self._sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -84,8 +103,9 @@ class DnsTcpListener:
                 continue  # that asker is gone already, or an error of its network (accept(2)): the next one
             self._starving = False
             sock.setblocking(False)
-            if self.limits.admit(host):
-                self.connections.add(TcpConnection(self._loop, sock, host, self))
+            asker = host if self.door is None else self.door[0].asker
+            if self.limits.admit(asker):
+                self.connections.add(TcpConnection(self._loop, sock, asker, self))
             else:
                 sock.close()
 
@@ -151,7 +171,7 @@ class TcpLimits:
             del self._by_asker[asker]
 
 
-class TcpConnection:
+class TcpConnection(TcpAsker):
     """One asker's connection."""
 
     def __init__(
@@ -170,6 +190,9 @@ class TcpConnection:
         self._writing = False
         self._closed = False
         self._parsing = False
+        self._relay: TcpRelay | None = None
+        """To the server that was asked."""
+        self._most = MAX_QUESTION if listener.door is None else MAX_MESSAGE
         self.alive = loop.time()
         """When it last brought a question, or took some of an answer."""
         self._timer = loop.call_later(IDLE_SECONDS, self._check_idle)
@@ -190,8 +213,45 @@ class TcpConnection:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
+        if self._relay is not None:
+            self._relay.close()
         self._listener.connections.discard(self)
         self._listener.limits.left(self)
+
+    def relayed(self, message: bytes) -> bool:
+        """Take a message of the server that was asked; return whether there is room for another."""
+        self._out += len(message).to_bytes(2) + message
+        self._flush()
+        self._update()
+        return len(self._out) < MAX_UNSENT
+
+    def relay_drained(self) -> None:
+        """Go on: the server has taken what was sent."""
+        self._parse()
+
+    def relay_ended(self) -> None:
+        """End as the server that was asked has ended its connection, once all is sent."""
+        self._relay = None
+        self._ended = True
+        self._update()
+
+    def _forward(self, data: bytes, _query: Query | None) -> bool:
+        """Send a message on to the server that was asked, on one connection for all."""
+        if self._relay is None:
+            if self._listener.door is None or self._closed:
+                return False
+            door, relays = self._listener.door
+            server = asked_by_tcp(self._sock)
+            try:
+                sock = relays.tcp(door, server)
+            except OSError as error:
+                log.debug("cannot ask a DNS server from inside a container", container=self.asker, cause=str(error))
+                sock = None
+            if sock is None or server is None:
+                return False
+            self._relay = TcpRelay(self._loop, sock, server, self)
+        self._relay.send(data)
+        return True
 
     def _check_idle(self) -> None:
         rest = self.alive + IDLE_SECONDS - self._loop.time()
@@ -231,7 +291,7 @@ class TcpConnection:
             if self._closed or not self._has_room() or len(self._in) < 2:
                 return False
             size = int.from_bytes(self._in[:2])
-            if size > MAX_QUESTION:
+            if size > self._most:
                 self.close()
                 return False
             if len(self._in) < 2 + size:
@@ -240,10 +300,13 @@ class TcpConnection:
             del self._in[: 2 + size]
             self.alive = self._loop.time()
             self._pending += 1
-            self._listener.handle(message, self.asker, self._answer)
+            forward = None if self._listener.door is None else self._forward
+            self._listener.handle(message, self.asker, self._answer, forward)
         return True
 
     def _has_room(self) -> bool:
+        if self._relay is not None and self._relay.unsent >= MAX_UNSENT:
+            return False
         return self._pending < MAX_PENDING and len(self._out) < MAX_UNSENT
 
     def _answer(self, message: bytes) -> None:
@@ -276,8 +339,11 @@ class TcpConnection:
         """Watch for what can be done next; close when nothing is left to do."""
         if self._closed:
             return
-        if self._ended and not self._pending and not self._out:
+        if self._relay is not None:
+            self._update_relay(self._relay)
+        elif self._ended and not self._pending and not self._out:
             self.close()
+        if self._closed:
             return
         reading = not self._ended and self._has_room()
         if reading != self._reading:
@@ -293,3 +359,9 @@ class TcpConnection:
                 self._loop.add_writer(self._sock, self._writable)
             else:
                 self._loop.remove_writer(self._sock)
+
+    def _update_relay(self, relay: TcpRelay) -> None:
+        if self._ended and not self._pending:
+            relay.finish()  # the server may still say something
+        if len(self._out) < MAX_UNSENT:
+            relay.resume()

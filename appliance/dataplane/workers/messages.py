@@ -104,6 +104,21 @@ class DialFrom:
 
 
 @dataclass(frozen=True, slots=True)
+class ServeDnsDoor:
+    """Answer names in a namespace; so many sockets come along. With none, on those that it has there."""
+
+    door: Door
+    sockets: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveDnsDoor:
+    """Answer names no more in that namespace."""
+
+    netns: NetnsId
+
+
+@dataclass(frozen=True, slots=True)
 class EndPairs:
     """Reset what closed listeners of this destination still have."""
 
@@ -172,3 +187,5 @@ class Missing:
     what: Destination | NetnsId
     slot: int | None = None
     """Of the worker that it was to accept for; None if the socket is its own."""
+    dns: bool = False
+    """Those of that namespace's door for DNS."""

@@ -29,6 +29,7 @@ from appliance.model.sources import CallerSources
 
 if TYPE_CHECKING:
     import asyncio
+    import socket
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from io import FileIO
     from ipaddress import IPv4Address
@@ -88,6 +89,7 @@ class WorkerPool:
         """Sockets of closed listeners, until every worker has let go of them; before, nothing else can open the port.
         In a new list each time, because the same sockets may be retired, used again, and retired again."""
         self._dns: dict[IPv4Address, DnsSockets] = {}
+        self._dns_doors: dict[NetnsId, tuple[Door, tuple[socket.socket, ...]]] = {}
         self._zone: Zone | None = None
         self._sources = CallerSources()
         self._upstreams: tuple[tuple[str, int], ...] = ()
@@ -176,6 +178,22 @@ class WorkerPool:
         self._sources = sources
         self._tell(messages.DialFrom(sources))
 
+    def open_dns_door(self, door: Door, sockets: tuple[socket.socket, ...]) -> None:
+        """Answer DNS on these sockets of a namespace as well; without any on those that it has there."""
+        if sockets:
+            self.close_dns_door(door.netns)
+            self._dns_doors[door.netns] = door, sockets
+            self._hand_over_dns_door(self._workers[0], door.netns)
+        elif door.netns in self._dns_doors:
+            self._dns_doors[door.netns] = door, self._dns_doors[door.netns][1]
+            self._workers[0].send(messages.ServeDnsDoor(door, 0))
+
+    def close_dns_door(self, netns: NetnsId) -> None:
+        """Answer DNS no more in that namespace."""
+        if netns in self._dns_doors:
+            _close(*self._dns_doors.pop(netns)[1])
+            self._workers[0].send(messages.LeaveDnsDoor(netns))
+
     def confirm(self) -> None:
         """Say that all that Docker has done is known; from the first time on, what comes to the host waits for it."""
         self._tell(messages.Confirm())
@@ -227,10 +245,9 @@ class WorkerPool:
         """Accept nothing more, anywhere, and answer no DNS; pairs go on."""
         for worker in self._workers:
             worker.send(messages.Stop())
-        for _, tcp, udp, file in self._doors.values():
-            _close(*tcp, udp, file)
+        self._close_doors()
         _close(*_all(self._sockets), *_all(self._dns))
-        for known in (self._listeners, self._sockets, self._past, self._dns, self._doors):
+        for known in (self._listeners, self._sockets, self._past, self._dns, self._doors, self._dns_doors):
             known.clear()
 
     def close(self) -> None:
@@ -240,8 +257,7 @@ class WorkerPool:
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
-        for _, tcp, udp, file in self._doors.values():
-            _close(*tcp, udp, file)
+        self._close_doors()
         for worker in self._workers:
             worker.close()
         for worker in self._workers:
@@ -249,6 +265,12 @@ class WorkerPool:
         _close(*_all(self._sockets), *_all(self._retired), *_all(self._dns))
 
     # Sockets
+
+    def _close_doors(self) -> None:
+        for _, tcp, udp, file in self._doors.values():
+            _close(*tcp, udp, file)
+        for _, sockets in self._dns_doors.values():
+            _close(*sockets)
 
     def _open(self, listener: Listener) -> None:
         key = listener.destination.protocol, listener.port
@@ -323,6 +345,8 @@ class WorkerPool:
                 worker.send(messages.AnswerFrom(self._zone))
             for number, address in enumerate(self._dns, start=1):
                 self._hand_over_dns(worker, address, list(self._dns)[:number])
+            for netns in self._dns_doors:
+                self._hand_over_dns_door(worker, netns)
         worker.send(messages.Ready())
         number = next(self._numbers)
         worker.asked[number] = partial(self._is_up, worker)
@@ -351,6 +375,10 @@ class WorkerPool:
                 for netns in self._doors:
                     self._hand_over_for(slot, netns)
 
+    def _hand_over_dns_door(self, worker: WorkerProcess, netns: NetnsId) -> None:
+        door, sockets = self._dns_doors[netns]
+        worker.send(messages.ServeDnsDoor(door, len(sockets)), sockets)
+
     def _hand_over_dns(self, worker: WorkerProcess, address: IPv4Address, all_so_far: Iterable[IPv4Address]) -> None:
         worker.send(messages.ServeDns(frozenset(all_so_far), address), self._dns[address])
 
@@ -362,12 +390,16 @@ class WorkerPool:
                 if self._refused is not None:
                     self._refused(message.address)
             case messages.Missing():
-                self._loop.call_later(MISSING, self._hand_over_again, worker, message.what, message.slot)
+                self._loop.call_later(MISSING, self._hand_over_again, worker, message)
 
-    def _hand_over_again(self, worker: WorkerProcess, what: Destination | NetnsId, slot: int | None) -> None:
-        if (what not in self._listeners and what not in self._doors) or self._closed:
+    def _hand_over_again(self, worker: WorkerProcess, missing: messages.Missing) -> None:
+        what, slot = missing.what, missing.slot
+        wanted = what in (self._dns_doors if missing.dns else self._doors) or what in self._listeners
+        if not wanted or self._closed:
             return
-        if slot is not None:
+        if missing.dns and not isinstance(what, Destination):
+            self._hand_over_dns_door(worker, what)
+        elif slot is not None:
             if self._accepting_for.get(slot) is worker:
                 self._hand_over_for(slot, what)
         elif isinstance(what, Destination):

@@ -86,6 +86,10 @@ class Worker:
                 self.plane.close_door(message.netns)
             case messages.DialFrom():
                 self.plane.set_sources(message.sources)
+            case messages.ServeDnsDoor():
+                self._open_dns_door(message, sockets)
+            case messages.LeaveDnsDoor():
+                self.plane.close_dns_door(message.netns)
             case messages.EndPairs():
                 self.plane.end_pairs(message.destination)
             case messages.Confirm():
@@ -147,6 +151,14 @@ class Worker:
             for descriptor in descriptors:
                 os.close(descriptor)
             self._channel.send(messages.Missing(message.door.netns))
+
+    def _open_dns_door(self, message: messages.ServeDnsDoor, descriptors: list[int]) -> None:
+        if len(descriptors) == message.sockets:
+            self.plane.open_dns_door(message.door, [socket.socket(fileno=number) for number in descriptors])
+        else:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._channel.send(messages.Missing(message.door.netns, dns=True))
 
     def _set_backends(self, message: messages.SetBackends) -> None:
         if self.plane.serves(message.destination):

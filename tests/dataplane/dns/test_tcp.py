@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Send = Callable[[bytes], None]
 
 
-def echo(data: bytes, asker: str, send: Send) -> None:
+def echo(data: bytes, asker: str, send: Send, _forward: object) -> None:
     """Answer with the question."""
     send(data)
 
@@ -90,7 +90,7 @@ def test_answers_leave_as_they_get_ready() -> None:
     """A later question may be answered first (RFC 7766 §6.2.1.1); silence answers nothing and blocks nothing."""
     later: list[Send] = []
 
-    def handle(data: bytes, asker: str, send: Send) -> None:
+    def handle(data: bytes, asker: str, send: Send, _forward: object) -> None:
         if data == b"slow":
             later.append(send)
         else:
@@ -113,7 +113,7 @@ def test_half_close_still_brings_the_answers() -> None:
     later: list[Send] = []
 
     async def main() -> None:
-        async with serving(lambda data, asker, send: later.append(send)) as world:
+        async with serving(lambda data, asker, send, _: later.append(send)) as world:
             reader, writer = await connect(world.server)
             writer.write(framed(b"q"))
             writer.write_eof()
@@ -131,7 +131,7 @@ def test_an_answer_after_the_end_is_dropped(monkeypatch: pytest.MonkeyPatch) -> 
     later: list[Send] = []
 
     async def main() -> None:
-        async with serving(lambda data, asker, send: later.append(send)) as world:
+        async with serving(lambda data, asker, send, _: later.append(send)) as world:
             _, writer = await connect(world.server)
             writer.write(framed(b"q"))
             await until(lambda: bool(later))
@@ -184,7 +184,7 @@ def test_an_asker_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.3)
     answered = 0
 
-    def handle(data: bytes, asker: str, send: Send) -> None:
+    def handle(data: bytes, asker: str, send: Send, _forward: object) -> None:
         nonlocal answered
         answered += 1
         send(bytes(60000))
@@ -207,7 +207,7 @@ def test_pending_questions_are_bounded() -> None:
     later: list[Send] = []
 
     async def main() -> None:
-        async with serving(lambda data, asker, send: later.append(send)) as world:
+        async with serving(lambda data, asker, send, _: later.append(send)) as world:
             reader, writer = await connect(world.server)
             writer.write(framed(b"q") * 500)
             await until(lambda: len(later) == module.MAX_PENDING)
@@ -284,7 +284,7 @@ def test_connections_that_wait_for_answers_stay(monkeypatch: pytest.MonkeyPatch)
     sends: list[Send] = []
 
     async def main() -> None:
-        async with serving(lambda _data, _asker, send: sends.append(send)) as world:
+        async with serving(lambda _data, _asker, send, _forward: sends.append(send)) as world:
             busy = [await connect(world.server, f"127.0.0.{number}") for number in (1, 2)]
             for _, writer in busy:
                 writer.write(framed(b"q"))
@@ -305,7 +305,7 @@ def test_unknown_askers_give_way_to_known_ones(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "MAX_CONNECTIONS", 4)
 
     async def main() -> None:
-        async with serving(lambda data, _, send: None if data == b"wait" else send(data)) as world:
+        async with serving(lambda data, _asker, send, _forward: None if data == b"wait" else send(data)) as world:
             world.limits._known = {"127.0.0.1", "127.0.0.2"}.__contains__
             unknown = [await connect(world.server, f"127.0.1.{number}") for number in range(1, 5)]
             for _, writer in unknown:

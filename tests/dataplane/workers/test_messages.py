@@ -30,6 +30,8 @@ EXAMPLES = (
     messages.MoveDoor(Door(netns=NETNS, caller=ADDRESS, dialler=ADDRESS)),
     messages.LeaveDoor(NETNS),
     messages.DialFrom(CallerSources(step=8, addresses={ADDRESS: ADDRESS})),
+    messages.ServeDnsDoor(Door(netns=NETNS, caller=ADDRESS, dialler=ADDRESS), sockets=2),
+    messages.LeaveDnsDoor(NETNS),
     messages.EndPairs(DESTINATION),
     messages.Confirm(),
     messages.ServeDns(frozenset({ADDRESS}), ADDRESS),
