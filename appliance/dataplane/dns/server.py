@@ -400,13 +400,13 @@ class DnsServer:
         if not asked.tcp:
             table.keep(asked.asker, asked.data[2:], message[2:])
 
-    def _refuse(self, asked: ClientQuery, text: str, code: int = EDE_PROHIBITED, rcode: int = REFUSED) -> None:
+    def _refuse(self, asked: ClientQuery, text: str, code: int = EDE_PROHIBITED) -> None:
         self._stats["refused"] += 1
-        asked.send(encode_reply(asked.query, Reply(rcode=rcode, ede=Ede(code=code, text=text)), asked.limit))
+        asked.send(encode_reply(asked.query, Reply(rcode=REFUSED, ede=Ede(code=code, text=text)), asked.limit))
 
-    def _refuse_stranger(self, asked: ClientQuery, text: str, code: int = EDE_PROHIBITED, rcode: int = REFUSED) -> None:
+    def _refuse_stranger(self, asked: ClientQuery, text: str) -> None:
         if asked.tcp or self._tells():
-            self._refuse(asked, text, code, rcode)
+            self._refuse(asked, text)
         else:
             self._stats["refused"] += 1
             asked.send(b"")

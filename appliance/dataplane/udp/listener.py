@@ -13,8 +13,7 @@ Rules of this file:
 - A session whose backend goes drains: it stays open for a second for what that backend still answers. The client's next
   datagram opens another.
 - Any error on a session's socket ends the session; the client's next datagram opens another. An ICMP error makes the
-  balancer leave the backend out for a while, like a refused TCP connection. Where no other one is left the client is
-  told (refusal.py).
+  balancer leave the backend out for a while. Where no other one is left the client is told (refusal.py).
 - A wake-up reads one datagram while traffic is sparse, because a second read that finds nothing costs a tenth of a
   datagram's CPU time, and up to BATCH while it is dense: never more, so that no socket starves the others.
 - Only OSError can happen here, and none reaches the loop.

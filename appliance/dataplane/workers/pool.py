@@ -18,11 +18,11 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from appliance.dataplane import api
-from appliance.dataplane.dns import server
 from appliance.dataplane.sockets import listen as listen_tcp
 from appliance.dataplane.udp.places import IDLE
 from appliance.dataplane.udp.sockets import listen as listen_udp
 from appliance.dataplane.workers import merge, messages
+from appliance.dataplane.workers.pooleddns import PooledDns
 from appliance.dataplane.workers.process import WorkerProcess
 from appliance.model.names import Destination, Protocol
 from appliance.model.sources import CallerSources
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from socket import SocketType
 
     from appliance.dataplane.api import Question, T
-    from appliance.dataplane.dns.server import DnsSockets
     from appliance.model.network import Door, Listener, NetnsId, Zone
     from appliance.model.stats import ListenerStats
 
@@ -88,9 +87,7 @@ class WorkerPool:
         self._retired: dict[tuple[Protocol, int], list[SocketType]] = {}
         """Sockets of closed listeners, until every worker has let go of them; before, nothing else can open the port.
         In a new list each time, because the same sockets may be retired, used again, and retired again."""
-        self._dns: dict[IPv4Address, DnsSockets] = {}
-        self._dns_doors: dict[NetnsId, tuple[Door, tuple[socket.socket, ...]]] = {}
-        self._zone: Zone | None = None
+        self._dns = PooledDns(self._workers[0], dns_port)
         self._sources = CallerSources()
         self._upstreams: tuple[tuple[str, int], ...] = ()
         self._past: dict[Destination, ListenerStats] = {}
@@ -180,19 +177,11 @@ class WorkerPool:
 
     def open_dns_door(self, door: Door, sockets: tuple[socket.socket, ...]) -> None:
         """Answer DNS on these sockets of a namespace as well; without any on those that it has there."""
-        if sockets:
-            self.close_dns_door(door.netns)
-            self._dns_doors[door.netns] = door, sockets
-            self._hand_over_dns_door(self._workers[0], door.netns)
-        elif door.netns in self._dns_doors:
-            self._dns_doors[door.netns] = door, self._dns_doors[door.netns][1]
-            self._workers[0].send(messages.ServeDnsDoor(door, 0))
+        self._dns.open_door(door, sockets)
 
     def close_dns_door(self, netns: NetnsId) -> None:
         """Answer DNS no more in that namespace."""
-        if netns in self._dns_doors:
-            _close(*self._dns_doors.pop(netns)[1])
-            self._workers[0].send(messages.LeaveDnsDoor(netns))
+        self._dns.close_door(netns)
 
     def confirm(self) -> None:
         """Say that all that Docker has done is known; from the first time on, what comes to the host waits for it."""
@@ -200,25 +189,11 @@ class WorkerPool:
 
     def set_dns_addresses(self, addresses: frozenset[IPv4Address]) -> None:
         """Serve DNS on exactly these addresses. Raises OSError after having opened those that it could."""
-        first = self._workers[0]
-        for address in self._dns.keys() - addresses:
-            _close(*self._dns.pop(address))
-        first.send(messages.ServeDns(frozenset(self._dns)))
-        failed: list[tuple[IPv4Address, OSError]] = []
-        for address in sorted(addresses - self._dns.keys()):
-            try:
-                self._dns[address] = server.listen(address, self._dns_port)
-            except OSError as error:
-                failed.append((address, error))
-            else:
-                self._hand_over_dns(first, address, self._dns)
-        if failed:
-            raise server.cannot_listen(failed, self._dns_port)
+        self._dns.set_addresses(addresses)
 
     def set_zone(self, zone: Zone) -> None:
         """Answer from this zone."""
-        self._zone = zone
-        self._workers[0].send(messages.AnswerFrom(zone))
+        self._dns.set_zone(zone)
 
     def ask(self, question: Question[T], tell: Callable[[T], None]) -> None:
         """Call `tell` once every worker has answered or ended."""
@@ -246,8 +221,9 @@ class WorkerPool:
         for worker in self._workers:
             worker.send(messages.Stop())
         self._close_doors()
-        _close(*_all(self._sockets), *_all(self._dns))
-        for known in (self._listeners, self._sockets, self._past, self._dns, self._doors, self._dns_doors):
+        self._dns.close()
+        _close(*_all(self._sockets))
+        for known in (self._listeners, self._sockets, self._past, self._doors):
             known.clear()
 
     def close(self) -> None:
@@ -262,15 +238,14 @@ class WorkerPool:
             worker.close()
         for worker in self._workers:
             worker.finish()
-        _close(*_all(self._sockets), *_all(self._retired), *_all(self._dns))
+        self._dns.close()
+        _close(*_all(self._sockets), *_all(self._retired))
 
     # Sockets
 
     def _close_doors(self) -> None:
         for _, tcp, udp, file in self._doors.values():
             _close(*tcp, udp, file)
-        for _, sockets in self._dns_doors.values():
-            _close(*sockets)
 
     def _open(self, listener: Listener) -> None:
         key = listener.destination.protocol, listener.port
@@ -341,12 +316,7 @@ class WorkerPool:
             self._hand_over_door(worker, netns)
         if worker.slot == 0:
             worker.send(messages.SetUpstreams(self._upstreams))
-            if self._zone is not None:
-                worker.send(messages.AnswerFrom(self._zone))
-            for number, address in enumerate(self._dns, start=1):
-                self._hand_over_dns(worker, address, list(self._dns)[:number])
-            for netns in self._dns_doors:
-                self._hand_over_dns_door(worker, netns)
+            self._dns.tell_all()
         worker.send(messages.Ready())
         number = next(self._numbers)
         worker.asked[number] = partial(self._is_up, worker)
@@ -375,13 +345,6 @@ class WorkerPool:
                 for netns in self._doors:
                     self._hand_over_for(slot, netns)
 
-    def _hand_over_dns_door(self, worker: WorkerProcess, netns: NetnsId) -> None:
-        door, sockets = self._dns_doors[netns]
-        worker.send(messages.ServeDnsDoor(door, len(sockets)), sockets)
-
-    def _hand_over_dns(self, worker: WorkerProcess, address: IPv4Address, all_so_far: Iterable[IPv4Address]) -> None:
-        worker.send(messages.ServeDns(frozenset(all_so_far), address), self._dns[address])
-
     def _take(self, worker: WorkerProcess, message: Any) -> None:
         match message:
             case messages.Answer():
@@ -394,11 +357,11 @@ class WorkerPool:
 
     def _hand_over_again(self, worker: WorkerProcess, missing: messages.Missing) -> None:
         what, slot = missing.what, missing.slot
-        wanted = what in (self._dns_doors if missing.dns else self._doors) or what in self._listeners
+        wanted = what in (self._dns.doors if missing.dns else self._doors) or what in self._listeners
         if not wanted or self._closed:
             return
         if missing.dns and not isinstance(what, Destination):
-            self._hand_over_dns_door(worker, what)
+            self._dns.hand_over_door(what)
         elif slot is not None:
             if self._accepting_for.get(slot) is worker:
                 self._hand_over_for(slot, what)

@@ -239,12 +239,9 @@ class _Event(msgspec.Struct, rename="pascal"):
     time_nano: int = msgspec.field(default=0, name="timeNano")
 
 
-class _ContainerId(msgspec.Struct, rename="pascal"):
-    id: str
-
-
-class _NetworkName(msgspec.Struct, rename="pascal"):
-    name: str
+class _Called(msgspec.Struct, rename="pascal"):
+    id: str = ""
+    name: str = ""
 
 
 _NET_ADMIN = frozenset({"ALL", "CAP_NET_ADMIN", "NET_ADMIN"})
@@ -289,7 +286,7 @@ def _each(
 def parse_list(text: bytes) -> tuple[tuple[Listed, ...], tuple[Unreadable, ...]]:
     """Parse `GET /containers/json` entry by entry. Raises RetryError when it is no list."""
     what = "list of containers"
-    return _each(text, what, _listed, lambda entry: decode(entry, _ContainerId, what).id)
+    return _each(text, what, _listed, lambda entry: decode(entry, _Called, what).id)
 
 
 def _listed(text: bytes) -> Listed:
@@ -344,7 +341,7 @@ def _inspected(container: _Container) -> Inspected:
 def parse_networks(text: bytes) -> tuple[tuple[DockerNetwork, ...], tuple[Unreadable, ...]]:
     """Parse `GET /networks` entry by entry. Raises RetryError when it is no list."""
     what = "list of networks"
-    return _each(text, what, parse_network, lambda entry: decode(entry, _NetworkName, what).name)
+    return _each(text, what, parse_network, lambda entry: decode(entry, _Called, what).name)
 
 
 def parse_network(text: bytes) -> DockerNetwork:

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.config import options as config
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
