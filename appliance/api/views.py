@@ -145,7 +145,7 @@ def _on_demand(w: Workload, ports: Sequence[Port]) -> str | None:
 
 def _doubts(w: Workload, have: HostState, answered: Answered) -> list[str | None]:
     """Say why a container's own name, or one that it may see, may not lead where the mesh has it."""
-    found = hidden(w, have.zone, answered)
+    found = hidden(w, have, answered)
     more = f", and {len(found) - 1} names more (see meshbox check)" if len(found) > 1 else ""
     return [reserved(w.name.service), *(one.words + more for one in found[:1])]
 
@@ -153,7 +153,7 @@ def _doubts(w: Workload, have: HostState, answered: Answered) -> list[str | None
 def names(s: Snapshot, have: HostState) -> list[Row]:
     """Names that may not lead where the mesh has them, and what to do; each once, however many containers see it."""
     answered = answered_by_docker(s.members)
-    found = {one for w in s.workloads for one in hidden(w, have.zone, answered)}
+    found = {one for w in s.workloads for one in hidden(w, have, answered)}
     rows = [{"words": one.words, "remedy": one.remedy} for one in sorted(found)]
     called = sorted({*s.specs, *(w.name.service for w in s.workloads)})
     rows += [{"words": words, "remedy": f"call service {one} otherwise"} for one in called if (words := reserved(one))]

@@ -117,7 +117,7 @@ def _name(client: Workload, destination: Destination, s: Snapshot, have: HostSta
     vip = have.zone.names.get(destination.name) if have.zone is not None else None
     views = have.zone.views if have.zone is not None else {}
     if any(destination.name in views.get(address, ()) for address in client.addresses):
-        for one in hidden(client, have.zone, answered_by_docker(s.members)):
+        for one in hidden(client, have, answered_by_docker(s.members)):
             if one.name == destination.name:
                 return Station(station="name", passed=False, words=one.words, remedy=one.remedy)
         doubt = reserved(destination.name.service)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from appliance.model.facts import Allocations, BridgeMember, DockerName, Snapshot, Workload
     from appliance.model.network import NetnsId
     from appliance.model.sources import CallerSources
+    from appliance.model.state import HostState
     from appliance.plan.containers import Group
     from appliance.plan.rulesets import GroupRoutes
     from appliance.plan.visitors import VisitorGroup
@@ -125,11 +126,14 @@ def answered_by_docker(members: Iterable[BridgeMember]) -> dict[str, dict[Name, 
     return found
 
 
-def hidden(
-    client: Workload, zone: Zone | None, answered: Mapping[str, Mapping[Name, DockerName]]
-) -> tuple[Hidden, ...]:
-    """Return those of the names in a container's view which Docker's DNS answers for it, in order."""
-    views = zone.views if zone is not None else {}
+def hidden(client: Workload, have: HostState, answered: Mapping[str, Mapping[Name, DockerName]]) -> tuple[Hidden, ...]:
+    """Return those of the names in a container's view which Docker's DNS answers for it, in order.
+
+    A container with a door has none: what it asks is answered before Docker sees it.
+    """
+    if have.zone is None or (client.netns is not None and client.netns.id in have.doors):
+        return ()
+    views = have.zone.views
     seen = frozenset[Name]().union(*(views.get(address, ()) for address in client.addresses))
     found = {
         name: known

@@ -214,7 +214,8 @@ def test_a_name_that_docker_answers_itself() -> None:
     lan = replace(BRIDGE, name="lan")
     called = frozenset({DockerName("lan", "apple.orange", "apple.orange")})
     s = replace(facts(SERVER, client), networks=(BRIDGE, lan), members=(replace(MEMBERS[0], called=called),))
-    last = why(client, Allowance.parse("apple.orange:80"), s, compile_host(s), (), lambda _: None)[-1]
+    have = replace(compile_host(s), doors={})
+    last = why(client, Allowance.parse("apple.orange:80"), s, have, (), lambda _: None)[-1]
     assert (last.station, last.passed) == ("name", False)
     assert "Docker's own DNS (127.0.0.11) answers apple.orange on network lan" in last.words
     assert last.remedy == "give container apple.orange another name in Docker"

@@ -7,8 +7,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 from appliance.model.facts import Allocations, Attachment, DockerName, DockerNetwork
 from appliance.model.names import Name
-from appliance.model.network import Zone
+from appliance.model.network import WorkloadDoor, Zone
 from appliance.model.sources import CallerSources
+from appliance.model.state import HostState
 from appliance.model.visitors import ConnectTo, Visitors
 from appliance.plan.containers import MeshContainers, grouped
 from appliance.plan.policy import Reach
@@ -102,7 +103,8 @@ def test_who_does_not_see_a_name_of_the_mesh():
     """A container on that network whose view has the name; the words say what to change in Docker."""
     web, api, pay = Name.parse("web.shop"), Name.parse("api.pay"), Name.parse("pay.shop")
     on = replace(ONE, attachments=(Attachment(network="shop", address=address(2), gateway=GATEWAY),))
-    found = Zone(suffix="", names={}, views={address(2): frozenset({web, api, pay}), address(3): frozenset({web})})
+    zone = Zone(suffix="", names={}, views={address(2): frozenset({web, api, pay}), address(3): frozenset({web})})
+    found = HostState(zone=zone)
     members = (
         member(2, ("shop", "web", "web"), ("shop", "api.pay", "web")),
         member(3, ("shop", "pay.shop", "Pay.Shop")),
@@ -118,5 +120,9 @@ def test_who_does_not_see_a_name_of_the_mesh():
     assert network.words.endswith("it is the name of container web, with the network's name behind it")
     assert network.remedy == "give network shop another name, or what is called web there"
     assert hidden(TWO, found, answered) == (), "it is on another network"
-    assert hidden(on, replace(found, views={address(2): frozenset({B})}), answered) == (), "it does not see them"
-    assert hidden(on, None, answered) == ()
+    other = HostState(zone=replace(zone, views={address(2): frozenset({B})}))
+    assert hidden(on, other, answered) == (), "it does not see them"
+    assert hidden(on, HostState(), answered) == ()
+    assert on.netns is not None
+    door = WorkloadDoor(netns=on.netns, address=address(2), vip_range=IPv4Network("240.0.0.0/4"))
+    assert hidden(on, replace(found, doors={on.netns.id: door}), answered) == (), "it has a door"
