@@ -287,7 +287,7 @@ class Machine:
             *("dockerd", "--host", f"unix://{self.socket}", "--containerd", containerd, "--log-level", "warn"),
             *("--data-root", self.root / "data", "--exec-root", self.root / "exec"),
             *("--pidfile", self.root / "docker.pid", "--bip", f"172.{self._number % 10 + 20}.0.1/16"),
-            *("--default-address-pool", f"base=10.{self._number + 100}.0.0/16,size=24"),
+            *("--default-address-pool", f"base=10.{self._number + 100}.0.0/16,size=24", "--dns", Switch.address),
         )
         wait_until(self._docker_answers, "dockerd answers", seconds=60)
 

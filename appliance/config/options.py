@@ -88,7 +88,10 @@ class Config:
         53, values.integer(1, 65535), "port of the DNS server, at this host's address on each Docker network"
     )
     dns_upstreams: tuple[tuple[str, int], ...] = _option(
-        "", values.upstreams, "resolvers for all other names", shown="those of /etc/resolv.conf"
+        "",
+        values.upstreams,
+        "resolvers for other names, where the appliance itself is asked",
+        shown="those of /etc/resolv.conf",
     )
     suffix: str = _option(
         "mesh.internal", values.suffix, "domain in which names answer too, as redis.flask.mesh.internal"

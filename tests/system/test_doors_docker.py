@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 INSIDE = IPv4Network("240.0.0.0/8")
-INSIDE = "240.0.0.0"
 RESOLVE = """
 import sys
 import dns.message, dns.query
@@ -147,7 +146,6 @@ def test_without_doors_all_goes_through_the_host(idle: Machine) -> None:
     idle.stop()
     idle.start()
     wait_until(lambda: IPv4Address(caller(idle, "plain.far")) in INSIDE, "the doors are open")
-    wait_until(lambda: caller(idle, "plain.far") == INSIDE, "the doors are open")
 
 
 def test_names_of_the_mesh_come_before_dockers_own(mesh: Machine) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.system
 def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[str, ...]) -> None:
     """A labelled container on a network of its owner's reaches one on the default bridge, by name, TCP and UDP.
 
-    So does one whose `dns` is an address where nobody answers: the remedy for a host whose own resolver is on loopback.
+    What is outside answers too, as without a mesh: on an internal network nothing of that is reached.
     """
     mesh.docker("network", "create", *options, "own")
     logged = len(mesh.log(100_000))
@@ -39,11 +39,13 @@ def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[st
         wait_until(lambda: "answer" in mesh.client("caller", "tcp", "server.far", "7000", "1")[0], "TCP answers")
         (result,) = mesh.client("caller", "udp", "server.far", "7000", "1")
         assert "answer" in result
-        away = ("--network=own", "--dns=203.0.113.1")
-        mesh.run_container("told", IMAGE, options=away, service="near", container="told", connect_to="server.far")
+        mesh.run_container(
+            "told", IMAGE, options=("--network=own",), service="near", container="told", connect_to="server.far"
+        )
         (result,) = mesh.client("told", "tcp", "server.far", "7000", "1")
         assert "answer" in result
-        assert mesh.client("told", "resolve", "www.outside.example") == {"addresses": [mesh.switch.address]}
+        found = mesh.client("told", "resolve", "www.outside.example")
+        assert found == ({"error": "EAI_AGAIN"} if options else {"addresses": [mesh.switch.address]})
         assert mesh.client("told", "resolve", "caller") == {"addresses": [mesh.address_of("caller")]}
         assert "will try again" not in mesh.log(100_000)[logged:], (
             "the route waits until Docker has set the interface up"
