@@ -3,7 +3,7 @@
 .PHONY: help demo demo-cluster test test-more unit check unit-compiled compiled bench docs lock clean setup image deb
 
 PYTHON_BIN := .venv/bin
-SEPARATE := test_supervised_long.py test_rounds.py test_mesh_long.py test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py test_bench.py test_port_claims.py test_shares.py
+SEPARATE := test_supervised_long.py test_rounds.py test_mesh_long.py test_image.py test_deb.py test_mesh_cut.py test_mesh_secured.py test_demo_cluster.py test_gateway.py test_bench.py test_port_claims.py test_shares.py test_first_instruction.py
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' appliance/__init__.py)
 LOCK := $(PYTHON_BIN)/pip-compile --quiet --no-header --strip-extras --allow-unsafe --generate-hashes \
 	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links

@@ -31,6 +31,16 @@ MORE = replace(
     routes=RULES.routes | {Route(vip=IPv4Address("241.0.0.99"), port=80, protocol=Protocol.TCP, proxy_port=20003)},
 )
 
+LONG = replace(
+    RULES,
+    routes=RULES.routes
+    | {
+        Route(vip=IPv4Address("241.1.0.0") + number, port=80, protocol=Protocol.TCP, proxy_port=21000 + number)
+        for number in range(400)
+    },
+)
+"""More than the helper is given at once."""
+
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
@@ -286,15 +296,17 @@ def test_a_change_of_elements_starts_no_program(world, monkeypatch):
             without.setenv("PATH", "/nonexistent")
             await nft.push(world.path("workload"), change_workload(RULES, MORE))
             await host.command(render_host(GUARD))
+            await nft.push(world.path("workload"), render_workload(RULES))
             with pytest.raises(HostError, match="nsenter"):
-                await nft.push(world.path("workload"), render_workload(RULES))
+                await nft.push(world.path("workload"), render_workload(LONG))
+            await nft.push(world.path("workload"), change_workload(RULES, MORE))
         assert "241.0.0.99" in world.list_table("workload")
         assert "chain guard" in world.list_table("host")
         await nft.push(world.path("workload"), change_workload(MORE, RULES))
         assert "241.0.0.99" not in world.list_table("workload")
         await nft.push(world.path("workload"), REMOVE)
         assert world.list_table("workload") == ""
-        assert (nft.pushed, nft.failed) == (4, 0)
+        assert (nft.pushed, nft.failed) == (6, 0)
 
     helped(scenario)
 

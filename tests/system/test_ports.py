@@ -114,7 +114,7 @@ def pair(lasting_mesh: Machine) -> Machine:
     mesh.run_container(
         "client", IMAGE, "sleep", "1h", service="near", container="client", connect_to="server.far,own.far"
     )
-    wait_until(lambda: "no backend is ready" in why(mesh, "tcp"), "the client is in the mesh")
+    wait_until(lambda: "nothing serves" in why(mesh, "tcp"), "the client is in the mesh")
     return mesh
 
 
@@ -130,7 +130,7 @@ def why(machine: Machine, kind: str, name: str = "server.far") -> str:
 
 def is_answered(machine: Machine, kind: str, name: str = "server.far") -> bool:
     """Wait until there is a backend, and return whether it answers then, at the first time of asking."""
-    wait_until(lambda: "no backend is ready" not in why(machine, kind, name), "there is a backend")
+    wait_until(lambda: "nothing serves" not in why(machine, kind, name), "there is a backend")
     return ask(machine, kind, name) == name.partition(".")[0]
 
 

@@ -97,6 +97,8 @@ def rules(request: pytest.FixtureRequest) -> WorkloadRuleset:
 def world(rules: WorkloadRuleset) -> Iterator[World]:
     """Servers everywhere, and the rules in force."""
     with World() as made:
+        for name in ("host", "workload"):
+            made.sysctl(name, "net/ipv4/icmp_ratelimit", "0")  # else few errors a second are told (icmp(7))
         for server in SERVERS:
             made.serve(*server)
         if rules.door:
