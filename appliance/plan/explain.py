@@ -273,7 +273,8 @@ def _not_serving(workload: Workload, destination: Destination, s: Snapshot) -> s
     ]
     if not ports or serves(workload, ports[0]) or may_open(workload, ports[0], declaration(workload, s.specs).ports):
         return None
-    return f"{workload.docker_name} is {missing(workload, ports, s.now) or 'not ready'}"
+    port = f"{ports[0].container}/{ports[0].protocol}"
+    return f"{workload.docker_name} is {missing(workload, ports, s.now) or f'without a program at port {port}'}"
 
 
 def _offered(name: Name, s: Snapshot) -> frozenset[Destination]:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 SETTLED = 10.0
-"""Seconds after the first of a container's ports was found to have a program. What has none by then is taken for a port
-that opens on demand: nothing waits for it any more. Programs open what they always have within a second or two of each
-other; decision 0071."""
+"""Seconds after the first of a container's ports was found to have a program, or else after its start. What has none by
+then is taken for a port that opens on demand: nothing waits for it any more, but for TCP ports where there is no other.
+Programs open what they always have within a second or two of each other; decision 0071."""
 
 
 def way(workload: Workload, port: Port) -> BoundPort | None:
@@ -54,7 +54,7 @@ def may_open(workload: Workload, port: Port, ports: Iterable[Port]) -> bool:
 
 def settles_in(workload: Workload, ports: Iterable[Port], now: float) -> float:
     """Return in how many seconds nothing waits any more for those of its ports that do not listen; infinite if none."""
-    left = workload.bound_since + SETTLED - now
+    left = _since(workload) + SETTLED - now
     return left if 0 < left <= SETTLED and _unheard(workload, ports) else inf
 
 
@@ -79,7 +79,7 @@ def missing(workload: Workload, ports: Sequence[Port], now: float) -> str | None
         code = f" with exit code {workload.exit_code}" if workload.exit_code else ""
         return f"{workload.state}{code}"
     waiting = _unheard(workload, ports)
-    lasting = [p for p in waiting if not may_open(workload, p, ports)]
+    lasting = [p for p in waiting if _is_awaited(workload, p, ports)]
     if lasting or (waiting and not _settled(workload, now)):
         port = (lasting or waiting)[0]
         where = _where(workload, port)
@@ -96,7 +96,18 @@ def _unheard(workload: Workload, ports: Iterable[Port]) -> list[Port]:
 
 def _settled(workload: Workload, now: float) -> bool:
     """Whether it has had its time; also where the clock was set back meanwhile."""
-    return not 0 < workload.bound_since + SETTLED - now <= SETTLED
+    return not 0 < _since(workload) + SETTLED - now <= SETTLED
+
+
+def _since(workload: Workload) -> float:
+    return workload.bound_since or workload.started_at
+
+
+def _is_awaited(workload: Workload, port: Port, ports: Iterable[Port]) -> bool:
+    """Whether it is waited for however long that takes. Programs use UDP ports now and then only, or just to send."""
+    if port.protocol is Protocol.UDP:
+        return _where(workload, port) is not None
+    return not may_open(workload, port, ports)
 
 
 def _shown(port: Port) -> str:

@@ -51,7 +51,7 @@ def test_the_way_to_a_port():
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, "waiting for port 8080/udp"),
+        ({}, "waiting for port 8080"),
         ({"bound": bound("8080/udp")}, "waiting for port 8080"),
         ({"bound": BOTH}, None),
         ({"bound": BOTH, "healthy": False}, "waiting for its health check"),
@@ -113,3 +113,15 @@ def test_nothing_waits_for_ever_for_a_port_that_opens_on_demand():
     assert missing(replace(LISTENS, healthy=False), [TCP, DATA], 1010.1) is not None
     assert missing(replace(LISTENS, bound=frozenset(), bound_since=0.0), [TCP, DATA], 2000.0) is not None
     assert settles_in(LISTENS, [TCP], 1001.0) == inf
+
+
+def test_nothing_waits_for_ever_for_a_udp_port():
+    """Many programs use one only now and then. It is no backend for that, and one at loopback is a mistake to tell."""
+    sends = container(2, "a.b", bound=frozenset(), started_at=1000.0)
+    for now, words in ((1009.9, "waiting for port 8080/udp"), (1010.1, None)):
+        assert missing(sends, [UDP], now) == words
+        assert settles_in(sends, [UDP], now) == pytest.approx(1010.0 - now if words else inf)
+    assert missing(sends, [TCP, UDP], 1010.1) == "waiting for port 8080"
+    assert not serves(sends, UDP)
+    local = replace(sends, unreached=frozenset({UnreachedPort(Protocol.UDP, 8080, "at 127.0.0.1")}))
+    assert missing(local, [UDP], 1010.1) == "waiting for port 8080/udp: its program listens at 127.0.0.1 only"
