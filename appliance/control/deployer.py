@@ -119,12 +119,14 @@ class Deployer:
         """Carry out actions until cancelled; those under way are then cut short, and the next pass asks for them."""
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery, self._beat = nursery, beat
-                task_status.started()
-                self._bell()
-                await beat.sleep()
+                try:
+                    self._nursery, self._beat = nursery, beat
+                    task_status.started()
+                    self._bell()
+                    await beat.sleep()
+                finally:
+                    self._nursery = None
         finally:
-            self._nursery = None
             self._busy.clear()
 
     def submit(self, actions: Iterable[Action], *, unplanned: AbstractSet[ReplicaKey] = frozenset()) -> None:

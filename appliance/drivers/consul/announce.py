@@ -145,15 +145,15 @@ class Announcer:
     async def _keep_registered(self, heart: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
         """Tell Consul what it does not know yet, until cancelled."""
         self._heart = heart
-        try:
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            try:
                 self._nursery = nursery
                 for service_id in self._due:
                     self._spawn(service_id)
                 task_status.started()
                 await heart.sleep()
-        finally:
-            self._nursery = None
+            finally:
+                self._nursery = None
 
     def again(self) -> None:
         """Register everything anew soon: the catalogue has lost it, which the agent may not know."""

@@ -91,16 +91,16 @@ class Liveness:
     async def _run(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
         """Ask until cancelled."""
         self._beat = beat
-        try:
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            try:
                 self._nursery = nursery
                 for asked in self._asked.values():
                     asked.scope = trio.CancelScope()
                     nursery.start_soon(self._keep_asking, asked)
                 task_status.started()
                 await beat.sleep()
-        finally:
-            self._nursery = None
+            finally:
+                self._nursery = None
 
     def judge(self, machines: Iterable[Machine]) -> tuple[Machine, ...]:
         """Return all machines with whether they answer; those that are not healthy are asked from now on.

@@ -146,15 +146,15 @@ class ServiceWatch:
     async def _run(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
         """Watch until cancelled."""
         self._beat = beat
-        try:
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            try:
                 self._nursery = nursery
                 self._fill()
                 self._begin_reading()
                 task_status.started()
                 await beat.sleep()
-        finally:
-            self._nursery = None
+            finally:
+                self._nursery = None
 
     def watch(self, services: Iterable[str]) -> None:
         """Replace the services of interest."""

@@ -47,15 +47,15 @@ class Inspects:
 
     async def run(self, beat: Heartbeat, *, task_status: trio.TaskStatus[None]) -> None:
         """Be there for inspects, until cancelled; those that were cut short or asked for meanwhile are made now."""
-        try:
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            try:
                 self.nursery, self._beat = nursery, beat
                 for container_id in list(self._again):
                     self.begin(container_id)
                 task_status.started()
                 await beat.sleep()
-        finally:
-            self.nursery = None
+            finally:
+                self.nursery = None
 
     def begin(self, container_id: str, nursery: trio.Nursery | None = None) -> None:
         """Inspect it soon. If that is under way already, inspect it once more afterwards."""

@@ -69,16 +69,16 @@ class MemberStore:
         self, beat: Heartbeat = UNWATCHED, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Look for ports until cancelled."""
-        try:
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            try:
                 self._nursery = nursery
                 for container_id, known in self._known.items():
                     if not known.ports:  # noted while nobody looked, or the search was cut short
                         self._look(container_id, known, nursery)
                 task_status.started()
                 await beat.sleep()
-        finally:
-            self._nursery = None
+            finally:
+                self._nursery = None
 
     def put(
         self,

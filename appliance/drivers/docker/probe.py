@@ -141,18 +141,21 @@ class Prober:
         """Probe until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                self._token = trio.lowlevel.current_trio_token()
-                self.want(self._wanted)
-                task_status.started()
-                while True:
-                    await self._look_at_all(beat)
-                    self._looked.set()
-                    self._looked = trio.Event()
-                    with trio.move_on_at(min((w.due for w in self._watched.values()), default=inf)) as self._pause:
-                        await beat.sleep()
+                try:
+                    self._nursery = nursery
+                    self._token = trio.lowlevel.current_trio_token()
+                    self.want(self._wanted)
+                    task_status.started()
+                    while True:
+                        await self._look_at_all(beat)
+                        self._looked.set()
+                        self._looked = trio.Event()
+                        with trio.move_on_at(min((w.due for w in self._watched.values()), default=inf)) as self._pause:
+                            await beat.sleep()
+                finally:
+                    self._nursery = None
         finally:
-            self._nursery = self._token = None
+            self._token = None
             for watched in self._watched.values():
                 watched.close()
             self._watched.clear()
