@@ -89,6 +89,8 @@ class Reconciler:
         self._compiler = Compiler()
         self._bell = trio.Event()
         self._urgent = False
+        self._urgencies = self._answered = 0
+        """How often it rang for something urgent, and how often when facts were last looked at."""
         self._gave_way = 0.0
         """When other processes last got this CPU, on the clock of `time.perf_counter`."""
         self._beat = UNWATCHED
@@ -123,6 +125,7 @@ class Reconciler:
         self._bell.set()
         if urgent:
             self._urgent = True
+            self._urgencies += 1
 
     def forget_ruleset(self, netns: NetnsId) -> None:
         """Somebody else changed the table in this namespace: push it anew."""
@@ -210,6 +213,7 @@ class Reconciler:
         self._bell = trio.Event()
         self._urgent = False
         self.passes += 1
+        self._answered = self._urgencies
         now = trio.current_time()
         facts = self._facts()
         self._standing &= {w.netns.id for w in facts.workloads if w.netns is not None}
@@ -289,8 +293,9 @@ class Reconciler:
         Their programs begin in 0.1 s, and a pass beside other work takes longer than that. Rules of a new namespace
         depend on no other step.
         """
-        if not (self._urgent and self._bell.is_set()):
+        if self._urgencies == self._answered:
             return
+        self._answered = self._urgencies
         facts = self._facts()
         new = {w.netns.id for w in facts.workloads if w.netns is not None and w.problem is None} - self._locked
         if not new:

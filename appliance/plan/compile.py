@@ -87,8 +87,8 @@ class Compiler:
         skeleton = yield from self._skeletons.of(s, containers, frozenset(remote))
         local = local_backends(containers, skeleton.addresses, retiring(s, actions))
         yield
+        # No turn in between: what is concerned would be forgotten where this pass is cut short there.
         concerned = self._listen(skeleton, choose(local, remote, prefer_local=s.settings.prefer_local))
-        yield
         yield from self._closings.of(skeleton.rulesets, skeleton.host_ruleset, self._listeners, concerned)
         if self._rulesets is not skeleton.rulesets:
             self._rulesets = skeleton.rulesets
@@ -115,7 +115,7 @@ class Compiler:
             interests=self._interests_of(s),
             claims=claimed,
             refused=refused(s),
-            probes=probes(containers),
+            probes=probes(containers, skeleton.addresses),
             due=min(due, settling(containers, s.now)),
         )
 

@@ -6,9 +6,10 @@ The order, and why:
     that these rules lead to is missed. Where nothing is in place yet, after a start of the appliance, they wait for
     their place under 5: then their programs run, and what they dial is to be served first.
  1. Allocations go to disk before anything uses them. Then callers have their addresses, before they may call.
- 2. What is no longer served is deregistered, and names that go leave the zone: nobody is sent there any more.
- 3. Doors move: the workload got another address, by which listeners know already what comes through its door.
-    Then listeners swap. A caller that was added is let in before its rules lead it here; one that was removed is
+ 2. Doors move: the workload got another address, by which listeners know already what comes through its door, and
+    the zone who asks there. Then what is no longer served is deregistered, and names that go leave the zone: nobody is
+    sent there any more.
+ 3. Listeners swap. A caller that was added is let in before its rules lead it here; one that was removed is
     reset from this moment on. That comes before its ruleset changes, although its next connection may then be
     accepted and reset for some milliseconds instead of being refused: a stopped container's address can belong to a
     new one whose namespace has no rules yet, and then the list of callers is all that keeps that one out.
@@ -49,14 +50,14 @@ def diff(have: st.HostState, want: st.HostState) -> tuple[st.Step, ...]:
         steps.append(st.KeepAllocations(allocations=want.allocations))
     if have.sources != want.sources:
         steps.append(st.SetSources(sources=want.sources))
+    new_doors, moved_doors, _ = _compared(have.doors, want.doors)
+    steps += [st.OpenDoor(before=before, after=after) for before, after in moved_doors]
     new, changed, gone = _compared(have.registrations, want.registrations)
     moved = [(before, after) for before, after in changed if before.proxy_port != after.proxy_port]
     steps += [st.Deregister(registration=r) for r in (*gone, *(before for before, _ in moved))]
     narrowed = _narrowed(have.zone, want.zone)
     if narrowed is not None and narrowed != have.zone:
         steps.append(st.SetZone(zone=narrowed))
-    new_doors, moved_doors, _ = _compared(have.doors, want.doors)
-    steps += [st.OpenDoor(before=before, after=after) for before, after in moved_doors]
     swapped, opened, closed = _listeners(have, want)
     steps += swapped
     if want.host_ruleset is not None and have.host_ruleset != want.host_ruleset:

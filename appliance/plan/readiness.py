@@ -42,20 +42,22 @@ def serves(workload: Workload, port: Port) -> bool:
 def may_open(workload: Workload, port: Port, ports: Iterable[Port]) -> bool:
     """Whether a port that has no program may get one when a client comes, as another of its `ports` has one already.
 
-    One whose program nobody reaches is no such port.
+    One whose program nobody reaches is no such port. Where it has rules of its own its UDP ports always count, so
+    these say nothing of its program.
     """
     return (
         workload.state is RunState.RUNNING
         and way(workload, port) is None
         and _where(workload, port) is None
-        and any(serves(workload, p) for p in ports)
+        and any(serves(workload, p) for p in ports if not (workload.own_rules and p.protocol is Protocol.UDP))
     )
 
 
-def settles_in(workload: Workload, ports: Iterable[Port], now: float) -> float:
+def settles_in(workload: Workload, ports: Sequence[Port], now: float) -> float:
     """Return in how many seconds nothing waits any more for those of its ports that do not listen; infinite if none."""
     left = _since(workload) + SETTLED - now
-    return left if 0 < left <= SETTLED and _unheard(workload, ports) else inf
+    ends = any(not _is_awaited(workload, port, ports) for port in _unheard(workload, ports))
+    return left if 0 < left <= SETTLED and ends else inf
 
 
 def settling(containers: Iterable[MeshContainer], now: float) -> float:

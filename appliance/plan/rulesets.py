@@ -253,7 +253,8 @@ class Closings:
         yield
         closed = [x for x in looked_at if not any(b.local for b in x.backends)] if host_ruleset.peers else []
         to_peers = _after(self._to_peers if same else frozenset(), _ports(changed), _ports(closed))
-        host = replace(host_ruleset, closed=ports, closed_to_peers=to_peers)
+        listening = host_ruleset.listening  # what has gone from there was not looked at
+        host = replace(host_ruleset, closed=ports & listening, closed_to_peers=to_peers & listening)
         yield
         if not same or routes is not self._routes:
             self.rulesets = yield from self._close(rulesets, routes)
