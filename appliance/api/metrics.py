@@ -213,7 +213,7 @@ COUNTERS: Mapping[str, str] = {
     "dns_refused": "Questions that were refused, for example of strangers.",
     "dns_held": "Questions that waited until their container was known.",
     "dns_hold_expired": "Questions that waited in vain.",
-    "dns_hold_overflowed": "Questions that were refused because too many waited.",
+    "dns_hold_overflowed": "Questions that failed because too many waited.",
     "dns_unsent": "Answers that could not be sent.",
     "dns_crowded_out": "Questions that were lost because too many of their asker waited.",
     "dns_untold": "Questions of askers outside of the mesh that got no answer, as there were too many.",

@@ -328,7 +328,7 @@ def resolve(asked: str, client: Workload | None, have: HostState) -> Row:
     row: Row = {"name": plain(text), "client": known, "address": None}
     below, name = _mesh_name(text.removesuffix(f".{zone.suffix}") if zone is not None else text)
     if zone is None or name is None or name not in zone.names:
-        return {**row, "answer": "upstream", "words": "no name of the mesh: the host's resolvers are asked"}
+        return {**row, "answer": "upstream", "words": "no mesh name: the server that is asked answers"}
     if client is not None and not any(name in zone.views.get(a, ()) for a in client.addresses):
         words = f'{client.name} did not declare it: add "{name}" to its connect_to'
         return {**row, "answer": "NXDOMAIN", "words": words}

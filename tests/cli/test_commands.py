@@ -213,7 +213,7 @@ def test_why_of_nobody(shop, meshbox):
 def test_resolve(shop, meshbox):
     """The answer of the DNS server, also where it is that there is no such name."""
     assert meshbox("resolve", "pg.base").code == 0
-    assert meshbox("resolve", "example.org").out == "upstream  (no name of the mesh: the host's resolvers are asked)\n"
+    assert meshbox("resolve", "example.org").out == "upstream  (no mesh name: the server that is asked answers)\n"
     said = meshbox("resolve", "web.my-shop", "--from", "pg.base")
     assert said.code == 1
     assert said.out == 'NXDOMAIN  (pg.base did not declare it: add "web.my-shop" to its connect_to)\n'
