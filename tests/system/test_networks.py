@@ -24,7 +24,7 @@ pytestmark = pytest.mark.system
 def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[str, ...]) -> None:
     """A labelled container on a network of its owner's reaches one on the default bridge, by name, TCP and UDP.
 
-    What is outside answers too, as without a mesh: on an internal network nothing of that is reached.
+    So does a name of Docker's own.
     """
     mesh.docker("network", "create", *options, "own")
     logged = len(mesh.log(100_000))
@@ -44,8 +44,6 @@ def test_names_and_ports_work_on_other_networks(mesh: Machine, options: tuple[st
         )
         (result,) = mesh.client("told", "tcp", "server.far", "7000", "1")
         assert "answer" in result
-        found = mesh.client("told", "resolve", "www.outside.example")
-        assert found == ({"error": "EAI_AGAIN"} if options else {"addresses": [mesh.switch.address]})
         assert mesh.client("told", "resolve", "caller") == {"addresses": [mesh.address_of("caller")]}
         assert "will try again" not in mesh.log(100_000)[logged:], (
             "the route waits until Docker has set the interface up"
